@@ -1,0 +1,25 @@
+//! Images in: CIFAR-10's official binary layout checked and read, a synthetic set drawn by a seeded
+//! procedure, augmentation, and batches in a seeded order.
+//!
+//! Without the feature `tensors` there is only [`layout`], the check of the files, for programs that
+//! must compile in seconds.
+
+pub mod layout;
+
+#[cfg(feature = "tensors")]
+mod augmentation;
+#[cfg(feature = "tensors")]
+mod batches;
+#[cfg(feature = "tensors")]
+mod dataset;
+#[cfg(feature = "tensors")]
+mod synthetic;
+
+#[cfg(feature = "tensors")]
+pub use augmentation::{Augmentation, Normalisation};
+#[cfg(feature = "tensors")]
+pub use batches::{Batch, Batches, Loader};
+#[cfg(feature = "tensors")]
+pub use dataset::{Dataset, Split};
+#[cfg(feature = "tensors")]
+pub use synthetic::CLASS_NAMES as SYNTHETIC_CLASS_NAMES;
