@@ -2,6 +2,7 @@
 
 use crate::layout::IMAGE_BYTES;
 use random::{Purpose, Stream};
+use serde::{Deserialize, Serialize};
 
 /// Height and width of an image.
 const SIDE: usize = 32;
@@ -10,7 +11,8 @@ const SIDE: usize = 32;
 const PADDING: u64 = 4;
 
 /// What is done to training images.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Augmentation {
     /// Nothing.
     None,

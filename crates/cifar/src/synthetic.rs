@@ -33,7 +33,7 @@ const BLOCKS: u64 = 4 + IMAGE_BYTES as u64 / 4;
 
 /// Which part of the set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub(crate) enum Part {
     /// Images to train on.
     Training = 0,
     /// Images to test with.
@@ -43,7 +43,7 @@ pub enum Part {
 /// The first `count` images of a part: pixels `[count, 3, 32, 32]` and labels `[count]`. Classes
 /// take turns, so every ten images hold each class once.
 #[must_use]
-pub fn synthetic(part: Part, count: usize) -> (Vec<u8>, Vec<u8>) {
+pub(crate) fn synthetic(part: Part, count: usize) -> (Vec<u8>, Vec<u8>) {
     let stream = Stream::new(SEED, Purpose::Synthetic, part as u32);
     let mut pixels = vec![0; count * IMAGE_BYTES];
     pixels

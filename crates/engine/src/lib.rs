@@ -1,1 +1,23 @@
-//! engine
+//! The training engine: recipe, optimiser, learning-rate schedule, the loops over steps and epochs,
+//! evaluation, checkpoints, and the stream of events in which it says what happens.
+//!
+//! It prints nothing and reads no arguments: whoever observes the events decides what becomes of
+//! them.
+
+mod checkpoint;
+mod error;
+mod evaluation;
+mod event;
+mod optimiser;
+mod plateau;
+mod recipe;
+mod training;
+
+pub use checkpoint::{Checkpoint, Checkpoints, FORMAT_VERSION, Progress, Weights};
+pub use error::Error;
+pub use evaluation::{Evaluation, evaluate};
+pub use event::Event;
+pub use optimiser::Sgd;
+pub use plateau::Plateau;
+pub use recipe::{DropoutEpochs, Fraction, NonNegative, OpenFraction, OutOfRange, Recipe, built_in, names as recipe_names};
+pub use training::{BestEpoch, EpochResult, Outcome, Position, Training};

@@ -1,0 +1,358 @@
+//! Weights on disk.
+//!
+//! A checkpoint is a safetensors file with the network's parameters under PyTorch's names and in
+//! PyTorch's shapes, and nothing else among its tensors, so that `load_state_dict` takes it as it is.
+//! What else belongs to it is text in the file's metadata: format version, network and, in
+//! `last.safetensors`, the whole [`Progress`]. The momentum, as large as the weights, lies beside it
+//! in a file of the same shape, `momentum-<step>.safetensors`, which the metadata names.
+//!
+//! `last.safetensors` takes its place only after its momentum file has, and an older momentum file
+//! is removed only after that: killed at any instant, the two that belong together are there.
+
+use crate::error::Error;
+use crate::plateau::Plateau;
+use crate::training::{BestEpoch, EpochResult, Position};
+use candle_core::{DType, Device, Tensor};
+use models::{Architecture, Network};
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The version of the format that this program writes, and the latest that it reads.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Where training stands, apart from weights and momentum.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The run's seed.
+    pub seed: u64,
+    /// Training images of an epoch.
+    pub images: usize,
+    /// Images a step.
+    pub batch_size: usize,
+    /// The next step.
+    pub position: Position,
+    /// The learning-rate schedule.
+    pub plateau: Plateau,
+    /// All finished epochs.
+    pub history: Vec<EpochResult>,
+    /// The best of them.
+    pub best: Option<BestEpoch>,
+}
+
+/// The parameters of a network, read from a file and checked.
+pub struct Weights {
+    /// The network.
+    pub architecture: Architecture,
+    /// All of its parameters, by name.
+    pub tensors: Vec<(String, Tensor)>,
+}
+
+/// A checkpoint from which training goes on.
+pub struct Checkpoint {
+    /// The network's weights.
+    pub weights: Weights,
+    /// The momentum of each parameter, in the network's order.
+    pub velocities: Vec<Tensor>,
+    /// Everything else.
+    pub progress: Progress,
+}
+
+/// The keys of a file's metadata.
+mod key {
+    pub(super) const VERSION: &str = "format_version";
+    pub(super) const MODEL: &str = "model";
+    pub(super) const PROGRESS: &str = "progress";
+    pub(super) const MOMENTUM: &str = "momentum";
+}
+
+impl Weights {
+    /// Reads a checkpoint, or a bare file of weights as `safetensors.torch.save_file` makes it.
+    /// `architecture` says which network's weights they must be; without it, the file must say.
+    ///
+    /// # Errors
+    /// When the file is unreadable, incomplete, of a later format or of the other network; when a
+    /// tensor is missing, unknown, of another shape or type, or holds a number that is not finite.
+    pub fn read(path: &Path, architecture: Option<Architecture>) -> Result<Self, Error> {
+        File::read(path)?.weights(architecture)
+    }
+}
+
+/// The checkpoints of one run: `best.safetensors` and `last.safetensors` in its folder.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    folder: PathBuf,
+}
+
+impl Checkpoints {
+    /// The checkpoints in a run's folder.
+    #[must_use]
+    pub fn new(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+        }
+    }
+
+    /// The weights of the epoch with the best test accuracy.
+    #[must_use]
+    pub fn best_path(&self) -> PathBuf {
+        self.folder.join("best.safetensors")
+    }
+
+    /// The latest weights, from which training goes on.
+    #[must_use]
+    pub fn last_path(&self) -> PathBuf {
+        self.folder.join("last.safetensors")
+    }
+
+    /// Writes `best.safetensors`.
+    pub(crate) fn write_best(&self, network: &Network) -> Result<PathBuf, Error> {
+        let path = self.best_path();
+        write(&path, network.architecture(), weights(network), [])?;
+        Ok(path)
+    }
+
+    /// Writes `last.safetensors` and its momentum.
+    pub(crate) fn write_last<'a>(
+        &self,
+        network: &'a Network,
+        velocities: impl Iterator<Item = &'a Tensor>,
+        progress: &Progress,
+    ) -> Result<PathBuf, Error> {
+        let momentum = format!(
+            "{MOMENTUM_PREFIX}{}-{}{SUFFIX}",
+            progress.position.epoch, progress.position.step
+        );
+        let names = network.variables().iter().map(|(name, _)| name.as_str());
+        let architecture = network.architecture();
+        write(&self.folder.join(&momentum), architecture, names.zip(velocities), [])?;
+        let path = self.last_path();
+        let text = serde_json::to_string(progress).map_err(|error| Error::Write {
+            path: path.clone(),
+            source: error.into(),
+        })?;
+        let entries = [(key::PROGRESS, text), (key::MOMENTUM, momentum.clone())];
+        write(&path, architecture, weights(network), entries)?;
+        self.remove_momentum_except(&momentum);
+        Ok(path)
+    }
+
+    /// Reads `last.safetensors` and its momentum; `None` where the run has not written one yet.
+    ///
+    /// # Errors
+    /// As for [`Weights::read`], for either file, and when they do not say where training stands.
+    pub fn read_last(&self, architecture: Architecture) -> Result<Option<Checkpoint>, Error> {
+        let path = self.last_path();
+        let not_resumable = |reason: &str| Error::NotResumable {
+            path: path.clone(),
+            reason: reason.to_owned(),
+        };
+        if !path.exists() {
+            return Ok(None);
+        }
+        let file = File::read(&path)?;
+        let weights = file.weights(Some(architecture))?;
+        let text = file.metadata.get(key::PROGRESS);
+        let text = text.ok_or_else(|| not_resumable("it holds weights alone"))?;
+        let progress: Progress = serde_json::from_str(text)
+            .map_err(|error| not_resumable(&format!("its progress is damaged ({error})")))?;
+        let momentum = file.metadata.get(key::MOMENTUM);
+        let momentum = momentum
+            .filter(|name| name.starts_with(MOMENTUM_PREFIX) && !name.contains(['/', '\\']))
+            .ok_or_else(|| not_resumable("it does not name its momentum file"))?;
+        let momentum = File::read(&self.folder.join(momentum))?.weights(Some(architecture))?;
+        let velocities = momentum.tensors.into_iter().map(|(_, tensor)| tensor).collect();
+        Ok(Some(Checkpoint {
+            weights,
+            velocities,
+            progress,
+        }))
+    }
+
+    /// Older momentum files. One that cannot be removed does no harm but to the space it takes.
+    fn remove_momentum_except(&self, current: &str) {
+        let Ok(entries) = fs::read_dir(&self.folder) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(MOMENTUM_PREFIX) && name != current
+                && let Err(error) = fs::remove_file(entry.path())
+            {
+                tracing::warn!(file = %entry.path().display(), %error, "cannot remove old momentum");
+            }
+        }
+    }
+}
+
+const MOMENTUM_PREFIX: &str = "momentum-";
+const SUFFIX: &str = ".safetensors";
+
+fn weights(network: &Network) -> impl Iterator<Item = (&str, &Tensor)> {
+    let variables = network.variables().iter();
+    variables.map(|(name, variable)| (name.as_str(), variable.as_tensor()))
+}
+
+fn write<'a, const N: usize>(
+    path: &Path,
+    architecture: Architecture,
+    tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
+    entries: [(&str, String); N],
+) -> Result<(), Error> {
+    let mut metadata = HashMap::from([
+        // What Hugging Face's readers look for.
+        ("format".to_owned(), "pt".to_owned()),
+        (key::VERSION.to_owned(), FORMAT_VERSION.to_string()),
+        (key::MODEL.to_owned(), architecture.name().to_owned()),
+    ]);
+    metadata.extend(entries.map(|(key, value)| (key.to_owned(), value)));
+    let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(|error| Error::Write {
+        path: path.to_owned(),
+        source: std::io::Error::other(error),
+    })?;
+    whole_file::write(path, &bytes).map_err(|source| Error::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// A safetensors file in memory.
+struct File {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    metadata: HashMap<String, String>,
+}
+
+impl File {
+    fn read(path: &Path) -> Result<Self, Error> {
+        let bytes = fs::read(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let damaged = |error: safetensors::SafeTensorError| Error::NotSafetensors {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        };
+        // The whole file is checked first: the header alone could be right in one that is cut short.
+        SafeTensors::deserialize(&bytes).map_err(damaged)?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        Ok(Self {
+            path: path.to_owned(),
+            bytes,
+            metadata,
+        })
+    }
+
+    /// The network's parameters in the network's order.
+    fn weights(&self, architecture: Option<Architecture>) -> Result<Weights, Error> {
+        self.check_version()?;
+        let architecture = self.architecture(architecture)?;
+        let tensors = SafeTensors::deserialize(&self.bytes).map_err(|error| Error::NotSafetensors {
+            path: self.path.clone(),
+            reason: error.to_string(),
+        })?;
+        let expected = architecture.parameters();
+        if let Some(name) = tensors.names().into_iter().find(|name| expected.iter().all(|p| p.name != *name)) {
+            return Err(self.misfit(format!("the tensor `{name}` is not one of {architecture}'s")));
+        }
+        let tensors = expected
+            .into_iter()
+            .map(|parameter| {
+                let view = tensors.tensor(&parameter.name);
+                let view = view.map_err(|_| self.misfit(format!("the tensor `{}` is missing", parameter.name)))?;
+                if view.shape() != parameter.shape {
+                    return Err(self.misfit(format!(
+                        "the tensor `{}` has shape {:?}, but {architecture}'s has {:?}",
+                        parameter.name,
+                        view.shape(),
+                        parameter.shape
+                    )));
+                }
+                let tensor = self.tensor(&parameter.name, &view)?;
+                Ok((parameter.name, tensor))
+            })
+            .collect::<Result<_, Error>>()?;
+        Ok(Weights {
+            architecture,
+            tensors,
+        })
+    }
+
+    fn check_version(&self) -> Result<(), Error> {
+        match self.metadata.get(key::VERSION).map(|text| (text, text.parse::<u32>())) {
+            // A bare file of weights has no version.
+            None => Ok(()),
+            Some((_, Ok(version))) if version <= FORMAT_VERSION => Ok(()),
+            Some((text, _)) => Err(Error::FutureVersion {
+                path: self.path.clone(),
+                found: text.clone(),
+            }),
+        }
+    }
+
+    fn architecture(&self, wanted: Option<Architecture>) -> Result<Architecture, Error> {
+        let named = self.metadata.get(key::MODEL);
+        match (named, wanted) {
+            (Some(named), Some(wanted)) if named == wanted.name() => Ok(wanted),
+            (Some(named), Some(wanted)) => Err(Error::OtherModel {
+                path: self.path.clone(),
+                found: named.clone(),
+                expected: wanted,
+            }),
+            (Some(named), None) => named
+                .parse()
+                .map_err(|error: models::UnknownArchitecture| self.misfit(error.to_string())),
+            (None, Some(wanted)) => Ok(wanted),
+            (None, None) => Err(Error::UnknownModel {
+                path: self.path.clone(),
+            }),
+        }
+    }
+
+    /// One tensor as `f32`, every number of it finite.
+    fn tensor(&self, name: &str, view: &safetensors::tensor::TensorView<'_>) -> Result<Tensor, Error> {
+        use safetensors::Dtype;
+        let dtype = match view.dtype() {
+            Dtype::F32 => DType::F32,
+            Dtype::F64 => DType::F64,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            other => {
+                return Err(self.misfit(format!("the tensor `{name}` holds {other:?}, not floating-point numbers")));
+            }
+        };
+        let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?;
+        let tensor = tensor.to_dtype(DType::F32)?;
+        match not_finite(&tensor)? {
+            None => Ok(tensor),
+            Some(value) => Err(Error::NotFinite {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                value,
+            }),
+        }
+    }
+
+    fn misfit(&self, reason: String) -> Error {
+        Error::Misfit {
+            path: self.path.clone(),
+            reason,
+        }
+    }
+}
+
+/// A number of an `f32` tensor that is infinite or not a number, if there is one.
+pub(crate) fn not_finite(tensor: &Tensor) -> candle_core::Result<Option<f64>> {
+    // The sum of squares is finite where all are, but for numbers that no network holds; only
+    // otherwise is every number looked at.
+    let squares = tensor.sqr()?.sum_all()?.to_scalar::<f32>()?;
+    if squares.is_finite() {
+        return Ok(None);
+    }
+    let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.into_iter().find(|value| !value.is_finite()).map(f64::from))
+}

@@ -1,0 +1,384 @@
+//! The loops over epochs and steps.
+
+use crate::checkpoint::{Checkpoints, Progress, not_finite};
+use crate::error::Error;
+use crate::evaluation::{Evaluation, evaluate, predictions};
+use crate::event::Event;
+use crate::optimiser::Sgd;
+use crate::plateau::Plateau;
+use crate::recipe::Recipe;
+use candle_core::Device;
+use candle_nn::Optimizer;
+use cifar::{Batch, Loader, Split};
+use models::{DropoutMasks, Network};
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
+
+/// The next training step, and what the epoch's steps before it came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    /// Finished epochs.
+    pub epoch: u32,
+    /// Finished steps of the next one.
+    pub step: usize,
+    /// Sum of the loss over the images of those steps.
+    pub loss_sum: f64,
+    /// Images of those steps.
+    pub images: u64,
+    /// Images of those steps that were classified rightly.
+    pub right: u64,
+    /// Time that those steps took, over all processes that worked on them.
+    pub seconds: f64,
+}
+
+/// What an epoch came to. Accuracies are shares, 0 to 1; losses and accuracies are means over
+/// images.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochResult {
+    /// Its number, from 1.
+    pub epoch: u32,
+    /// Loss on the training images, as they came up while training.
+    pub train_loss: f64,
+    /// Accuracy on the training images, as they came up while training.
+    pub train_accuracy: f64,
+    /// Loss on the test images, after the epoch.
+    pub test_loss: f64,
+    /// Accuracy on the test images, after the epoch.
+    pub test_accuracy: f64,
+    /// Learning rate of the epoch.
+    pub learning_rate: f64,
+    /// Wall-clock time of training and evaluation.
+    pub seconds: f64,
+    /// Training images a second, evaluation not counted.
+    pub images_per_second: f64,
+}
+
+/// The epoch with the best test accuracy, the first of equals.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BestEpoch {
+    /// Its number, from 1.
+    pub epoch: u32,
+    /// Its test accuracy, 0 to 1.
+    pub test_accuracy: f64,
+}
+
+/// How training ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All epochs are done.
+    Finished,
+    /// It was asked to stop, and a checkpoint is written.
+    Interrupted,
+}
+
+/// One network on its way through a recipe.
+pub struct Training {
+    recipe: Recipe,
+    seed: u64,
+    device: Device,
+    network: Network,
+    optimiser: Sgd,
+    train: Loader,
+    test: Split,
+    position: Position,
+    plateau: Plateau,
+    history: Vec<EpochResult>,
+    best: Option<BestEpoch>,
+}
+
+impl Training {
+    /// Training from the first step on, with the network's present weights.
+    ///
+    /// # Errors
+    /// When the training set is smaller than a batch.
+    pub fn new(
+        recipe: Recipe,
+        seed: u64,
+        network: Network,
+        train: Split,
+        test: Split,
+        device: Device,
+    ) -> Result<Self, Error> {
+        if recipe.batch_size.get() > train.len() {
+            return Err(Error::BatchTooLarge {
+                batch_size: recipe.batch_size.get(),
+                images: train.len(),
+            });
+        }
+        let variables = network.variables().iter();
+        let optimiser = Sgd::new(
+            variables.map(|(_, variable)| variable.clone()).collect(),
+            ops::Sgd {
+                learning_rate: recipe.learning_rate.get(),
+                momentum: recipe.momentum.get(),
+                weight_decay: recipe.weight_decay.get(),
+            },
+        )?;
+        Ok(Self {
+            train: Loader::new(train, recipe.batch_size, recipe.normalisation()),
+            test,
+            plateau: Plateau::new(&recipe),
+            recipe,
+            seed,
+            device,
+            network,
+            optimiser,
+            position: Position::default(),
+            history: Vec::new(),
+            best: None,
+        })
+    }
+
+    /// The same at the place that `checkpoint` says. The network must hold its weights already.
+    ///
+    /// # Errors
+    /// When the checkpoint was made with another seed, batch size or number of images.
+    pub fn resumed(
+        mut self,
+        checkpoints: &Checkpoints,
+        velocities: Vec<candle_core::Tensor>,
+        progress: Progress,
+    ) -> Result<Self, Error> {
+        let not_resumable = |reason: String| Error::NotResumable {
+            path: checkpoints.last_path(),
+            reason,
+        };
+        for (what, found, expected) in [
+            ("seed", progress.seed, self.seed),
+            ("batch size", progress.batch_size as u64, self.train_batch_size()),
+            ("number of training images", progress.images as u64, self.train.images() as u64),
+        ] {
+            if found != expected {
+                return Err(not_resumable(format!("it was made with {what} {found}, the run has {expected}")));
+            }
+        }
+        if progress.position.step > self.train.batches()
+            || progress.history.len() != progress.position.epoch as usize
+        {
+            return Err(not_resumable("its progress contradicts itself".to_owned()));
+        }
+        let velocities = velocities
+            .iter()
+            .map(|velocity| velocity.to_device(&self.device))
+            .collect::<Result<_, _>>()?;
+        self.optimiser = self.optimiser.with_velocities(velocities)?;
+        self.position = progress.position;
+        self.plateau = progress.plateau;
+        self.history = progress.history;
+        self.best = progress.best;
+        Ok(self)
+    }
+
+    fn train_batch_size(&self) -> u64 {
+        self.recipe.batch_size.get() as u64
+    }
+
+    /// All finished epochs.
+    #[must_use]
+    pub fn history(&self) -> &[EpochResult] {
+        &self.history
+    }
+
+    /// The next step.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// The network as it is now.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Trains until all epochs are done or `stop` says so; it is asked before every step. A
+    /// checkpoint is written after every epoch, after every `interval` inside one, and on stopping.
+    ///
+    /// # Errors
+    /// When the loss or the weights are no longer finite, a checkpoint cannot be written, the
+    /// observer fails, or a tensor operation does.
+    pub fn run(
+        &mut self,
+        checkpoints: &Checkpoints,
+        interval: Duration,
+        stop: &dyn Fn() -> bool,
+        observe: &mut dyn FnMut(&Event<'_>) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Result<Outcome, Error> {
+        let mut observe = |event: Event<'_>| observe(&event).map_err(Error::Observer);
+        let epochs = self.recipe.epochs.get();
+        let mut saved = Instant::now();
+        while self.position.epoch < epochs {
+            let epoch = self.position.epoch + 1;
+            self.optimiser.set_learning_rate(self.plateau.learning_rate());
+            observe(Event::EpochStarted {
+                epoch,
+                epochs,
+                done: self.position.step,
+                steps: self.train.batches(),
+                learning_rate: self.plateau.learning_rate(),
+            })?;
+            let batches = self.train.training(
+                self.seed,
+                self.position.epoch,
+                self.recipe.augment,
+                self.position.step,
+            )?;
+            let mut clock = Instant::now();
+            for batch in batches {
+                if stop() {
+                    return self.interrupted(checkpoints, &mut observe);
+                }
+                let position = self.step(&batch?)?;
+                self.position = Position {
+                    seconds: position.seconds + clock.elapsed().as_secs_f64(),
+                    ..position
+                };
+                clock = Instant::now();
+                let images = self.position.images as f64;
+                observe(Event::Step {
+                    epoch,
+                    done: self.position.step,
+                    loss: self.position.loss_sum / images,
+                    accuracy: self.position.right as f64 / images,
+                    images_per_second: images / self.position.seconds,
+                })?;
+                if saved.elapsed() >= interval {
+                    self.save(checkpoints, &mut observe)?;
+                    saved = Instant::now();
+                    clock = Instant::now();
+                }
+            }
+            observe(Event::EvaluationStarted { epoch })?;
+            let Some(evaluation) = evaluate(
+                &self.network,
+                self.test.clone(),
+                self.recipe.normalisation(),
+                &self.device,
+                stop,
+            )?
+            else {
+                return self.interrupted(checkpoints, &mut observe);
+            };
+            let improved = self.finish_epoch(&evaluation, clock.elapsed().as_secs_f64())?;
+            if improved {
+                let path = checkpoints.write_best(&self.network)?;
+                observe(Event::CheckpointWritten { path: &path })?;
+            }
+            if let Some(best) = self.best {
+                observe(Event::EpochFinished {
+                    history: &self.history,
+                    best,
+                    epochs,
+                })?;
+            }
+            self.save(checkpoints, &mut observe)?;
+            saved = Instant::now();
+        }
+        Ok(Outcome::Finished)
+    }
+
+    /// One step of gradient descent; gives the position after it, but for the time.
+    fn step(&mut self, batch: &Batch) -> Result<Position, Error> {
+        let position = self.position;
+        let labels = batch.labels.to_device(&self.device)?;
+        let probability = self.recipe.dropout.get() as f32;
+        let active = probability > 0.0 && self.recipe.dropout_epochs.contains(position.epoch);
+        let dropout = active.then(|| DropoutMasks {
+            probability,
+            seed: self.seed,
+            step: (u64::from(position.epoch) * self.train.batches() as u64 + position.step as u64) as u32,
+        });
+        let logits = self.network.forward(&batch.images.to_device(&self.device)?, dropout)?;
+        let loss = ops::cross_entropy(&logits, &labels)?;
+        let value = f64::from(loss.to_scalar::<f32>()?);
+        if !value.is_finite() {
+            return Err(self.diverged("loss"));
+        }
+        self.optimiser.backward_step(&loss)?;
+        let wanted = batch.labels.to_vec1::<u32>()?;
+        let found = predictions(&logits)?;
+        let right = wanted.iter().zip(found).filter(|(wanted, found)| **wanted as usize == *found);
+        Ok(Position {
+            step: position.step + 1,
+            loss_sum: position.loss_sum + value * wanted.len() as f64,
+            images: position.images + wanted.len() as u64,
+            right: position.right + right.count() as u64,
+            ..position
+        })
+    }
+
+    /// Takes an epoch's evaluation in; whether it is the best so far.
+    fn finish_epoch(&mut self, evaluation: &Evaluation, seconds: f64) -> Result<bool, Error> {
+        if !evaluation.loss.is_finite() {
+            return Err(self.diverged("test loss"));
+        }
+        let position = self.position;
+        let images = position.images as f64;
+        let epoch = position.epoch + 1;
+        self.history.push(EpochResult {
+            epoch,
+            train_loss: position.loss_sum / images,
+            train_accuracy: position.right as f64 / images,
+            test_loss: evaluation.loss,
+            test_accuracy: evaluation.accuracy,
+            learning_rate: self.plateau.learning_rate(),
+            seconds: position.seconds + seconds,
+            images_per_second: images / position.seconds,
+        });
+        self.plateau = self.plateau.after(evaluation.loss);
+        self.position = Position {
+            epoch,
+            ..Position::default()
+        };
+        let improved = self.best.is_none_or(|best| evaluation.accuracy > best.test_accuracy);
+        if improved {
+            self.best = Some(BestEpoch {
+                epoch,
+                test_accuracy: evaluation.accuracy,
+            });
+        }
+        Ok(improved)
+    }
+
+    fn interrupted(
+        &self,
+        checkpoints: &Checkpoints,
+        observe: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
+    ) -> Result<Outcome, Error> {
+        self.save(checkpoints, observe)?;
+        Ok(Outcome::Interrupted)
+    }
+
+    /// Writes `last.safetensors`, unless its weights are not finite: a checkpoint is always usable.
+    fn save(
+        &self,
+        checkpoints: &Checkpoints,
+        observe: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let variables = self.network.variables().iter().map(|(_, variable)| variable.as_tensor());
+        for tensor in variables.chain(self.optimiser.velocities()) {
+            if not_finite(tensor)?.is_some() {
+                return Err(self.diverged("network"));
+            }
+        }
+        let progress = Progress {
+            seed: self.seed,
+            images: self.train.images(),
+            batch_size: self.recipe.batch_size.get(),
+            position: self.position,
+            plateau: self.plateau,
+            history: self.history.clone(),
+            best: self.best,
+        };
+        let path = checkpoints.write_last(&self.network, self.optimiser.velocities(), &progress)?;
+        observe(Event::CheckpointWritten { path: &path })
+    }
+
+    fn diverged(&self, what: &'static str) -> Error {
+        Error::Diverged {
+            what,
+            epoch: self.position.epoch + 1,
+            steps: self.position.step,
+        }
+    }
+}
