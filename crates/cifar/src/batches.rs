@@ -29,6 +29,19 @@ pub struct Loader {
     normalisation: Normalisation,
 }
 
+/// One picture, `[3, 32, 32]` bytes, as a batch of one: `f32` `[1, 3, 32, 32]`, normalised.
+///
+/// # Errors
+/// When the picture has another size.
+pub fn picture(bytes: &[u8], normalisation: &Normalisation) -> Result<Tensor> {
+    let mut image = vec![0.0; IMAGE_BYTES];
+    if bytes.len() != IMAGE_BYTES {
+        candle_core::bail!("a picture has {IMAGE_BYTES} bytes, not {}", bytes.len());
+    }
+    normalisation.write(bytes, Augmentation::None.view(0, 0, 0), &mut image);
+    Tensor::from_vec(image, (1, 3, 32, 32), &Device::Cpu)
+}
+
 /// How one pass goes over the images.
 #[derive(Clone, Copy, Debug)]
 enum Pass {

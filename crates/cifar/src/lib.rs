@@ -18,7 +18,7 @@ mod synthetic;
 #[cfg(feature = "tensors")]
 pub use augmentation::{Augmentation, Normalisation};
 #[cfg(feature = "tensors")]
-pub use batches::{Batch, Batches, Loader};
+pub use batches::{Batch, Batches, Loader, picture};
 #[cfg(feature = "tensors")]
 pub use dataset::{Dataset, Split};
 #[cfg(feature = "tensors")]

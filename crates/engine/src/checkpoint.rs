@@ -11,9 +11,10 @@
 
 use crate::error::Error;
 use crate::plateau::Plateau;
+use crate::recipe::Positive;
 use crate::training::{BestEpoch, EpochResult, Position};
 use candle_core::{DType, Device, Tensor};
-use models::{Architecture, Network};
+use models::{Architecture, CLASSES, Network};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -42,10 +43,23 @@ pub struct Progress {
     pub best: Option<BestEpoch>,
 }
 
+/// What weights expect of their inputs and mean by their outputs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Inputs {
+    /// Mean of each channel, taken out of the images; on a scale of 0 to 1.
+    pub mean: [f64; 3],
+    /// Standard deviation of each channel, by which the images are divided.
+    pub standard_deviation: [Positive; 3],
+    /// The classes by label.
+    pub class_names: [String; CLASSES],
+}
+
 /// The parameters of a network, read from a file and checked.
 pub struct Weights {
     /// The network.
     pub architecture: Architecture,
+    /// What was known about its inputs; `None` in a bare file of weights.
+    pub inputs: Option<Inputs>,
     /// All of its parameters, by name.
     pub tensors: Vec<(String, Tensor)>,
 }
@@ -64,6 +78,7 @@ pub struct Checkpoint {
 mod key {
     pub(super) const VERSION: &str = "format_version";
     pub(super) const MODEL: &str = "model";
+    pub(super) const INPUTS: &str = "inputs";
     pub(super) const PROGRESS: &str = "progress";
     pub(super) const MOMENTUM: &str = "momentum";
 }
@@ -84,14 +99,16 @@ impl Weights {
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
     folder: PathBuf,
+    inputs: Inputs,
 }
 
 impl Checkpoints {
     /// The checkpoints in a run's folder.
     #[must_use]
-    pub fn new(folder: &Path) -> Self {
+    pub fn new(folder: &Path, inputs: Inputs) -> Self {
         Self {
             folder: folder.to_owned(),
+            inputs,
         }
     }
 
@@ -110,7 +127,8 @@ impl Checkpoints {
     /// Writes `best.safetensors`.
     pub(crate) fn write_best(&self, network: &Network) -> Result<PathBuf, Error> {
         let path = self.best_path();
-        write(&path, network.architecture(), weights(network), [])?;
+        let entries = [(key::INPUTS, text(&path, &self.inputs)?)];
+        write(&path, network.architecture(), weights(network), entries)?;
         Ok(path)
     }
 
@@ -129,11 +147,11 @@ impl Checkpoints {
         let architecture = network.architecture();
         write(&self.folder.join(&momentum), architecture, names.zip(velocities), [])?;
         let path = self.last_path();
-        let text = serde_json::to_string(progress).map_err(|error| Error::Write {
-            path: path.clone(),
-            source: error.into(),
-        })?;
-        let entries = [(key::PROGRESS, text), (key::MOMENTUM, momentum.clone())];
+        let entries = [
+            (key::INPUTS, text(&path, &self.inputs)?),
+            (key::PROGRESS, text(&path, progress)?),
+            (key::MOMENTUM, momentum.clone()),
+        ];
         write(&path, architecture, weights(network), entries)?;
         self.remove_momentum_except(&momentum);
         Ok(path)
@@ -194,6 +212,13 @@ const SUFFIX: &str = ".safetensors";
 fn weights(network: &Network) -> impl Iterator<Item = (&str, &Tensor)> {
     let variables = network.variables().iter();
     variables.map(|(name, variable)| (name.as_str(), variable.as_tensor()))
+}
+
+fn text(path: &Path, value: &impl Serialize) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(|error| Error::Write {
+        path: path.to_owned(),
+        source: error.into(),
+    })
 }
 
 fn write<'a, const N: usize>(
@@ -276,8 +301,13 @@ impl File {
                 Ok((parameter.name, tensor))
             })
             .collect::<Result<_, Error>>()?;
+        let inputs = self.metadata.get(key::INPUTS).map(|text| serde_json::from_str(text));
+        let inputs = inputs
+            .transpose()
+            .map_err(|error| self.misfit(format!("its description of the inputs is damaged ({error})")))?;
         Ok(Weights {
             architecture,
+            inputs,
             tensors,
         })
     }

@@ -13,11 +13,11 @@ mod plateau;
 mod recipe;
 mod training;
 
-pub use checkpoint::{Checkpoint, Checkpoints, FORMAT_VERSION, Progress, Weights};
+pub use checkpoint::{Checkpoint, Checkpoints, FORMAT_VERSION, Inputs, Progress, Weights};
 pub use error::Error;
 pub use evaluation::{Evaluation, evaluate};
 pub use event::Event;
 pub use optimiser::Sgd;
 pub use plateau::Plateau;
-pub use recipe::{DropoutEpochs, Fraction, NonNegative, OpenFraction, OutOfRange, Recipe, built_in, names as recipe_names};
+pub use recipe::{DropoutEpochs, Fraction, NonNegative, OpenFraction, OutOfRange, Positive, Recipe, built_in, names as recipe_names};
 pub use training::{BestEpoch, EpochResult, Outcome, Position, Training};

@@ -78,6 +78,10 @@ ranged!(
     Fraction, "a number of at least 0 and below 1", value => (0.0..1.0).contains(&value)
 );
 ranged!(
+    /// A finite number above 0.
+    Positive, "a finite number above 0", value => value.is_finite() && value > 0.0
+);
+ranged!(
     /// A number above 0 and below 1.
     OpenFraction, "a number above 0 and below 1", value => value > 0.0 && value < 1.0
 );
@@ -147,9 +151,9 @@ pub struct Recipe {
     /// What is done to training images.
     pub augment: Augmentation,
     /// Mean of each channel, taken out of the images; on a scale of 0 to 1.
-    pub mean: [f32; 3],
+    pub mean: [f64; 3],
     /// Standard deviation of each channel, by which the images are divided.
-    pub standard_deviation: [PositiveF32; 3],
+    pub standard_deviation: [Positive; 3],
     /// Epochs without a better test loss that are waited for before the rate falls.
     pub patience: u32,
     /// What the rate is then multiplied by.
@@ -158,37 +162,14 @@ pub struct Recipe {
     pub plateau_threshold: Fraction,
 }
 
-/// A finite number above 0.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "f32", into = "f32")]
-pub struct PositiveF32(f32);
-
-impl TryFrom<f32> for PositiveF32 {
-    type Error = OutOfRange;
-
-    fn try_from(value: f32) -> Result<Self, OutOfRange> {
-        if value.is_finite() && value > 0.0 {
-            Ok(Self(value))
-        } else {
-            Err(OutOfRange {
-                found: value.to_string(),
-                expected: "a finite number above 0",
-            })
-        }
-    }
-}
-
-impl From<PositiveF32> for f32 {
-    fn from(number: PositiveF32) -> f32 {
-        number.0
-    }
-}
-
 impl Recipe {
     /// How pixels become numbers.
     #[must_use]
     pub fn normalisation(&self) -> Normalisation {
-        Normalisation::new(self.mean, self.standard_deviation.map(f32::from))
+        Normalisation::new(
+            self.mean.map(|value| value as f32),
+            self.standard_deviation.map(|value| value.get() as f32),
+        )
     }
 }
 

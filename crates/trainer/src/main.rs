@@ -1,1 +1,21 @@
-fn main() {}
+//! Trains AlexNet and SmallAlexNet on CIFAR-10: arguments in, events out.
+
+mod args;
+mod data;
+mod device;
+mod evaluate;
+mod exit;
+mod predict;
+mod printer;
+mod progress;
+mod run_folder;
+mod settings;
+mod train;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    exit::code(args.run())
+}

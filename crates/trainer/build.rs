@@ -1,0 +1,24 @@
+//! Tells the program from which commit it was built.
+
+use std::path::Path;
+use std::process::Command;
+
+fn main() {
+    let git = Path::new("../../.git");
+    // The log of HEAD grows with every commit and checkout.
+    for file in ["HEAD", "logs/HEAD"] {
+        let file = git.join(file);
+        if file.exists() {
+            println!("cargo::rerun-if-changed={}", file.display());
+        }
+    }
+    println!("cargo::rerun-if-changed=build.rs");
+    let commit = Command::new("git")
+        .args(["rev-parse", "--short=12", "HEAD"])
+        .output()
+        .ok()
+        .filter(|output| output.status.success())
+        .and_then(|output| String::from_utf8(output.stdout).ok());
+    let commit = commit.as_deref().map_or("unknown", str::trim);
+    println!("cargo::rustc-env=TRAINER_COMMIT={commit}");
+}

@@ -1,0 +1,205 @@
+//! The command line.
+
+use crate::data::Source;
+use crate::exit::{Ended, Usage};
+use crate::settings::{Given, architecture};
+use crate::{device, evaluate, predict, printer, train};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use models::Architecture;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+/// Trains AlexNet and SmallAlexNet on CIFAR-10, exactly reproducibly.
+///
+/// Without a command it trains: `trainer --model small-alexnet`.
+#[derive(Debug, Parser)]
+#[command(name = "trainer", version, args_conflicts_with_subcommands = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    train: TrainArgs,
+}
+
+/// What is asked of a training run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    pub(crate) given: Given,
+
+    /// Take settings from this TOML file: what --dry-run prints, or the run.toml of a run.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Continue this run: its folder, or its name in the folder of runs.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "name", "init"])]
+    pub(crate) resume: Option<PathBuf>,
+
+    /// The folder of runs.
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub(crate) run_dir: PathBuf,
+
+    /// The run's name, which is its folder's [default: model, recipe and seed, numbered].
+    #[arg(long, value_parser = run_name)]
+    pub(crate) name: Option<String>,
+
+    /// How much the run's log holds.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub(crate) log_level: LogLevel,
+
+    /// Show no progress bar, only a line an epoch.
+    #[arg(long)]
+    pub(crate) no_progress: bool,
+
+    /// Print the resolved settings as TOML and do nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print the table of a network's layers.
+    Summary {
+        /// The network.
+        #[arg(long, value_parser = architecture())]
+        model: Architecture,
+    },
+    /// Evaluate a checkpoint on the test images.
+    Eval(EvalArgs),
+    /// Say what is in pictures.
+    Predict(PredictArgs),
+    /// Print completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Weights, and where to compute with them.
+#[derive(Debug, clap::Args)]
+pub(crate) struct WeightArgs {
+    /// A checkpoint, or a safetensors file of weights made by PyTorch.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) checkpoint: PathBuf,
+
+    /// The network; needed where the file does not name it.
+    #[arg(long, value_parser = architecture())]
+    pub(crate) model: Option<Architecture>,
+
+    /// Threads that compute [default: one a core].
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+
+    /// The device that computes: auto, cpu, cuda or cuda:N.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub(crate) device: device::Choice,
+}
+
+/// What is asked of an evaluation.
+#[derive(Debug, clap::Args)]
+pub(crate) struct EvalArgs {
+    #[command(flatten)]
+    pub(crate) weights: WeightArgs,
+
+    /// The images.
+    #[arg(long, default_value = "cifar10")]
+    pub(crate) dataset: Source,
+
+    /// The folder that holds `cifar-10-batches-bin`.
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    pub(crate) data_dir: PathBuf,
+
+    /// Use the first N test images only.
+    #[arg(long, value_name = "N")]
+    pub(crate) limit_test: Option<NonZeroUsize>,
+
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What is asked of a prediction.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PredictArgs {
+    #[command(flatten)]
+    pub(crate) weights: WeightArgs,
+
+    /// How many classes to print for a picture.
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub(crate) top: NonZeroUsize,
+
+    /// PNG or JPEG files of any size; the largest square in the middle is looked at.
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<PathBuf>,
+}
+
+/// Levels of the log.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LogLevel {
+    /// Nothing.
+    Off,
+    /// Failures.
+    Error,
+    /// What needs attention.
+    Warn,
+    /// Epochs and checkpoints.
+    Info,
+    /// Steps.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl Args {
+    /// Does what is asked.
+    pub(crate) fn run(self) -> anyhow::Result<Ended> {
+        match self.command {
+            None => return train::run(&self.train),
+            Some(Command::Summary { model }) => printer::text(&models::summary(model)),
+            Some(Command::Eval(args)) => evaluate::run(&args)?,
+            Some(Command::Predict(args)) => predict::run(&args)?,
+            Some(Command::Completions { shell }) => {
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Self::command(), "trainer", &mut script);
+                printer::text(&String::from_utf8_lossy(&script));
+            }
+        }
+        Ok(Ended::Done)
+    }
+}
+
+/// A name that is a single folder's, on every system.
+fn run_name(text: &str) -> Result<String, Usage> {
+    let plain = |c: char| c.is_alphanumeric() || "-_.+=,".contains(c);
+    if text.is_empty() || text.starts_with('.') || !text.chars().all(plain) {
+        return Err(Usage("a run's name is made of letters, digits and -_.+=, and begins with no dot".to_owned()));
+    }
+    Ok(text.to_owned())
+}
+
+/// Sets the number of threads that compute; one a core where none is given.
+pub(crate) fn use_threads(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
+    let builder = rayon::ThreadPoolBuilder::new();
+    let builder = threads.map_or(builder, |threads| rayon::ThreadPoolBuilder::new().num_threads(threads.get()));
+    Ok(builder.build_global()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn names_are_folders() {
+        for name in ["a", "small-alexnet_1", "lr=0.1,b=2"] {
+            assert!(run_name(name).is_ok(), "{name}");
+        }
+        for name in ["", ".", "..", ".a", "a/b", "a\\b", "a b"] {
+            assert!(run_name(name).is_err(), "{name}");
+        }
+    }
+}

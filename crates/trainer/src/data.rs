@@ -1,0 +1,83 @@
+//! The images that a command works on.
+
+use crate::exit::Usage;
+use anyhow::Context;
+use cifar::{Dataset, Split};
+use serde::{Deserialize, Serialize};
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+/// Training and test images of the synthetic set, unless limits say otherwise.
+const SYNTHETIC: (usize, usize) = (10_000, 2_000);
+
+/// A million images of the synthetic set take 3 GB.
+const MOST_SYNTHETIC: usize = 1_000_000;
+
+/// What `--dataset` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Source {
+    /// The official files in the data folder.
+    Cifar10,
+    /// Drawn by the program.
+    Synthetic,
+}
+
+/// A data set with the limits applied.
+pub(crate) struct Data {
+    pub(crate) train: Split,
+    pub(crate) test: Split,
+    pub(crate) class_names: [&'static str; 10],
+    /// SHA-256 of the set, limits not counted (those of the synthetic set do count: they are its size).
+    pub(crate) digest: String,
+}
+
+impl Data {
+    pub(crate) fn load(
+        source: Source,
+        data_dir: &Path,
+        limit_train: Option<NonZeroUsize>,
+        limit_test: Option<NonZeroUsize>,
+    ) -> anyhow::Result<Self> {
+        let count = |limit: Option<NonZeroUsize>, all| limit.map_or(all, NonZeroUsize::get);
+        let dataset = match source {
+            Source::Cifar10 => Dataset::cifar10(data_dir).with_context(|| {
+                format!(
+                    "no usable CIFAR-10 in `{}`; fetch it with `cargo xtask fetch-data{}`, or use --dataset synthetic",
+                    data_dir.join(cifar::layout::FOLDER).display(),
+                    if data_dir == Path::new("data") {
+                        String::new()
+                    } else {
+                        format!(" --data-dir {}", data_dir.display())
+                    }
+                )
+            })?,
+            Source::Synthetic => {
+                let (train, test) = (count(limit_train, SYNTHETIC.0), count(limit_test, SYNTHETIC.1));
+                for (flag, images) in [("--limit-train", train), ("--limit-test", test)] {
+                    if images > MOST_SYNTHETIC {
+                        return Err(Usage(format!(
+                            "{flag} {images}: the synthetic set has at most {MOST_SYNTHETIC} images"
+                        ))
+                        .into());
+                    }
+                }
+                Dataset::synthetic(train, test)?
+            }
+        };
+        let limited = |flag, split: Split, limit| {
+            let wanted = count(limit, split.len());
+            if wanted > split.len() {
+                let message = format!("{flag} {wanted}: there are only {} images", split.len());
+                return Err(anyhow::Error::from(Usage(message)));
+            }
+            Ok(split.first(wanted)?)
+        };
+        Ok(Self {
+            train: limited("--limit-train", dataset.training(), limit_train)?,
+            test: limited("--limit-test", dataset.test(), limit_test)?,
+            class_names: dataset.class_names(),
+            digest: dataset.digest()?,
+        })
+    }
+}

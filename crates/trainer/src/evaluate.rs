@@ -1,0 +1,177 @@
+//! The command that evaluates a checkpoint.
+
+use crate::args::{EvalArgs, WeightArgs, use_threads};
+use crate::data::Data;
+use crate::exit::Usage;
+use crate::printer;
+use anyhow::Context;
+use candle_core::Device;
+use engine::{Evaluation, Inputs, Recipe, Weights};
+use models::{Architecture, Network};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// A network with its weights, ready to compute.
+pub(crate) struct Loaded {
+    pub(crate) network: Network,
+    pub(crate) inputs: Inputs,
+    /// Whether the file itself said what the inputs are.
+    inputs_are_known: bool,
+    pub(crate) device: Device,
+}
+
+/// Reads the weights that a command is given.
+pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
+    use_threads(args.threads)?;
+    let device = args.device.device()?;
+    let weights = Weights::read(&args.checkpoint, args.model).map_err(|error| match error {
+        error @ engine::Error::UnknownModel { .. } => anyhow::Error::from(Usage(error.to_string())),
+        error => error.into(),
+    })?;
+    let tensors = weights.tensors.into_iter();
+    let tensors = tensors.map(|(name, tensor)| Ok((name, tensor.to_device(&device)?)));
+    let network = Network::new(weights.architecture, tensors.collect::<candle_core::Result<_>>()?)?;
+    let inputs_are_known = weights.inputs.is_some();
+    let inputs = weights.inputs.map_or_else(|| reference_inputs(weights.architecture), Ok)?;
+    Ok(Loaded {
+        network,
+        inputs,
+        inputs_are_known,
+        device,
+    })
+}
+
+/// What weights made elsewhere are taken to expect: what the reference recipe gives.
+fn reference_inputs(architecture: Architecture) -> anyhow::Result<Inputs> {
+    let recipe = engine::built_in("reference", architecture).context("there is no reference recipe")?;
+    let recipe: Recipe = recipe.try_into()?;
+    Ok(Inputs {
+        mean: recipe.mean,
+        standard_deviation: recipe.standard_deviation,
+        class_names: cifar::layout::CLASS_NAMES.map(str::to_owned),
+    })
+}
+
+impl Loaded {
+    /// How pixels become the numbers that the weights expect.
+    pub(crate) fn normalisation(&self) -> cifar::Normalisation {
+        cifar::Normalisation::new(
+            self.inputs.mean.map(|value| value as f32),
+            self.inputs.standard_deviation.map(|value| value.get() as f32),
+        )
+    }
+}
+
+/// Evaluates, and prints the result.
+pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
+    let loaded = load(&args.weights)?;
+    let one = std::num::NonZeroUsize::MIN;
+    let limit_train = (args.dataset == crate::data::Source::Synthetic).then_some(one);
+    let data = Data::load(args.dataset, &args.data_dir, limit_train, args.limit_test)?;
+    if loaded.inputs_are_known && loaded.inputs.class_names != data.class_names {
+        return Err(Usage(format!(
+            "`{}` was trained on other classes ({}) than --dataset has ({})",
+            args.weights.checkpoint.display(),
+            loaded.inputs.class_names.join(", "),
+            data.class_names.join(", ")
+        ))
+        .into());
+    }
+    let images = data.test.len();
+    let evaluation = engine::evaluate(
+        &loaded.network,
+        data.test,
+        loaded.normalisation(),
+        &loaded.device,
+        || false,
+    )?;
+    let evaluation = evaluation.context("the evaluation was stopped")?;
+    let model = loaded.network.architecture();
+    if args.json {
+        printer::line(&json(model, images, &evaluation, &data.class_names)?);
+    } else {
+        printer::text(&table(model, images, &evaluation, &data.class_names));
+    }
+    Ok(())
+}
+
+/// An evaluation as `--json` prints it. Accuracies are shares, 0 to 1.
+#[derive(Serialize)]
+struct Record<'a> {
+    model: Architecture,
+    images: usize,
+    loss: f64,
+    accuracy: f64,
+    class_accuracy: BTreeMap<&'a str, Option<f64>>,
+    class_names: &'a [&'a str; 10],
+    /// How many images of class `row` were taken for class `column`.
+    confusion: [[u64; 10]; 10],
+}
+
+fn json(
+    model: Architecture,
+    images: usize,
+    evaluation: &Evaluation,
+    class_names: &[&str; 10],
+) -> anyhow::Result<String> {
+    let accuracies = class_names.iter().copied().zip(evaluation.class_accuracies());
+    Ok(serde_json::to_string(&Record {
+        model,
+        images,
+        loss: evaluation.loss,
+        accuracy: evaluation.accuracy,
+        class_accuracy: accuracies.collect(),
+        class_names,
+        confusion: evaluation.confusion,
+    })?)
+}
+
+fn table(model: Architecture, images: usize, evaluation: &Evaluation, class_names: &[&str; 10]) -> String {
+    let mut text = format!(
+        "{model} on {images} test images: loss {:.4}, accuracy {:.2} %\n\n",
+        evaluation.loss,
+        100.0 * evaluation.accuracy
+    );
+    let width = class_names.iter().map(|name| name.len()).max().unwrap_or(0);
+    let _ = writeln!(text, "{:width$}  accuracy   taken for (columns in the order of the rows)", "class");
+    let accuracies = evaluation.class_accuracies();
+    for ((name, accuracy), row) in class_names.iter().zip(accuracies).zip(evaluation.confusion) {
+        let accuracy = accuracy.map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", 100.0 * share));
+        let counts: String = row.iter().map(|count| format!("{count:6}")).collect();
+        let _ = writeln!(text, "{name:width$}  {accuracy:>8} {counts}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn evaluation() -> Evaluation {
+        let mut confusion = [[0; 10]; 10];
+        confusion[0][0] = 3;
+        confusion[0][9] = 1;
+        confusion[3][5] = 2;
+        Evaluation {
+            loss: 1.25,
+            accuracy: 0.5,
+            confusion,
+        }
+    }
+
+    #[test]
+    fn the_table_shows_every_class() {
+        insta::assert_snapshot!(table(Architecture::AlexNet, 6, &evaluation(), &cifar::layout::CLASS_NAMES), @"");
+    }
+
+    #[test]
+    fn json_holds_shares_of_one() {
+        let text = json(Architecture::AlexNet, 6, &evaluation(), &cifar::layout::CLASS_NAMES).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["accuracy"], 0.5);
+        assert_eq!(value["class_accuracy"]["airplane"], 0.75);
+        assert_eq!(value["class_accuracy"]["bird"], serde_json::Value::Null);
+        assert_eq!(value["confusion"][3][5], 2);
+    }
+}

@@ -1,0 +1,101 @@
+//! The command that says what is in pictures.
+
+use crate::args::PredictArgs;
+use crate::evaluate::load;
+use crate::printer;
+use anyhow::Context;
+use image::imageops::FilterType;
+use image::{DynamicImage, ImageReader};
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+/// Height and width of the networks' images.
+const SIDE: u32 = 32;
+
+/// Predicts, and prints the most probable classes of each picture.
+pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
+    // All pictures are read first, so that nothing is printed where one of them is none.
+    let pictures = args.images.iter().map(|path| read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let loaded = load(&args.weights)?;
+    let normalisation = loaded.normalisation();
+    for (path, picture) in args.images.iter().zip(pictures) {
+        let images = cifar::picture(&picture, &normalisation)?.to_device(&loaded.device)?;
+        let logits = loaded.network.evaluate(&images)?.to_vec2::<f32>()?;
+        let probabilities = softmax(&logits.concat());
+        let mut classes: Vec<_> = loaded.inputs.class_names.iter().zip(probabilities).collect();
+        classes.sort_by(|a, b| b.1.total_cmp(&a.1));
+        printer::line(&line(path, &classes, args.top));
+    }
+    Ok(())
+}
+
+fn line(path: &Path, classes: &[(&String, f64)], top: NonZeroUsize) -> String {
+    let classes = classes.iter().take(top.get());
+    let classes: Vec<_> = classes.map(|(name, share)| format!("{name} {:.1} %", 100.0 * share)).collect();
+    format!("{}: {}", path.display(), classes.join(", "))
+}
+
+/// The picture's largest square in the middle, 32 by 32 pixels, as `[3, 32, 32]` bytes.
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let reader = ImageReader::open(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let reader = reader.with_guessed_format().with_context(|| format!("cannot read `{}`", path.display()))?;
+    let picture = reader
+        .decode()
+        .with_context(|| format!("`{}` is no PNG or JPEG picture", path.display()))?;
+    Ok(square(&picture))
+}
+
+fn square(picture: &DynamicImage) -> Vec<u8> {
+    let side = picture.width().min(picture.height());
+    let (left, top) = ((picture.width() - side) / 2, (picture.height() - side) / 2);
+    let square = picture.crop_imm(left, top, side, side);
+    // CIFAR's own size is taken as it is: resampling would change its pixels.
+    let square = if side == SIDE {
+        square
+    } else {
+        square.resize_exact(SIDE, SIDE, FilterType::Triangle)
+    };
+    let square = square.to_rgb8();
+    (0..3).flat_map(|channel| square.pixels().map(move |pixel| pixel.0[channel])).collect()
+}
+
+fn softmax(logits: &[f32]) -> Vec<f64> {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers: Vec<f64> = logits.iter().map(|logit| f64::from(logit - top).exp()).collect();
+    let total: f64 = powers.iter().sum();
+    powers.into_iter().map(|power| power / total).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{Rgb, RgbImage};
+
+    #[test]
+    fn the_middle_square_is_seen() {
+        // Green in the middle, red on both sides.
+        let picture = RgbImage::from_fn(128, 64, |x, _| {
+            if (32..96).contains(&x) { Rgb([0, 255, 0]) } else { Rgb([255, 0, 0]) }
+        });
+        let bytes = square(&picture.into());
+        assert_eq!(bytes.len(), 3 * 1024);
+        assert!(bytes[..1024].iter().all(|red| *red == 0));
+        assert!(bytes[1024..2048].iter().all(|green| *green == 255));
+    }
+
+    #[test]
+    fn pictures_of_cifars_size_keep_every_pixel() {
+        let picture = RgbImage::from_fn(32, 32, |x, y| Rgb([x as u8, y as u8, 7]));
+        let bytes = square(&picture.into());
+        assert!((0..1024).all(|i| bytes[i] == (i % 32) as u8 && bytes[1024 + i] == (i / 32) as u8));
+    }
+
+    #[test]
+    fn softmax_sums_to_one_for_any_size() {
+        for logits in [[1000.0, 0.0], [-1000.0, -1000.5]] {
+            let shares = softmax(&logits);
+            assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+            assert!(shares[0] > shares[1]);
+        }
+    }
+}

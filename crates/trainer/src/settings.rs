@@ -1,0 +1,324 @@
+//! What a run is to do: settings given (flags, files, recipes; every one optional) and settings
+//! resolved (every one there).
+
+use crate::data::Source;
+use crate::device;
+use crate::exit::Usage;
+use anyhow::Context;
+use cifar::Augmentation;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use engine::{DropoutEpochs, Fraction, NonNegative, OpenFraction, Positive, Recipe};
+use models::Architecture;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::{Path, PathBuf};
+use toml::Table;
+
+/// Settings given on the command line or in a file. What is left out comes from elsewhere.
+#[derive(Clone, Debug, Default, PartialEq, clap::Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Given {
+    /// The network to train.
+    #[arg(long, value_parser = architecture())]
+    pub(crate) model: Option<Architecture>,
+
+    /// The recipe whose settings hold where nothing else is said [default: reference].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) recipe: Option<String>,
+
+    /// The images: CIFAR-10 from the data folder, or a set drawn by the program (ten classes,
+    /// 10,000 training and 2,000 test images unless the limits say otherwise) [default: cifar10].
+    #[arg(long)]
+    pub(crate) dataset: Option<Source>,
+
+    /// The folder that holds `cifar-10-batches-bin` [default: data].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+
+    /// Use the first N training images only.
+    #[arg(long, value_name = "N")]
+    pub(crate) limit_train: Option<NonZeroUsize>,
+
+    /// Use the first N test images only.
+    #[arg(long, value_name = "N")]
+    pub(crate) limit_test: Option<NonZeroUsize>,
+
+    /// Passes over the training images.
+    #[arg(long, value_name = "N")]
+    pub(crate) epochs: Option<NonZeroU32>,
+
+    /// Images a step.
+    #[arg(long, value_name = "N")]
+    pub(crate) batch_size: Option<NonZeroUsize>,
+
+    /// Learning rate at the start.
+    #[arg(long = "lr", value_name = "RATE", allow_negative_numbers = true)]
+    pub(crate) learning_rate: Option<NonNegative>,
+
+    /// Momentum of the gradient descent.
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub(crate) momentum: Option<Fraction>,
+
+    /// Share of each weight that is added to its gradient.
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub(crate) weight_decay: Option<NonNegative>,
+
+    /// Share of features that dropout sets to 0.
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub(crate) dropout: Option<Fraction>,
+
+    /// For how many epochs, from the first, dropout is active: `all` or a number.
+    #[arg(long, value_name = "N|all")]
+    pub(crate) dropout_epochs: Option<DropoutEpochs>,
+
+    /// What is done to training images: nothing, or pad, random crop and random flip.
+    #[arg(long, value_parser = augmentation())]
+    pub(crate) augment: Option<Augmentation>,
+
+    #[arg(skip)]
+    mean: Option<[f64; 3]>,
+
+    #[arg(skip)]
+    standard_deviation: Option<[Positive; 3]>,
+
+    /// Epochs without a better test loss before the learning rate falls.
+    #[arg(long, value_name = "N")]
+    pub(crate) patience: Option<u32>,
+
+    #[arg(skip)]
+    plateau_factor: Option<OpenFraction>,
+
+    #[arg(skip)]
+    plateau_threshold: Option<Fraction>,
+
+    /// Decides every random number of the run [default: 0].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    pub(crate) seed: Option<u64>,
+
+    /// Threads that compute; the result does not depend on them [default: one a core].
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+
+    /// The device that computes: auto, cpu, cuda or cuda:N [default: auto].
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<device::Choice>,
+
+    /// Start from the weights in this file, a checkpoint or one made by PyTorch.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) init: Option<PathBuf>,
+
+    /// Minutes between two checkpoints inside an epoch [default: 10].
+    #[arg(long, value_name = "MINUTES", allow_negative_numbers = true)]
+    pub(crate) checkpoint_minutes: Option<NonNegative>,
+
+    /// What a run record adds to its settings; not a setting.
+    #[arg(skip)]
+    #[serde(skip_serializing)]
+    #[allow(dead_code)]
+    made_by: Option<Table>,
+}
+
+/// The networks' names, as clap offers them.
+pub(crate) fn architecture() -> impl TypedValueParser<Value = Architecture> {
+    PossibleValuesParser::new(Architecture::ALL.map(Architecture::name))
+        .try_map(|name| name.parse::<Architecture>())
+}
+
+fn augmentation() -> impl TypedValueParser<Value = Augmentation> {
+    PossibleValuesParser::new(["none", "standard"]).map(|name| match name.as_str() {
+        "none" => Augmentation::None,
+        _ => Augmentation::Standard,
+    })
+}
+
+/// Settings of a run, all resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Settings {
+    pub(crate) run: Run,
+    pub(crate) recipe: Recipe,
+}
+
+/// The settings that are not the recipe's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Run {
+    pub(crate) model: Architecture,
+    /// The recipe's name.
+    pub(crate) recipe: String,
+    pub(crate) dataset: Source,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) limit_train: Option<NonZeroUsize>,
+    pub(crate) limit_test: Option<NonZeroUsize>,
+    pub(crate) seed: u64,
+    pub(crate) threads: NonZeroUsize,
+    pub(crate) device: device::Choice,
+    pub(crate) init: Option<PathBuf>,
+    pub(crate) checkpoint_minutes: NonNegative,
+}
+
+/// The keys of [`Run`]; all others are the recipe's.
+const RUN_KEYS: [&str; 11] = [
+    "model",
+    "recipe",
+    "dataset",
+    "data_dir",
+    "limit_train",
+    "limit_test",
+    "seed",
+    "threads",
+    "device",
+    "init",
+    "checkpoint_minutes",
+];
+
+/// The settings that may be given anew when a run is resumed: they do not change what was done
+/// before, and of the rest of the run only how long it is.
+const MAY_CHANGE: [&str; 5] = ["epochs", "data_dir", "threads", "device", "checkpoint_minutes"];
+
+impl Given {
+    /// Reads settings from a TOML file: any of the keys that `--dry-run` prints.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = fs::read_to_string(path)
+            .map_err(|error| Usage(format!("cannot read the settings in `{}`: {error}", path.display())))?;
+        toml::from_str(&text).map_err(|error| {
+            let place = error.span().map_or_else(String::new, |span| {
+                let line = text[..span.start.min(text.len())].matches('\n').count();
+                format!(" at line {} (`{}`)", line + 1, text.lines().nth(line).unwrap_or("").trim())
+            });
+            Usage(format!("`{}` is wrong{place}: {}", path.display(), error.message().replace('\n', "; "))).into()
+        })
+    }
+
+    /// The settings that are there.
+    fn table(&self) -> anyhow::Result<Table> {
+        Ok(Table::try_from(self)?)
+    }
+
+    /// Fills in what is left out: first from `file`, then from the recipe, then from the defaults.
+    pub(crate) fn resolve(&self, file: Option<&Self>) -> anyhow::Result<Settings> {
+        let mut given = file.map_or_else(|| Ok(Table::new()), Self::table)?;
+        given.extend(self.table()?);
+        let model = self.model.or(file.and_then(|file| file.model));
+        let model = model.ok_or_else(|| {
+            Usage("which network? name it with --model alexnet or --model small-alexnet".to_owned())
+        })?;
+        let name = given.get("recipe").and_then(|name| name.as_str()).unwrap_or("reference");
+        let recipe = engine::built_in(name, model).ok_or_else(|| {
+            let names: Vec<_> = engine::recipe_names().collect();
+            Usage(format!("--recipe {name}: there is no such recipe; there is {}", names.join(", ")))
+        })?;
+        let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let mut all: Table = toml::toml! {
+            recipe = "reference"
+            dataset = "cifar10"
+            data_dir = "data"
+            seed = 0
+            device = "auto"
+            checkpoint_minutes = 10.0
+        };
+        all.insert("threads".to_owned(), toml::Value::Integer(threads as i64));
+        all.extend(recipe);
+        all.extend(given);
+        let (run, recipe) = all.into_iter().partition(|(key, _)| RUN_KEYS.contains(&key.as_str()));
+        Ok(Settings {
+            run: Table::try_into(run)?,
+            recipe: Table::try_into(recipe)?,
+        })
+    }
+
+    /// The settings of a run that is resumed: its own, but for those that may change.
+    pub(crate) fn resolve_resumed(&self, run: &Path, of_run: &Self) -> anyhow::Result<Settings> {
+        let theirs = of_run.table()?;
+        for (key, value) in self.table()? {
+            let same = theirs.get(&key) == Some(&value);
+            if !same && !MAY_CHANGE.contains(&key.as_str()) {
+                let theirs = theirs.get(&key).map_or_else(|| "none".to_owned(), toml::Value::to_string);
+                return Err(Usage(format!(
+                    "the run `{}` has {key} = {theirs}, not {value}; leave that flag out to resume it, or start a new run",
+                    run.display()
+                ))
+                .into());
+            }
+        }
+        self.resolve(Some(of_run))
+    }
+}
+
+impl Settings {
+    /// The settings as a TOML document, which `--config` takes back.
+    pub(crate) fn to_toml(&self) -> anyhow::Result<String> {
+        let run = toml::to_string(&self.run).context("cannot write the settings")?;
+        let recipe = toml::to_string(&self.recipe).context("cannot write the recipe")?;
+        Ok(format!("{run}\n{recipe}"))
+    }
+
+    /// The name of a run, unless another is given; to be numbered where it is taken.
+    pub(crate) fn default_name(&self) -> String {
+        format!("{}-{}-seed{}", self.run.model, self.run.recipe, self.run.seed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(text: &str) -> anyhow::Result<Given> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("settings.toml");
+        fs::write(&path, text).unwrap();
+        Given::read(&path)
+    }
+
+    fn message(text: &str) -> String {
+        let error = given(text).and_then(|given| given.resolve(None)).unwrap_err();
+        assert!(error.is::<Usage>(), "{error:#}");
+        let text = error.to_string();
+        text.split_once("is wrong at ").map_or(text.clone(), |(_, rest)| rest.to_owned())
+    }
+
+    #[test]
+    fn what_dry_run_prints_is_taken_back() {
+        for text in [
+            "model = \"alexnet\"",
+            "model = \"small-alexnet\"\nseed = 7\nlimit_train = 100\ndropout_epochs = 1\naugment = \"none\"\ninit = \"a.safetensors\"",
+        ] {
+            let settings = given(text).unwrap().resolve(None).unwrap();
+            let again = given(&settings.to_toml().unwrap()).unwrap().resolve(None).unwrap();
+            assert_eq!(settings, again);
+        }
+    }
+
+    #[test]
+    fn flags_override_the_file_and_the_file_overrides_the_recipe() {
+        let file = given("model = \"alexnet\"\npatience = 9\nepochs = 3").unwrap();
+        let flags = given("epochs = 4").unwrap();
+        let settings = flags.resolve(Some(&file)).unwrap();
+        assert_eq!(settings.recipe.epochs.get(), 4);
+        assert_eq!(settings.recipe.patience, 9);
+        assert_eq!(settings.recipe.batch_size.get(), 500);
+    }
+
+    #[test]
+    fn bad_settings_are_named() {
+        insta::assert_snapshot!(message("model = \"alexnet\"\nepoch = 3"), @"");
+        insta::assert_snapshot!(message("model = \"alexnet\"\nlearning_rate = -0.1"), @"");
+        insta::assert_snapshot!(message("batch_size = 0"), @"");
+        insta::assert_snapshot!(message("model = \"vgg\""), @"");
+        insta::assert_snapshot!(message("dropout_epochs = \"some\""), @"");
+        insta::assert_snapshot!(message("momentum = 1"), @"");
+        insta::assert_snapshot!(message("model = "), @"");
+        insta::assert_snapshot!(message("seed = 1"), @"");
+        insta::assert_snapshot!(message("model = \"alexnet\"\nrecipe = \"none\""), @"");
+    }
+
+    #[test]
+    fn a_resumed_run_keeps_its_settings() {
+        let run = given("model = \"alexnet\"\nseed = 3\nepochs = 2").unwrap();
+        let path = Path::new("runs/a");
+        let longer = given("epochs = 5\nthreads = 1\nmodel = \"alexnet\"").unwrap();
+        let settings = longer.resolve_resumed(path, &run).unwrap();
+        assert_eq!((settings.recipe.epochs.get(), settings.run.seed), (5, 3));
+        let error = given("model = \"small-alexnet\"").unwrap().resolve_resumed(path, &run).unwrap_err();
+        insta::assert_snapshot!(error, @"");
+    }
+}

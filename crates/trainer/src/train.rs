@@ -1,0 +1,322 @@
+//! The command that trains.
+
+use crate::args::{LogLevel, TrainArgs, use_threads};
+use crate::data::Data;
+use crate::exit::Ended;
+use crate::progress::Progress;
+use crate::run_folder::{RECORD, RunFolder};
+use crate::settings::{Given, Settings};
+use crate::{device, printer};
+use anyhow::Context;
+use candle_core::Device;
+use engine::{Checkpoints, Event, Inputs, Outcome, Training, Weights};
+use models::{Network, initial_parameters};
+use serde::Serialize;
+use std::path::Path;
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::prelude::*;
+
+/// Trains, or continues training, as asked.
+pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
+    let resumed = args.resume.as_deref();
+    let resumed = resumed.map(|run| RunFolder::find(&args.run_dir, run)).transpose()?;
+    let settings = match &resumed {
+        Some(run) => args.given.resolve_resumed(run, &Given::read(&run.join(RECORD))?)?,
+        None => {
+            let file = args.config.as_deref().map(Given::read).transpose()?;
+            args.given.resolve(file.as_ref())?
+        }
+    };
+    if args.dry_run {
+        printer::text(&settings.to_toml()?);
+        return Ok(Ended::Done);
+    }
+    let stop = stop_on_interrupt()?;
+    use_threads(Some(settings.run.threads))?;
+    let device = settings.run.device.device()?;
+    // Before the data, which take time: what must not be touched is found at once.
+    let resumed = resumed.map(|run| RunFolder::lock(&run)).transpose()?;
+    let run = &settings.run;
+    let data = Data::load(run.dataset, &run.data_dir, run.limit_train, run.limit_test)?;
+    let (folder, training) = match resumed {
+        Some(folder) => {
+            let training = resume(&settings, &data, &device, &folder)?;
+            (folder, training)
+        }
+        None => {
+            // The folder is made last, so that nothing is left behind where something is wrong.
+            let training = start(&settings, &data, &device)?;
+            let name = args.name.as_deref();
+            (RunFolder::create(&args.run_dir, name, &settings.default_name())?, training)
+        }
+    };
+    start_log(&folder, args.log_level)?;
+    write_record(&folder, &settings, &data, &device)?;
+    train(&settings, &data, &device, &folder, training, !args.no_progress, &stop)
+}
+
+/// The first Ctrl-C asks to stop after the step; the second ends the process.
+fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::SeqCst) {
+            process::exit(crate::exit::Code::Interrupted as i32);
+        }
+        printer::note("stopping after this step, with a checkpoint; once more stops at once");
+    })
+    .context("cannot watch for Ctrl-C")?;
+    Ok(stop)
+}
+
+/// Training from its first step on.
+fn start(settings: &Settings, data: &Data, device: &Device) -> anyhow::Result<Training> {
+    let run = &settings.run;
+    let parameters = match &run.init {
+        Some(path) => on_device(Weights::read(path, Some(run.model))?.tensors, device)?,
+        None => initial_parameters(run.model, run.seed, device)?,
+    };
+    let network = Network::new(run.model, parameters)?;
+    training(settings, data, device, network)
+}
+
+/// Training from where a run stands; from its first step where it has no checkpoint yet.
+fn resume(settings: &Settings, data: &Data, device: &Device, folder: &RunFolder) -> anyhow::Result<Training> {
+    let checkpoints = checkpoints(settings, data, folder);
+    let Some(checkpoint) = checkpoints.read_last(settings.run.model)? else {
+        return start(settings, data, device);
+    };
+    if let Some(recorded) = recorded_digest(folder.path())
+        && recorded != data.digest
+    {
+        anyhow::bail!(
+            "the run `{}` was made with other data (SHA-256 {recorded}) than those in use now ({})",
+            folder.path().display(),
+            data.digest
+        );
+    }
+    let network = Network::new(settings.run.model, on_device(checkpoint.weights.tensors, device)?)?;
+    let training = training(settings, data, device, network)?;
+    Ok(training.resumed(&checkpoints, checkpoint.velocities, checkpoint.progress)?)
+}
+
+fn on_device(
+    tensors: Vec<(String, candle_core::Tensor)>,
+    device: &Device,
+) -> candle_core::Result<Vec<(String, candle_core::Tensor)>> {
+    let tensors = tensors.into_iter();
+    tensors.map(|(name, tensor)| Ok((name, tensor.to_device(device)?))).collect()
+}
+
+fn training(settings: &Settings, data: &Data, device: &Device, network: Network) -> anyhow::Result<Training> {
+    Ok(Training::new(
+        settings.recipe.clone(),
+        settings.run.seed,
+        network,
+        data.train.clone(),
+        data.test.clone(),
+        device.clone(),
+    )?)
+}
+
+fn checkpoints(settings: &Settings, data: &Data, folder: &RunFolder) -> Checkpoints {
+    Checkpoints::new(
+        folder.path(),
+        Inputs {
+            mean: settings.recipe.mean,
+            standard_deviation: settings.recipe.standard_deviation,
+            class_names: data.class_names.map(str::to_owned),
+        },
+    )
+}
+
+/// What a run record says beside the settings.
+#[derive(Serialize)]
+struct MadeBy {
+    version: &'static str,
+    commit: &'static str,
+    device: &'static str,
+    precision: &'static str,
+    parameters: usize,
+    train_images: usize,
+    test_images: usize,
+    data_sha256: String,
+}
+
+/// The table in which a run record holds [`MadeBy`].
+const MADE_BY: &str = "made_by";
+
+fn write_record(folder: &RunFolder, settings: &Settings, data: &Data, device: &Device) -> anyhow::Result<()> {
+    let made_by = MadeBy {
+        version: env!("CARGO_PKG_VERSION"),
+        commit: env!("TRAINER_COMMIT"),
+        device: device::name(device),
+        precision: "f32",
+        parameters: settings.run.model.parameter_count(),
+        train_images: data.train.len(),
+        test_images: data.test.len(),
+        data_sha256: data.digest.clone(),
+    };
+    let record = format!("{}\n[{MADE_BY}]\n{}", settings.to_toml()?, toml::to_string(&made_by)?);
+    folder.write(RECORD, record.as_bytes())?;
+    folder.write("summary.txt", models::summary(settings.run.model).as_bytes())
+}
+
+/// The data that a run record names.
+fn recorded_digest(folder: &Path) -> Option<String> {
+    let record = std::fs::read_to_string(folder.join(RECORD)).ok()?;
+    let record: toml::Table = record.parse().ok()?;
+    Some(record.get(MADE_BY)?.get("data_sha256")?.as_str()?.to_owned())
+}
+
+/// The log of the run, and warnings on standard error as well.
+fn start_log(folder: &RunFolder, level: LogLevel) -> anyhow::Result<()> {
+    let level = match level {
+        LogLevel::Off => LevelFilter::OFF,
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    let file = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(Arc::new(folder.log()?));
+    let terminal = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stderr);
+    tracing_subscriber::registry()
+        .with(file.with_filter(level))
+        .with(terminal.without_time().with_filter(LevelFilter::WARN.min(level)))
+        .try_init()?;
+    Ok(())
+}
+
+fn train(
+    settings: &Settings,
+    data: &Data,
+    device: &Device,
+    folder: &RunFolder,
+    mut training: Training,
+    show_bar: bool,
+    stop: &AtomicBool,
+) -> anyhow::Result<Ended> {
+    let run = &settings.run;
+    let epochs = settings.recipe.epochs.get();
+    let path = folder.path().display();
+    let position = training.position();
+    printer::note(&format!(
+        "{}: {} parameters, {} training and {} test images, {} on {} with {} threads, in {path}",
+        run.model,
+        run.model.parameter_count(),
+        data.train.len(),
+        data.test.len(),
+        settings.run.recipe,
+        device::name(device),
+        run.threads,
+    ));
+    tracing::info!(model = %run.model, recipe = run.recipe, seed = run.seed, data = data.digest, "run begins");
+    if position != engine::Position::default() {
+        printer::note(&format!(
+            "resumed after {} of {epochs} epochs and {} steps",
+            position.epoch, position.step
+        ));
+        tracing::info!(epoch = position.epoch, step = position.step, "resumed");
+        // A process that was killed may have written more, or less, than belongs to the checkpoint.
+        write_results(folder, settings, training.history())?;
+    }
+    let mut progress = Progress::new(show_bar, data.train.len());
+    let minutes = run.checkpoint_minutes.get();
+    let interval = Duration::try_from_secs_f64(60.0 * minutes).unwrap_or(Duration::MAX);
+    let outcome = training.run(
+        &checkpoints(settings, data, folder),
+        interval,
+        &|| stop.load(Ordering::SeqCst),
+        &mut |event| {
+            log(event);
+            if let Event::EpochFinished { history, .. } = event {
+                write_results(folder, settings, history)?;
+            }
+            progress.show(event);
+            Ok(())
+        },
+    );
+    drop(progress);
+    let outcome = outcome.inspect_err(|error| tracing::error!("{error}"))?;
+    match outcome {
+        Outcome::Finished => {
+            if let Some(last) = training.history().last() {
+                printer::line(&format!(
+                    "done: {:.2} % of the test images after {} epochs; curves in {path}/curves.svg",
+                    100.0 * last.test_accuracy,
+                    last.epoch
+                ));
+            }
+            tracing::info!("run ends");
+            Ok(Ended::Done)
+        }
+        Outcome::Interrupted => {
+            let position = training.position();
+            printer::note(&format!(
+                "interrupted after {} of {epochs} epochs and {} steps; continue with: cargo run -p trainer -- --resume {path}",
+                position.epoch, position.step
+            ));
+            tracing::info!(epoch = position.epoch, step = position.step, "interrupted");
+            Ok(Ended::Interrupted)
+        }
+    }
+}
+
+/// Everything that is rewritten after an epoch, besides the checkpoints.
+fn write_results(folder: &RunFolder, settings: &Settings, history: &[engine::EpochResult]) -> anyhow::Result<()> {
+    let epochs: Vec<report::Epoch> = history.iter().map(epoch_record).collect();
+    report::write_metrics(&folder.path().join("metrics.jsonl"), &epochs)?;
+    let title = format!(
+        "{}, {} recipe, seed {}",
+        settings.run.model.class_name(),
+        settings.run.recipe,
+        settings.run.seed
+    );
+    folder.write("curves.svg", report::curves_svg(&title, &epochs)?.as_bytes())?;
+    folder.write("curves.png", &report::curves_png(&title, &epochs)?)
+}
+
+fn epoch_record(epoch: &engine::EpochResult) -> report::Epoch {
+    report::Epoch {
+        epoch: epoch.epoch,
+        train_loss: epoch.train_loss,
+        train_accuracy: epoch.train_accuracy,
+        test_loss: epoch.test_loss,
+        test_accuracy: epoch.test_accuracy,
+        learning_rate: epoch.learning_rate,
+        seconds: epoch.seconds,
+        images_per_second: epoch.images_per_second,
+    }
+}
+
+fn log(event: &Event<'_>) {
+    match *event {
+        Event::EpochStarted { epoch, done, steps, learning_rate, .. } => {
+            tracing::info!(epoch, done, steps, learning_rate, "epoch begins");
+        }
+        Event::Step { epoch, done, loss, accuracy, images_per_second } => {
+            tracing::debug!(epoch, done, loss, accuracy, images_per_second, "step");
+        }
+        Event::EvaluationStarted { epoch } => tracing::debug!(epoch, "evaluation begins"),
+        Event::EpochFinished { history, best, .. } => {
+            if let Some(last) = history.last() {
+                tracing::info!(
+                    epoch = last.epoch,
+                    train_loss = last.train_loss,
+                    train_accuracy = last.train_accuracy,
+                    test_loss = last.test_loss,
+                    test_accuracy = last.test_accuracy,
+                    seconds = last.seconds,
+                    best = best.epoch,
+                    "epoch ends"
+                );
+            }
+        }
+        Event::CheckpointWritten { path } => tracing::info!(path = %path.display(), "checkpoint written"),
+    }
+}
