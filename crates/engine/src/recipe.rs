@@ -88,7 +88,7 @@ ranged!(
 
 /// In how many epochs, from the first, dropout is active.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "\"all\" or a number of epochs")]
+#[serde(untagged, expecting = "expected \"all\" or a number of epochs")]
 pub enum DropoutEpochs {
     /// In all of them.
     All(All),

@@ -300,15 +300,15 @@ mod tests {
 
     #[test]
     fn bad_settings_are_named() {
-        insta::assert_snapshot!(message("model = \"alexnet\"\nepoch = 3"), @"");
-        insta::assert_snapshot!(message("model = \"alexnet\"\nlearning_rate = -0.1"), @"");
-        insta::assert_snapshot!(message("batch_size = 0"), @"");
-        insta::assert_snapshot!(message("model = \"vgg\""), @"");
-        insta::assert_snapshot!(message("dropout_epochs = \"some\""), @"");
-        insta::assert_snapshot!(message("momentum = 1"), @"");
-        insta::assert_snapshot!(message("model = "), @"");
-        insta::assert_snapshot!(message("seed = 1"), @"");
-        insta::assert_snapshot!(message("model = \"alexnet\"\nrecipe = \"none\""), @"");
+        insta::assert_snapshot!(message("model = \"alexnet\"\nepoch = 3"), @r#"line 2 (`epoch = 3`): unknown field `epoch`, expected one of `model`, `recipe`, `dataset`, `data_dir`, `limit_train`, `limit_test`, `epochs`, `batch_size`, `learning_rate`, `momentum`, `weight_decay`, `dropout`, `dropout_epochs`, `augment`, `mean`, `standard_deviation`, `patience`, `plateau_factor`, `plateau_threshold`, `seed`, `threads`, `device`, `init`, `checkpoint_minutes`, `made_by`"#);
+        insta::assert_snapshot!(message("model = \"alexnet\"\nlearning_rate = -0.1"), @r#"line 2 (`learning_rate = -0.1`): -0.1 is out of range: expected a finite number of at least 0"#);
+        insta::assert_snapshot!(message("batch_size = 0"), @r#"line 1 (`batch_size = 0`): invalid value: integer `0`, expected a nonzero usize"#);
+        insta::assert_snapshot!(message("model = \"vgg\""), @r#"line 1 (`model = "vgg"`): `vgg` is not a model: use `alexnet` or `small-alexnet`"#);
+        insta::assert_snapshot!(message("dropout_epochs = \"some\""), @r#"line 1 (`dropout_epochs = "some"`): expected "all" or a number of epochs"#);
+        insta::assert_snapshot!(message("momentum = 1"), @r#"line 1 (`momentum = 1`): 1 is out of range: expected a number of at least 0 and below 1"#);
+        insta::assert_snapshot!(message("model = "), @r#"line 1 (`model =`): string values must be quoted, expected literal string"#);
+        insta::assert_snapshot!(message("seed = 1"), @r#"which network? name it with --model alexnet or --model small-alexnet"#);
+        insta::assert_snapshot!(message("model = \"alexnet\"\nrecipe = \"none\""), @r#"--recipe none: there is no such recipe; there is reference"#);
     }
 
     #[test]
@@ -319,6 +319,6 @@ mod tests {
         let settings = longer.resolve_resumed(path, &run).unwrap();
         assert_eq!((settings.recipe.epochs.get(), settings.run.seed), (5, 3));
         let error = given("model = \"small-alexnet\"").unwrap().resolve_resumed(path, &run).unwrap_err();
-        insta::assert_snapshot!(error, @"");
+        insta::assert_snapshot!(error, @r#"the run `runs/a` has model = "alexnet", not "small-alexnet"; leave that flag out to resume it, or start a new run"#);
     }
 }

@@ -1,0 +1,400 @@
+//! Every operation over random shapes: against plain loops, against finite differences in `f64`,
+//! and for the same bits on any number of threads.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use ops::{
+    Activation, Dropout, Sgd, conv2d, cross_entropy, dropout, linear, max_pool2d, relu, sgd_step,
+};
+use proptest::prelude::*;
+
+mod reference;
+use reference::uniform;
+
+fn tensor(seed: u64, shape: &[usize]) -> Tensor {
+    let values = uniform(seed, shape.iter().product(), 1.0);
+    let values = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+    values.to_dtype(DType::F64).unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+}
+
+fn bits(tensor: &Tensor) -> Vec<u64> {
+    values(tensor).into_iter().map(f64::to_bits).collect()
+}
+
+fn assert_close(found: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len());
+    for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!((found - expected).abs() <= tolerance, "[{place}]: {found}, not {expected}");
+    }
+}
+
+fn activation(relu: bool) -> Activation {
+    if relu { Activation::Relu } else { Activation::Identity }
+}
+
+/// `sum(weights * f(inputs))` and its gradients, with weights that differ from place to place.
+fn gradients(f: &dyn Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor]) -> Vec<Tensor> {
+    let variables: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
+    let arguments: Vec<Tensor> = variables.iter().map(|v| v.as_tensor().clone()).collect();
+    let y = f(&arguments).unwrap();
+    let weights = tensor(99, y.dims()).to_dtype(y.dtype()).unwrap();
+    let grads = (y * weights).unwrap().sum_all().unwrap().backward().unwrap();
+    variables.iter().map(|v| grads.get(v).unwrap().clone()).collect()
+}
+
+/// Holds every gradient against the differences on both sides of it: it must lie between them. They
+/// are equal but for a bend of the function (a rectifier at 0, two equal maxima) inside the step.
+fn check_gradients(f: &dyn Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor]) {
+    const STEP: f64 = 1e-6;
+    const TOLERANCE: f64 = 1e-6;
+    let objective = |inputs: &[Tensor]| -> f64 {
+        let y = f(inputs).unwrap();
+        let weights = tensor(99, y.dims());
+        (y * weights).unwrap().sum_all().unwrap().to_scalar().unwrap()
+    };
+    let here = objective(inputs);
+    for (number, gradient) in gradients(f, inputs).iter().enumerate() {
+        let shape = inputs[number].shape().clone();
+        let middle = values(&inputs[number]);
+        let gradient = values(gradient);
+        assert_eq!(gradient.len(), middle.len());
+        for (place, slope) in gradient.into_iter().enumerate() {
+            let difference = |step: f64| {
+                let mut moved = middle.clone();
+                moved[place] += step;
+                let mut inputs = inputs.to_vec();
+                inputs[number] = Tensor::from_vec(moved, shape.clone(), &Device::Cpu).unwrap();
+                (objective(&inputs) - here) / step
+            };
+            let (a, b) = (difference(STEP), difference(-STEP));
+            assert!(
+                (a.min(b) - TOLERANCE..=a.max(b) + TOLERANCE).contains(&slope),
+                "input {number} [{place}]: {slope}, not {a} or {b}"
+            );
+        }
+    }
+}
+
+/// Runs `f` on pools of 1, 2, 3 and 7 threads; all results must be equal to the bit.
+fn same_on_any_threads(f: impl Fn() -> Vec<Vec<u64>> + Sync) {
+    let results: Vec<_> = [1, 2, 3, 7]
+        .into_iter()
+        .map(|threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(&f)
+        })
+        .collect();
+    assert!(results.iter().all(|result| *result == results[0]));
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Conv {
+    batch: usize,
+    in_channels: usize,
+    out_channels: usize,
+    height: usize,
+    width: usize,
+    kernel: usize,
+    padding: usize,
+    relu: bool,
+    seed: u64,
+}
+
+impl Conv {
+    fn inputs(&self) -> [Tensor; 3] {
+        let Self { batch, in_channels, out_channels, height, width, kernel, seed, .. } = *self;
+        [
+            tensor(seed, &[batch, in_channels, height, width]),
+            tensor(seed + 1, &[out_channels, in_channels, kernel, kernel]),
+            tensor(seed + 2, &[out_channels]),
+        ]
+    }
+
+    fn run(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        conv2d(&inputs[0], &inputs[1], &inputs[2], self.padding, activation(self.relu))
+    }
+
+    /// The sum over channels and offsets, written out.
+    fn plain(&self) -> Vec<f64> {
+        let Self { batch, in_channels, out_channels, height, width, kernel, padding, relu, .. } = *self;
+        let [x, w, b] = self.inputs().map(|tensor| values(&tensor));
+        let (out_height, out_width) = (height + 2 * padding + 1 - kernel, width + 2 * padding + 1 - kernel);
+        let mut y = Vec::new();
+        for n in 0..batch {
+            for (o, bias) in b.iter().enumerate().take(out_channels) {
+                for i in 0..out_height {
+                    for j in 0..out_width {
+                        let mut sum = *bias;
+                        for c in 0..in_channels {
+                            for u in 0..kernel {
+                                for v in 0..kernel {
+                                    let (row, column) = (i + u, j + v);
+                                    let inside = (padding..height + padding).contains(&row)
+                                        && (padding..width + padding).contains(&column);
+                                    if inside {
+                                        let place = ((n * in_channels + c) * height + row - padding) * width;
+                                        sum += x[place + column - padding]
+                                            * w[((o * in_channels + c) * kernel + u) * kernel + v];
+                                    }
+                                }
+                            }
+                        }
+                        y.push(if relu { sum.max(0.0) } else { sum });
+                    }
+                }
+            }
+        }
+        y
+    }
+}
+
+prop_compose! {
+    fn convolutions()(
+        batch in 1_usize..4, in_channels in 1_usize..4, out_channels in 1_usize..4,
+        kernel in 1_usize..6, padding in 0_usize..4, extra_height in 0_usize..4,
+        extra_width in 0_usize..4, relu: bool, seed in 0_u64..1000
+    ) -> Conv {
+        let least = (kernel + 1).saturating_sub(2 * padding).max(1);
+        Conv {
+            batch, in_channels, out_channels, kernel, padding, relu, seed,
+            height: least + extra_height,
+            width: least + extra_width,
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(48) })]
+
+    #[test]
+    fn conv2d_is_the_plain_sum(conv in convolutions()) {
+        let y = conv.run(&conv.inputs()).unwrap();
+        assert_close(&values(&y), &conv.plain(), 1e-12);
+    }
+
+    #[test]
+    fn conv2d_has_the_gradients_of_finite_differences(conv in convolutions()) {
+        check_gradients(&|inputs| conv.run(inputs), &conv.inputs());
+    }
+
+    #[test]
+    fn linear_is_the_plain_product(
+        batch in 1_usize..5, inputs in 1_usize..6, outputs in 1_usize..600, relu: bool, seed in 0_u64..1000
+    ) {
+        let [x, w, b] = [
+            tensor(seed, &[batch, inputs]), tensor(seed + 1, &[outputs, inputs]), tensor(seed + 2, &[outputs]),
+        ];
+        let y = linear(&x, &w, &b, activation(relu)).unwrap();
+        let (x, w, b) = (values(&x), values(&w), values(&b));
+        let mut expected = Vec::new();
+        for row in x.chunks(inputs) {
+            for (w, b) in w.chunks(inputs).zip(&b) {
+                let sum = b + row.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
+                expected.push(if relu { sum.max(0.0) } else { sum });
+            }
+        }
+        assert_close(&values(&y), &expected, 1e-12);
+    }
+
+    #[test]
+    fn linear_has_the_gradients_of_finite_differences(
+        batch in 1_usize..4, inputs in 1_usize..5, outputs in 1_usize..5, relu: bool, seed in 0_u64..1000
+    ) {
+        let arguments = [
+            tensor(seed, &[batch, inputs]), tensor(seed + 1, &[outputs, inputs]), tensor(seed + 2, &[outputs]),
+        ];
+        check_gradients(&|a| linear(&a[0], &a[1], &a[2], activation(relu)), &arguments);
+    }
+
+    #[test]
+    fn max_pool2d_is_the_plain_maximum(
+        channels in 1_usize..4, kernel in 1_usize..5, stride in 1_usize..4,
+        extra_height in 0_usize..8, extra_width in 0_usize..8, seed in 0_u64..1000
+    ) {
+        let (height, width) = (kernel + extra_height, kernel + extra_width);
+        let x = tensor(seed, &[2, channels, height, width]);
+        let y = max_pool2d(&x, kernel, stride).unwrap();
+        let x_values = values(&x);
+        let mut expected = Vec::new();
+        for plane in x_values.chunks(height * width) {
+            for top in (0..=height - kernel).step_by(stride) {
+                for left in (0..=width - kernel).step_by(stride) {
+                    let window = (top..top + kernel).flat_map(|row| &plane[row * width + left..][..kernel]);
+                    expected.push(window.copied().fold(f64::MIN, f64::max));
+                }
+            }
+        }
+        prop_assert_eq!(values(&y), expected);
+        check_gradients(&|a| max_pool2d(&a[0], kernel, stride), &[x]);
+    }
+
+    #[test]
+    fn cross_entropy_has_the_gradients_of_finite_differences(
+        batch in 1_usize..6, classes in 1_usize..6, seed in 0_u64..1000
+    ) {
+        let labels: Vec<u32> = (0..batch as u32).map(|i| (i * 7 + seed as u32) % classes as u32).collect();
+        let labels = Tensor::from_vec(labels, batch, &Device::Cpu).unwrap();
+        let logits = tensor(seed, &[batch, classes]);
+        check_gradients(&|a| cross_entropy(&a[0], &labels), std::slice::from_ref(&logits));
+        // candle computes the same loss by another route.
+        let theirs = candle_nn::loss::cross_entropy(&logits, &labels).unwrap();
+        let ours = cross_entropy(&logits, &labels).unwrap();
+        assert_close(&values(&ours), &values(&theirs), 1e-12);
+    }
+
+    #[test]
+    fn dropout_keeps_its_share_and_masks_the_gradient_alike(
+        length in 1_usize..200, probability in 0.0_f32..0.95, step in 0_u32..1000, seed: u64
+    ) {
+        let mask = Dropout { probability, seed, step, layer: 1 };
+        let ones = Tensor::ones(length, DType::F64, &Device::Cpu).unwrap();
+        let y = dropout(&ones, mask).unwrap();
+        let scale = 1.0 / (1.0 - f64::from(probability));
+        prop_assert!(values(&y).iter().all(|v| *v == 0.0 || *v == scale));
+        check_gradients(&|a| dropout(&a[0], mask), &[tensor(seed >> 1, &[length])]);
+    }
+}
+
+#[test]
+fn relu_has_pytorchs_gradient_at_zero() -> Result<()> {
+    let x = Var::from_tensor(&Tensor::new(&[-1.0_f64, 0.0, -0.0, 2.0], &Device::Cpu)?)?;
+    let y = relu(&x)?;
+    assert_eq!(values(&y), [0.0, 0.0, 0.0, 2.0]);
+    let grads = y.sum_all()?.backward()?;
+    assert_eq!(values(grads.get(&x).unwrap()), [0.0, 0.0, 0.0, 1.0]);
+    Ok(())
+}
+
+#[test]
+fn ties_of_max_pool2d_go_to_the_first_in_row_major_order() -> Result<()> {
+    let x = Var::zeros((1, 1, 5, 5), DType::F64, &Device::Cpu)?;
+    let grads = max_pool2d(&x, 3, 2)?.sum_all()?.backward()?;
+    let mut expected = [0.0; 25];
+    for place in [0, 2, 10, 12] {
+        expected[place] = 1.0;
+    }
+    assert_eq!(values(grads.get(&x).unwrap()), expected);
+    Ok(())
+}
+
+#[test]
+fn a_nan_is_seen_behind_every_operation() -> Result<()> {
+    let nan = Tensor::full(f64::NAN, (1, 1, 3, 3), &Device::Cpu)?;
+    let weight = Tensor::ones((1, 1, 2, 2), DType::F64, &Device::Cpu)?;
+    let bias = Tensor::zeros(1, DType::F64, &Device::Cpu)?;
+    let y = conv2d(&nan, &weight, &bias, 0, Activation::Relu)?;
+    assert!(values(&max_pool2d(&y, 2, 1)?).iter().all(|v| v.is_nan()));
+    let logits = nan.flatten_from(1)?;
+    let loss = cross_entropy(&logits, &Tensor::new(&[0_u32], &Device::Cpu)?)?;
+    assert!(loss.to_scalar::<f64>()?.is_nan());
+    Ok(())
+}
+
+#[test]
+fn dropout_masks_differ_by_seed_step_layer_and_place() -> Result<()> {
+    let ones = Tensor::ones(40_000, DType::F32, &Device::Cpu)?;
+    let base = Dropout { probability: 0.25, seed: 1, step: 2, layer: 0 };
+    let mask = |mask| dropout(&ones, mask).map(|y| values(&y));
+    let kept = mask(base)?.iter().filter(|v| **v > 0.0).count();
+    // 30,000 with a standard deviation of 87.
+    assert!((29_560..30_440).contains(&kept), "{kept}");
+    assert_eq!(mask(base)?, mask(base)?);
+    for other in [
+        Dropout { seed: 2, ..base },
+        Dropout { step: 3, ..base },
+        Dropout { layer: 1, ..base },
+    ] {
+        let pairs = mask(base)?.into_iter().zip(mask(other)?);
+        let same = pairs.filter(|(a, b)| a == b).count();
+        // 0.75^2 + 0.25^2 = 0.625 of them by chance, with a standard deviation of 97.
+        assert!((24_500..25_500).contains(&same), "{same}");
+    }
+    Ok(())
+}
+
+/// Values of `torch.optim.SGD([p], lr=0.1, momentum=0.9, weight_decay=0.01)` after each of two
+/// steps from `p = [1, -2]` with gradients `[0.5, 1]` and `[-1, 0.25]`.
+#[test]
+fn sgd_moves_as_pytorch_does() -> Result<()> {
+    let device = &Device::Cpu;
+    let sgd = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.01 };
+    let parameter = Var::from_tensor(&Tensor::new(&[1.0_f64, -2.0], device)?)?;
+    let velocity = parameter.zeros_like()?;
+    sgd_step(sgd, &parameter, &velocity, &Tensor::new(&[0.5_f64, 1.0], device)?)?;
+    assert_close(&values(&parameter), &[0.949, -2.098], 1e-12);
+    sgd_step(sgd, &parameter, &velocity, &Tensor::new(&[-1.0_f64, 0.25], device)?)?;
+    assert_close(&values(&parameter), &[1.002_151, -2.209_102], 1e-12);
+    Ok(())
+}
+
+#[test]
+fn results_are_the_same_bits_on_any_number_of_threads() {
+    // Shapes that are cut into several parts, and into parts of unequal size.
+    for (in_channels, kernel, padding) in [(3, 7, 0), (40, 5, 2), (50, 3, 1)] {
+        let conv = Conv {
+            batch: 11,
+            in_channels,
+            out_channels: 9,
+            height: 15,
+            width: 13,
+            kernel,
+            padding,
+            relu: true,
+            seed: 5,
+        };
+        let inputs = conv.inputs().map(|tensor| tensor.to_dtype(DType::F32).unwrap());
+        same_on_any_threads(|| {
+            let mut all = vec![bits(&conv.run(&inputs).unwrap())];
+            all.extend(gradients(&|inputs| conv.run(inputs), &inputs).iter().map(bits));
+            all
+        });
+    }
+    let single = |seed, shape: &[usize]| tensor(seed, shape).to_dtype(DType::F32).unwrap();
+    let layer = [single(1, &[37, 700]), single(2, &[530, 700]), single(3, &[530])];
+    same_on_any_threads(|| {
+        let run = |a: &[Tensor]| linear(&a[0], &a[1], &a[2], Activation::Relu);
+        let mut all = vec![bits(&run(&layer).unwrap())];
+        all.extend(gradients(&run, &layer).iter().map(bits));
+        all
+    });
+    let images = single(4, &[5, 6, 29, 29]);
+    let mask = Dropout { probability: 0.5, seed: 1, step: 1, layer: 0 };
+    same_on_any_threads(|| {
+        let pooled = gradients(&|a| max_pool2d(&a[0], 3, 2), std::slice::from_ref(&images));
+        vec![
+            bits(&max_pool2d(&images, 3, 2).unwrap()),
+            bits(&pooled[0]),
+            bits(&relu(&images).unwrap()),
+            bits(&dropout(&images, mask).unwrap()),
+        ]
+    });
+    same_on_any_threads(|| {
+        let sgd = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.01 };
+        let parameter = Var::from_tensor(&single(7, &[100_003])).unwrap();
+        let velocity = single(8, &[100_003]);
+        sgd_step(sgd, &parameter, &velocity, &single(9, &[100_003])).unwrap();
+        vec![bits(&parameter), bits(&velocity)]
+    });
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_errors() {
+    let x = tensor(1, &[1, 2, 4, 4]);
+    let bias = tensor(2, &[3]);
+    assert!(conv2d(&x, &tensor(3, &[3, 1, 3, 3]), &bias, 0, Activation::Identity).is_err());
+    assert!(conv2d(&x, &tensor(3, &[3, 2, 5, 5]), &bias, 0, Activation::Identity).is_err());
+    assert!(conv2d(&x, &tensor(3, &[4, 2, 3, 3]), &bias, 0, Activation::Identity).is_err());
+    assert!(max_pool2d(&x, 5, 2).is_err());
+    assert!(max_pool2d(&x, 3, 0).is_err());
+    assert!(linear(&tensor(1, &[2, 3]), &tensor(2, &[4, 5]), &tensor(3, &[4]), Activation::Relu).is_err());
+    let labels = |label: u32| Tensor::new(&[label, 0], &Device::Cpu).unwrap();
+    assert!(cross_entropy(&tensor(1, &[2, 3]), &labels(3)).is_err());
+    assert!(cross_entropy(&tensor(1, &[3, 3]), &labels(0)).is_err());
+    let mask = Dropout { probability: 1.0, seed: 0, step: 0, layer: 0 };
+    assert!(dropout(&x, mask).is_err());
+    let integers = Tensor::zeros((1, 1, 3, 3), DType::U8, &Device::Cpu).unwrap();
+    assert!(max_pool2d(&integers, 2, 1).is_err());
+}
