@@ -1,1 +1,40 @@
-fn main() {}
+//! The project's chores: `cargo xtask fetch-data`, `cargo xtask ci`.
+
+mod archive;
+mod ci;
+mod download;
+mod fetch_data;
+mod printer;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// The project's chores.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Put CIFAR-10 into the data folder: download, check, unpack.
+    FetchData(fetch_data::Args),
+    /// Run every check: formatting, lints, tests, documentation.
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::FetchData(args) => fetch_data::run(&args),
+        Command::Ci => ci::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            printer::note(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! `cargo xtask fetch-data`: CIFAR-10 into the data folder.
+
+use crate::archive::{self, OFFICIAL, Sha256Digest};
+use crate::download::{Partial, Wanted, address, check_file};
+use crate::printer;
+use anyhow::Context;
+use cifar::layout;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Where the official archive is, fast mirrors first, its home last.
+const MIRRORS: [&str; 3] = [
+    "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
+    "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/cifar-10-binary.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+];
+
+/// What is asked of the command.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Download from this address instead of the known ones; may be repeated, tried in order.
+    #[arg(long = "mirror", value_name = "URL", value_parser = address)]
+    mirrors: Vec<String>,
+
+    /// Take this archive instead of downloading one.
+    #[arg(long, value_name = "ARCHIVE", conflicts_with = "mirrors")]
+    from_file: Option<PathBuf>,
+
+    /// The archive's SHA-256, where it is not the official one.
+    #[arg(long, value_name = "HEX")]
+    sha256: Option<Sha256Digest>,
+
+    /// The data folder.
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    data_dir: PathBuf,
+
+    /// Fetch the data even where they are there.
+    #[arg(long)]
+    force: bool,
+}
+
+/// Fetches the data, unless they are there.
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let data_dir = &args.data_dir;
+    let folder = data_dir.join(layout::FOLDER);
+    fs::create_dir_all(data_dir).with_context(|| format!("cannot make the data folder `{}`", data_dir.display()))?;
+    if folder.exists() && !args.force {
+        match layout::check(&folder) {
+            Ok(()) => {
+                printer::line(&format!(
+                    "CIFAR-10 is in `{}`: everything is there and verified (60,000 images, 6 files)",
+                    folder.display()
+                ));
+                return Ok(());
+            }
+            Err(error) => printer::note(&format!("{error}; fetching CIFAR-10 anew")),
+        }
+    }
+    let wanted = Wanted {
+        sha256: args.sha256.unwrap_or(OFFICIAL),
+    };
+    match &args.from_file {
+        Some(archive) => {
+            check_file(archive, wanted)?;
+            install(archive, data_dir)?;
+        }
+        None => {
+            let mirrors = if args.mirrors.is_empty() {
+                MIRRORS.map(str::to_owned).to_vec()
+            } else {
+                args.mirrors.clone()
+            };
+            let mut partial = Partial::open(data_dir.join("cifar-10-binary.tar.gz.part"))?;
+            let archive = partial.complete(&mirrors, wanted)?;
+            install(archive, data_dir)?;
+            partial.remove()?;
+        }
+    }
+    printer::line(&format!("CIFAR-10 is in `{}`: 60,000 images, 6 files", folder.display()));
+    Ok(())
+}
+
+/// Unpacks beside the folder's place, checks, and only then takes the place.
+fn install(archive: &Path, data_dir: &Path) -> anyhow::Result<()> {
+    let folder = data_dir.join(layout::FOLDER);
+    let cannot_write = || format!("cannot write to the data folder `{}`", data_dir.display());
+    let beside = tempfile::Builder::new()
+        .prefix(".unpacking-")
+        .tempdir_in(data_dir)
+        .with_context(cannot_write)?;
+    let new = beside.path().join("new");
+    fs::create_dir(&new).with_context(cannot_write)?;
+    archive::unpack(archive, &new)?;
+    if folder.exists() {
+        fs::rename(&folder, beside.path().join("old")).with_context(cannot_write)?;
+    }
+    fs::rename(&new, &folder).with_context(cannot_write)
+}
