@@ -77,7 +77,12 @@ impl FromStr for Sha256Digest {
 pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
     let file = File::open(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     let bytes = GzDecoder::new(io::BufReader::new(file)).take(MOST_UNPACKED);
-    let damaged = || format!("`{}` is no archive of CIFAR-10, or is damaged", path.display());
+    let damaged = || {
+        format!(
+            "`{}` is no archive of CIFAR-10, or is damaged",
+            path.display()
+        )
+    };
     let mut archive = tar::Archive::new(bytes);
     for entry in archive.entries().with_context(damaged)? {
         let mut entry = entry.with_context(damaged)?;
@@ -94,7 +99,11 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
             bail!("the archive is refused: `{shown}` in it does not belong into {FOLDER}");
         };
         let image_file = TRAINING_FILES.contains(&name) || name == TEST_FILE;
-        let most = if image_file { FILE_BYTES as u64 } else { SMALL_FILE };
+        let most = if image_file {
+            FILE_BYTES as u64
+        } else {
+            SMALL_FILE
+        };
         ensure!(
             entry.size() <= most,
             "the archive is refused: `{shown}` in it has {} bytes, at most {most} are expected",
@@ -130,7 +139,8 @@ mod tests {
     /// An archive of the given entries: path, type, content.
     fn archive(entries: &[(&str, EntryType, &[u8])]) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let mut builder = tar::Builder::new(GzEncoder::new(file.reopen().unwrap(), Compression::fast()));
+        let mut builder =
+            tar::Builder::new(GzEncoder::new(file.reopen().unwrap(), Compression::fast()));
         for (path, kind, content) in entries {
             let mut header = tar::Header::new_gnu();
             // Written into the header's bytes: the library refuses to make hostile paths.
@@ -156,21 +166,37 @@ mod tests {
         let result = unpack(archive(entries).path(), &folder);
         let message = result.map_or_else(|error| format!("{error:#}"), |()| "fine".to_owned());
         let outside = fs::read_dir(&outside).unwrap().count() - 1;
-        (message.replace(&folder.display().to_string(), "DIR"), outside)
+        (
+            message.replace(&folder.display().to_string(), "DIR"),
+            outside,
+        )
     }
 
     #[test]
     fn a_whole_set_is_taken() {
         let bytes = vec![0; FILE_BYTES];
-        let names: Vec<_> = TRAINING_FILES.iter().chain([&TEST_FILE]).map(|name| format!("{FOLDER}/{name}")).collect();
-        let mut entries: Vec<_> =
-            names.iter().map(|name| (name.as_str(), EntryType::Regular, bytes.as_slice())).collect();
+        let names: Vec<_> = TRAINING_FILES
+            .iter()
+            .chain([&TEST_FILE])
+            .map(|name| format!("{FOLDER}/{name}"))
+            .collect();
+        let mut entries: Vec<_> = names
+            .iter()
+            .map(|name| (name.as_str(), EntryType::Regular, bytes.as_slice()))
+            .collect();
         entries.push(("cifar-10-batches-bin/", EntryType::Directory, &[]));
-        entries.push(("./cifar-10-batches-bin/readme.html", EntryType::Regular, b"about"));
+        entries.push((
+            "./cifar-10-batches-bin/readme.html",
+            EntryType::Regular,
+            b"about",
+        ));
         assert_eq!(unpacked(&entries), ("fine".to_owned(), 0));
         entries.remove(3);
         let (message, _) = unpacked(&entries);
-        assert_eq!(message, "the archive is refused: the file `DIR/data_batch_4.bin` is missing");
+        assert_eq!(
+            message,
+            "the archive is refused: the file `DIR/data_batch_4.bin` is missing"
+        );
     }
 
     #[test]
@@ -183,11 +209,15 @@ mod tests {
             "evil",
         ] {
             let (message, outside) = unpacked(&[(path, EntryType::Regular, b"evil")]);
-            assert!(message.starts_with("the archive is refused"), "{path}: {message}");
+            assert!(
+                message.starts_with("the archive is refused"),
+                "{path}: {message}"
+            );
             assert_eq!(outside, 0, "{path}");
         }
         for kind in [EntryType::Symlink, EntryType::Link, EntryType::Fifo] {
-            let (message, outside) = unpacked(&[("cifar-10-batches-bin/test_batch.bin", kind, b"")]);
+            let (message, outside) =
+                unpacked(&[("cifar-10-batches-bin/test_batch.bin", kind, b"")]);
             assert!(message.contains("is no ordinary file"), "{message}");
             assert_eq!(outside, 0);
         }
@@ -196,10 +226,24 @@ mod tests {
     #[test]
     fn no_more_is_unpacked_than_expected() {
         let large = vec![0; FILE_BYTES + 1];
-        let (message, _) = unpacked(&[("cifar-10-batches-bin/test_batch.bin", EntryType::Regular, &large)]);
-        assert!(message.contains("has 30730001 bytes, at most 30730000 are expected"), "{message}");
-        let (message, _) = unpacked(&[("cifar-10-batches-bin/readme.html", EntryType::Regular, &large)]);
-        assert!(message.contains("at most 1048576 are expected"), "{message}");
+        let (message, _) = unpacked(&[(
+            "cifar-10-batches-bin/test_batch.bin",
+            EntryType::Regular,
+            &large,
+        )]);
+        assert!(
+            message.contains("has 30730001 bytes, at most 30730000 are expected"),
+            "{message}"
+        );
+        let (message, _) = unpacked(&[(
+            "cifar-10-batches-bin/readme.html",
+            EntryType::Regular,
+            &large,
+        )]);
+        assert!(
+            message.contains("at most 1048576 are expected"),
+            "{message}"
+        );
     }
 
     #[test]

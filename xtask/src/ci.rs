@@ -8,9 +8,27 @@ use std::process::Command;
 /// Each check: the arguments of cargo, and what rustdoc is told.
 const CHECKS: [(&[&str], &str); 4] = [
     (&["fmt", "--all", "--check"], ""),
-    (&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], ""),
+    (
+        &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ],
+        "",
+    ),
     (&["test", "--workspace"], ""),
-    (&["doc", "--workspace", "--no-deps", "--document-private-items"], "-D warnings"),
+    (
+        &[
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+        ],
+        "-D warnings",
+    ),
 ];
 
 /// Runs the checks, one after the other, and stops at the first that fails.
@@ -24,7 +42,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
         if !rustdoc_flags.is_empty() {
             command.env("RUSTDOCFLAGS", rustdoc_flags);
         }
-        let status = command.status().with_context(|| format!("cannot run {name}"))?;
+        let status = command
+            .status()
+            .with_context(|| format!("cannot run {name}"))?;
         if !status.success() {
             bail!("{name} failed");
         }

@@ -57,7 +57,9 @@ impl Partial {
             .with_context(|| format!("cannot write `{}`", path.display()))?;
         match file.try_lock() {
             Ok(()) => Ok(Self { path, file }),
-            Err(TryLockError::WouldBlock) => bail!("another download to `{}` is under way", path.display()),
+            Err(TryLockError::WouldBlock) => {
+                bail!("another download to `{}` is under way", path.display())
+            }
             Err(TryLockError::Error(error)) => {
                 Err(error).with_context(|| format!("cannot lock `{}`", path.display()))
             }
@@ -85,7 +87,8 @@ impl Partial {
 
     /// Removes the file.
     pub(crate) fn remove(self) -> anyhow::Result<()> {
-        fs::remove_file(&self.path).with_context(|| format!("cannot remove `{}`", self.path.display()))
+        fs::remove_file(&self.path)
+            .with_context(|| format!("cannot remove `{}`", self.path.display()))
     }
 
     fn complete_from(&mut self, mirror: &str, wanted: Wanted) -> anyhow::Result<()> {
@@ -122,11 +125,18 @@ impl Partial {
                 Err(Attempt::Final(error)) => return Err(error),
                 Err(Attempt::BrokenOff(error)) => error,
             };
-            fruitless = if self.length()? > before { 0 } else { fruitless + 1 };
+            fruitless = if self.length()? > before {
+                0
+            } else {
+                fruitless + 1
+            };
             if fruitless == FRUITLESS {
                 return Err(error);
             }
-            printer::note(&format!("{mirror}: {error:#}; going on after {} bytes", self.length()?));
+            printer::note(&format!(
+                "{mirror}: {error:#}; going on after {} bytes",
+                self.length()?
+            ));
             thread::sleep(Duration::from_millis(200 << fruitless));
         }
     }
@@ -151,7 +161,12 @@ impl Partial {
             }
             error => Attempt::BrokenOff(error.into()),
         })?;
-        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let header = |name: &str| {
+            response
+                .headers()
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+        };
         let total = match response.status().as_u16() {
             200 => {
                 // From the first byte on, asked for or not.
@@ -159,18 +174,29 @@ impl Partial {
                 header("Content-Length").and_then(|text| text.parse::<u64>().ok())
             }
             206 => {
-                let (start, total) = header("Content-Range")
-                    .and_then(content_range)
-                    .ok_or_else(|| Attempt::Final(anyhow!("it sent a part without saying which")))?;
+                let (start, total) =
+                    header("Content-Range")
+                        .and_then(content_range)
+                        .ok_or_else(|| {
+                            Attempt::Final(anyhow!("it sent a part without saying which"))
+                        })?;
                 if start != have {
-                    return Err(Attempt::Final(anyhow!("it sent a part from byte {start}, not from {have}")));
+                    return Err(Attempt::Final(anyhow!(
+                        "it sent a part from byte {start}, not from {have}"
+                    )));
                 }
                 total
             }
             416 => {
                 // Nothing is left to send: what is here is the whole, or another file.
                 self.clear_unless_whole(wanted)?;
-                return if self.length()? > 0 { Ok(()) } else { Err(Attempt::BrokenOff(anyhow!("it has no more bytes than were received"))) };
+                return if self.length()? > 0 {
+                    Ok(())
+                } else {
+                    Err(Attempt::BrokenOff(anyhow!(
+                        "it has no more bytes than were received"
+                    )))
+                };
             }
             status => return Err(Attempt::Final(anyhow!("it answered with status {status}"))),
         };
@@ -185,7 +211,14 @@ impl Partial {
         self.file.set_len(have)?;
         self.file.seek(SeekFrom::Start(have))?;
         let bar = bar(total.or(wanted.bytes()), have);
-        printer::note(&format!("{mirror}: receiving{}", if have > 0 { format!(" from byte {have} on") } else { String::new() }));
+        printer::note(&format!(
+            "{mirror}: receiving{}",
+            if have > 0 {
+                format!(" from byte {have} on")
+            } else {
+                String::new()
+            }
+        ));
         let chunks = read_aside(response.into_body().into_reader());
         loop {
             match chunks.recv_timeout(SILENCE) {
@@ -198,16 +231,25 @@ impl Partial {
                     self.file.write_all(&chunk)?;
                     bar.inc(chunk.len() as u64);
                 }
-                Ok(Err(error)) => return Err(Attempt::BrokenOff(anyhow::Error::from(error).context("the connection broke off"))),
+                Ok(Err(error)) => {
+                    return Err(Attempt::BrokenOff(
+                        anyhow::Error::from(error).context("the connection broke off"),
+                    ));
+                }
                 Err(RecvTimeoutError::Timeout) => {
-                    return Err(Attempt::BrokenOff(anyhow!("it was silent for {} s", SILENCE.as_secs())));
+                    return Err(Attempt::BrokenOff(anyhow!(
+                        "it was silent for {} s",
+                        SILENCE.as_secs()
+                    )));
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         bar.finish_and_clear();
         if total.or(wanted.bytes()).is_some_and(|total| have < total) {
-            return Err(Attempt::BrokenOff(anyhow!("the connection broke off after {have} bytes")));
+            return Err(Attempt::BrokenOff(anyhow!(
+                "the connection broke off after {have} bytes"
+            )));
         }
         self.file.sync_all()?;
         Ok(())
@@ -252,14 +294,20 @@ impl From<anyhow::Error> for Attempt {
 
 /// That an archive is not the wanted one.
 pub(crate) fn mismatch(what: &str, found: Sha256Digest, wanted: Sha256Digest) -> anyhow::Error {
-    anyhow!("{what} has SHA-256 {found}, not {wanted}; if you trust it, give its digest with --sha256")
+    anyhow!(
+        "{what} has SHA-256 {found}, not {wanted}; if you trust it, give its digest with --sha256"
+    )
 }
 
 /// First byte and whole size of `bytes FIRST-LAST/TOTAL`.
 fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, _) = range.split_once('-')?;
-    let total = if total == "*" { None } else { Some(total.parse().ok()?) };
+    let total = if total == "*" {
+        None
+    } else {
+        Some(total.parse().ok()?)
+    };
     Some((first.parse().ok()?, total))
 }
 
@@ -321,7 +369,11 @@ pub(crate) fn check_file(path: &Path, wanted: Wanted) -> anyhow::Result<()> {
     if found == wanted.sha256 {
         Ok(())
     } else {
-        Err(mismatch(&format!("`{}`", path.display()), found, wanted.sha256))
+        Err(mismatch(
+            &format!("`{}`", path.display()),
+            found,
+            wanted.sha256,
+        ))
     }
 }
 
@@ -334,7 +386,14 @@ mod tests {
     fn ranges_are_read() {
         assert_eq!(content_range("bytes 10-19/100"), Some((10, Some(100))));
         assert_eq!(content_range("bytes 10-19/*"), Some((10, None)));
-        for text in ["", "bytes", "bytes 1/2", "bytes a-b/c", "bytes */5", "items 1-2/3"] {
+        for text in [
+            "",
+            "bytes",
+            "bytes 1/2",
+            "bytes a-b/c",
+            "bytes */5",
+            "items 1-2/3",
+        ] {
             assert_eq!(content_range(text), None, "{text}");
         }
     }

@@ -43,7 +43,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let data_dir = &args.data_dir;
     let folder = data_dir.join(layout::FOLDER);
-    fs::create_dir_all(data_dir).with_context(|| format!("cannot make the data folder `{}`", data_dir.display()))?;
+    fs::create_dir_all(data_dir)
+        .with_context(|| format!("cannot make the data folder `{}`", data_dir.display()))?;
     if folder.exists() && !args.force {
         match layout::check(&folder) {
             Ok(()) => {
@@ -76,7 +77,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             partial.remove()?;
         }
     }
-    printer::line(&format!("CIFAR-10 is in `{}`: 60,000 images, 6 files", folder.display()));
+    printer::line(&format!(
+        "CIFAR-10 is in `{}`: 60,000 images, 6 files",
+        folder.display()
+    ));
     Ok(())
 }
 

@@ -81,7 +81,10 @@ impl Normalisation {
     pub(crate) fn write(&self, image: &[u8], view: View, out: &mut [f32]) {
         debug_assert!(image.len() == IMAGE_BYTES && out.len() == IMAGE_BYTES);
         let planes = image.chunks_exact(SIDE * SIDE);
-        for ((plane, table), out) in planes.zip(&self.table).zip(out.chunks_exact_mut(SIDE * SIDE)) {
+        for ((plane, table), out) in planes
+            .zip(&self.table)
+            .zip(out.chunks_exact_mut(SIDE * SIDE))
+        {
             for (y, line) in out.chunks_exact_mut(SIDE).enumerate() {
                 let row = y as isize + view.top;
                 let Some(row) = usize::try_from(row).ok().filter(|row| *row < SIDE) else {
@@ -125,7 +128,9 @@ mod tests {
             let (channel, row, column) = (i / 1024, i / 32 % 32, i % 32);
             let column = if flipped { 31 - column } else { column };
             let (y, x) = (row as isize + top + 4, column as isize + left + 4);
-            out.push(f32::from(padded[channel * 1600 + y as usize * 40 + x as usize]));
+            out.push(f32::from(
+                padded[channel * 1600 + y as usize * 40 + x as usize],
+            ));
         }
         out
     }
@@ -154,7 +159,11 @@ mod tests {
         normalisation.write(&[128; IMAGE_BYTES], View::WHOLE, &mut out);
         // (torch.tensor([128]) / 255 - mean) / std
         for (channel, expected) in [0.074_065_59, 0.205_182_07, 0.426_492_4].iter().enumerate() {
-            assert!((out[channel * 1024] - expected).abs() < 1e-6, "{}", out[channel * 1024]);
+            assert!(
+                (out[channel * 1024] - expected).abs() < 1e-6,
+                "{}",
+                out[channel * 1024]
+            );
         }
     }
 
@@ -163,11 +172,15 @@ mod tests {
         let mut counts = [[[0_u32; 2]; 9]; 9];
         for index in 0..16_200 {
             let view = Augmentation::Standard.view(3, 1, index);
-            counts[(view.top + 4) as usize][(view.left + 4) as usize][usize::from(view.flipped)] += 1;
+            counts[(view.top + 4) as usize][(view.left + 4) as usize][usize::from(view.flipped)] +=
+                1;
         }
         // Mean 100, standard deviation 10.
         let counts: Vec<_> = counts.into_iter().flatten().flatten().collect();
-        assert!(counts.iter().all(|count| (50..=150).contains(count)), "{counts:?}");
+        assert!(
+            counts.iter().all(|count| (50..=150).contains(count)),
+            "{counts:?}"
+        );
         assert_eq!(Augmentation::None.view(3, 1, 9), View::WHOLE);
     }
 }

@@ -226,7 +226,12 @@ mod tests {
         batches
             .map(|batch| {
                 let batch = batch.unwrap();
-                let images = batch.images.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let images = batch
+                    .images
+                    .flatten_all()
+                    .unwrap()
+                    .to_vec1::<f32>()
+                    .unwrap();
                 let mut bits: Vec<u32> = images.into_iter().map(f32::to_bits).collect();
                 bits.extend(batch.labels.to_vec1::<u32>().unwrap());
                 bits
@@ -242,11 +247,21 @@ mod tests {
         assert_eq!(loader.batches(), 5);
         assert_eq!(all[4].len(), 3 * (IMAGE_BYTES + 1));
         for first in 0..=5 {
-            let rest = bits(loader.training(1, 2, Augmentation::Standard, first).unwrap());
+            let rest = bits(
+                loader
+                    .training(1, 2, Augmentation::Standard, first)
+                    .unwrap(),
+            );
             assert_eq!(rest, all[first..]);
         }
-        assert_ne!(all, bits(loader.training(1, 3, Augmentation::Standard, 0).unwrap()));
-        assert_ne!(all, bits(loader.training(2, 2, Augmentation::Standard, 0).unwrap()));
+        assert_ne!(
+            all,
+            bits(loader.training(1, 3, Augmentation::Standard, 0).unwrap())
+        );
+        assert_ne!(
+            all,
+            bits(loader.training(2, 2, Augmentation::Standard, 0).unwrap())
+        );
     }
 
     #[test]
@@ -278,7 +293,10 @@ mod tests {
             counts[(order[0] * 2 + u32::from(order[1] > order[2])) as usize] += 1;
         }
         // Mean 1,000, standard deviation 29.
-        assert!(counts.iter().all(|count| (850..=1150).contains(count)), "{counts:?}");
+        assert!(
+            counts.iter().all(|count| (850..=1150).contains(count)),
+            "{counts:?}"
+        );
     }
 
     #[test]
@@ -290,7 +308,9 @@ mod tests {
 
     #[test]
     fn dropping_an_epoch_half_way_ends_its_thread() {
-        let mut batches = loader(50, 1).training(0, 0, Augmentation::Standard, 0).unwrap();
+        let mut batches = loader(50, 1)
+            .training(0, 0, Augmentation::Standard, 0)
+            .unwrap();
         assert!(batches.next().is_some());
         drop(batches);
     }

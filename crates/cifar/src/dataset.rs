@@ -158,12 +158,14 @@ impl Split {
     pub fn with_bytes<R>(&self, read: impl FnOnce(&[u8], &[u8]) -> R) -> TensorResult<R> {
         let (labels, labels_layout) = self.labels.storage_and_layout();
         let (images, images_layout) = self.images.storage_and_layout();
-        let bytes = |storage, layout: &candle_core::Layout| match (storage, layout.contiguous_offsets()) {
-            (&candle_core::Storage::Cpu(candle_core::CpuStorage::U8(ref bytes)), Some((start, end))) => {
-                Ok(&bytes[start..end])
-            }
-            _ => candle_core::bail!("a data set's tensors are contiguous u8 on the CPU"),
-        };
+        let bytes =
+            |storage, layout: &candle_core::Layout| match (storage, layout.contiguous_offsets()) {
+                (
+                    &candle_core::Storage::Cpu(candle_core::CpuStorage::U8(ref bytes)),
+                    Some((start, end)),
+                ) => Ok(&bytes[start..end]),
+                _ => candle_core::bail!("a data set's tensors are contiguous u8 on the CPU"),
+            };
         Ok(read(
             bytes(&*labels, labels_layout)?,
             bytes(&*images, images_layout)?,

@@ -235,7 +235,9 @@ mod tests {
         }
         match read_file(&path) {
             Ok(records) => format!("{} images", records.labels.len()),
-            Err(error) => error.to_string().replace(&dir.path().display().to_string(), "DIR"),
+            Err(error) => error
+                .to_string()
+                .replace(&dir.path().display().to_string(), "DIR"),
         }
     }
 
@@ -247,7 +249,9 @@ mod tests {
         for length in [0, 1, FILE_BYTES - 1] {
             assert_eq!(
                 message(Some(&good[..length])),
-                format!("`DIR/data_batch_1.bin` has {length} bytes, but a CIFAR-10 file has 30730000")
+                format!(
+                    "`DIR/data_batch_1.bin` has {length} bytes, but a CIFAR-10 file has 30730000"
+                )
             );
         }
         assert_eq!(

@@ -130,7 +130,12 @@ impl Pattern {
             6 => soft((u.hypot(v) - self.size).abs() - 1.5),
             7 => soft(u.abs().max(v.abs()) - self.size),
             8 => soft((v - self.size).max(u.abs() - 0.5 * (v + self.size))),
-            _ => soft(u.abs().min(v.abs()).max(u.abs().max(v.abs()) - self.size - 2.0) - 1.5),
+            _ => soft(
+                u.abs()
+                    .min(v.abs())
+                    .max(u.abs().max(v.abs()) - self.size - 2.0)
+                    - 1.5,
+            ),
         }
     }
 }
@@ -156,7 +161,12 @@ mod tests {
         const N: usize = 4_000;
         let (train, train_labels) = synthetic(Part::Training, N);
         let (test, test_labels) = synthetic(Part::Test, 1_000);
-        let scaled = |bytes: &[u8]| bytes.iter().map(|b| f32::from(*b) / 128.0 - 1.0).collect::<Vec<_>>();
+        let scaled = |bytes: &[u8]| {
+            bytes
+                .iter()
+                .map(|b| f32::from(*b) / 128.0 - 1.0)
+                .collect::<Vec<_>>()
+        };
         let (train, test) = (scaled(&train), scaled(&test));
         let mut weights = vec![0.0_f32; 10 * IMAGE_BYTES];
         let logits = |weights: &[f32], image: &[f32]| -> Vec<f32> {
@@ -172,7 +182,11 @@ mod tests {
             let top = scores.iter().copied().fold(f32::MIN, f32::max);
             let total: f32 = scores.iter().map(|s| (s - top).exp()).sum();
             for (class, row) in weights.chunks_exact_mut(IMAGE_BYTES).enumerate() {
-                let hit = if class == usize::from(train_labels[i]) { 1.0 } else { 0.0 };
+                let hit = if class == usize::from(train_labels[i]) {
+                    1.0
+                } else {
+                    0.0
+                };
                 let slope = 1e-4 * ((scores[class] - top).exp() / total - hit);
                 row.iter_mut().zip(image).for_each(|(w, x)| *w -= slope * x);
             }

@@ -17,7 +17,7 @@ use candle_core::{DType, Device, Tensor};
 use models::{Architecture, CLASSES, Network};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -145,7 +145,12 @@ impl Checkpoints {
         );
         let names = network.variables().iter().map(|(name, _)| name.as_str());
         let architecture = network.architecture();
-        write(&self.folder.join(&momentum), architecture, names.zip(velocities), [])?;
+        write(
+            &self.folder.join(&momentum),
+            architecture,
+            names.zip(velocities),
+            [],
+        )?;
         let path = self.last_path();
         let entries = [
             (key::INPUTS, text(&path, &self.inputs)?),
@@ -181,7 +186,11 @@ impl Checkpoints {
             .filter(|name| name.starts_with(MOMENTUM_PREFIX) && !name.contains(['/', '\\']))
             .ok_or_else(|| not_resumable("it does not name its momentum file"))?;
         let momentum = File::read(&self.folder.join(momentum))?.weights(Some(architecture))?;
-        let velocities = momentum.tensors.into_iter().map(|(_, tensor)| tensor).collect();
+        let velocities = momentum
+            .tensors
+            .into_iter()
+            .map(|(_, tensor)| tensor)
+            .collect();
         Ok(Some(Checkpoint {
             weights,
             velocities,
@@ -197,7 +206,8 @@ impl Checkpoints {
         for entry in entries.flatten() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            if name.starts_with(MOMENTUM_PREFIX) && name != current
+            if name.starts_with(MOMENTUM_PREFIX)
+                && name != current
                 && let Err(error) = fs::remove_file(entry.path())
             {
                 tracing::warn!(file = %entry.path().display(), %error, "cannot remove old momentum");
@@ -234,14 +244,43 @@ fn write<'a, const N: usize>(
         (key::MODEL.to_owned(), architecture.name().to_owned()),
     ]);
     metadata.extend(entries.map(|(key, value)| (key.to_owned(), value)));
-    let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(|error| Error::Write {
-        path: path.to_owned(),
-        source: std::io::Error::other(error),
-    })?;
-    whole_file::write(path, &bytes).map_err(|source| Error::Write {
-        path: path.to_owned(),
-        source,
-    })
+    let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(std::io::Error::other);
+    let bytes = bytes.and_then(|bytes| Ok(sorted(bytes)?));
+    bytes
+        .and_then(|bytes| whole_file::write(path, &bytes))
+        .map_err(|source| Error::Write {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// The header of a safetensors file, its entries in the order of their names.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    #[serde(rename = "__metadata__")]
+    metadata: BTreeMap<String, String>,
+    #[serde(flatten)]
+    tensors: BTreeMap<String, serde_json::Value>,
+}
+
+/// The same safetensors file with its metadata in the order of the keys, which the library leaves
+/// open: equal checkpoints are equal files.
+fn sorted(mut bytes: Vec<u8>) -> serde_json::Result<Vec<u8>> {
+    let (length, rest) = bytes.split_at_mut(8);
+    let length = length
+        .iter()
+        .rev()
+        .fold(0, |length, byte| length << 8 | usize::from(*byte));
+    let old = &mut rest[..length];
+    let header: Header = serde_json::from_slice(old)?;
+    let header = serde_json::to_vec(&header)?;
+    // The header ends in spaces, as the format allows, so that the tensors stay where they are.
+    if header.len() <= old.len() {
+        let (new, padding) = old.split_at_mut(header.len());
+        new.copy_from_slice(&header);
+        padding.fill(b' ');
+    }
+    Ok(bytes)
 }
 
 /// A safetensors file in memory.
@@ -276,19 +315,28 @@ impl File {
     fn weights(&self, architecture: Option<Architecture>) -> Result<Weights, Error> {
         self.check_version()?;
         let architecture = self.architecture(architecture)?;
-        let tensors = SafeTensors::deserialize(&self.bytes).map_err(|error| Error::NotSafetensors {
-            path: self.path.clone(),
-            reason: error.to_string(),
-        })?;
+        let tensors =
+            SafeTensors::deserialize(&self.bytes).map_err(|error| Error::NotSafetensors {
+                path: self.path.clone(),
+                reason: error.to_string(),
+            })?;
         let expected = architecture.parameters();
-        if let Some(name) = tensors.names().into_iter().find(|name| expected.iter().all(|p| p.name != *name)) {
-            return Err(self.misfit(format!("the tensor `{name}` is not one of {architecture}'s")));
+        if let Some(name) = tensors
+            .names()
+            .into_iter()
+            .find(|name| expected.iter().all(|p| p.name != *name))
+        {
+            return Err(self.misfit(format!(
+                "the tensor `{name}` is not one of {architecture}'s"
+            )));
         }
         let tensors = expected
             .into_iter()
             .map(|parameter| {
                 let view = tensors.tensor(&parameter.name);
-                let view = view.map_err(|_| self.misfit(format!("the tensor `{}` is missing", parameter.name)))?;
+                let view = view.map_err(|_| {
+                    self.misfit(format!("the tensor `{}` is missing", parameter.name))
+                })?;
                 if view.shape() != parameter.shape {
                     return Err(self.misfit(format!(
                         "the tensor `{}` has shape {:?}, but {architecture}'s has {:?}",
@@ -301,10 +349,15 @@ impl File {
                 Ok((parameter.name, tensor))
             })
             .collect::<Result<_, Error>>()?;
-        let inputs = self.metadata.get(key::INPUTS).map(|text| serde_json::from_str(text));
-        let inputs = inputs
-            .transpose()
-            .map_err(|error| self.misfit(format!("its description of the inputs is damaged ({error})")))?;
+        let inputs = self
+            .metadata
+            .get(key::INPUTS)
+            .map(|text| serde_json::from_str(text));
+        let inputs = inputs.transpose().map_err(|error| {
+            self.misfit(format!(
+                "its description of the inputs is damaged ({error})"
+            ))
+        })?;
         Ok(Weights {
             architecture,
             inputs,
@@ -313,7 +366,11 @@ impl File {
     }
 
     fn check_version(&self) -> Result<(), Error> {
-        match self.metadata.get(key::VERSION).map(|text| (text, text.parse::<u32>())) {
+        match self
+            .metadata
+            .get(key::VERSION)
+            .map(|text| (text, text.parse::<u32>()))
+        {
             // A bare file of weights has no version.
             None => Ok(()),
             Some((_, Ok(version))) if version <= FORMAT_VERSION => Ok(()),
@@ -344,7 +401,11 @@ impl File {
     }
 
     /// One tensor as `f32`, every number of it finite.
-    fn tensor(&self, name: &str, view: &safetensors::tensor::TensorView<'_>) -> Result<Tensor, Error> {
+    fn tensor(
+        &self,
+        name: &str,
+        view: &safetensors::tensor::TensorView<'_>,
+    ) -> Result<Tensor, Error> {
         use safetensors::Dtype;
         let dtype = match view.dtype() {
             Dtype::F32 => DType::F32,
@@ -352,7 +413,9 @@ impl File {
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
             other => {
-                return Err(self.misfit(format!("the tensor `{name}` holds {other:?}, not floating-point numbers")));
+                return Err(self.misfit(format!(
+                    "the tensor `{name}` holds {other:?}, not floating-point numbers"
+                )));
             }
         };
         let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?;
@@ -384,5 +447,8 @@ pub(crate) fn not_finite(tensor: &Tensor) -> candle_core::Result<Option<f64>> {
         return Ok(None);
     }
     let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-    Ok(values.into_iter().find(|value| !value.is_finite()).map(f64::from))
+    Ok(values
+        .into_iter()
+        .find(|value| !value.is_finite())
+        .map(f64::from))
 }

@@ -56,7 +56,12 @@ pub fn evaluate(
         let logits = network.evaluate(&batch.images.to_device(device)?)?;
         let mean = ops::cross_entropy(&logits.to_dtype(DType::F64)?, &labels)?;
         loss += mean.to_scalar::<f64>()? * labels.elem_count() as f64;
-        for (label, prediction) in batch.labels.to_vec1::<u32>()?.iter().zip(predictions(&logits)?) {
+        for (label, prediction) in batch
+            .labels
+            .to_vec1::<u32>()?
+            .iter()
+            .zip(predictions(&logits)?)
+        {
             confusion[*label as usize][prediction] += 1;
         }
     }
@@ -75,7 +80,10 @@ pub(crate) fn predictions(logits: &Tensor) -> Result<Vec<usize>> {
     Ok(rows
         .iter()
         .map(|row| {
-            let best = row.iter().enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best });
+            let best = row
+                .iter()
+                .enumerate()
+                .reduce(|best, next| if next.1 > best.1 { next } else { best });
             best.map_or(0, |(class, _)| class)
         })
         .collect())

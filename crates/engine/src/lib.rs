@@ -19,5 +19,8 @@ pub use evaluation::{Evaluation, evaluate};
 pub use event::Event;
 pub use optimiser::Sgd;
 pub use plateau::Plateau;
-pub use recipe::{DropoutEpochs, Fraction, NonNegative, OpenFraction, OutOfRange, Positive, Recipe, built_in, names as recipe_names};
+pub use recipe::{
+    DropoutEpochs, Fraction, NonNegative, OpenFraction, OutOfRange, Positive, Recipe, built_in,
+    names as recipe_names,
+};
 pub use training::{BestEpoch, EpochResult, Outcome, Position, Training};

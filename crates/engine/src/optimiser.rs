@@ -31,7 +31,11 @@ impl Sgd {
         }
         for ((parameter, velocity), saved) in self.parameters.iter_mut().zip(velocities) {
             if saved.shape() != parameter.shape() {
-                bail!("a velocity of shape {:?} does not fit {:?}", saved.shape(), parameter.shape());
+                bail!(
+                    "a velocity of shape {:?} does not fit {:?}",
+                    saved.shape(),
+                    parameter.shape()
+                );
             }
             *velocity = saved;
         }

@@ -43,7 +43,10 @@ impl Plateau {
     /// The state after an epoch with this test loss.
     #[must_use]
     pub fn after(mut self, loss: f64) -> Self {
-        if self.best.is_none_or(|best| loss < best * (1.0 - self.threshold)) {
+        if self
+            .best
+            .is_none_or(|best| loss < best * (1.0 - self.threshold))
+        {
             self.best = Some(loss);
             self.bad_epochs = 0;
         } else {
@@ -83,7 +86,8 @@ mod tests {
     /// 60 losses and the rate after each, for four settings, made by `make_golden.py` with PyTorch.
     #[test]
     fn agrees_with_pytorch() {
-        let golden: Golden = serde_json::from_str(include_str!("../tests/golden/plateau.json")).unwrap();
+        let golden: Golden =
+            serde_json::from_str(include_str!("../tests/golden/plateau.json")).unwrap();
         assert_eq!(golden.cases.len(), 4);
         for case in golden.cases {
             let table = crate::built_in("reference", Architecture::AlexNet).unwrap();

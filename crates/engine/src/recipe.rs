@@ -204,7 +204,10 @@ mod tests {
     use super::*;
 
     fn reference(architecture: Architecture) -> Recipe {
-        built_in("reference", architecture).unwrap().try_into().unwrap()
+        built_in("reference", architecture)
+            .unwrap()
+            .try_into()
+            .unwrap()
     }
 
     /// The facts of the original code.

@@ -145,11 +145,21 @@ impl Training {
         };
         for (what, found, expected) in [
             ("seed", progress.seed, self.seed),
-            ("batch size", progress.batch_size as u64, self.train_batch_size()),
-            ("number of training images", progress.images as u64, self.train.images() as u64),
+            (
+                "batch size",
+                progress.batch_size as u64,
+                self.train_batch_size(),
+            ),
+            (
+                "number of training images",
+                progress.images as u64,
+                self.train.images() as u64,
+            ),
         ] {
             if found != expected {
-                return Err(not_resumable(format!("it was made with {what} {found}, the run has {expected}")));
+                return Err(not_resumable(format!(
+                    "it was made with {what} {found}, the run has {expected}"
+                )));
             }
         }
         if progress.position.step > self.train.batches()
@@ -209,7 +219,8 @@ impl Training {
         let mut saved = Instant::now();
         while self.position.epoch < epochs {
             let epoch = self.position.epoch + 1;
-            self.optimiser.set_learning_rate(self.plateau.learning_rate());
+            self.optimiser
+                .set_learning_rate(self.plateau.learning_rate());
             observe(Event::EpochStarted {
                 epoch,
                 epochs,
@@ -286,9 +297,12 @@ impl Training {
         let dropout = active.then(|| DropoutMasks {
             probability,
             seed: self.seed,
-            step: (u64::from(position.epoch) * self.train.batches() as u64 + position.step as u64) as u32,
+            step: (u64::from(position.epoch) * self.train.batches() as u64 + position.step as u64)
+                as u32,
         });
-        let logits = self.network.forward(&batch.images.to_device(&self.device)?, dropout)?;
+        let logits = self
+            .network
+            .forward(&batch.images.to_device(&self.device)?, dropout)?;
         let loss = ops::cross_entropy(&logits, &labels)?;
         let value = f64::from(loss.to_scalar::<f32>()?);
         if !value.is_finite() {
@@ -297,7 +311,10 @@ impl Training {
         self.optimiser.backward_step(&loss)?;
         let wanted = batch.labels.to_vec1::<u32>()?;
         let found = predictions(&logits)?;
-        let right = wanted.iter().zip(found).filter(|(wanted, found)| **wanted as usize == *found);
+        let right = wanted
+            .iter()
+            .zip(found)
+            .filter(|(wanted, found)| **wanted as usize == *found);
         Ok(Position {
             step: position.step + 1,
             loss_sum: position.loss_sum + value * wanted.len() as f64,
@@ -330,7 +347,9 @@ impl Training {
             epoch,
             ..Position::default()
         };
-        let improved = self.best.is_none_or(|best| evaluation.accuracy > best.test_accuracy);
+        let improved = self
+            .best
+            .is_none_or(|best| evaluation.accuracy > best.test_accuracy);
         if improved {
             self.best = Some(BestEpoch {
                 epoch,
@@ -355,7 +374,11 @@ impl Training {
         checkpoints: &Checkpoints,
         observe: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let variables = self.network.variables().iter().map(|(_, variable)| variable.as_tensor());
+        let variables = self
+            .network
+            .variables()
+            .iter()
+            .map(|(_, variable)| variable.as_tensor());
         for tensor in variables.chain(self.optimiser.velocities()) {
             if not_finite(tensor)?.is_some() {
                 return Err(self.diverged("network"));

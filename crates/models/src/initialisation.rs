@@ -40,8 +40,9 @@ mod tests {
     #[test]
     fn weights_fill_pytorchs_range_evenly() -> Result<()> {
         let parameters = initial_parameters(Architecture::SmallAlexNet, 0, &Device::Cpu)?;
-        for ((name, tensor), parameter) in
-            parameters.iter().zip(Architecture::SmallAlexNet.parameters())
+        for ((name, tensor), parameter) in parameters
+            .iter()
+            .zip(Architecture::SmallAlexNet.parameters())
         {
             let values = tensor.flatten_all()?.to_vec1::<f32>()?;
             let bound = 1.0 / (parameter.fan_in as f32).sqrt();
@@ -54,7 +55,10 @@ mod tests {
                 // Five standard errors of a uniform distribution's mean and variance.
                 assert!(mean.abs() < 5.0 * deviation / n.sqrt(), "{name}: {mean}");
                 let ratio = square / deviation.powi(2);
-                assert!((ratio - 1.0).abs() < 5.0 * 0.9 / n.sqrt(), "{name}: {ratio}");
+                assert!(
+                    (ratio - 1.0).abs() < 5.0 * 0.9 / n.sqrt(),
+                    "{name}: {ratio}"
+                );
             }
         }
         Ok(())

@@ -6,7 +6,9 @@ mod initialisation;
 mod network;
 mod summary;
 
-pub use architecture::{Architecture, Block, CLASSES, IMAGE, Layer, ParameterShape, UnknownArchitecture};
+pub use architecture::{
+    Architecture, Block, CLASSES, IMAGE, Layer, ParameterShape, UnknownArchitecture,
+};
 pub use initialisation::initial_parameters;
 pub use network::{DropoutMasks, Error, Network};
 pub use summary::summary;

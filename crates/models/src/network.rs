@@ -123,7 +123,10 @@ impl Network {
         dropout: Option<DropoutMasks>,
         parameter: impl Fn(&Var) -> Tensor,
     ) -> candle_core::Result<Tensor> {
-        let mut variables = self.variables.iter().map(|(_, variable)| parameter(variable));
+        let mut variables = self
+            .variables
+            .iter()
+            .map(|(_, variable)| parameter(variable));
         let mut next = || {
             variables
                 .next()

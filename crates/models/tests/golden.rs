@@ -83,12 +83,19 @@ fn check(architecture: Architecture, golden: &str) -> Result<()> {
         for (row, expected) in logits.to_vec2::<f32>()?.iter().zip(&step.logits) {
             for (logit, expected) in row.iter().zip(expected) {
                 let error = (f64::from(*logit) - expected).abs();
-                assert!(error <= 1e-3 * expected.abs().max(0.1), "{logit}, not {expected}");
+                assert!(
+                    error <= 1e-3 * expected.abs().max(0.1),
+                    "{logit}, not {expected}"
+                );
             }
         }
         let loss = cross_entropy(&logits, &labels)?;
         let value = f64::from(loss.to_scalar::<f32>()?);
-        assert!((value - step.loss).abs() <= 1e-4 * step.loss, "{value}, not {}", step.loss);
+        assert!(
+            (value - step.loss).abs() <= 1e-4 * step.loss,
+            "{value}, not {}",
+            step.loss
+        );
         let gradients = loss.backward()?;
         for ((name, variable), velocity) in network.variables().iter().zip(&velocities) {
             let gradient = gradients.get(variable).unwrap();

@@ -64,7 +64,9 @@ impl Geometry {
             bail!("conv2d: an input of shape {x:?} does not fit a weight of shape {weight:?}");
         }
         if kernel == 0 || kernel > height + 2 * padding || kernel > width + 2 * padding {
-            bail!("conv2d: a kernel of {kernel} does not fit an input of shape {x:?} with padding {padding}");
+            bail!(
+                "conv2d: a kernel of {kernel} does not fit an input of shape {x:?} with padding {padding}"
+            );
         }
         Ok(Self {
             batch,
@@ -127,7 +129,10 @@ impl Geometry {
     fn inside(&self, k: usize, size: usize, out_size: usize) -> (std::ops::Range<usize>, usize) {
         let start = self.padding.saturating_sub(k).min(out_size);
         let end = (size + self.padding).saturating_sub(k).min(out_size);
-        (start..end.max(start), (start + k).saturating_sub(self.padding))
+        (
+            start..end.max(start),
+            (start + k).saturating_sub(self.padding),
+        )
     }
 }
 
@@ -220,7 +225,11 @@ impl CustomOp3 for Conv2d {
     ) -> Result<(CpuStorage, Shape)> {
         let g = Geometry::new(x_layout.shape(), weight_layout.shape(), self.padding)?;
         if bias_layout.shape().dims() != [g.out_channels] {
-            bail!("conv2d: {:?} is no bias for {} channels", bias_layout.shape(), g.out_channels);
+            bail!(
+                "conv2d: {:?} is no bias for {} channels",
+                bias_layout.shape(),
+                g.out_channels
+            );
         }
         with_float!(self.name(), x, T => {
             let x = contiguous::<T>(self.name(), x, x_layout)?;
@@ -384,7 +393,8 @@ fn weight_gradient<T: WithDType>(g: &Geometry, grad_y: &[T], x: &[T]) -> Vec<T> 
         .map(|task| {
             let first = (task % blocks) * parts.channels;
             let channels = parts.channels.min(g.in_channels - first);
-            let images = (task / blocks) * parts.images..g.batch.min((task / blocks + 1) * parts.images);
+            let images =
+                (task / blocks) * parts.images..g.batch.min((task / blocks + 1) * parts.images);
             let mut sum = vec![T::zero(); g.out_channels * channels * square];
             scratch.with(|col| {
                 let col = &mut col[..channels * square * g.positions()];
@@ -410,7 +420,10 @@ fn weight_gradient<T: WithDType>(g: &Geometry, grad_y: &[T], x: &[T]) -> Vec<T> 
         if length == 0 {
             continue;
         }
-        for (row, sum) in grad_weight.chunks_exact_mut(g.patch()).zip(sum.chunks_exact(length)) {
+        for (row, sum) in grad_weight
+            .chunks_exact_mut(g.patch())
+            .zip(sum.chunks_exact(length))
+        {
             for (value, part) in row[start..start + length].iter_mut().zip(sum) {
                 *value += *part;
             }

@@ -20,7 +20,9 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
             labels.dtype()
         );
     }
-    logits.contiguous()?.apply_op2(&labels.contiguous()?, CrossEntropy)
+    logits
+        .contiguous()?
+        .apply_op2(&labels.contiguous()?, CrossEntropy)
 }
 
 struct CrossEntropy;
@@ -60,7 +62,9 @@ impl CustomOp2 for CrossEntropy {
         _res: &Tensor,
         grad_res: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let gradient = logits.contiguous()?.apply_op2_no_bwd(labels, &LogitsGradient)?;
+        let gradient = logits
+            .contiguous()?
+            .apply_op2_no_bwd(labels, &LogitsGradient)?;
         Ok((Some(gradient.broadcast_mul(grad_res)?), None))
     }
 }
@@ -99,7 +103,13 @@ impl CustomOp2 for LogitsGradient {
 
 /// `log(sum(exp(row)))`.
 fn log_sum_exp<T: WithDType>(row: &[T]) -> f64 {
-    let maximum = row.iter().map(|value| value.to_f64()).fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = row.iter().map(|value| (value.to_f64() - maximum).exp()).sum();
+    let maximum = row
+        .iter()
+        .map(|value| value.to_f64())
+        .fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = row
+        .iter()
+        .map(|value| (value.to_f64() - maximum).exp())
+        .sum();
     maximum + sum.ln()
 }

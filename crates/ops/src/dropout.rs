@@ -2,8 +2,8 @@
 
 use crate::storage::{contiguous, with_float};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
-use random::{Purpose, Stream, unit};
 use num_traits::Zero;
+use random::{Purpose, Stream, unit};
 use rayon::prelude::*;
 
 /// Which mask: there is one for every seed, training step and layer.
@@ -30,7 +30,10 @@ const PART: usize = 1 << 14;
 /// When the probability is outside `0.0..1.0`, or the tensor is neither `f32` nor `f64`.
 pub fn dropout(x: &Tensor, mask: Dropout) -> Result<Tensor> {
     if !(0.0..1.0).contains(&mask.probability) {
-        bail!("dropout: a probability of {} is not in 0..1", mask.probability);
+        bail!(
+            "dropout: a probability of {} is not in 0..1",
+            mask.probability
+        );
     }
     x.contiguous()?.apply_op1(mask)
 }
@@ -63,4 +66,3 @@ impl CustomOp1 for Dropout {
         Ok(Some(grad_res.contiguous()?.apply_op1_no_bwd(self)?))
     }
 }
-

@@ -15,7 +15,12 @@ use rayon::prelude::*;
 ///
 /// # Errors
 /// When the shapes do not fit one another, or the tensors are neither all `f32` nor all `f64`.
-pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor, activation: Activation) -> Result<Tensor> {
+pub fn linear(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    activation: Activation,
+) -> Result<Tensor> {
     x.contiguous()?.apply_op3(
         &weight.contiguous()?,
         &bias.contiguous()?,
@@ -86,9 +91,21 @@ impl CustomOp3 for Linear {
         };
         let grad_x = x
             .track_op()
-            .then(|| grad_y.apply_op2_no_bwd(weight, &Product { left_transposed: false }))
+            .then(|| {
+                grad_y.apply_op2_no_bwd(
+                    weight,
+                    &Product {
+                        left_transposed: false,
+                    },
+                )
+            })
             .transpose()?;
-        let grad_weight = grad_y.apply_op2_no_bwd(x, &Product { left_transposed: true })?;
+        let grad_weight = grad_y.apply_op2_no_bwd(
+            x,
+            &Product {
+                left_transposed: true,
+            },
+        )?;
         let grad_bias = grad_y.apply_op1_no_bwd(&ColumnSums)?;
         Ok((grad_x, Some(grad_weight), Some(grad_bias)))
     }

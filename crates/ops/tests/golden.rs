@@ -69,9 +69,11 @@ impl Conv2d {
         assert_agrees("y", &y, &self.y)?;
         let grad_y = tensor(self.seeds.grad_y, y.dims(), 1.0, dtype)?;
         let grads = (y * grad_y)?.sum_all()?.backward()?;
-        for (what, variable, expected) in
-            [("x", &x, &self.grad_x), ("w", &w, &self.grad_w), ("b", &b, &self.grad_b)]
-        {
+        for (what, variable, expected) in [
+            ("x", &x, &self.grad_x),
+            ("w", &w, &self.grad_w),
+            ("b", &b, &self.grad_b),
+        ] {
             assert_agrees(what, grads.get(variable).unwrap(), expected)?;
         }
         Ok(())

@@ -7,8 +7,9 @@ use ops::{
 };
 use proptest::prelude::*;
 
-mod reference;
-use reference::uniform;
+#[path = "reference/uniform.rs"]
+mod uniform;
+use uniform::uniform;
 
 fn tensor(seed: u64, shape: &[usize]) -> Tensor {
     let values = uniform(seed, shape.iter().product(), 1.0);
@@ -17,7 +18,13 @@ fn tensor(seed: u64, shape: &[usize]) -> Tensor {
 }
 
 fn values(tensor: &Tensor) -> Vec<f64> {
-    tensor.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+    tensor
+        .flatten_all()
+        .unwrap()
+        .to_dtype(DType::F64)
+        .unwrap()
+        .to_vec1()
+        .unwrap()
 }
 
 fn bits(tensor: &Tensor) -> Vec<u64> {
@@ -27,22 +34,40 @@ fn bits(tensor: &Tensor) -> Vec<u64> {
 fn assert_close(found: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(found.len(), expected.len());
     for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
-        assert!((found - expected).abs() <= tolerance, "[{place}]: {found}, not {expected}");
+        assert!(
+            (found - expected).abs() <= tolerance,
+            "[{place}]: {found}, not {expected}"
+        );
     }
 }
 
 fn activation(relu: bool) -> Activation {
-    if relu { Activation::Relu } else { Activation::Identity }
+    if relu {
+        Activation::Relu
+    } else {
+        Activation::Identity
+    }
 }
 
 /// `sum(weights * f(inputs))` and its gradients, with weights that differ from place to place.
 fn gradients(f: &dyn Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor]) -> Vec<Tensor> {
-    let variables: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
+    let variables: Vec<Var> = inputs
+        .iter()
+        .map(|x| Var::from_tensor(x).unwrap())
+        .collect();
     let arguments: Vec<Tensor> = variables.iter().map(|v| v.as_tensor().clone()).collect();
     let y = f(&arguments).unwrap();
     let weights = tensor(99, y.dims()).to_dtype(y.dtype()).unwrap();
-    let grads = (y * weights).unwrap().sum_all().unwrap().backward().unwrap();
-    variables.iter().map(|v| grads.get(v).unwrap().clone()).collect()
+    let grads = (y * weights)
+        .unwrap()
+        .sum_all()
+        .unwrap()
+        .backward()
+        .unwrap();
+    variables
+        .iter()
+        .map(|v| grads.get(v).unwrap().clone())
+        .collect()
 }
 
 /// Holds every gradient against the differences on both sides of it: it must lie between them. They
@@ -53,7 +78,12 @@ fn check_gradients(f: &dyn Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor]) {
     let objective = |inputs: &[Tensor]| -> f64 {
         let y = f(inputs).unwrap();
         let weights = tensor(99, y.dims());
-        (y * weights).unwrap().sum_all().unwrap().to_scalar().unwrap()
+        (y * weights)
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .to_scalar()
+            .unwrap()
     };
     let here = objective(inputs);
     for (number, gradient) in gradients(f, inputs).iter().enumerate() {
@@ -83,7 +113,10 @@ fn same_on_any_threads(f: impl Fn() -> Vec<Vec<u64>> + Sync) {
     let results: Vec<_> = [1, 2, 3, 7]
         .into_iter()
         .map(|threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
             pool.install(&f)
         })
         .collect();
@@ -105,7 +138,16 @@ struct Conv {
 
 impl Conv {
     fn inputs(&self) -> [Tensor; 3] {
-        let Self { batch, in_channels, out_channels, height, width, kernel, seed, .. } = *self;
+        let Self {
+            batch,
+            in_channels,
+            out_channels,
+            height,
+            width,
+            kernel,
+            seed,
+            ..
+        } = *self;
         [
             tensor(seed, &[batch, in_channels, height, width]),
             tensor(seed + 1, &[out_channels, in_channels, kernel, kernel]),
@@ -114,14 +156,33 @@ impl Conv {
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        conv2d(&inputs[0], &inputs[1], &inputs[2], self.padding, activation(self.relu))
+        conv2d(
+            &inputs[0],
+            &inputs[1],
+            &inputs[2],
+            self.padding,
+            activation(self.relu),
+        )
     }
 
     /// The sum over channels and offsets, written out.
     fn plain(&self) -> Vec<f64> {
-        let Self { batch, in_channels, out_channels, height, width, kernel, padding, relu, .. } = *self;
+        let Self {
+            batch,
+            in_channels,
+            out_channels,
+            height,
+            width,
+            kernel,
+            padding,
+            relu,
+            ..
+        } = *self;
         let [x, w, b] = self.inputs().map(|tensor| values(&tensor));
-        let (out_height, out_width) = (height + 2 * padding + 1 - kernel, width + 2 * padding + 1 - kernel);
+        let (out_height, out_width) = (
+            height + 2 * padding + 1 - kernel,
+            width + 2 * padding + 1 - kernel,
+        );
         let mut y = Vec::new();
         for n in 0..batch {
             for (o, bias) in b.iter().enumerate().take(out_channels) {
@@ -135,7 +196,9 @@ impl Conv {
                                     let inside = (padding..height + padding).contains(&row)
                                         && (padding..width + padding).contains(&column);
                                     if inside {
-                                        let place = ((n * in_channels + c) * height + row - padding) * width;
+                                        let place = ((n * in_channels + c) * height + row
+                                            - padding)
+                                            * width;
                                         sum += x[place + column - padding]
                                             * w[((o * in_channels + c) * kernel + u) * kernel + v];
                                     }
@@ -296,7 +359,12 @@ fn a_nan_is_seen_behind_every_operation() -> Result<()> {
 #[test]
 fn dropout_masks_differ_by_seed_step_layer_and_place() -> Result<()> {
     let ones = Tensor::ones(40_000, DType::F32, &Device::Cpu)?;
-    let base = Dropout { probability: 0.25, seed: 1, step: 2, layer: 0 };
+    let base = Dropout {
+        probability: 0.25,
+        seed: 1,
+        step: 2,
+        layer: 0,
+    };
     let mask = |mask| dropout(&ones, mask).map(|y| values(&y));
     let kept = mask(base)?.iter().filter(|v| **v > 0.0).count();
     // 30,000 with a standard deviation of 87.
@@ -320,12 +388,26 @@ fn dropout_masks_differ_by_seed_step_layer_and_place() -> Result<()> {
 #[test]
 fn sgd_moves_as_pytorch_does() -> Result<()> {
     let device = &Device::Cpu;
-    let sgd = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.01 };
+    let sgd = Sgd {
+        learning_rate: 0.1,
+        momentum: 0.9,
+        weight_decay: 0.01,
+    };
     let parameter = Var::from_tensor(&Tensor::new(&[1.0_f64, -2.0], device)?)?;
     let velocity = parameter.zeros_like()?;
-    sgd_step(sgd, &parameter, &velocity, &Tensor::new(&[0.5_f64, 1.0], device)?)?;
+    sgd_step(
+        sgd,
+        &parameter,
+        &velocity,
+        &Tensor::new(&[0.5_f64, 1.0], device)?,
+    )?;
     assert_close(&values(&parameter), &[0.949, -2.098], 1e-12);
-    sgd_step(sgd, &parameter, &velocity, &Tensor::new(&[-1.0_f64, 0.25], device)?)?;
+    sgd_step(
+        sgd,
+        &parameter,
+        &velocity,
+        &Tensor::new(&[-1.0_f64, 0.25], device)?,
+    )?;
     assert_close(&values(&parameter), &[1.002_151, -2.209_102], 1e-12);
     Ok(())
 }
@@ -345,15 +427,25 @@ fn results_are_the_same_bits_on_any_number_of_threads() {
             relu: true,
             seed: 5,
         };
-        let inputs = conv.inputs().map(|tensor| tensor.to_dtype(DType::F32).unwrap());
+        let inputs = conv
+            .inputs()
+            .map(|tensor| tensor.to_dtype(DType::F32).unwrap());
         same_on_any_threads(|| {
             let mut all = vec![bits(&conv.run(&inputs).unwrap())];
-            all.extend(gradients(&|inputs| conv.run(inputs), &inputs).iter().map(bits));
+            all.extend(
+                gradients(&|inputs| conv.run(inputs), &inputs)
+                    .iter()
+                    .map(bits),
+            );
             all
         });
     }
     let single = |seed, shape: &[usize]| tensor(seed, shape).to_dtype(DType::F32).unwrap();
-    let layer = [single(1, &[37, 700]), single(2, &[530, 700]), single(3, &[530])];
+    let layer = [
+        single(1, &[37, 700]),
+        single(2, &[530, 700]),
+        single(3, &[530]),
+    ];
     same_on_any_threads(|| {
         let run = |a: &[Tensor]| linear(&a[0], &a[1], &a[2], Activation::Relu);
         let mut all = vec![bits(&run(&layer).unwrap())];
@@ -361,7 +453,12 @@ fn results_are_the_same_bits_on_any_number_of_threads() {
         all
     });
     let images = single(4, &[5, 6, 29, 29]);
-    let mask = Dropout { probability: 0.5, seed: 1, step: 1, layer: 0 };
+    let mask = Dropout {
+        probability: 0.5,
+        seed: 1,
+        step: 1,
+        layer: 0,
+    };
     same_on_any_threads(|| {
         let pooled = gradients(&|a| max_pool2d(&a[0], 3, 2), std::slice::from_ref(&images));
         vec![
@@ -372,7 +469,11 @@ fn results_are_the_same_bits_on_any_number_of_threads() {
         ]
     });
     same_on_any_threads(|| {
-        let sgd = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.01 };
+        let sgd = Sgd {
+            learning_rate: 0.1,
+            momentum: 0.9,
+            weight_decay: 0.01,
+        };
         let parameter = Var::from_tensor(&single(7, &[100_003])).unwrap();
         let velocity = single(8, &[100_003]);
         sgd_step(sgd, &parameter, &velocity, &single(9, &[100_003])).unwrap();
@@ -384,16 +485,56 @@ fn results_are_the_same_bits_on_any_number_of_threads() {
 fn shapes_that_do_not_fit_are_errors() {
     let x = tensor(1, &[1, 2, 4, 4]);
     let bias = tensor(2, &[3]);
-    assert!(conv2d(&x, &tensor(3, &[3, 1, 3, 3]), &bias, 0, Activation::Identity).is_err());
-    assert!(conv2d(&x, &tensor(3, &[3, 2, 5, 5]), &bias, 0, Activation::Identity).is_err());
-    assert!(conv2d(&x, &tensor(3, &[4, 2, 3, 3]), &bias, 0, Activation::Identity).is_err());
+    assert!(
+        conv2d(
+            &x,
+            &tensor(3, &[3, 1, 3, 3]),
+            &bias,
+            0,
+            Activation::Identity
+        )
+        .is_err()
+    );
+    assert!(
+        conv2d(
+            &x,
+            &tensor(3, &[3, 2, 5, 5]),
+            &bias,
+            0,
+            Activation::Identity
+        )
+        .is_err()
+    );
+    assert!(
+        conv2d(
+            &x,
+            &tensor(3, &[4, 2, 3, 3]),
+            &bias,
+            0,
+            Activation::Identity
+        )
+        .is_err()
+    );
     assert!(max_pool2d(&x, 5, 2).is_err());
     assert!(max_pool2d(&x, 3, 0).is_err());
-    assert!(linear(&tensor(1, &[2, 3]), &tensor(2, &[4, 5]), &tensor(3, &[4]), Activation::Relu).is_err());
+    assert!(
+        linear(
+            &tensor(1, &[2, 3]),
+            &tensor(2, &[4, 5]),
+            &tensor(3, &[4]),
+            Activation::Relu
+        )
+        .is_err()
+    );
     let labels = |label: u32| Tensor::new(&[label, 0], &Device::Cpu).unwrap();
     assert!(cross_entropy(&tensor(1, &[2, 3]), &labels(3)).is_err());
     assert!(cross_entropy(&tensor(1, &[3, 3]), &labels(0)).is_err());
-    let mask = Dropout { probability: 1.0, seed: 0, step: 0, layer: 0 };
+    let mask = Dropout {
+        probability: 1.0,
+        seed: 0,
+        step: 0,
+        layer: 0,
+    };
     assert!(dropout(&x, mask).is_err());
     let integers = Tensor::zeros((1, 1, 3, 3), DType::U8, &Device::Cpu).unwrap();
     assert!(max_pool2d(&integers, 2, 1).is_err());

@@ -137,7 +137,10 @@ mod tests {
             counts[stream.below(index, 9) as usize] += 1;
         }
         // Mean 10,000, standard deviation 94: five of them on either side.
-        assert!(counts.iter().all(|c| (9_530..=10_470).contains(c)), "{counts:?}");
+        assert!(
+            counts.iter().all(|c| (9_530..=10_470).contains(c)),
+            "{counts:?}"
+        );
         assert_eq!(stream.below(0, 0), 0);
         assert_eq!(stream.below(0, 1), 0);
     }

@@ -28,7 +28,11 @@ const FONT: &str = "sans-serif";
 /// When they cannot be drawn.
 pub fn curves_svg(title: &str, epochs: &[Epoch]) -> Result<String, Error> {
     let mut text = String::new();
-    draw(&SVGBackend::with_string(&mut text, SIZE).into_drawing_area(), title, epochs)?;
+    draw(
+        &SVGBackend::with_string(&mut text, SIZE).into_drawing_area(),
+        title,
+        epochs,
+    )?;
     Ok(text)
 }
 
@@ -39,11 +43,17 @@ pub fn curves_svg(title: &str, epochs: &[Epoch]) -> Result<String, Error> {
 pub fn curves_png(title: &str, epochs: &[Epoch]) -> Result<Vec<u8>, Error> {
     let (width, height) = SIZE;
     let mut pixels = vec![0; (width * height * 3) as usize];
-    draw(&BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area(), title, epochs)?;
+    draw(
+        &BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area(),
+        title,
+        epochs,
+    )?;
     let picture = image::RgbImage::from_raw(width, height, pixels)
         .ok_or_else(|| Error("a picture of another size".to_owned()))?;
     let mut file = Cursor::new(Vec::new());
-    picture.write_to(&mut file, image::ImageFormat::Png).map_err(error)?;
+    picture
+        .write_to(&mut file, image::ImageFormat::Png)
+        .map_err(error)?;
     Ok(file.into_inner())
 }
 
@@ -93,16 +103,24 @@ fn draw_panel<B: DrawingBackend>(
     epochs: &[Epoch],
 ) -> Result<(), Error> {
     let points = |side: fn((f64, f64)) -> f64| {
-        epochs.iter().map(move |epoch| (f64::from(epoch.epoch), side((panel.values)(epoch))))
+        epochs
+            .iter()
+            .map(move |epoch| (f64::from(epoch.epoch), side((panel.values)(epoch))))
     };
     let curves = [
-        ("training", TRAINING, points(|values| values.0).collect::<Vec<_>>()),
+        (
+            "training",
+            TRAINING,
+            points(|values| values.0).collect::<Vec<_>>(),
+        ),
         ("test", TEST, points(|values| values.1).collect()),
     ];
     let (low, high) = curves
         .iter()
         .flat_map(|(.., points)| points)
-        .fold(panel.least, |(low, high), (_, value)| (low.min(*value), high.max(*value)));
+        .fold(panel.least, |(low, high), (_, value)| {
+            (low.min(*value), high.max(*value))
+        });
     // One epoch is a point; room on both sides shows it.
     let last = epochs.len().max(2) as f64;
     let mut chart = ChartBuilder::on(area)
@@ -110,7 +128,10 @@ fn draw_panel<B: DrawingBackend>(
         .margin(20)
         .x_label_area_size(60)
         .y_label_area_size(80)
-        .build_cartesian_2d(1.0 - 0.02 * last..last * 1.02, low..high + 0.05 * (high - low))
+        .build_cartesian_2d(
+            1.0 - 0.02 * last..last * 1.02,
+            low..high + 0.05 * (high - low),
+        )
         .map_err(error)?;
     chart
         .configure_mesh()
@@ -118,10 +139,18 @@ fn draw_panel<B: DrawingBackend>(
         .x_labels(epochs.len().clamp(2, 11))
         .x_label_formatter(&|epoch| {
             // Ticks between two epochs, as a short run has them, stay without a number.
-            if epoch.fract() == 0.0 { format!("{epoch}") } else { String::new() }
+            if epoch.fract() == 0.0 {
+                format!("{epoch}")
+            } else {
+                String::new()
+            }
         })
         .y_label_formatter(&|value| {
-            if high > 5.0 { format!("{value:.0}") } else { format!("{value:.1}") }
+            if high > 5.0 {
+                format!("{value:.0}")
+            } else {
+                format!("{value:.1}")
+            }
         })
         .label_style((FONT, 20))
         .axis_desc_style((FONT, 22))
@@ -131,12 +160,19 @@ fn draw_panel<B: DrawingBackend>(
         .map_err(error)?;
     for (name, colour, points) in curves {
         chart
-            .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(3)))
+            .draw_series(LineSeries::new(
+                points.iter().copied(),
+                colour.stroke_width(3),
+            ))
             .map_err(error)?
             .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 30, y)], colour.stroke_width(3)));
         chart
-            .draw_series(points.iter().map(|point| Circle::new(*point, 4, colour.filled())))
+            .draw_series(
+                points
+                    .iter()
+                    .map(|point| Circle::new(*point, 4, colour.filled())),
+            )
             .map_err(error)?;
     }
     chart
@@ -190,14 +226,27 @@ mod tests {
     #[test]
     fn both_curves_are_seen_for_any_number_of_epochs() {
         for count in [1, 2, 3, 50] {
-            assert_eq!(colours(&curves_png("title", &epochs(count)).unwrap()), 2, "{count}");
+            assert_eq!(
+                colours(&curves_png("title", &epochs(count)).unwrap()),
+                2,
+                "{count}"
+            );
         }
     }
 
     #[test]
     fn the_svg_holds_title_axes_and_both_curves() {
         let svg = curves_svg("a <title> & more", &epochs(7)).unwrap();
-        for part in ["a &lt;title&gt; &amp; more", "Loss", "Accuracy (%)", "Epoch", "training", "test", "#1F77B4", "#FF7F0E"] {
+        for part in [
+            "a &lt;title&gt; &amp; more",
+            "Loss",
+            "Accuracy (%)",
+            "Epoch",
+            "training",
+            "test",
+            "#1F77B4",
+            "#FF7F0E",
+        ] {
             assert!(svg.contains(part), "{part} is not in {svg}");
         }
     }

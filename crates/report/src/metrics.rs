@@ -152,6 +152,9 @@ mod tests {
         let line = r#"{"epoch":2,"train_loss":1,"train_accuracy":0,"test_loss":1,"test_accuracy":0,"learning_rate":0,"seconds":1,"images_per_second":1}"#;
         fs::write(&path, line).unwrap();
         let message = read_metrics(&path).unwrap_err().to_string();
-        assert!(message.ends_with("has epoch 2 at line 1, where epoch 1 belongs"), "{message}");
+        assert!(
+            message.ends_with("has epoch 2 at line 1, where epoch 1 belongs"),
+            "{message}"
+        );
     }
 }

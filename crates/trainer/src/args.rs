@@ -172,7 +172,9 @@ impl Args {
 fn run_name(text: &str) -> Result<String, Usage> {
     let plain = |c: char| c.is_alphanumeric() || "-_.+=,".contains(c);
     if text.is_empty() || text.starts_with('.') || !text.chars().all(plain) {
-        return Err(Usage("a run's name is made of letters, digits and -_.+=, and begins with no dot".to_owned()));
+        return Err(Usage(
+            "a run's name is made of letters, digits and -_.+=, and begins with no dot".to_owned(),
+        ));
     }
     Ok(text.to_owned())
 }
@@ -180,7 +182,9 @@ fn run_name(text: &str) -> Result<String, Usage> {
 /// Sets the number of threads that compute; one a core where none is given.
 pub(crate) fn use_threads(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
     let builder = rayon::ThreadPoolBuilder::new();
-    let builder = threads.map_or(builder, |threads| rayon::ThreadPoolBuilder::new().num_threads(threads.get()));
+    let builder = threads.map_or(builder, |threads| {
+        rayon::ThreadPoolBuilder::new().num_threads(threads.get())
+    });
     Ok(builder.build_global()?)
 }
 

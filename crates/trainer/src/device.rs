@@ -55,7 +55,9 @@ impl FromStr for Choice {
             ("cpu", _) => Ok(Self::Cpu),
             ("cuda", _) => Ok(Self::Cuda(0)),
             (_, Some(number)) => Ok(Self::Cuda(number)),
-            _ => Err(format!("`{text}` is not a device: expected auto, cpu, cuda or cuda:N")),
+            _ => Err(format!(
+                "`{text}` is not a device: expected auto, cpu, cuda or cuda:N"
+            )),
         }
     }
 }

@@ -31,9 +31,14 @@ pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
     })?;
     let tensors = weights.tensors.into_iter();
     let tensors = tensors.map(|(name, tensor)| Ok((name, tensor.to_device(&device)?)));
-    let network = Network::new(weights.architecture, tensors.collect::<candle_core::Result<_>>()?)?;
+    let network = Network::new(
+        weights.architecture,
+        tensors.collect::<candle_core::Result<_>>()?,
+    )?;
     let inputs_are_known = weights.inputs.is_some();
-    let inputs = weights.inputs.map_or_else(|| reference_inputs(weights.architecture), Ok)?;
+    let inputs = weights
+        .inputs
+        .map_or_else(|| reference_inputs(weights.architecture), Ok)?;
     Ok(Loaded {
         network,
         inputs,
@@ -44,7 +49,8 @@ pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
 
 /// What weights made elsewhere are taken to expect: what the reference recipe gives.
 fn reference_inputs(architecture: Architecture) -> anyhow::Result<Inputs> {
-    let recipe = engine::built_in("reference", architecture).context("there is no reference recipe")?;
+    let recipe =
+        engine::built_in("reference", architecture).context("there is no reference recipe")?;
     let recipe: Recipe = recipe.try_into()?;
     Ok(Inputs {
         mean: recipe.mean,
@@ -58,7 +64,9 @@ impl Loaded {
     pub(crate) fn normalisation(&self) -> cifar::Normalisation {
         cifar::Normalisation::new(
             self.inputs.mean.map(|value| value as f32),
-            self.inputs.standard_deviation.map(|value| value.get() as f32),
+            self.inputs
+                .standard_deviation
+                .map(|value| value.get() as f32),
         )
     }
 }
@@ -115,7 +123,10 @@ fn json(
     evaluation: &Evaluation,
     class_names: &[&str; 10],
 ) -> anyhow::Result<String> {
-    let accuracies = class_names.iter().copied().zip(evaluation.class_accuracies());
+    let accuracies = class_names
+        .iter()
+        .copied()
+        .zip(evaluation.class_accuracies());
     Ok(serde_json::to_string(&Record {
         model,
         images,
@@ -127,17 +138,27 @@ fn json(
     })?)
 }
 
-fn table(model: Architecture, images: usize, evaluation: &Evaluation, class_names: &[&str; 10]) -> String {
+fn table(
+    model: Architecture,
+    images: usize,
+    evaluation: &Evaluation,
+    class_names: &[&str; 10],
+) -> String {
     let mut text = format!(
         "{model} on {images} test images: loss {:.4}, accuracy {:.2} %\n\n",
         evaluation.loss,
         100.0 * evaluation.accuracy
     );
     let width = class_names.iter().map(|name| name.len()).max().unwrap_or(0);
-    let _ = writeln!(text, "{:width$}  accuracy   taken for (columns in the order of the rows)", "class");
+    let _ = writeln!(
+        text,
+        "{:width$}  accuracy   taken for (columns in the order of the rows)",
+        "class"
+    );
     let accuracies = evaluation.class_accuracies();
     for ((name, accuracy), row) in class_names.iter().zip(accuracies).zip(evaluation.confusion) {
-        let accuracy = accuracy.map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", 100.0 * share));
+        let accuracy =
+            accuracy.map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", 100.0 * share));
         let counts: String = row.iter().map(|count| format!("{count:6}")).collect();
         let _ = writeln!(text, "{name:width$}  {accuracy:>8} {counts}");
     }
@@ -181,7 +202,13 @@ truck              -      0     0     0     0     0     0     0     0     0     
 
     #[test]
     fn json_holds_shares_of_one() {
-        let text = json(Architecture::AlexNet, 6, &evaluation(), &cifar::layout::CLASS_NAMES).unwrap();
+        let text = json(
+            Architecture::AlexNet,
+            6,
+            &evaluation(),
+            &cifar::layout::CLASS_NAMES,
+        )
+        .unwrap();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["accuracy"], 0.5);
         assert_eq!(value["class_accuracy"]["airplane"], 0.75);

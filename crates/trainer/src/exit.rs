@@ -45,7 +45,10 @@ pub(crate) fn code(result: anyhow::Result<Ended>) -> ExitCode {
             printer::error(&format!("{error:#}"));
             let usage = error.chain().any(|cause| {
                 cause.is::<Usage>()
-                    || matches!(cause.downcast_ref(), Some(engine::Error::BatchTooLarge { .. }))
+                    || matches!(
+                        cause.downcast_ref(),
+                        Some(engine::Error::BatchTooLarge { .. })
+                    )
             });
             if usage { Code::Usage } else { Code::Failure }
         }

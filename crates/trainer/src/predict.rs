@@ -15,14 +15,23 @@ const SIDE: u32 = 32;
 /// Predicts, and prints the most probable classes of each picture.
 pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
     // All pictures are read first, so that nothing is printed where one of them is none.
-    let pictures = args.images.iter().map(|path| read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let pictures = args
+        .images
+        .iter()
+        .map(|path| read(path))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let loaded = load(&args.weights)?;
     let normalisation = loaded.normalisation();
     for (path, picture) in args.images.iter().zip(pictures) {
         let images = cifar::picture(&picture, &normalisation)?.to_device(&loaded.device)?;
         let logits = loaded.network.evaluate(&images)?.to_vec2::<f32>()?;
         let probabilities = softmax(&logits.concat());
-        let mut classes: Vec<_> = loaded.inputs.class_names.iter().zip(probabilities).collect();
+        let mut classes: Vec<_> = loaded
+            .inputs
+            .class_names
+            .iter()
+            .zip(probabilities)
+            .collect();
         classes.sort_by(|a, b| b.1.total_cmp(&a.1));
         printer::line(&line(path, &classes, args.top));
     }
@@ -31,14 +40,19 @@ pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
 
 fn line(path: &Path, classes: &[(&String, f64)], top: NonZeroUsize) -> String {
     let classes = classes.iter().take(top.get());
-    let classes: Vec<_> = classes.map(|(name, share)| format!("{name} {:.1} %", 100.0 * share)).collect();
+    let classes: Vec<_> = classes
+        .map(|(name, share)| format!("{name} {:.1} %", 100.0 * share))
+        .collect();
     format!("{}: {}", path.display(), classes.join(", "))
 }
 
 /// The picture's largest square in the middle, 32 by 32 pixels, as `[3, 32, 32]` bytes.
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let reader = ImageReader::open(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let reader = reader.with_guessed_format().with_context(|| format!("cannot read `{}`", path.display()))?;
+    let reader =
+        ImageReader::open(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let reader = reader
+        .with_guessed_format()
+        .with_context(|| format!("cannot read `{}`", path.display()))?;
     let picture = reader
         .decode()
         .with_context(|| format!("`{}` is no PNG or JPEG picture", path.display()))?;
@@ -56,12 +70,17 @@ fn square(picture: &DynamicImage) -> Vec<u8> {
         square.resize_exact(SIDE, SIDE, FilterType::Triangle)
     };
     let square = square.to_rgb8();
-    (0..3).flat_map(|channel| square.pixels().map(move |pixel| pixel.0[channel])).collect()
+    (0..3)
+        .flat_map(|channel| square.pixels().map(move |pixel| pixel.0[channel]))
+        .collect()
 }
 
 fn softmax(logits: &[f32]) -> Vec<f64> {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let powers: Vec<f64> = logits.iter().map(|logit| f64::from(logit - top).exp()).collect();
+    let powers: Vec<f64> = logits
+        .iter()
+        .map(|logit| f64::from(logit - top).exp())
+        .collect();
     let total: f64 = powers.iter().sum();
     powers.into_iter().map(|power| power / total).collect()
 }
@@ -75,7 +94,11 @@ mod tests {
     fn the_middle_square_is_seen() {
         // Green in the middle, red on both sides.
         let picture = RgbImage::from_fn(128, 64, |x, _| {
-            if (32..96).contains(&x) { Rgb([0, 255, 0]) } else { Rgb([255, 0, 0]) }
+            if (32..96).contains(&x) {
+                Rgb([0, 255, 0])
+            } else {
+                Rgb([255, 0, 0])
+            }
         });
         let bytes = square(&picture.into());
         assert_eq!(bytes.len(), 3 * 1024);

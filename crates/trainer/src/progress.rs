@@ -35,13 +35,25 @@ impl Progress {
     /// Shows an event.
     pub(crate) fn show(&mut self, event: &Event<'_>) {
         match *event {
-            Event::EpochStarted { epoch, epochs, done, steps, .. } => {
+            Event::EpochStarted {
+                epoch,
+                epochs,
+                done,
+                steps,
+                ..
+            } => {
                 self.epochs = epochs;
                 self.bar.set_length(steps as u64);
                 self.bar.set_position(done as u64);
                 self.bar.set_prefix(format!("epoch {epoch}/{epochs}"));
             }
-            Event::Step { epoch, done, loss, accuracy, images_per_second } => {
+            Event::Step {
+                epoch,
+                done,
+                loss,
+                accuracy,
+                images_per_second,
+            } => {
                 self.bar.set_position(done as u64);
                 let steps = self.bar.length().unwrap_or(1).max(1) as f64;
                 let epochs = f64::from(self.epochs - epoch) + 1.0 - done as f64 / steps;
@@ -52,10 +64,20 @@ impl Progress {
                     HumanDuration(Duration::try_from_secs_f64(left).unwrap_or_default())
                 ));
             }
-            Event::EvaluationStarted { .. } => self.bar.set_message("evaluating on the test images"),
-            Event::EpochFinished { history, best, epochs } => {
+            Event::EvaluationStarted { .. } => {
+                self.bar.set_message("evaluating on the test images")
+            }
+            Event::EpochFinished {
+                history,
+                best,
+                epochs,
+            } => {
                 if let Some(epoch) = history.last() {
-                    let mark = if best.epoch == epoch.epoch { "  best" } else { "" };
+                    let mark = if best.epoch == epoch.epoch {
+                        "  best"
+                    } else {
+                        ""
+                    };
                     let width = epochs.to_string().len();
                     self.print(&format!(
                         "epoch {:>width$}/{epochs}  train loss {:.4} accuracy {:.2} %  test loss {:.4} accuracy {:.2} %  \
@@ -87,7 +109,10 @@ impl Drop for Progress {
 }
 
 fn style() -> Result<ProgressStyle, indicatif::style::TemplateError> {
-    Ok(ProgressStyle::with_template("{prefix}  {bar:24} step {pos}/{len}  {msg}")?.progress_chars("=> "))
+    Ok(
+        ProgressStyle::with_template("{prefix}  {bar:24} step {pos}/{len}  {msg}")?
+            .progress_chars("=> "),
+    )
 }
 
 #[cfg(test)]

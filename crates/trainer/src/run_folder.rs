@@ -23,7 +23,11 @@ pub(crate) struct RunFolder {
 impl RunFolder {
     /// A new folder in `run_dir`: of the given name, or of the default name with the first number
     /// that is free.
-    pub(crate) fn create(run_dir: &Path, name: Option<&str>, default_name: &str) -> anyhow::Result<Self> {
+    pub(crate) fn create(
+        run_dir: &Path,
+        name: Option<&str>,
+        default_name: &str,
+    ) -> anyhow::Result<Self> {
         fs::create_dir_all(run_dir)
             .with_context(|| format!("cannot make the folder of runs `{}`", run_dir.display()))?;
         match name {
@@ -40,13 +44,20 @@ impl RunFolder {
             }),
             None => {
                 for number in 1_u32.. {
-                    let suffix = if number == 1 { String::new() } else { format!("-{number}") };
+                    let suffix = if number == 1 {
+                        String::new()
+                    } else {
+                        format!("-{number}")
+                    };
                     let path = run_dir.join(format!("{default_name}{suffix}"));
                     if let Some(folder) = Self::create_named(&path)? {
                         return Ok(folder);
                     }
                 }
-                Err(anyhow!("there are too many runs in `{}`", run_dir.display()))
+                Err(anyhow!(
+                    "there are too many runs in `{}`",
+                    run_dir.display()
+                ))
             }
         }
     }
@@ -56,14 +67,17 @@ impl RunFolder {
         match fs::create_dir(path) {
             Ok(()) => Self::lock(path).map(Some),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot make the run folder `{}`", path.display())),
+            Err(error) => Err(error)
+                .with_context(|| format!("cannot make the run folder `{}`", path.display())),
         }
     }
 
     /// The folder of a run that is there: `run` itself, or its name in `run_dir`.
     pub(crate) fn find(run_dir: &Path, run: &Path) -> anyhow::Result<PathBuf> {
         let candidates = [run.to_owned(), run_dir.join(run)];
-        let found = candidates.into_iter().find(|path| path.join(RECORD).is_file());
+        let found = candidates
+            .into_iter()
+            .find(|path| path.join(RECORD).is_file());
         found.ok_or_else(|| {
             Usage(format!(
                 "--resume {}: there is no run (a folder with a {RECORD}) there, nor in `{}`",
@@ -86,7 +100,8 @@ impl RunFolder {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(in_use(path)),
             Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("cannot lock the run folder `{}`", path.display()));
+                return Err(error)
+                    .with_context(|| format!("cannot lock the run folder `{}`", path.display()));
             }
         }
         whole_file::remove_unfinished(path)
@@ -110,12 +125,14 @@ impl RunFolder {
     /// Writes one of its files.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let path = self.path.join(name);
-        whole_file::write(&path, bytes).with_context(|| format!("cannot write `{}`", path.display()))
+        whole_file::write(&path, bytes)
+            .with_context(|| format!("cannot write `{}`", path.display()))
     }
 }
 
 fn is_locked(path: &Path) -> bool {
-    File::open(path.join(LOG)).is_ok_and(|log| matches!(log.try_lock(), Err(TryLockError::WouldBlock)))
+    File::open(path.join(LOG))
+        .is_ok_and(|log| matches!(log.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
 fn in_use(path: &Path) -> anyhow::Error {
@@ -149,11 +166,17 @@ mod tests {
             RunFolder::create(runs.path(), Some("a"), "").unwrap_err(),
             RunFolder::lock(first.path()).unwrap_err(),
         ] {
-            assert!(second.to_string().starts_with("another process is writing"), "{second}");
+            assert!(
+                second.to_string().starts_with("another process is writing"),
+                "{second}"
+            );
         }
         drop(first);
         let error = RunFolder::create(runs.path(), Some("a"), "").unwrap_err();
-        assert!(error.is::<Usage>() && error.to_string().contains("exists"), "{error}");
+        assert!(
+            error.is::<Usage>() && error.to_string().contains("exists"),
+            "{error}"
+        );
         RunFolder::lock(&runs.path().join("a")).unwrap();
     }
 
@@ -162,9 +185,19 @@ mod tests {
         let runs = tempfile::tempdir().unwrap();
         let folder = runs.path().join("a");
         fs::create_dir(&folder).unwrap();
-        assert!(RunFolder::find(runs.path(), Path::new("a")).unwrap_err().is::<Usage>());
+        assert!(
+            RunFolder::find(runs.path(), Path::new("a"))
+                .unwrap_err()
+                .is::<Usage>()
+        );
         fs::write(folder.join(RECORD), "").unwrap();
-        assert_eq!(RunFolder::find(runs.path(), Path::new("a")).unwrap(), folder);
-        assert_eq!(RunFolder::find(Path::new("elsewhere"), &folder).unwrap(), folder);
+        assert_eq!(
+            RunFolder::find(runs.path(), Path::new("a")).unwrap(),
+            folder
+        );
+        assert_eq!(
+            RunFolder::find(Path::new("elsewhere"), &folder).unwrap(),
+            folder
+        );
     }
 }

@@ -173,19 +173,38 @@ const RUN_KEYS: [&str; 11] = [
 
 /// The settings that may be given anew when a run is resumed: they do not change what was done
 /// before, and of the rest of the run only how long it is.
-const MAY_CHANGE: [&str; 5] = ["epochs", "data_dir", "threads", "device", "checkpoint_minutes"];
+const MAY_CHANGE: [&str; 5] = [
+    "epochs",
+    "data_dir",
+    "threads",
+    "device",
+    "checkpoint_minutes",
+];
 
 impl Given {
     /// Reads settings from a TOML file: any of the keys that `--dry-run` prints.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = fs::read_to_string(path)
-            .map_err(|error| Usage(format!("cannot read the settings in `{}`: {error}", path.display())))?;
+        let text = fs::read_to_string(path).map_err(|error| {
+            Usage(format!(
+                "cannot read the settings in `{}`: {error}",
+                path.display()
+            ))
+        })?;
         toml::from_str(&text).map_err(|error| {
             let place = error.span().map_or_else(String::new, |span| {
                 let line = text[..span.start.min(text.len())].matches('\n').count();
-                format!(" at line {} (`{}`)", line + 1, text.lines().nth(line).unwrap_or("").trim())
+                format!(
+                    " at line {} (`{}`)",
+                    line + 1,
+                    text.lines().nth(line).unwrap_or("").trim()
+                )
             });
-            Usage(format!("`{}` is wrong{place}: {}", path.display(), error.message().replace('\n', "; "))).into()
+            Usage(format!(
+                "`{}` is wrong{place}: {}",
+                path.display(),
+                error.message().replace('\n', "; ")
+            ))
+            .into()
         })
     }
 
@@ -202,10 +221,16 @@ impl Given {
         let model = model.ok_or_else(|| {
             Usage("which network? name it with --model alexnet or --model small-alexnet".to_owned())
         })?;
-        let name = given.get("recipe").and_then(|name| name.as_str()).unwrap_or("reference");
+        let name = given
+            .get("recipe")
+            .and_then(|name| name.as_str())
+            .unwrap_or("reference");
         let recipe = engine::built_in(name, model).ok_or_else(|| {
             let names: Vec<_> = engine::recipe_names().collect();
-            Usage(format!("--recipe {name}: there is no such recipe; there is {}", names.join(", ")))
+            Usage(format!(
+                "--recipe {name}: there is no such recipe; there is {}",
+                names.join(", ")
+            ))
         })?;
         let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let mut all: Table = toml::toml! {
@@ -219,7 +244,9 @@ impl Given {
         all.insert("threads".to_owned(), toml::Value::Integer(threads as i64));
         all.extend(recipe);
         all.extend(given);
-        let (run, recipe) = all.into_iter().partition(|(key, _)| RUN_KEYS.contains(&key.as_str()));
+        let (run, recipe) = all
+            .into_iter()
+            .partition(|(key, _)| RUN_KEYS.contains(&key.as_str()));
         Ok(Settings {
             run: Table::try_into(run)?,
             recipe: Table::try_into(recipe)?,
@@ -232,7 +259,9 @@ impl Given {
         for (key, value) in self.table()? {
             let same = theirs.get(&key) == Some(&value);
             if !same && !MAY_CHANGE.contains(&key.as_str()) {
-                let theirs = theirs.get(&key).map_or_else(|| "none".to_owned(), toml::Value::to_string);
+                let theirs = theirs
+                    .get(&key)
+                    .map_or_else(|| "none".to_owned(), toml::Value::to_string);
                 return Err(Usage(format!(
                     "the run `{}` has {key} = {theirs}, not {value}; leave that flag out to resume it, or start a new run",
                     run.display()
@@ -254,7 +283,10 @@ impl Settings {
 
     /// The name of a run, unless another is given; to be numbered where it is taken.
     pub(crate) fn default_name(&self) -> String {
-        format!("{}-{}-seed{}", self.run.model, self.run.recipe, self.run.seed)
+        format!(
+            "{}-{}-seed{}",
+            self.run.model, self.run.recipe, self.run.seed
+        )
     }
 }
 
@@ -270,10 +302,13 @@ mod tests {
     }
 
     fn message(text: &str) -> String {
-        let error = given(text).and_then(|given| given.resolve(None)).unwrap_err();
+        let error = given(text)
+            .and_then(|given| given.resolve(None))
+            .unwrap_err();
         assert!(error.is::<Usage>(), "{error:#}");
         let text = error.to_string();
-        text.split_once("is wrong at ").map_or(text.clone(), |(_, rest)| rest.to_owned())
+        text.split_once("is wrong at ")
+            .map_or(text.clone(), |(_, rest)| rest.to_owned())
     }
 
     #[test]
@@ -283,7 +318,10 @@ mod tests {
             "model = \"small-alexnet\"\nseed = 7\nlimit_train = 100\ndropout_epochs = 1\naugment = \"none\"\ninit = \"a.safetensors\"",
         ] {
             let settings = given(text).unwrap().resolve(None).unwrap();
-            let again = given(&settings.to_toml().unwrap()).unwrap().resolve(None).unwrap();
+            let again = given(&settings.to_toml().unwrap())
+                .unwrap()
+                .resolve(None)
+                .unwrap();
             assert_eq!(settings, again);
         }
     }
@@ -318,7 +356,10 @@ mod tests {
         let longer = given("epochs = 5\nthreads = 1\nmodel = \"alexnet\"").unwrap();
         let settings = longer.resolve_resumed(path, &run).unwrap();
         assert_eq!((settings.recipe.epochs.get(), settings.run.seed), (5, 3));
-        let error = given("model = \"small-alexnet\"").unwrap().resolve_resumed(path, &run).unwrap_err();
+        let error = given("model = \"small-alexnet\"")
+            .unwrap()
+            .resolve_resumed(path, &run)
+            .unwrap_err();
         insta::assert_snapshot!(error, @r#"the run `runs/a` has model = "alexnet", not "small-alexnet"; leave that flag out to resume it, or start a new run"#);
     }
 }

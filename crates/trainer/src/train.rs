@@ -23,9 +23,13 @@ use tracing_subscriber::prelude::*;
 /// Trains, or continues training, as asked.
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
     let resumed = args.resume.as_deref();
-    let resumed = resumed.map(|run| RunFolder::find(&args.run_dir, run)).transpose()?;
+    let resumed = resumed
+        .map(|run| RunFolder::find(&args.run_dir, run))
+        .transpose()?;
     let settings = match &resumed {
-        Some(run) => args.given.resolve_resumed(run, &Given::read(&run.join(RECORD))?)?,
+        Some(run) => args
+            .given
+            .resolve_resumed(run, &Given::read(&run.join(RECORD))?)?,
         None => {
             let file = args.config.as_deref().map(Given::read).transpose()?;
             args.given.resolve(file.as_ref())?
@@ -51,12 +55,23 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
             // The folder is made last, so that nothing is left behind where something is wrong.
             let training = start(&settings, &data, &device)?;
             let name = args.name.as_deref();
-            (RunFolder::create(&args.run_dir, name, &settings.default_name())?, training)
+            (
+                RunFolder::create(&args.run_dir, name, &settings.default_name())?,
+                training,
+            )
         }
     };
     start_log(&folder, args.log_level)?;
     write_record(&folder, &settings, &data, &device)?;
-    train(&settings, &data, &device, &folder, training, !args.no_progress, &stop)
+    train(
+        &settings,
+        &data,
+        &device,
+        &folder,
+        training,
+        !args.no_progress,
+        &stop,
+    )
 }
 
 /// The first Ctrl-C asks to stop after the step; the second ends the process.
@@ -85,7 +100,12 @@ fn start(settings: &Settings, data: &Data, device: &Device) -> anyhow::Result<Tr
 }
 
 /// Training from where a run stands; from its first step where it has no checkpoint yet.
-fn resume(settings: &Settings, data: &Data, device: &Device, folder: &RunFolder) -> anyhow::Result<Training> {
+fn resume(
+    settings: &Settings,
+    data: &Data,
+    device: &Device,
+    folder: &RunFolder,
+) -> anyhow::Result<Training> {
     let checkpoints = checkpoints(settings, data, folder);
     let Some(checkpoint) = checkpoints.read_last(settings.run.model)? else {
         return start(settings, data, device);
@@ -99,7 +119,10 @@ fn resume(settings: &Settings, data: &Data, device: &Device, folder: &RunFolder)
             data.digest
         );
     }
-    let network = Network::new(settings.run.model, on_device(checkpoint.weights.tensors, device)?)?;
+    let network = Network::new(
+        settings.run.model,
+        on_device(checkpoint.weights.tensors, device)?,
+    )?;
     let training = training(settings, data, device, network)?;
     Ok(training.resumed(&checkpoints, checkpoint.velocities, checkpoint.progress)?)
 }
@@ -109,10 +132,17 @@ fn on_device(
     device: &Device,
 ) -> candle_core::Result<Vec<(String, candle_core::Tensor)>> {
     let tensors = tensors.into_iter();
-    tensors.map(|(name, tensor)| Ok((name, tensor.to_device(device)?))).collect()
+    tensors
+        .map(|(name, tensor)| Ok((name, tensor.to_device(device)?)))
+        .collect()
 }
 
-fn training(settings: &Settings, data: &Data, device: &Device, network: Network) -> anyhow::Result<Training> {
+fn training(
+    settings: &Settings,
+    data: &Data,
+    device: &Device,
+    network: Network,
+) -> anyhow::Result<Training> {
     Ok(Training::new(
         settings.recipe.clone(),
         settings.run.seed,
@@ -150,7 +180,12 @@ struct MadeBy {
 /// The table in which a run record holds [`MadeBy`].
 const MADE_BY: &str = "made_by";
 
-fn write_record(folder: &RunFolder, settings: &Settings, data: &Data, device: &Device) -> anyhow::Result<()> {
+fn write_record(
+    folder: &RunFolder,
+    settings: &Settings,
+    data: &Data,
+    device: &Device,
+) -> anyhow::Result<()> {
     let made_by = MadeBy {
         version: env!("CARGO_PKG_VERSION"),
         commit: env!("TRAINER_COMMIT"),
@@ -161,16 +196,29 @@ fn write_record(folder: &RunFolder, settings: &Settings, data: &Data, device: &D
         test_images: data.test.len(),
         data_sha256: data.digest.clone(),
     };
-    let record = format!("{}\n[{MADE_BY}]\n{}", settings.to_toml()?, toml::to_string(&made_by)?);
+    let record = format!(
+        "{}\n[{MADE_BY}]\n{}",
+        settings.to_toml()?,
+        toml::to_string(&made_by)?
+    );
     folder.write(RECORD, record.as_bytes())?;
-    folder.write("summary.txt", models::summary(settings.run.model).as_bytes())
+    folder.write(
+        "summary.txt",
+        models::summary(settings.run.model).as_bytes(),
+    )
 }
 
 /// The data that a run record names.
 fn recorded_digest(folder: &Path) -> Option<String> {
     let record = std::fs::read_to_string(folder.join(RECORD)).ok()?;
     let record: toml::Table = record.parse().ok()?;
-    Some(record.get(MADE_BY)?.get("data_sha256")?.as_str()?.to_owned())
+    Some(
+        record
+            .get(MADE_BY)?
+            .get("data_sha256")?
+            .as_str()?
+            .to_owned(),
+    )
 }
 
 /// The log of the run, and warnings on standard error as well.
@@ -183,11 +231,19 @@ fn start_log(folder: &RunFolder, level: LogLevel) -> anyhow::Result<()> {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let file = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(Arc::new(folder.log()?));
-    let terminal = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stderr);
+    let file = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_writer(Arc::new(folder.log()?));
+    let terminal = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_writer(std::io::stderr);
     tracing_subscriber::registry()
         .with(file.with_filter(level))
-        .with(terminal.without_time().with_filter(LevelFilter::WARN.min(level)))
+        .with(
+            terminal
+                .without_time()
+                .with_filter(LevelFilter::WARN.min(level)),
+        )
         .try_init()?;
     Ok(())
 }
@@ -268,7 +324,11 @@ fn train(
 }
 
 /// Everything that is rewritten after an epoch, besides the checkpoints.
-fn write_results(folder: &RunFolder, settings: &Settings, history: &[engine::EpochResult]) -> anyhow::Result<()> {
+fn write_results(
+    folder: &RunFolder,
+    settings: &Settings,
+    history: &[engine::EpochResult],
+) -> anyhow::Result<()> {
     let epochs: Vec<report::Epoch> = history.iter().map(epoch_record).collect();
     report::write_metrics(&folder.path().join("metrics.jsonl"), &epochs)?;
     let title = format!(
@@ -277,7 +337,10 @@ fn write_results(folder: &RunFolder, settings: &Settings, history: &[engine::Epo
         settings.run.recipe,
         settings.run.seed
     );
-    folder.write("curves.svg", report::curves_svg(&title, &epochs)?.as_bytes())?;
+    folder.write(
+        "curves.svg",
+        report::curves_svg(&title, &epochs)?.as_bytes(),
+    )?;
     folder.write("curves.png", &report::curves_png(&title, &epochs)?)
 }
 
@@ -296,10 +359,22 @@ fn epoch_record(epoch: &engine::EpochResult) -> report::Epoch {
 
 fn log(event: &Event<'_>) {
     match *event {
-        Event::EpochStarted { epoch, done, steps, learning_rate, .. } => {
+        Event::EpochStarted {
+            epoch,
+            done,
+            steps,
+            learning_rate,
+            ..
+        } => {
             tracing::info!(epoch, done, steps, learning_rate, "epoch begins");
         }
-        Event::Step { epoch, done, loss, accuracy, images_per_second } => {
+        Event::Step {
+            epoch,
+            done,
+            loss,
+            accuracy,
+            images_per_second,
+        } => {
             tracing::debug!(epoch, done, loss, accuracy, images_per_second, "step");
         }
         Event::EvaluationStarted { epoch } => tracing::debug!(epoch, "evaluation begins"),
@@ -317,6 +392,8 @@ fn log(event: &Event<'_>) {
                 );
             }
         }
-        Event::CheckpointWritten { path } => tracing::info!(path = %path.display(), "checkpoint written"),
+        Event::CheckpointWritten { path } => {
+            tracing::info!(path = %path.display(), "checkpoint written")
+        }
     }
 }

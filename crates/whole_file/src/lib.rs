@@ -75,7 +75,10 @@ mod tests {
         fs::write(folder.path().join(".unfinished-abc"), "half").unwrap();
         fs::write(folder.path().join("whole"), "").unwrap();
         remove_unfinished(folder.path()).unwrap();
-        let names: Vec<_> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let names: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
         assert_eq!(names, ["whole"]);
     }
 

@@ -1,0 +1,451 @@
+//! What the trainer says to bad input: one sentence, the right exit code, nothing lost or left behind.
+
+use end_to_end::{SHORT, program, refused, short_run};
+use models::Architecture;
+use safetensors::tensor::{Dtype, TensorView};
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+fn trainer(runs: &Path) -> assert_cmd::Command {
+    let mut command = program("trainer");
+    command.args(SHORT).arg("--run-dir").arg(runs);
+    command
+}
+
+fn is_empty(folder: &Path) -> bool {
+    !folder.exists() || fs::read_dir(folder).unwrap().count() == 0
+}
+
+#[test]
+fn wrong_flags_are_usage_errors() {
+    let runs = tempfile::tempdir().unwrap();
+    let runs = runs.path();
+    for (flag, value, part) in [
+        ("--threads", "0", "--threads"),
+        ("--batch-size", "0", "--batch-size"),
+        (
+            "--batch-size",
+            "13",
+            "batch size 13 is larger than the training set of 12 images",
+        ),
+        ("--epochs", "0", "--epochs"),
+        ("--lr", "-0.1", "--lr"),
+        ("--lr", "nan", "--lr"),
+        ("--lr", "much", "--lr"),
+        ("--momentum", "1", "--momentum"),
+        ("--weight-decay", "-1", "--weight-decay"),
+        ("--dropout", "1", "--dropout"),
+        ("--dropout-epochs", "some", "--dropout-epochs"),
+        ("--augment", "heavy", "--augment"),
+        ("--model", "vgg", "--model"),
+        ("--recipe", "none", "--recipe none"),
+        ("--device", "gpu", "--device"),
+        ("--device", "cuda", "--device cuda"),
+        ("--device", "cuda:1", "--device cuda:1"),
+        ("--limit-train", "0", "--limit-train"),
+        ("--limit-train", "2000000", "--limit-train 2000000"),
+        ("--checkpoint-minutes", "-1", "--checkpoint-minutes"),
+        ("--name", "../elsewhere", "--name"),
+        ("--resume", "none", "--resume none"),
+        ("--config", "none.toml", "none.toml"),
+        ("--seed", "-1", "--seed"),
+    ] {
+        let mut command = program("trainer");
+        command.arg("--run-dir").arg(runs);
+        for pair in SHORT.chunks(2).filter(|pair| pair[0] != flag) {
+            command.args(pair);
+        }
+        refused(command.arg(format!("{flag}={value}")), 2, &[part]);
+        assert!(is_empty(runs), "{flag} {value} left something behind");
+    }
+    refused(
+        program("trainer").args(["--epochs", "1"]),
+        2,
+        &["--model alexnet"],
+    );
+}
+
+#[test]
+fn wrong_settings_files_are_usage_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("settings.toml");
+    for (text, parts) in [
+        ("colour = 1", ["line 1", "unknown field `colour`"]),
+        (
+            "model = \"small-alexnet\"\nlearning_rate = -0.1",
+            ["line 2", "at least 0"],
+        ),
+        ("batch_size = 0", ["line 1", "nonzero"]),
+        ("epochs = \"ten\"", ["line 1", "string \"ten\""]),
+        (
+            "standard_deviation = [0.2, 0.0, 0.2]",
+            ["line 1", "above 0"],
+        ),
+        ("= 3", ["line 1", "settings.toml"]),
+    ] {
+        fs::write(&file, text).unwrap();
+        refused(trainer(folder.path()).arg("--config").arg(&file), 2, &parts);
+    }
+    fs::write(&file, [0xff, 0xfe]).unwrap();
+    refused(
+        trainer(folder.path()).arg("--config").arg(&file),
+        2,
+        &["settings.toml"],
+    );
+}
+
+#[test]
+fn missing_and_damaged_data_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let runs = folder.path().join("runs");
+    let train = |data: &Path| {
+        let mut command = program("trainer");
+        command
+            .args(["--model", "small-alexnet"])
+            .arg("--data-dir")
+            .arg(data)
+            .arg("--run-dir")
+            .arg(&runs);
+        command
+    };
+    let hint = "cargo xtask fetch-data --data-dir";
+    refused(
+        &mut train(&data),
+        1,
+        &["cifar-10-batches-bin", hint, "there is no folder"],
+    );
+    fs::write(folder.path().join("file"), "").unwrap();
+    refused(
+        &mut train(&folder.path().join("file")),
+        1,
+        &["is not a folder", hint],
+    );
+
+    let set = data.join(cifar::layout::FOLDER);
+    fs::create_dir_all(&set).unwrap();
+    refused(&mut train(&data), 1, &["data_batch_1.bin", "is missing"]);
+    let good = vec![0; cifar::layout::FILE_BYTES];
+    for name in cifar::layout::TRAINING_FILES
+        .iter()
+        .chain([&cifar::layout::TEST_FILE])
+    {
+        fs::write(set.join(name), &good).unwrap();
+    }
+    let file = set.join("test_batch.bin");
+    for length in [0, 1, cifar::layout::FILE_BYTES - 1] {
+        fs::write(&file, &good[..length]).unwrap();
+        refused(
+            &mut train(&data),
+            1,
+            &["test_batch.bin", &format!("has {length} bytes"), "30730000"],
+        );
+    }
+    fs::write(&file, [&good[..], &[0]].concat()).unwrap();
+    refused(
+        &mut train(&data),
+        1,
+        &["test_batch.bin", "has 30730001 bytes"],
+    );
+    let mut bad = good.clone();
+    bad[0] = 10;
+    fs::write(&file, &bad).unwrap();
+    refused(&mut train(&data), 1, &["test_batch.bin", "label 10"]);
+    fs::write(&file, &good).unwrap();
+    refused(
+        train(&data).args(["--limit-train", "50001"]),
+        2,
+        &["--limit-train 50001", "50000"],
+    );
+    assert!(is_empty(&runs));
+}
+
+/// A file of weights for SmallAlexNet, with what is wrong about it.
+struct Weights {
+    tensors: Vec<(String, Vec<usize>, Vec<u8>)>,
+    metadata: HashMap<String, String>,
+}
+
+impl Weights {
+    fn new(architecture: Architecture) -> Self {
+        let parameters = architecture.parameters().into_iter();
+        let tensors = parameters.map(|parameter| {
+            let bytes = vec![0; 4 * parameter.shape.iter().product::<usize>()];
+            (parameter.name, parameter.shape, bytes)
+        });
+        let metadata = [("format_version", "1"), ("model", architecture.name())];
+        Self {
+            tensors: tensors.collect(),
+            metadata: metadata
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
+        }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let views = self.tensors.iter().map(|(name, shape, bytes)| {
+            (
+                name.as_str(),
+                TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap(),
+            )
+        });
+        safetensors::serialize(views, Some(self.metadata.clone())).unwrap()
+    }
+
+    fn write(&self, folder: &TempDir) -> PathBuf {
+        let path = folder.path().join("weights.safetensors");
+        fs::write(&path, self.bytes()).unwrap();
+        path
+    }
+}
+
+fn eval(checkpoint: &Path) -> assert_cmd::Command {
+    let mut command = program("trainer");
+    command
+        .args([
+            "eval",
+            "--dataset",
+            "synthetic",
+            "--limit-test",
+            "10",
+            "--checkpoint",
+        ])
+        .arg(checkpoint);
+    command
+}
+
+#[test]
+fn damaged_checkpoints_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = || Weights::new(Architecture::SmallAlexNet);
+    eval(&small().write(&folder)).assert().success();
+
+    let mut nan = small();
+    nan.tensors[4].2[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    refused(
+        &mut eval(&nan.write(&folder)),
+        1,
+        &["weights.safetensors", "`conv_layer3.0.weight`", "NaN"],
+    );
+    let mut infinite = small();
+    infinite.tensors[15].2[36..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    refused(
+        &mut eval(&infinite.write(&folder)),
+        1,
+        &["`fc_layer1.6.bias`", "inf"],
+    );
+    let mut missing = small();
+    missing.tensors.remove(3);
+    refused(
+        &mut eval(&missing.write(&folder)),
+        1,
+        &["`conv_layer2.0.bias` is missing"],
+    );
+    let mut extra = small();
+    extra
+        .tensors
+        .push(("conv_layer9.0.bias".to_owned(), vec![1], vec![0; 4]));
+    refused(
+        &mut eval(&extra.write(&folder)),
+        1,
+        &["`conv_layer9.0.bias` is not one of small-alexnet's"],
+    );
+    let mut misshapen = small();
+    misshapen.tensors[0].1 = vec![64, 7, 7, 3];
+    refused(
+        &mut eval(&misshapen.write(&folder)),
+        1,
+        &["`conv_layer1.0.weight` has shape [64, 7, 7, 3]"],
+    );
+    let mut future = small();
+    future
+        .metadata
+        .insert("format_version".to_owned(), "2".to_owned());
+    refused(
+        &mut eval(&future.write(&folder)),
+        1,
+        &["format 2", "newer version"],
+    );
+
+    let path = small().write(&folder);
+    refused(
+        eval(&path).args(["--model", "alexnet"]),
+        1,
+        &["weights of small-alexnet, not of alexnet"],
+    );
+    let mut bare = small();
+    bare.metadata.clear();
+    let bare = bare.write(&folder);
+    refused(&mut eval(&bare), 2, &["name it with --model"]);
+    eval(&bare)
+        .args(["--model", "small-alexnet"])
+        .assert()
+        .success();
+    refused(
+        eval(&bare).args(["--model", "alexnet"]),
+        1,
+        &["does not fit the network", "shape"],
+    );
+
+    let whole = small().bytes();
+    let path = folder.path().join("cut.safetensors");
+    for length in [0, 1, 7, 8, 9, 500, 2000, whole.len() / 2, whole.len() - 1] {
+        fs::write(&path, &whole[..length]).unwrap();
+        refused(
+            &mut eval(&path),
+            1,
+            &["cut.safetensors", "not a complete safetensors file"],
+        );
+    }
+    refused(
+        &mut eval(&folder.path().join("none")),
+        1,
+        &["cannot read", "none"],
+    );
+    refused(&mut eval(folder.path()), 1, &["cannot read"]);
+    refused(
+        trainer(&folder.path().join("runs"))
+            .arg("--init")
+            .arg(&path),
+        1,
+        &["cut.safetensors"],
+    );
+    assert!(is_empty(&folder.path().join("runs")));
+}
+
+#[test]
+fn a_run_is_resumed_only_as_what_it_is() {
+    let runs = tempfile::tempdir().unwrap();
+    short_run(runs.path(), "a")
+        .args(["--epochs", "1"])
+        .assert()
+        .success();
+    let run = runs.path().join("a");
+    let resume = || {
+        let mut command = program("trainer");
+        command.arg("--resume").arg(&run).args(["--epochs", "2"]);
+        command
+    };
+    refused(
+        resume().args(["--model", "alexnet"]),
+        2,
+        &["small-alexnet", "alexnet"],
+    );
+    refused(resume().args(["--seed", "3"]), 2, &["seed = 0"]);
+    refused(resume().args(["--batch-size", "3"]), 2, &["batch_size = 6"]);
+    refused(resume().args(["--name", "b"]), 2, &["--name"]);
+    refused(&mut short_run(runs.path(), "a"), 2, &["exists", "--resume"]);
+    refused(
+        program("trainer").arg("--resume").arg(runs.path()),
+        2,
+        &["there is no run"],
+    );
+
+    let last = run.join("last.safetensors");
+    let whole = fs::read(&last).unwrap();
+    let momentum = run.join("momentum-1-0.safetensors");
+    for length in [0, 100, whole.len() - 1] {
+        fs::write(&last, &whole[..length]).unwrap();
+        refused(
+            &mut resume(),
+            1,
+            &["last.safetensors", "not a complete safetensors file"],
+        );
+    }
+    fs::copy(run.join("best.safetensors"), &last).unwrap();
+    refused(
+        &mut resume(),
+        1,
+        &["last.safetensors", "holds weights alone"],
+    );
+    fs::write(&last, Weights::new(Architecture::AlexNet).bytes()).unwrap();
+    refused(
+        &mut resume(),
+        1,
+        &[
+            "last.safetensors",
+            "weights of alexnet, not of small-alexnet",
+        ],
+    );
+    fs::write(&last, &whole).unwrap();
+    let velocities = fs::read(&momentum).unwrap();
+    fs::write(&momentum, &velocities[..1000]).unwrap();
+    refused(&mut resume(), 1, &["momentum-1-0.safetensors"]);
+    fs::remove_file(&momentum).unwrap();
+    refused(&mut resume(), 1, &["momentum-1-0.safetensors"]);
+    fs::write(&momentum, &velocities).unwrap();
+
+    let record = run.join("run.toml");
+    let text = fs::read_to_string(&record).unwrap();
+    fs::write(
+        &record,
+        text.replace("limit_train = 12", "limit_train = 11"),
+    )
+    .unwrap();
+    refused(&mut resume(), 1, &["other data"]);
+    fs::write(&record, "model = ").unwrap();
+    refused(&mut resume(), 2, &["run.toml", "line 1"]);
+    fs::write(&record, text).unwrap();
+    // Nothing was lost by all that.
+    resume().assert().success();
+}
+
+#[test]
+fn a_diverging_run_stops_and_leaves_no_damaged_checkpoint() {
+    let runs = tempfile::tempdir().unwrap();
+    let mut command = short_run(runs.path(), "a");
+    let output = command
+        .args(["--lr", "1e20", "--epochs", "3"])
+        .assert()
+        .code(1)
+        .get_output()
+        .clone();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        message.contains("no longer finite") && message.contains("lower learning rate"),
+        "{message}"
+    );
+    for name in ["last.safetensors", "best.safetensors"] {
+        assert!(!runs.path().join("a").join(name).exists());
+    }
+}
+
+#[test]
+fn pictures_that_are_none_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = Weights::new(Architecture::SmallAlexNet).write(&folder);
+    let predict = |images: &[PathBuf]| {
+        let mut command = program("trainer");
+        command
+            .arg("predict")
+            .arg("--checkpoint")
+            .arg(&weights)
+            .args(images);
+        command
+    };
+    let good = folder.path().join("good.png");
+    image::RgbImage::new(50, 40).save(&good).unwrap();
+    let jpeg = folder.path().join("good.jpg");
+    image::RgbImage::new(1, 1).save(&jpeg).unwrap();
+    predict(&[good.clone(), jpeg]).assert().success();
+    let bad = folder.path().join("bad.png");
+    fs::write(&bad, "no picture").unwrap();
+    refused(
+        &mut predict(&[good.clone(), bad.clone()]),
+        1,
+        &["bad.png", "no PNG or JPEG"],
+    );
+    let cut = fs::read(&good).unwrap();
+    fs::write(&bad, &cut[..cut.len() / 2]).unwrap();
+    refused(&mut predict(&[bad.clone()]), 1, &["bad.png"]);
+    fs::write(&bad, "").unwrap();
+    refused(&mut predict(&[bad]), 1, &["bad.png"]);
+    refused(
+        &mut predict(&[folder.path().join("none.png")]),
+        1,
+        &["none.png"],
+    );
+    refused(&mut predict(&[]), 2, &["IMAGE"]);
+}

@@ -1,0 +1,586 @@
+//! Runs from the beginning to the end, interrupted ones among them.
+
+use end_to_end::{SHORT, path, program, refused, short_run};
+use models::Architecture;
+use safetensors::SafeTensors;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The numbers that a run ended with: weights and momentum.
+fn state(run: &Path) -> Vec<Vec<u8>> {
+    let last = fs::read(run.join("last.safetensors")).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&last).unwrap();
+    let momentum = &header.metadata().as_ref().unwrap()["momentum"];
+    [last, fs::read(run.join(momentum)).unwrap()]
+        .iter()
+        .flat_map(|bytes| {
+            let tensors = SafeTensors::deserialize(bytes).unwrap();
+            let names: BTreeSet<_> = tensors.names().into_iter().map(str::to_owned).collect();
+            names
+                .iter()
+                .map(|name| tensors.tensor(name).unwrap().data().to_vec())
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// What is known of every epoch, but for the time it took.
+fn metrics(run: &Path) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| {
+        let mut epoch: serde_json::Value = serde_json::from_str(line).unwrap();
+        let epoch_object = epoch.as_object_mut().unwrap();
+        for key in ["seconds", "images_per_second"] {
+            assert!(epoch_object.remove(key).unwrap().as_f64().unwrap() > 0.0);
+        }
+        epoch
+    });
+    lines.collect()
+}
+
+#[test]
+fn a_run_leaves_everything_behind() {
+    let runs = tempfile::tempdir().unwrap();
+    let output = short_run(runs.path(), "a")
+        .args(["--epochs", "2"])
+        .assert()
+        .success()
+        .get_output()
+        .clone();
+    let lines = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        lines.contains("epoch 1/2  train loss") && lines.contains("epoch 2/2"),
+        "{lines}"
+    );
+    assert!(lines.contains("curves.svg"), "{lines}");
+
+    let run = runs.path().join("a");
+    let names: BTreeSet<_> = fs::read_dir(&run)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let expected = [
+        "best.safetensors",
+        "curves.png",
+        "curves.svg",
+        "last.safetensors",
+        "log.txt",
+        "metrics.jsonl",
+        "momentum-2-0.safetensors",
+        "run.toml",
+        "summary.txt",
+    ];
+    assert!(names.iter().eq(expected), "{names:?}");
+    assert_eq!(metrics(&run).len(), 2);
+    assert!(
+        fs::read_to_string(run.join("summary.txt"))
+            .unwrap()
+            .contains("SmallAlexNet-20")
+    );
+    assert!(
+        fs::read_to_string(run.join("log.txt"))
+            .unwrap()
+            .contains("epoch ends")
+    );
+    let record: toml::Table = fs::read_to_string(run.join("run.toml"))
+        .unwrap()
+        .parse()
+        .unwrap();
+    for key in ["version", "commit", "device", "precision", "data_sha256"] {
+        assert!(record["made_by"].get(key).is_some(), "{key}");
+    }
+
+    // The record, fed back, makes the same run.
+    let mut again = program("trainer");
+    again
+        .arg("--config")
+        .arg(run.join("run.toml"))
+        .arg("--run-dir")
+        .arg(runs.path())
+        .args(["--name", "b"]);
+    again.assert().success();
+    let other = runs.path().join("b");
+    assert_eq!(state(&run), state(&other));
+    assert_eq!(metrics(&run), metrics(&other));
+
+    // Evaluating the last weights gives the last epoch's figures.
+    let eval = |checkpoint: &str| -> serde_json::Value {
+        let mut command = program("trainer");
+        command.args([
+            "eval",
+            "--dataset",
+            "synthetic",
+            "--limit-test",
+            "10",
+            "--json",
+            "--checkpoint",
+        ]);
+        let output = command
+            .arg(run.join(checkpoint))
+            .assert()
+            .success()
+            .get_output()
+            .stdout
+            .clone();
+        serde_json::from_slice(&output).unwrap()
+    };
+    let evaluated = eval("last.safetensors");
+    assert_eq!(evaluated["loss"], metrics(&run)[1]["test_loss"]);
+    assert_eq!(evaluated["accuracy"], metrics(&run)[1]["test_accuracy"]);
+    let best = metrics(&run)
+        .iter()
+        .map(|epoch| epoch["test_accuracy"].as_f64().unwrap())
+        .fold(0.0, f64::max);
+    assert_eq!(eval("best.safetensors")["accuracy"].as_f64().unwrap(), best);
+
+    // On classes that the weights do not know, an accuracy would mean nothing.
+    if let Some(data) = cifar10() {
+        let mut command = program("trainer");
+        command
+            .args(["eval", "--limit-test", "10", "--data-dir"])
+            .arg(data);
+        refused(
+            command
+                .arg("--checkpoint")
+                .arg(run.join("best.safetensors")),
+            2,
+            &["other classes"],
+        );
+    }
+}
+
+/// The folder that holds the real data, where there is one.
+fn cifar10() -> Option<std::path::PathBuf> {
+    let folder =
+        std::env::var_os("CIFAR10_DIR").map_or_else(|| end_to_end::root().join("data"), Into::into);
+    let found = folder.join(cifar::layout::FOLDER).is_dir();
+    if !found {
+        let message = format!("skipped: no CIFAR-10 in `{}`\n", folder.display());
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), message.as_bytes());
+    }
+    found.then_some(folder)
+}
+
+#[test]
+fn the_real_data_are_trained_on() {
+    let Some(data) = cifar10() else { return };
+    let runs = tempfile::tempdir().unwrap();
+    let mut command = program("trainer");
+    command.args([
+        "--model",
+        "small-alexnet",
+        "--limit-train",
+        "20",
+        "--limit-test",
+        "20",
+        "--batch-size",
+        "10",
+    ]);
+    command
+        .args(["--epochs", "1", "--name", "a", "--data-dir"])
+        .arg(data)
+        .arg("--run-dir")
+        .arg(runs.path());
+    command.assert().success();
+    assert_eq!(metrics(&runs.path().join("a")).len(), 1);
+}
+
+#[test]
+fn checkpoints_have_pytorchs_names_and_shapes_and_nothing_else() {
+    let runs = tempfile::tempdir().unwrap();
+    short_run(runs.path(), "a")
+        .args(["--epochs", "1"])
+        .assert()
+        .success();
+    // [(name, list(p.shape)) for name, p in SmallAlexNet().state_dict().items()]
+    let expected: [(&str, &[usize]); 16] = [
+        ("conv_layer1.0.weight", &[64, 3, 7, 7]),
+        ("conv_layer1.0.bias", &[64]),
+        ("conv_layer2.0.weight", &[192, 64, 5, 5]),
+        ("conv_layer2.0.bias", &[192]),
+        ("conv_layer3.0.weight", &[256, 192, 3, 3]),
+        ("conv_layer3.0.bias", &[256]),
+        ("conv_layer3.2.weight", &[256, 256, 3, 3]),
+        ("conv_layer3.2.bias", &[256]),
+        ("conv_layer3.4.weight", &[128, 256, 3, 3]),
+        ("conv_layer3.4.bias", &[128]),
+        ("fc_layer1.1.weight", &[2048, 3200]),
+        ("fc_layer1.1.bias", &[2048]),
+        ("fc_layer1.4.weight", &[2048, 2048]),
+        ("fc_layer1.4.bias", &[2048]),
+        ("fc_layer1.6.weight", &[10, 2048]),
+        ("fc_layer1.6.bias", &[10]),
+    ];
+    for file in ["best.safetensors", "last.safetensors"] {
+        let bytes = fs::read(runs.path().join("a").join(file)).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(tensors.len(), expected.len(), "{file}");
+        for (name, shape) in expected {
+            let tensor = tensors.tensor(name).unwrap();
+            assert_eq!(
+                (tensor.dtype(), tensor.shape()),
+                (safetensors::Dtype::F32, shape),
+                "{file} {name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_does_not_matter() {
+    let runs = tempfile::tempdir().unwrap();
+    let run = |threads: &str| {
+        short_run(runs.path(), threads)
+            .args(["--epochs", "1", "--threads", threads])
+            .assert()
+            .success();
+        (
+            state(&runs.path().join(threads)),
+            metrics(&runs.path().join(threads)),
+        )
+    };
+    let one = run("1");
+    for threads in ["2", "3", "7"] {
+        assert!(run(threads) == one, "{threads} threads");
+    }
+}
+
+#[test]
+fn one_batch_of_the_whole_set_is_full_batch_training() {
+    let runs = tempfile::tempdir().unwrap();
+    let plain = [
+        "--augment",
+        "none",
+        "--dropout",
+        "0",
+        "--limit-train",
+        "8",
+        "--batch-size",
+        "8",
+        "--epochs",
+        "2",
+    ];
+    let run = |name: &str, seed: &str, init: Option<&Path>| {
+        let mut command = program("trainer");
+        command
+            .args([
+                "--model",
+                "small-alexnet",
+                "--dataset",
+                "synthetic",
+                "--limit-test",
+                "8",
+            ])
+            .args(plain);
+        command
+            .arg("--run-dir")
+            .arg(runs.path())
+            .args(["--name", name, "--seed", seed]);
+        if let Some(init) = init {
+            command.arg("--init").arg(init);
+        }
+        command.assert().success();
+        runs.path().join(name)
+    };
+    let first = run("first", "0", None);
+    // With the weights given, nothing is left for the seed to decide.
+    let weights = first.join("best.safetensors");
+    assert_eq!(
+        state(&run("second", "1", Some(&weights))),
+        state(&run("third", "2", Some(&weights)))
+    );
+}
+
+#[test]
+fn dropout_in_the_first_epoch_only() {
+    let runs = tempfile::tempdir().unwrap();
+    let run = |name: &str, dropout: &[&str]| {
+        short_run(runs.path(), name)
+            .args(["--epochs", "2"])
+            .args(dropout)
+            .assert()
+            .success();
+        metrics(&runs.path().join(name))
+    };
+    let all = run("all", &["--dropout-epochs", "all"]);
+    let first = run("first", &["--dropout-epochs", "1"]);
+    let none = run("none", &["--dropout-epochs", "0"]);
+    assert_eq!(all[0], first[0]);
+    assert_ne!(all[1], first[1]);
+    assert_ne!(none[0], first[0]);
+    assert_eq!(none, run("zero", &["--dropout", "0"]));
+}
+
+/// A run of eight steps that writes a checkpoint after every step.
+fn start(runs: &Path, name: &str) -> Child {
+    let mut command = Command::new(path("trainer"));
+    command
+        .args(SHORT)
+        .args(["--epochs", "4", "--checkpoint-minutes", "0", "--name", name]);
+    command
+        .arg("--run-dir")
+        .arg(runs)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.spawn().unwrap()
+}
+
+#[test]
+fn a_killed_run_ends_as_one_that_was_not() {
+    let runs = tempfile::tempdir().unwrap();
+    let started = Instant::now();
+    assert!(start(runs.path(), "whole").wait().unwrap().success());
+    let takes = started.elapsed();
+    let (whole, killed) = (runs.path().join("whole"), runs.path().join("killed"));
+    // Moments that differ from call to call, spread over the whole run.
+    let noise = || {
+        Duration::from_nanos(
+            u64::from(started.elapsed().subsec_nanos()) % (takes.as_nanos() as u64 / 4),
+        )
+    };
+    let mut child = start(runs.path(), "killed");
+    let mut kills = 0;
+    loop {
+        thread::sleep(takes / 5 + noise());
+        if child.try_wait().unwrap().is_some() {
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+        if !killed.join("run.toml").exists() {
+            child = start(runs.path(), "killed");
+            continue;
+        }
+        let mut command = Command::new(path("trainer"));
+        command
+            .arg("--resume")
+            .arg(&killed)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        child = command.spawn().unwrap();
+    }
+    assert!(kills > 0);
+    assert!(child.wait().unwrap().success());
+    assert!(state(&whole) == state(&killed), "after {kills} kills");
+    assert_eq!(metrics(&whole), metrics(&killed));
+    let leftovers = fs::read_dir(&killed).unwrap().filter(|e| {
+        let name = e.as_ref().unwrap().file_name().into_string().unwrap();
+        name.starts_with('.')
+            || (name.starts_with("momentum") && name != "momentum-4-0.safetensors")
+    });
+    assert_eq!(leftovers.count(), 0);
+    assert!(
+        fs::read(whole.join("best.safetensors")).unwrap()
+            == fs::read(killed.join("best.safetensors")).unwrap()
+    );
+}
+
+#[test]
+fn a_longer_run_goes_on_from_a_shorter_one() {
+    let runs = tempfile::tempdir().unwrap();
+    short_run(runs.path(), "long")
+        .args(["--epochs", "2"])
+        .assert()
+        .success();
+    short_run(runs.path(), "short")
+        .args(["--epochs", "1"])
+        .assert()
+        .success();
+    let resume = |epochs: &str| {
+        let mut command = program("trainer");
+        command
+            .args(["--resume", "short", "--epochs", epochs, "--threads", "1"])
+            .arg("--run-dir")
+            .arg(runs.path());
+        command.assert().success().get_output().stdout.clone()
+    };
+    resume("2");
+    assert!(state(&runs.path().join("long")) == state(&runs.path().join("short")));
+    // A run that is done has nothing left to do, and says so.
+    let before = fs::read(runs.path().join("short/last.safetensors")).unwrap();
+    let output = String::from_utf8(resume("2")).unwrap();
+    assert!(output.contains("done"), "{output}");
+    assert!(before == fs::read(runs.path().join("short/last.safetensors")).unwrap());
+}
+
+#[cfg(unix)]
+fn interrupt(child: &Child) {
+    let status = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+/// Waits until a run has made its first checkpoint.
+fn wait_for_checkpoint(run: &Path) {
+    let started = Instant::now();
+    while !run.join("last.safetensors").exists() {
+        assert!(
+            started.elapsed() < Duration::from_secs(120),
+            "no checkpoint came"
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_with_a_checkpoint() {
+    let runs = tempfile::tempdir().unwrap();
+    let mut command = Command::new(path("trainer"));
+    command.args(SHORT).args([
+        "--epochs",
+        "1000",
+        "--checkpoint-minutes",
+        "0",
+        "--name",
+        "a",
+    ]);
+    command
+        .arg("--run-dir")
+        .arg(runs.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let run = runs.path().join("a");
+    wait_for_checkpoint(&run);
+
+    // Meanwhile nobody else may write there.
+    let resume = || {
+        let mut command = program("trainer");
+        command.arg("--resume").arg(&run);
+        command
+    };
+    refused(
+        &mut resume(),
+        1,
+        &["another process is writing to the run folder"],
+    );
+    refused(
+        &mut short_run(runs.path(), "a"),
+        1,
+        &["another process is writing to the run folder"],
+    );
+
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        message.contains(&format!("--resume {}", run.display())),
+        "{message}"
+    );
+
+    // One epoch more than are done, which is the end.
+    let done = if run.join("metrics.jsonl").exists() {
+        metrics(&run).len()
+    } else {
+        0
+    };
+    resume()
+        .args(["--epochs", &(done + 1).to_string()])
+        .assert()
+        .success();
+    assert_eq!(metrics(&run).len(), done + 1);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_last_checkpoint() {
+    let runs = tempfile::tempdir().unwrap();
+    short_run(runs.path(), "a")
+        .args(["--epochs", "1"])
+        .assert()
+        .success();
+    let run = runs.path().join("a");
+    let before = state(&run);
+    // A limit on the size of files stands in for the disk: writing fails in the same place.
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 20000; exec '{}' --resume '{}' --epochs 2",
+        path("trainer").display(),
+        run.display()
+    );
+    let mut limited = assert_cmd::Command::new("sh");
+    limited.args(["-c", &script]);
+    let output = limited.assert().code(1).get_output().stderr.clone();
+    let message = String::from_utf8(output).unwrap();
+    assert!(
+        message.contains("cannot write") && message.contains("what was saved before is unchanged"),
+        "{message}"
+    );
+    assert!(state(&run) == before);
+    let unfinished = fs::read_dir(&run).unwrap().filter(|e| {
+        e.as_ref()
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .starts_with('.')
+    });
+    assert_eq!(unfinished.count(), 0);
+    let mut resume = program("trainer");
+    resume
+        .arg("--resume")
+        .arg(&run)
+        .args(["--epochs", "2"])
+        .assert()
+        .success();
+}
+
+#[test]
+fn dry_run_prints_what_config_takes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let dry = |arguments: &[&str]| {
+        let mut command = program("trainer");
+        command
+            .current_dir(&folder)
+            .args(arguments)
+            .arg("--dry-run");
+        String::from_utf8(command.assert().success().get_output().stdout.clone()).unwrap()
+    };
+    let printed = dry(&[
+        "--model",
+        "alexnet",
+        "--lr",
+        "0.02",
+        "--limit-train",
+        "100",
+        "--seed",
+        "5",
+    ]);
+    assert!(
+        printed.contains("learning_rate = 0.02") && printed.contains("patience = 5"),
+        "{printed}"
+    );
+    fs::write(folder.path().join("settings.toml"), &printed).unwrap();
+    assert_eq!(dry(&["--config", "settings.toml"]), printed);
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+}
+
+#[test]
+fn summary_and_completions_are_printed() {
+    let output = |arguments: &[&str]| {
+        let output = program("trainer")
+            .args(arguments)
+            .assert()
+            .success()
+            .get_output()
+            .stdout
+            .clone();
+        String::from_utf8(output).unwrap()
+    };
+    for architecture in Architecture::ALL {
+        assert_eq!(
+            output(&["summary", "--model", architecture.name()]),
+            models::summary(architecture)
+        );
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(output(&["completions", shell]).contains("trainer"));
+    }
+}
