@@ -1,5 +1,7 @@
 //! What the trainer says to bad input: one sentence, the right exit code, nothing lost or left behind.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
+
 use end_to_end::{SHORT, program, refused, short_run};
 use models::Architecture;
 use safetensors::tensor::{Dtype, TensorView};
@@ -439,7 +441,7 @@ fn pictures_that_are_none_are_named() {
     );
     let cut = fs::read(&good).unwrap();
     fs::write(&bad, &cut[..cut.len() / 2]).unwrap();
-    refused(&mut predict(&[bad.clone()]), 1, &["bad.png"]);
+    refused(&mut predict(std::slice::from_ref(&bad)), 1, &["bad.png"]);
     fs::write(&bad, "").unwrap();
     refused(&mut predict(&[bad]), 1, &["bad.png"]);
     refused(

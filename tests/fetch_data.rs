@@ -1,5 +1,7 @@
 //! `cargo xtask fetch-data` against servers on this machine: good ones and bad ones.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
+
 use end_to_end::{program, refused};
 use flate2::Compression;
 use flate2::write::GzEncoder;

@@ -1,5 +1,7 @@
 //! Runs from the beginning to the end, interrupted ones among them.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
+
 use end_to_end::{SHORT, path, program, refused, short_run};
 use models::Architecture;
 use safetensors::SafeTensors;

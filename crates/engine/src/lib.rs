@@ -23,4 +23,4 @@ pub use recipe::{
     DropoutEpochs, Fraction, NonNegative, OpenFraction, OutOfRange, Positive, Recipe, built_in,
     names as recipe_names,
 };
-pub use training::{BestEpoch, EpochResult, Outcome, Position, Training};
+pub use training::{BestEpoch, EpochResult, Observed, Outcome, Position, Training};

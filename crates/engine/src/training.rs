@@ -62,6 +62,9 @@ pub struct BestEpoch {
     pub test_accuracy: f64,
 }
 
+/// Whether an observer could do its part.
+pub type Observed = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
 /// How training ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -212,7 +215,7 @@ impl Training {
         checkpoints: &Checkpoints,
         interval: Duration,
         stop: &dyn Fn() -> bool,
-        observe: &mut dyn FnMut(&Event<'_>) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
+        observe: &mut dyn FnMut(&Event<'_>) -> Observed,
     ) -> Result<Outcome, Error> {
         let mut observe = |event: Event<'_>| observe(&event).map_err(Error::Observer);
         let epochs = self.recipe.epochs.get();

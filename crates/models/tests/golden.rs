@@ -1,6 +1,8 @@
 //! Both networks against PyTorch in float64: logits, losses, all gradients, three steps of SGD.
 //! The values were made by `make_golden.py` beside them.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
+
 use candle_core::{Device, Result, Tensor};
 use models::{Architecture, Network};
 use ops::{Sgd, cross_entropy, sgd_step};

@@ -1,5 +1,7 @@
 //! The operations against PyTorch in float64, in `f32` and in `f64`.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 use ops::{Activation, conv2d, max_pool2d};
 use serde::Deserialize;

@@ -1,6 +1,8 @@
 //! Every operation over random shapes: against plain loops, against finite differences in `f64`,
 //! and for the same bits on any number of threads.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 use ops::{
     Activation, Dropout, Sgd, conv2d, cross_entropy, dropout, linear, max_pool2d, relu, sgd_step,
