@@ -69,22 +69,17 @@ fn draw(stream: &Stream, number: u64, image: &mut [u8]) {
         tilt: between(5, -0.2, 0.2),
         rising: random(6) < 0.5,
     };
-    // Colours that differ by at least 60 of 255 in one channel, in either direction.
+    // Every channel of the two colours differs, in a direction of its own.
     let mut inside = [0.0; 3];
     let mut outside = [0.0; 3];
     for channel in 0..3 {
-        inside[channel] = between(8 + channel as u64, 40.0, 215.0);
-        outside[channel] = between(11 + channel as u64, 40.0, 215.0);
+        let place = channel as u64;
+        inside[channel] = between(8 + place, 30.0, 225.0);
+        let contrast = between(11 + place, -130.0, 130.0);
+        let contrast = contrast + 40.0_f32.copysign(contrast);
+        outside[channel] = (inside[channel] + contrast).clamp(0.0, 255.0);
     }
-    let strongest = (random(14) * 3.0) as usize % 3;
-    if (inside[strongest] - outside[strongest]).abs() < 60.0 {
-        outside[strongest] = if inside[strongest] < 128.0 {
-            inside[strongest] + 60.0
-        } else {
-            inside[strongest] - 60.0
-        };
-    }
-    let noise = between(15, 10.0, 40.0);
+    let noise = between(15, 5.0, 35.0);
 
     for (place, value) in image.iter_mut().enumerate() {
         let (channel, y, x) = (place / 1024, place / 32 % 32, place % 32);

@@ -90,6 +90,7 @@ fn draw<B: DrawingBackend>(
     register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT)
         .map_err(|_| error("the font is damaged"))?;
     area.fill(&WHITE).map_err(error)?;
+    let area = area.margin(14, 0, 0, 0);
     let area = area.titled(title, (FONT, 30)).map_err(error)?;
     for (panel, area) in PANELS.iter().zip(area.split_evenly((1, 2))) {
         draw_panel(&area, panel, epochs)?;
