@@ -85,6 +85,15 @@ impl Partial {
         ))
     }
 
+    /// Removes the file where it is empty: only what can be used again is kept.
+    pub(crate) fn remove_empty(self) -> anyhow::Result<()> {
+        if self.length()? == 0 {
+            self.remove()
+        } else {
+            Ok(())
+        }
+    }
+
     /// Removes the file.
     pub(crate) fn remove(self) -> anyhow::Result<()> {
         fs::remove_file(&self.path)
@@ -133,10 +142,11 @@ impl Partial {
             if fruitless == FRUITLESS {
                 return Err(error);
             }
-            printer::note(&format!(
-                "{mirror}: {error:#}; going on after {} bytes",
-                self.length()?
-            ));
+            let next = match self.length()? {
+                0 => "trying again".to_owned(),
+                have => format!("going on after {have} bytes"),
+            };
+            printer::note(&format!("{mirror}: {error:#}; {next}"));
             thread::sleep(Duration::from_millis(200 << fruitless));
         }
     }

@@ -72,8 +72,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                 args.mirrors.clone()
             };
             let mut partial = Partial::open(data_dir.join("cifar-10-binary.tar.gz.part"))?;
-            let archive = partial.complete(&mirrors, wanted)?;
-            install(archive, data_dir)?;
+            match partial.complete(&mirrors, wanted) {
+                Ok(archive) => install(archive, data_dir)?,
+                Err(error) => {
+                    partial.remove_empty()?;
+                    return Err(error);
+                }
+            }
             partial.remove()?;
         }
     }
