@@ -21,5 +21,3 @@ pub use augmentation::{Augmentation, Normalisation};
 pub use batches::{Batch, Batches, Loader, picture};
 #[cfg(feature = "tensors")]
 pub use dataset::{Dataset, Split};
-#[cfg(feature = "tensors")]
-pub use synthetic::CLASS_NAMES as SYNTHETIC_CLASS_NAMES;

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use std::f32::consts::TAU;
 
 /// The classes by label. Mirroring an image does not change its class.
-pub const CLASS_NAMES: [&str; 10] = [
+pub(crate) const CLASS_NAMES: [&str; 10] = [
     "horizontal stripes",
     "vertical stripes",
     "diagonal stripes",

@@ -283,6 +283,9 @@ fn sorted(mut bytes: Vec<u8>) -> serde_json::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// How the files of `torch.save` begin, which are zip archives.
+const ZIP: &[u8] = b"PK\x03\x04";
+
 /// A safetensors file in memory.
 struct File {
     path: PathBuf,
@@ -298,7 +301,12 @@ impl File {
         })?;
         let damaged = |error: safetensors::SafeTensorError| Error::NotSafetensors {
             path: path.to_owned(),
-            reason: error.to_string(),
+            reason: if bytes.starts_with(ZIP) {
+                "it was made by torch.save; save the weights with safetensors.torch.save_file instead"
+                    .to_owned()
+            } else {
+                error.to_string()
+            },
         };
         // The whole file is checked first: the header alone could be right in one that is cut short.
         SafeTensors::deserialize(&bytes).map_err(damaged)?;

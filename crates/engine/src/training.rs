@@ -132,7 +132,8 @@ impl Training {
         })
     }
 
-    /// The same at the place that `checkpoint` says. The network must hold its weights already.
+    /// The same at the place that a checkpoint's progress says, with its momentum. The network must
+    /// hold the checkpoint's weights already.
     ///
     /// # Errors
     /// When the checkpoint was made with another seed, batch size or number of images.
@@ -151,7 +152,7 @@ impl Training {
             (
                 "batch size",
                 progress.batch_size as u64,
-                self.train_batch_size(),
+                self.recipe.batch_size.get() as u64,
             ),
             (
                 "number of training images",
@@ -182,10 +183,6 @@ impl Training {
         Ok(self)
     }
 
-    fn train_batch_size(&self) -> u64 {
-        self.recipe.batch_size.get() as u64
-    }
-
     /// All finished epochs.
     #[must_use]
     pub fn history(&self) -> &[EpochResult] {
@@ -196,12 +193,6 @@ impl Training {
     #[must_use]
     pub fn position(&self) -> Position {
         self.position
-    }
-
-    /// The network as it is now.
-    #[must_use]
-    pub fn network(&self) -> &Network {
-        &self.network
     }
 
     /// Trains until all epochs are done or `stop` says so; it is asked before every step. A

@@ -55,6 +55,12 @@ fn weights_in_half_precision_are_read() {
     );
 }
 
+#[test]
+fn a_file_of_torch_save_is_told_what_to_do() {
+    let error = read(b"PK\x03\x04 and so on").err().unwrap().to_string();
+    assert!(error.contains("safetensors.torch.save_file"), "{error}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
