@@ -62,11 +62,18 @@ impl RunFolder {
         }
     }
 
-    /// A new folder at `path`; `None` where something is there already.
+    /// A new folder at `path`; `None` where something is there already. What a process left that was
+    /// killed before it had written its record is as good as nothing.
     fn create_named(path: &Path) -> anyhow::Result<Option<Self>> {
         match fs::create_dir(path) {
             Ok(()) => Self::lock(path).map(Some),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if holds_nothing(path) && !is_locked(path) {
+                    Self::lock(path).map(Some)
+                } else {
+                    Ok(None)
+                }
+            }
             Err(error) => Err(error)
                 .with_context(|| format!("cannot make the run folder `{}`", path.display())),
         }
@@ -130,6 +137,18 @@ impl RunFolder {
     }
 }
 
+/// Whether a folder holds no more than a log and unfinished files.
+fn holds_nothing(path: &Path) -> bool {
+    fs::read_dir(path).is_ok_and(|mut entries| {
+        entries.all(|entry| {
+            entry.is_ok_and(|entry| {
+                let name = entry.file_name();
+                name == LOG || whole_file::is_unfinished(&name)
+            })
+        })
+    })
+}
+
 fn is_locked(path: &Path) -> bool {
     File::open(path.join(LOG))
         .is_ok_and(|log| matches!(log.try_lock(), Err(TryLockError::WouldBlock)))
@@ -152,6 +171,7 @@ mod tests {
         let names: Vec<_> = (0..3)
             .map(|_| {
                 let folder = RunFolder::create(runs.path(), None, "a").unwrap();
+                folder.write(RECORD, b"").unwrap();
                 folder.path().file_name().unwrap().to_owned()
             })
             .collect();
@@ -172,6 +192,10 @@ mod tests {
             );
         }
         drop(first);
+        // Killed before it had written anything: the name is still free.
+        let again = RunFolder::create(runs.path(), Some("a"), "").unwrap();
+        again.write(RECORD, b"").unwrap();
+        drop(again);
         let error = RunFolder::create(runs.path(), Some("a"), "").unwrap_err();
         assert!(
             error.is::<Usage>() && error.to_string().contains("exists"),

@@ -1,5 +1,6 @@
 //! Files that are whole or absent: written beside their place, flushed to disk, and renamed.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
@@ -40,11 +41,17 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 pub fn remove_unfinished(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+        if is_unfinished(&entry.file_name()) {
             fs::remove_file(entry.path())?;
         }
     }
     Ok(())
+}
+
+/// Whether a file of this name was left unfinished by [`write()`].
+#[must_use]
+pub fn is_unfinished(name: &OsStr) -> bool {
+    name.to_string_lossy().starts_with(UNFINISHED)
 }
 
 /// Makes renames in `folder` survive a power cut, where the system offers that.
