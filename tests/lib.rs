@@ -26,6 +26,7 @@ pub fn path(name: &str) -> PathBuf {
         // The same selection of packages as `cargo test --workspace`, so that nothing is built twice.
         let mut cargo = std::process::Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--workspace", "--bins", "--tests"]);
+        cargo.arg("--target-dir").arg(folder.parent().unwrap());
         if folder.ends_with("release") {
             cargo.arg("--release");
         }
