@@ -7,6 +7,7 @@ use models::Architecture;
 use safetensors::SafeTensors;
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -492,6 +493,36 @@ fn ctrl_c_stops_with_a_checkpoint() {
         .assert()
         .success();
     assert_eq!(metrics(&run).len(), done + 1);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_ctrl_c_stops_at_once() {
+    let runs = tempfile::tempdir().unwrap();
+    let mut command = Command::new(path("trainer"));
+    // One step of seconds, so that both signals come inside it.
+    command.args(["--model", "small-alexnet", "--dataset", "synthetic"]);
+    command.args(["--limit-train", "200", "--batch-size", "200", "--name", "a"]);
+    command
+        .arg("--run-dir")
+        .arg(runs.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("training and"));
+    interrupt(&child);
+    assert!(
+        lines
+            .next()
+            .unwrap()
+            .unwrap()
+            .contains("once more stops at once")
+    );
+    interrupt(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(lines.next().is_none());
+    assert!(!runs.path().join("a/last.safetensors").exists());
 }
 
 #[cfg(unix)]
