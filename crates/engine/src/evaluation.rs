@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use cifar::{Loader, Normalisation, Split};
 use models::{CLASSES, Network};
+use ops::{Convolution, Tape};
 use std::num::NonZeroUsize;
 
 /// Images a batch. Always the same, so that a result does not depend on the recipe's batch size.
@@ -39,6 +40,7 @@ impl Evaluation {
 /// When there are no images, or a tensor operation fails.
 pub fn evaluate(
     network: &Network,
+    convolution: Convolution,
     images: Split,
     normalisation: Normalisation,
     device: &Device,
@@ -53,7 +55,8 @@ pub fn evaluate(
         }
         let batch = batch?;
         let labels = batch.labels.to_device(device)?;
-        let logits = network.evaluate(&batch.images.to_device(device)?)?;
+        let mut tape = Tape::forgetting(convolution);
+        let logits = network.forward(&mut tape, &batch.images.to_device(device)?, None)?;
         let mean = ops::cross_entropy(&logits.to_dtype(DType::F64)?, &labels)?;
         loss += mean.to_scalar::<f64>()? * labels.elem_count() as f64;
         for (label, prediction) in batch

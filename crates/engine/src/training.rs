@@ -11,6 +11,7 @@ use candle_core::Device;
 use candle_nn::Optimizer;
 use cifar::{Batch, Loader, Split};
 use models::{DropoutMasks, Network};
+use ops::{Convolution, Tape};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
@@ -79,6 +80,7 @@ pub struct Training {
     recipe: Recipe,
     seed: u64,
     device: Device,
+    convolution: Convolution,
     network: Network,
     optimiser: Sgd,
     train: Loader,
@@ -101,6 +103,7 @@ impl Training {
         train: Split,
         test: Split,
         device: Device,
+        convolution: Convolution,
     ) -> Result<Self, Error> {
         if recipe.batch_size.get() > train.len() {
             return Err(Error::BatchTooLarge {
@@ -124,6 +127,7 @@ impl Training {
             recipe,
             seed,
             device,
+            convolution,
             network,
             optimiser,
             position: Position::default(),
@@ -256,6 +260,7 @@ impl Training {
             observe(Event::EvaluationStarted { epoch })?;
             let Some(evaluation) = evaluate(
                 &self.network,
+                self.convolution,
                 self.test.clone(),
                 self.recipe.normalisation(),
                 &self.device,
@@ -294,15 +299,16 @@ impl Training {
             step: (u64::from(position.epoch) * self.train.batches() as u64 + position.step as u64)
                 as u32,
         });
-        let logits = self
-            .network
-            .forward(&batch.images.to_device(&self.device)?, dropout)?;
+        let mut tape = Tape::recording(self.convolution);
+        let images = batch.images.to_device(&self.device)?;
+        let logits = self.network.forward(&mut tape, &images, dropout)?;
         let loss = ops::cross_entropy(&logits, &labels)?;
         let value = f64::from(loss.to_scalar::<f32>()?);
         if !value.is_finite() {
             return Err(self.diverged("loss"));
         }
-        self.optimiser.backward_step(&loss)?;
+        let gradients = tape.backward(ops::cross_entropy_gradient(&logits, &labels)?)?;
+        self.optimiser.step(&gradients)?;
         let wanted = batch.labels.to_vec1::<u32>()?;
         let found = predictions(&logits)?;
         let right = wanted

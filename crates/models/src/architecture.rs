@@ -1,5 +1,6 @@
 //! The layers of the networks, their parameters' names and shapes.
 
+use ops::Pool;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -102,6 +103,15 @@ impl Layer {
                 out_features,
             } => Some([vec![out_features, in_features], vec![out_features]]),
             Self::Relu | Self::MaxPool2d { .. } | Self::Dropout => None,
+        }
+    }
+
+    /// The pooling windows, where the layer is max-pooling.
+    #[must_use]
+    pub fn pool(&self) -> Option<Pool> {
+        match *self {
+            Self::MaxPool2d { kernel, stride } => Some(Pool { kernel, stride }),
+            _ => None,
         }
     }
 
@@ -269,6 +279,14 @@ impl Architecture {
     pub fn layers(self) -> impl Iterator<Item = Layer> {
         let blocks = self.blocks().iter();
         blocks.flat_map(|block| block.layers.iter().copied())
+    }
+
+    /// All layers in order, with their names in PyTorch, such as `conv_layer1.0`.
+    pub fn named_layers(self) -> impl Iterator<Item = (String, Layer)> {
+        self.blocks().iter().flat_map(|block| {
+            let layers = block.layers.iter().enumerate();
+            layers.map(|(number, layer)| (format!("{}.{number}", block.name), *layer))
+        })
     }
 
     /// All parameters, in the order of PyTorch's `state_dict`.

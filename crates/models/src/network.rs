@@ -2,7 +2,7 @@
 
 use crate::architecture::{Architecture, Layer};
 use candle_core::{Tensor, Var};
-use ops::{Activation, Dropout};
+use ops::{Activation, Conv2d, Dropout, Pool, Tape};
 
 /// What can be wrong with a network's parameters.
 #[derive(Debug, thiserror::Error)]
@@ -94,61 +94,55 @@ impl Network {
         &self.variables
     }
 
-    /// Logits `[batch, 10]` for images `[batch, 3, 32, 32]`, to be differentiated. `dropout` is
-    /// `None` where it is switched off.
+    /// Logits `[batch, 10]` for images `[batch, 3, 32, 32]`, computed on `tape`, which then knows how
+    /// to differentiate them. `dropout` is `None` where it is switched off.
     ///
     /// # Errors
     /// When the images have another shape, or another type than the variables.
     pub fn forward(
         &self,
+        tape: &mut Tape,
         images: &Tensor,
         dropout: Option<DropoutMasks>,
     ) -> candle_core::Result<Tensor> {
-        self.forward_with(images, dropout, |variable| variable.as_tensor().clone())
-    }
-
-    /// As [`Network::forward`] without dropout, for evaluation: nothing is kept for a backward
-    /// pass, so memory is freed from layer to layer.
-    ///
-    /// # Errors
-    /// As for [`Network::forward`].
-    pub fn evaluate(&self, images: &Tensor) -> candle_core::Result<Tensor> {
-        self.forward_with(images, None, |variable| variable.as_detached_tensor())
-    }
-
-    /// Walks the layers. A rectifier behind a convolution or linear layer is part of its operation.
-    fn forward_with(
-        &self,
-        images: &Tensor,
-        dropout: Option<DropoutMasks>,
-        parameter: impl Fn(&Var) -> Tensor,
-    ) -> candle_core::Result<Tensor> {
-        let mut variables = self
-            .variables
-            .iter()
-            .map(|(_, variable)| parameter(variable));
+        let mut variables = self.variables.iter().map(|(_, variable)| variable);
         let mut next = || {
             variables
                 .next()
                 .ok_or_else(|| candle_core::Error::Msg("a layer without parameters".to_owned()))
         };
-        let mut layers = self.architecture.layers().peekable();
+        let mut layers = self.architecture.named_layers().peekable();
         let mut masks = 0_u16;
-        let mut x = images.clone();
-        while let Some(layer) = layers.next() {
-            let mut activation = || match layers.next_if_eq(&Layer::Relu) {
+        let mut x = ops::channels_last(images)?;
+        while let Some((name, layer)) = layers.next() {
+            // What follows in the same operation.
+            let mut relu = || match layers.next_if(|(_, layer)| *layer == Layer::Relu) {
                 Some(_) => Activation::Relu,
                 None => Activation::Identity,
             };
             x = match layer {
                 Layer::Conv2d { padding, .. } => {
-                    ops::conv2d(&x, &next()?, &next()?, padding, activation())?
+                    let activation = relu();
+                    let pool = layers.peek().and_then(|(_, layer)| layer.pool());
+                    if pool.is_some() {
+                        layers.next();
+                    }
+                    let layer = Conv2d {
+                        padding,
+                        activation,
+                        pool,
+                    };
+                    tape.conv2d(&name, layer, &x, next()?, next()?)?
                 }
-                Layer::Linear { .. } => ops::linear(&x, &next()?, &next()?, activation())?,
-                Layer::Relu => ops::relu(&x)?,
-                Layer::MaxPool2d { kernel, stride } => ops::max_pool2d(&x, kernel, stride)?,
+                Layer::Linear { .. } => tape.linear(&name, relu(), &x, next()?, next()?)?,
+                Layer::Relu => tape.relu(&name, &x)?,
+                Layer::MaxPool2d { kernel, stride } => {
+                    tape.max_pool2d(&name, Pool { kernel, stride }, &x)?
+                }
                 Layer::Dropout => {
-                    let x = x.flatten_from(1)?;
+                    if x.rank() > 2 {
+                        x = tape.flatten("flatten", &x)?;
+                    }
                     let layer = masks;
                     masks += 1;
                     match dropout {
@@ -157,14 +151,15 @@ impl Network {
                             probability,
                             seed,
                             step,
-                        }) => ops::dropout(
-                            &x,
+                        }) => tape.dropout(
+                            &name,
                             Dropout {
                                 probability,
                                 seed,
                                 step,
                                 layer,
                             },
+                            &x,
                         )?,
                     }
                 }

@@ -5,7 +5,7 @@
 
 use candle_core::{Device, Result, Tensor};
 use models::{Architecture, Network};
-use ops::{Sgd, cross_entropy, sgd_step};
+use ops::{Convolution, Sgd, Tape, cross_entropy, cross_entropy_gradient, sgd_step};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -50,9 +50,15 @@ struct Step {
     grads: Option<BTreeMap<String, Statistics>>,
 }
 
-fn check(architecture: Architecture, golden: &str) -> Result<()> {
+fn check(architecture: Architecture, convolution: Convolution, golden: &str) -> Result<()> {
     let case: Case = serde_json::from_str(golden).unwrap();
     let device = Device::Cpu;
+    // A rounding error can make another value the maximum of a pooling window, and single gradients of so
+    // small a batch then differ by more than the rounding errors themselves.
+    let tolerance = match convolution {
+        Convolution::Direct => 1e-4,
+        Convolution::Fast => 1e-3,
+    };
     let parameters = case
         .params
         .into_iter()
@@ -79,14 +85,15 @@ fn check(architecture: Architecture, golden: &str) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
 
     for step in case.steps {
-        let logits = network.forward(&images, None)?;
-        let evaluated = network.evaluate(&images)?;
+        let mut tape = Tape::recording(convolution);
+        let logits = network.forward(&mut tape, &images, None)?;
+        let evaluated = network.forward(&mut Tape::forgetting(convolution), &images, None)?;
         assert_eq!(logits.to_vec2::<f32>()?, evaluated.to_vec2::<f32>()?);
         for (row, expected) in logits.to_vec2::<f32>()?.iter().zip(&step.logits) {
             for (logit, expected) in row.iter().zip(expected) {
                 let error = (f64::from(*logit) - expected).abs();
                 assert!(
-                    error <= 1e-3 * expected.abs().max(0.1),
+                    error <= 10.0 * tolerance * expected.abs().max(0.1),
                     "{logit}, not {expected}"
                 );
             }
@@ -94,34 +101,40 @@ fn check(architecture: Architecture, golden: &str) -> Result<()> {
         let loss = cross_entropy(&logits, &labels)?;
         let value = f64::from(loss.to_scalar::<f32>()?);
         assert!(
-            (value - step.loss).abs() <= 1e-4 * step.loss,
+            (value - step.loss).abs() <= tolerance * step.loss,
             "{value}, not {}",
             step.loss
         );
-        let gradients = loss.backward()?;
+        let gradients = tape.backward(cross_entropy_gradient(&logits, &labels)?)?;
         for ((name, variable), velocity) in network.variables().iter().zip(&velocities) {
             let gradient = gradients.get(variable).unwrap();
             if let Some(expected) = &step.grads {
-                assert_agrees(&format!("gradient of {name}"), gradient, &expected[name])?;
+                assert_agrees(
+                    &format!("gradient of {name}"),
+                    gradient,
+                    &expected[name],
+                    tolerance,
+                )?;
             }
             sgd_step(sgd, variable, velocity, gradient)?;
         }
     }
     for (name, variable) in network.variables() {
-        assert_agrees(name, variable, &case.params_after[name])?;
+        assert_agrees(name, variable, &case.params_after[name], tolerance)?;
     }
     Ok(())
 }
 
 #[test]
 fn alexnet_agrees_with_pytorch() -> Result<()> {
-    check(Architecture::AlexNet, include_str!("golden/alexnet.json"))
+    let golden = include_str!("golden/alexnet.json");
+    check(Architecture::AlexNet, Convolution::Direct, golden)?;
+    check(Architecture::AlexNet, Convolution::Fast, golden)
 }
 
 #[test]
 fn small_alexnet_agrees_with_pytorch() -> Result<()> {
-    check(
-        Architecture::SmallAlexNet,
-        include_str!("golden/small_alexnet.json"),
-    )
+    let golden = include_str!("golden/small_alexnet.json");
+    check(Architecture::SmallAlexNet, Convolution::Direct, golden)?;
+    check(Architecture::SmallAlexNet, Convolution::Fast, golden)
 }

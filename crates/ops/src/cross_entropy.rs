@@ -25,6 +25,16 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
         .apply_op2(&labels.contiguous()?, CrossEntropy)
 }
 
+/// The gradient of [`cross_entropy`] with respect to the logits, `[batch, classes]`.
+///
+/// # Errors
+/// As for [`cross_entropy`].
+pub fn cross_entropy_gradient(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    logits
+        .contiguous()?
+        .apply_op2_no_bwd(&labels.contiguous()?, &LogitsGradient)
+}
+
 struct CrossEntropy;
 
 impl CustomOp2 for CrossEntropy {

@@ -6,7 +6,9 @@ use num_traits::Zero;
 use random::{Purpose, Stream, unit};
 use rayon::prelude::*;
 
-/// Which mask: there is one for every seed, training step and layer.
+/// Sets a share of the elements to 0 and divides the others by the share that is kept (inverted dropout,
+/// as in PyTorch). Element `i` in row-major order is kept where the `i`-th random number in `[0, 1)` of
+/// this mask is at least the probability. There is a mask for every seed, training step and layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     /// The share of elements set to 0, in `0.0..1.0`.
@@ -22,20 +24,18 @@ pub struct Dropout {
 /// Elements that one task handles; a multiple of the four numbers that one block of random words gives.
 const PART: usize = 1 << 14;
 
-/// Sets a share of the elements of `x`, of any shape, to 0 and divides the others by the share that
-/// is kept (inverted dropout, as in PyTorch). Element `i` in row-major order is kept where the
-/// `i`-th random number in `[0, 1)` of this mask is at least the probability.
-///
-/// # Errors
-/// When the probability is outside `0.0..1.0`, or the tensor is neither `f32` nor `f64`.
-pub fn dropout(x: &Tensor, mask: Dropout) -> Result<Tensor> {
-    if !(0.0..1.0).contains(&mask.probability) {
-        bail!(
-            "dropout: a probability of {} is not in 0..1",
-            mask.probability
-        );
+impl Dropout {
+    /// # Errors
+    /// When the probability is outside `0.0..1.0`.
+    pub(crate) fn check(&self) -> Result<()> {
+        if !(0.0..1.0).contains(&self.probability) {
+            bail!(
+                "dropout: a probability of {} is not in 0..1",
+                self.probability
+            );
+        }
+        Ok(())
     }
-    x.contiguous()?.apply_op1(mask)
 }
 
 impl CustomOp1 for Dropout {

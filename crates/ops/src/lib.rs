@@ -9,22 +9,28 @@
 #![allow(unsafe_code)] // The one crate where it is allowed; each block carries its argument.
 
 mod conv2d;
+mod cook_toom;
 mod cross_entropy;
 mod dropout;
+mod flatten;
 mod linear;
 mod matmul;
 mod max_pool2d;
+mod product;
 mod relu;
+mod scratch;
 mod sgd;
+mod simd;
 mod storage;
+mod tape;
 
-pub use conv2d::conv2d;
-pub use cross_entropy::cross_entropy;
-pub use dropout::{Dropout, dropout};
-pub use linear::linear;
-pub use max_pool2d::max_pool2d;
-pub use relu::relu;
+pub use conv2d::{Conv2d, Convolution, UnknownConvolution};
+pub use cross_entropy::{cross_entropy, cross_entropy_gradient};
+pub use dropout::Dropout;
+pub use flatten::channels_last;
+pub use max_pool2d::{Pool, max_pool2d};
 pub use sgd::{Sgd, sgd_step};
+pub use tape::Tape;
 
 /// What follows a convolution or a linear layer in the same pass over memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,167 +1,137 @@
 //! A fully connected layer with its bias and rectifier in one operation.
+//!
+//! The products are arranged so that the weight, which is the largest operand, is read as it lies:
+//! `y' = W x'`, `dx = dy W`, `dW = dy' x`.
 
 use crate::Activation;
-use crate::matmul::{Matrix, Onto, par_matmul};
+use crate::matmul::{Matrix, par_matmul};
 use crate::relu::{rectify, relu_gradient};
-use crate::storage::{contiguous, with_float};
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail,
-};
-use num_traits::Zero;
+use crate::scratch::Scratch;
+use crate::simd::Real;
+use crate::storage::{slice, with_dtype};
+use crate::tape::ParameterGradients;
+use candle_core::{Result, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
-/// `activation(x · weight' + bias)` for `x` `[batch, in_features]`, `weight`
-/// `[out_features, in_features]` and `bias` `[out_features]`: gives `[batch, out_features]`.
-///
-/// # Errors
-/// When the shapes do not fit one another, or the tensors are neither all `f32` nor all `f64`.
-pub fn linear(
+/// `activation(x · weight' + bias)`.
+pub(crate) fn forward(
+    activation: Activation,
     x: &Tensor,
     weight: &Tensor,
     bias: &Tensor,
-    activation: Activation,
 ) -> Result<Tensor> {
-    x.contiguous()?.apply_op3(
-        &weight.contiguous()?,
-        &bias.contiguous()?,
-        Linear { activation },
-    )
+    let (batch, inputs) = x.dims2()?;
+    let (outputs, weight_inputs) = weight.dims2()?;
+    if weight_inputs != inputs || bias.dims() != [outputs] {
+        bail!(
+            "linear: an input of shape {:?}, a weight of shape {:?} and a bias of shape {:?} do not fit",
+            x.shape(),
+            weight.shape(),
+            bias.shape()
+        );
+    }
+    with_dtype!("linear", x.dtype(), T => {
+        let ((x_storage, x_layout), (weight, weight_layout), (bias, bias_layout)) =
+            (x.storage_and_layout(), weight.storage_and_layout(), bias.storage_and_layout());
+        let y = product::<T>(
+            slice("linear", &x_storage, x_layout)?,
+            slice("linear", &weight, weight_layout)?,
+            slice("linear", &bias, bias_layout)?,
+            (batch, inputs, outputs),
+            activation,
+        );
+        Tensor::from_vec(y, (batch, outputs), x.device())
+    })
 }
 
-struct Linear {
+fn product<T: Real>(
+    x: &[T],
+    weight: &[T],
+    bias: &[T],
+    (batch, inputs, outputs): (usize, usize, usize),
     activation: Activation,
-}
-
-impl CustomOp3 for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (batch, inputs) = x_layout.shape().dims2()?;
-        let (outputs, weight_inputs) = weight_layout.shape().dims2()?;
-        if weight_inputs != inputs || bias_layout.shape().dims() != [outputs] {
-            bail!(
-                "linear: an input of shape {:?}, a weight of shape {:?} and a bias of shape {:?} do not fit",
-                x_layout.shape(),
-                weight_layout.shape(),
-                bias_layout.shape()
-            );
-        }
-        with_float!(self.name(), x, T => {
-            let x = contiguous::<T>(self.name(), x, x_layout)?;
-            let weight = contiguous::<T>(self.name(), weight, weight_layout)?;
-            let bias = contiguous::<T>(self.name(), bias, bias_layout)?;
-            let mut y = vec![T::zero(); batch * outputs];
-            par_matmul(
-                &mut y,
-                Onto::Nothing,
-                Matrix::new(x, batch, inputs),
-                Matrix::new(weight, outputs, inputs).transposed(),
-            );
-            y.par_chunks_mut(outputs.max(1)).for_each(|row| {
-                row.iter_mut().zip(bias).for_each(|(value, bias)| *value += *bias);
-                if self.activation == Activation::Relu {
-                    rectify(row);
-                }
-            });
-            Ok((T::to_cpu_storage_owned(y), Shape::from((batch, outputs))))
-        })
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _bias: &Tensor,
-        y: &Tensor,
-        grad_y: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let grad_y = match self.activation {
-            Activation::Identity => grad_y.contiguous()?,
-            Activation::Relu => relu_gradient(y, grad_y)?,
-        };
-        let grad_x = x
-            .track_op()
-            .then(|| {
-                grad_y.apply_op2_no_bwd(
-                    weight,
-                    &Product {
-                        left_transposed: false,
-                    },
-                )
-            })
-            .transpose()?;
-        let grad_weight = grad_y.apply_op2_no_bwd(
-            x,
-            &Product {
-                left_transposed: true,
-            },
-        )?;
-        let grad_bias = grad_y.apply_op1_no_bwd(&ColumnSums)?;
-        Ok((grad_x, Some(grad_weight), Some(grad_bias)))
-    }
-}
-
-/// `left · right` or `left' · right` of two matrices.
-struct Product {
-    left_transposed: bool,
-}
-
-impl CustomOp2 for Product {
-    fn name(&self) -> &'static str {
-        "linear-gradient"
-    }
-
-    fn cpu_fwd(
-        &self,
-        left: &CpuStorage,
-        left_layout: &Layout,
-        right: &CpuStorage,
-        right_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (left_rows, left_columns) = left_layout.shape().dims2()?;
-        let (right_rows, columns) = right_layout.shape().dims2()?;
-        with_float!(self.name(), left, T => {
-            let left = Matrix::new(contiguous::<T>(self.name(), left, left_layout)?, left_rows, left_columns);
-            let right = Matrix::new(contiguous::<T>(self.name(), right, right_layout)?, right_rows, columns);
-            let (left, rows) = if self.left_transposed {
-                (left.transposed(), left_columns)
-            } else {
-                (left, left_rows)
-            };
-            let mut out = vec![T::zero(); rows * columns];
-            par_matmul(&mut out, Onto::Nothing, left, right);
-            Ok((T::to_cpu_storage_owned(out), Shape::from((rows, columns))))
-        })
-    }
-}
-
-/// The sum of each column of a matrix, in double precision, from the first row to the last.
-struct ColumnSums;
-
-impl CustomOp1 for ColumnSums {
-    fn name(&self) -> &'static str {
-        "linear-bias-gradient"
-    }
-
-    fn cpu_fwd(&self, matrix: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (_, columns) = layout.shape().dims2()?;
-        with_float!(self.name(), matrix, T => {
-            let mut sums = vec![0.0; columns];
-            for row in contiguous::<T>(self.name(), matrix, layout)?.chunks_exact(columns.max(1)) {
-                sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value.to_f64());
+) -> Vec<T> {
+    let mut transposed = Scratch::new(outputs * batch);
+    par_matmul(
+        &mut transposed,
+        Matrix::new(weight, outputs, inputs),
+        Matrix::new(x, batch, inputs).transposed(),
+    );
+    let mut y = vec![T::zero(); batch * outputs];
+    y.par_chunks_mut(outputs.max(1))
+        .enumerate()
+        .for_each(|(image, y)| {
+            let column = transposed[image..].iter().step_by(batch);
+            for ((y, sum), bias) in y.iter_mut().zip(column).zip(bias) {
+                *y = *sum + *bias;
             }
-            let sums = sums.into_iter().map(T::from_f64).collect();
-            Ok((T::to_cpu_storage_owned(sums), Shape::from(columns)))
+            if activation == Activation::Relu {
+                rectify(y);
+            }
+        });
+    y
+}
+
+/// `x` `[columns, rows]` as `y` `[rows, columns]`.
+fn par_transpose<T: Real>(x: &[T], y: &mut [T], columns: usize) {
+    let rows = x.len() / columns.max(1);
+    y.par_chunks_mut(columns.max(1))
+        .enumerate()
+        .for_each(|(row, y)| {
+            for (y, x) in y.iter_mut().zip(x[row..].iter().step_by(rows)) {
+                *y = *x;
+            }
+        });
+}
+
+/// The gradients, from that of the result `y`; that of `x` only where it is wanted.
+pub(crate) fn backward(
+    activation: Activation,
+    x: &Tensor,
+    weight: &Tensor,
+    y: &Tensor,
+    grad_y: &Tensor,
+    wants_x: bool,
+) -> Result<ParameterGradients> {
+    let grad_y = match activation {
+        Activation::Identity => grad_y.clone(),
+        Activation::Relu => relu_gradient(y, grad_y)?,
+    };
+    let (batch, inputs) = x.dims2()?;
+    let outputs = y.dim(1)?;
+    with_dtype!("linear", x.dtype(), T => {
+        let ((x_storage, x_layout), (weight, weight_layout), (grad_y, grad_layout)) =
+            (x.storage_and_layout(), weight.storage_and_layout(), grad_y.storage_and_layout());
+        let x_values = slice::<T>("linear", &x_storage, x_layout)?;
+        let weight = slice::<T>("linear", &weight, weight_layout)?;
+        let grad_y = slice::<T>("linear", &grad_y, grad_layout)?;
+        let grad_matrix = Matrix::new(grad_y, batch, outputs);
+        let grad_x = wants_x.then(|| {
+            let mut transposed = Scratch::new(inputs * batch);
+            par_matmul(
+                &mut transposed,
+                Matrix::new(weight, outputs, inputs).transposed(),
+                grad_matrix.transposed(),
+            );
+            let mut grad_x = vec![T::from(0_u8); batch * inputs];
+            par_transpose(&transposed, &mut grad_x, inputs);
+            Tensor::from_vec(grad_x, (batch, inputs), x.device())
+        });
+        let mut grad_weight = vec![T::from(0_u8); outputs * inputs];
+        par_matmul(
+            &mut grad_weight,
+            grad_matrix.transposed(),
+            Matrix::new(x_values, batch, inputs),
+        );
+        let mut sums = vec![0.0; outputs];
+        for row in grad_y.chunks_exact(outputs.max(1)) {
+            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value.to_f64());
+        }
+        let grad_bias: Vec<T> = sums.into_iter().map(T::from_f64).collect();
+        Ok(ParameterGradients {
+            x: grad_x.transpose()?,
+            weight: Tensor::from_vec(grad_weight, (outputs, inputs), x.device())?,
+            bias: Tensor::from_vec(grad_bias, outputs, x.device())?,
         })
-    }
+    })
 }

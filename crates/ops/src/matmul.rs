@@ -1,7 +1,23 @@
-//! Matrix products over borrowed slices, by the `gemm` library, one thread a product.
+//! Products of matrices too large for the caches, over all threads.
+//!
+//! The right operand, which should be the smaller one, is first laid out in panels; blocks of the
+//! destination are then shared among the threads. A thread lays out twelve rows of the left operand at
+//! a time, so that the [`Product`] reads both operands in the order of memory, and chooses its blocks so
+//! that the left rows stay in the first-level cache and the right panels in the second-level one.
 
-use candle_core::WithDType;
+use crate::product::{DEPTH, Left, Onto, Product, ROWS, Right, VECTORS, panel_width, panels};
+use crate::scratch::{Scratch, Shared};
+use crate::simd::{Real, arch};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::ops::Range;
+
+/// Rows and columns of the destination that a thread takes at once.
+const BLOCK_ROWS: usize = 8 * ROWS;
+const BLOCK_COLUMNS: usize = 256;
+
+/// Columns of a transposed matrix that are laid out at once: a cache line or two of each row.
+const PART: usize = 16;
 
 /// A matrix that reads a slice: element `(r, c)` lies at `r * row_stride + c * column_stride`.
 #[derive(Clone, Copy)]
@@ -13,28 +29,17 @@ pub(crate) struct Matrix<'a, T> {
     column_stride: usize,
 }
 
-impl<'a, T> Matrix<'a, T> {
+impl<'a, T: Real> Matrix<'a, T> {
     /// A row-major matrix of `rows` by `columns` at the start of `data`.
     pub(crate) fn new(data: &'a [T], rows: usize, columns: usize) -> Self {
-        Self::with_row_stride(data, rows, columns, columns)
-    }
-
-    /// A row-major matrix whose rows lie `row_stride` apart.
-    pub(crate) fn with_row_stride(
-        data: &'a [T],
-        rows: usize,
-        columns: usize,
-        row_stride: usize,
-    ) -> Self {
-        let matrix = Self {
+        assert!(rows * columns <= data.len());
+        Self {
             data,
             rows,
             columns,
-            row_stride,
+            row_stride: columns,
             column_stride: 1,
-        };
-        assert!(matrix.last() < data.len() || rows * columns == 0);
-        matrix
+        }
     }
 
     /// The transpose, over the same data.
@@ -47,125 +52,153 @@ impl<'a, T> Matrix<'a, T> {
             column_stride: self.row_stride,
         }
     }
+}
 
-    /// The columns from `start` up to `end`.
-    fn columns(self, start: usize, end: usize) -> Self {
-        assert!(start <= end && end <= self.columns);
-        Self {
-            data: &self.data[(start * self.column_stride).min(self.data.len())..],
-            columns: end - start,
-            ..self
+/// How many rows a tile of a [`LayOut`] has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Height {
+    /// Those of a register tile.
+    Rows,
+    /// As many as a register tile has columns.
+    Panel,
+}
+
+/// Lays out some rows and columns of a matrix in tiles, `[tile, column, row in the tile]`, where the last
+/// tile is filled up with zeros.
+struct LayOut<'a, T> {
+    matrix: Matrix<'a, T>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    height: Height,
+    to: &'a mut [T],
+}
+
+impl<T: Real> WithSimd for LayOut<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        // Two copies, each compiled for a constant height.
+        match self.height {
+            Height::Rows => self.tiles_of(ROWS),
+            Height::Panel => self.tiles_of(VECTORS * T::lanes::<S>()),
         }
     }
+}
 
-    fn last(&self) -> usize {
-        self.rows.saturating_sub(1) * self.row_stride
-            + self.columns.saturating_sub(1) * self.column_stride
+impl<T: Real> LayOut<'_, T> {
+    #[inline(always)]
+    fn tiles_of(self, height: usize) {
+        let Matrix {
+            data,
+            row_stride,
+            column_stride,
+            ..
+        } = self.matrix;
+        let data = &data[self.rows.start * row_stride + self.columns.start * column_stride..];
+        let (rows, columns) = (self.rows.len(), self.columns.len());
+        let to = &mut self.to[..rows.next_multiple_of(height) * columns];
+        if row_stride == 1 {
+            for column in 0..columns {
+                let from = &data[column * column_stride..][..rows];
+                let tiles = to.chunks_exact_mut(height * columns);
+                for (from, tile) in from.chunks(height).zip(tiles) {
+                    let to = &mut tile[column * height..][..height];
+                    if from.len() == height {
+                        to.copy_from_slice(from);
+                    } else {
+                        to[..from.len()].copy_from_slice(from);
+                        to[from.len()..].fill(T::zero());
+                    }
+                }
+            }
+            return;
+        }
+        for (tile, to) in to.chunks_exact_mut(height * columns).enumerate() {
+            let first = tile * height;
+            if rows - first < height {
+                to.fill(T::zero());
+            }
+            for (part, to) in to.chunks_mut(height * PART).enumerate() {
+                for row in 0..height.min(rows - first) {
+                    let from = &data[(first + row) * row_stride + part * PART..];
+                    for (to, from) in to.chunks_exact_mut(height).zip(from) {
+                        to[row] = *from;
+                    }
+                }
+            }
+        }
     }
 }
 
-/// What becomes of the values that a destination held before a product.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Onto {
-    /// They are overwritten.
-    Nothing,
-    /// The product is added to them.
-    Sum,
-}
-
-/// `destination = [destination +] left · right`, on the calling thread. The destination is
-/// row-major and whole.
-pub(crate) fn matmul<T: WithDType>(
+/// `left · right` into a row-major destination, the same bits for any number of threads.
+pub(crate) fn par_matmul<T: Real>(
     destination: &mut [T],
-    onto: Onto,
-    left: Matrix<'_, T>,
-    right: Matrix<'_, T>,
-) {
-    assert_eq!(destination.len(), left.rows * right.columns);
-    let columns = right.columns;
-    // SAFETY: `destination` is borrowed mutably and holds `left.rows` rows of `columns` elements.
-    unsafe { product(destination.as_mut_ptr(), columns, onto, left, right) }
-}
-
-/// Columns of the destination that one part of [`par_matmul`] computes.
-const COLUMNS_A_PART: usize = 256;
-
-/// As [`matmul`], over all threads: each part of [`COLUMNS_A_PART`] columns is a product of its
-/// own, so the result does not depend on the number of threads.
-pub(crate) fn par_matmul<T: WithDType>(
-    destination: &mut [T],
-    onto: Onto,
-    left: Matrix<'_, T>,
-    right: Matrix<'_, T>,
-) {
-    assert_eq!(destination.len(), left.rows * right.columns);
-    let columns = right.columns;
-    let address = Address(destination.as_mut_ptr());
-    let parts = columns.div_ceil(COLUMNS_A_PART);
-    (0..parts).into_par_iter().for_each(|part| {
-        let start = part * COLUMNS_A_PART;
-        let end = (start + COLUMNS_A_PART).min(columns);
-        let right = right.columns(start, end);
-        // SAFETY: `destination` is borrowed mutably for the whole call; this part writes the
-        // columns `start..end` of each of its rows, which no other part touches.
-        unsafe { product(address.get().add(start), columns, onto, left, right) }
-    });
-}
-
-/// A pointer that may go to other threads.
-struct Address<T>(*mut T);
-
-// SAFETY: it is only used in `par_matmul`, whose parts write disjoint elements.
-unsafe impl<T: Send> Sync for Address<T> {}
-
-impl<T> Address<T> {
-    fn get(&self) -> *mut T {
-        self.0
-    }
-}
-
-/// # Safety
-/// `destination` must be valid for reads and writes of `left.rows` rows of `right.columns` elements
-/// that lie `stride` apart, and nothing else may access those elements meanwhile.
-unsafe fn product<T: WithDType>(
-    destination: *mut T,
-    stride: usize,
-    onto: Onto,
     left: Matrix<'_, T>,
     right: Matrix<'_, T>,
 ) {
     assert_eq!(left.columns, right.rows, "inner dimensions");
     let (rows, columns, depth) = (left.rows, right.columns, left.columns);
-    if rows * columns == 0 {
+    assert_eq!(destination.len(), rows * columns);
+    if rows * columns == 0 || depth == 0 {
+        destination.fill(T::zero());
         return;
     }
-    assert!(depth == 0 || left.last() < left.data.len());
-    assert!(depth == 0 || right.last() < right.data.len());
-    // SAFETY: the destination is the caller's promise; both operands were just checked to end
-    // inside their slices, which outlive the call.
-    unsafe {
-        gemm::gemm(
-            rows,
-            columns,
-            depth,
-            destination,
-            1,
-            stride as isize,
-            onto == Onto::Sum,
-            left.data.as_ptr(),
-            left.column_stride as isize,
-            left.row_stride as isize,
-            right.data.as_ptr(),
-            right.column_stride as isize,
-            right.row_stride as isize,
-            T::one(), // factor of the destination
-            T::one(), // factor of the product
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
+    let width = panel_width::<T>();
+    let mut laid_out = Scratch::new(panels::<T>(depth, columns));
+    laid_out
+        .par_chunks_mut(width * depth)
+        .enumerate()
+        .for_each(|(panel, to)| {
+            let start = panel * width;
+            arch().dispatch(LayOut {
+                matrix: right.transposed(),
+                rows: start..columns.min(start + width),
+                columns: 0..depth,
+                height: Height::Panel,
+                to,
+            });
+        });
+    let right = Right::panels(&laid_out, depth);
+
+    let address = Shared::new(destination);
+    let (down, across) = (rows.div_ceil(BLOCK_ROWS), columns.div_ceil(BLOCK_COLUMNS));
+    (0..down * across).into_par_iter().for_each(|block| {
+        let (first_row, first_column) =
+            (block / across * BLOCK_ROWS, block % across * BLOCK_COLUMNS);
+        let columns_here = BLOCK_COLUMNS.min(columns - first_column);
+        let rows_here = first_row..rows.min(first_row + BLOCK_ROWS);
+        let mut tiles = Scratch::new(BLOCK_ROWS * DEPTH);
+        for start in (0..depth).step_by(DEPTH) {
+            let depth_here = start..depth.min(start + DEPTH);
+            let depth = depth_here.len();
+            arch().dispatch(LayOut {
+                matrix: left,
+                rows: rows_here.clone(),
+                columns: depth_here,
+                height: Height::Rows,
+                to: &mut tiles,
+            });
+            let right = right.panels_from(first_column / width).rows_from(start);
+            let rows = rows_here.clone().step_by(ROWS);
+            for (row, tile) in rows.zip(tiles.chunks_exact(ROWS * depth)) {
+                let product = Product {
+                    rows: ROWS.min(rows_here.end - row),
+                    columns: columns_here,
+                    depth,
+                    left: Left::transposed(tile, ROWS),
+                    right,
+                    onto: if start == 0 { Onto::Nothing } else { Onto::Sum },
+                };
+                // SAFETY: the rows and columns of this block are inside the destination, which is
+                // borrowed for the whole call, and no other block holds them.
+                unsafe {
+                    let to = address.pointer().add(row * columns + first_column);
+                    product.write(to, columns);
+                }
+            }
+        }
+    });
 }
 
 #[cfg(test)]
@@ -198,19 +231,39 @@ mod tests {
             .collect()
     }
 
+    fn close(found: &[f64], expected: &[f64]) -> bool {
+        found
+            .iter()
+            .zip(expected)
+            .all(|(a, b)| (a - b).abs() < 1e-11)
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(48) })]
+
         #[test]
-        fn agrees_with_three_loops(m in 1_usize..20, n in 1_usize..600, k in 0_usize..20, seed in 0_u64..100) {
+        fn agrees_with_three_loops(m in 1_usize..260, n in 1_usize..300, k in 0_usize..20, seed in 0_u64..100) {
             let left = numbers(m * k, seed);
             let right = numbers(k * n, seed + 1);
             let expected = plain(&left, &right, m, n, k);
             let left_t = transpose(&left, m, k);
             let right_t = transpose(&right, k, n);
             let mut out = vec![f64::NAN; m * n];
-            par_matmul(&mut out, Onto::Nothing, Matrix::new(&left, m, k), Matrix::new(&right, k, n));
-            for (a, b) in out.iter().zip(&expected) { prop_assert!((a - b).abs() < 1e-12); }
-            matmul(&mut out, Onto::Sum, Matrix::new(&left_t, k, m).transposed(), Matrix::new(&right_t, n, k).transposed());
-            for (a, b) in out.iter().zip(&expected) { prop_assert!((a - 2.0 * b).abs() < 1e-12); }
+            par_matmul(&mut out, Matrix::new(&left, m, k), Matrix::new(&right, k, n));
+            prop_assert!(close(&out, &expected));
+            out.fill(f64::NAN);
+            par_matmul(&mut out, Matrix::new(&left_t, k, m).transposed(), Matrix::new(&right_t, n, k).transposed());
+            prop_assert!(close(&out, &expected));
+        }
+
+        /// Deeper than what is run through at once.
+        #[test]
+        fn deep_products_agree(m in 1_usize..14, n in 1_usize..40, k in 500_usize..1100, seed in 0_u64..100) {
+            let left = numbers(m * k, seed);
+            let right = numbers(k * n, seed + 1);
+            let mut out = vec![f64::NAN; m * n];
+            par_matmul(&mut out, Matrix::new(&left, m, k), Matrix::new(&right, k, n));
+            prop_assert!(close(&out, &plain(&left, &right, m, n, k)));
         }
     }
 }

@@ -1,78 +1,187 @@
 //! Max-pooling whose windows may overlap.
 //!
 //! The forward pass remembers where each maximum was, so that the backward pass hands every
-//! gradient to exactly one input, whatever values tie.
+//! gradient to exactly one input, whatever values tie. Vectors run along the channels.
 
+use crate::simd::{Real, arch};
 use crate::storage::{contiguous, with_float};
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
-use num_traits::Zero;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::sync::{Arc, OnceLock};
 
-/// The maximum over windows of `kernel` by `kernel`, `stride` apart, of `x`
-/// `[batch, channels, height, width]`; windows that do not fit are left out. Gives
-/// `[batch, channels, (height - kernel) / stride + 1, (width - kernel) / stride + 1]`.
+/// Windows of `kernel` by `kernel`, `stride` apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Height and width of a window, 1 to 15.
+    pub kernel: usize,
+    /// Distance between windows, at least 1.
+    pub stride: usize,
+}
+
+/// The maximum over the windows of `x` `[batch, height, width, channels]`; windows that do not fit
+/// are left out. Gives
+/// `[batch, (height - kernel) / stride + 1, (width - kernel) / stride + 1, channels]`.
 ///
 /// Of equal values the first in row-major order is the maximum, and a NaN is larger than any
 /// number, as in PyTorch.
 ///
 /// # Errors
 /// When no window fits, or the tensor is neither `f32` nor `f64`.
-pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
-    let geometry = Geometry::new(x.shape(), kernel, stride)?;
-    x.contiguous()?.apply_op1(MaxPool2d {
-        geometry,
+pub fn max_pool2d(x: &Tensor, pool: Pool) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(operation(x, pool)?)
+}
+
+/// The operation itself, for `x` alone.
+pub(crate) fn operation(x: &Tensor, pool: Pool) -> Result<impl CustomOp1 + Send + Sync + use<>> {
+    let (batch, height, width, channels) = x.dims4()?;
+    Ok(MaxPool2d {
+        batch,
+        windows: Windows::new(pool, height, width)?,
+        channels,
         argmax: OnceLock::new(),
     })
 }
 
-#[derive(Clone, Copy)]
-struct Geometry {
-    batch: usize,
-    channels: usize,
+/// The windows of one image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Windows {
+    pool: Pool,
     height: usize,
     width: usize,
-    kernel: usize,
-    stride: usize,
 }
 
-impl Geometry {
-    fn new(x: &Shape, kernel: usize, stride: usize) -> Result<Self> {
-        let (batch, channels, height, width) = x.dims4()?;
-        if kernel == 0 || stride == 0 || kernel > height || kernel > width {
-            bail!("max_pool2d: a window of {kernel} with stride {stride} does not fit {x:?}");
-        }
-        if height * width > u32::MAX as usize {
-            bail!("max_pool2d: images of {height} by {width} are too large");
+impl Windows {
+    /// # Errors
+    /// When no window fits.
+    pub(crate) fn new(pool: Pool, height: usize, width: usize) -> Result<Self> {
+        let Pool { kernel, stride } = pool;
+        if kernel == 0 || kernel > 15 || stride == 0 || kernel > height || kernel > width {
+            bail!(
+                "max_pool2d: a window of {kernel} with stride {stride} does not fit {height} by {width}"
+            );
         }
         Ok(Self {
-            batch,
-            channels,
+            pool,
             height,
             width,
-            kernel,
-            stride,
         })
     }
 
-    fn out_height(&self) -> usize {
-        (self.height - self.kernel) / self.stride + 1
+    pub(crate) fn rows(&self) -> usize {
+        (self.height - self.pool.kernel) / self.pool.stride + 1
     }
 
-    fn out_width(&self) -> usize {
-        (self.width - self.kernel) / self.stride + 1
+    pub(crate) fn columns(&self) -> usize {
+        (self.width - self.pool.kernel) / self.pool.stride + 1
     }
 
-    /// Elements of an output plane.
-    fn positions(&self) -> usize {
-        self.out_height() * self.out_width()
+    /// Windows of an image.
+    pub(crate) fn count(&self) -> usize {
+        self.rows() * self.columns()
+    }
+
+    /// The maxima of an image's windows, and for each its place in the window, counted row by row.
+    #[inline(always)]
+    pub(crate) fn pool<T: Real>(&self, channels: usize, x: &[T], y: &mut [T], argmax: &mut [u8]) {
+        let Pool { kernel, stride } = self.pool;
+        let outputs = y
+            .chunks_exact_mut(channels)
+            .zip(argmax.chunks_exact_mut(channels));
+        for (window, (y, argmax)) in outputs.enumerate() {
+            let top = window / self.columns() * stride;
+            let left = window % self.columns() * stride;
+            for place in 0..kernel * kernel {
+                let pixel = (top + place / kernel) * self.width + left + place % kernel;
+                let x = &x[pixel * channels..][..channels];
+                if place == 0 {
+                    y.copy_from_slice(x);
+                    argmax.fill(0);
+                    continue;
+                }
+                for ((maximum, argmax), value) in y.iter_mut().zip(argmax.iter_mut()).zip(x) {
+                    // The second condition holds for a NaN alone. No branch, so that it vectorises.
+                    #[allow(clippy::eq_op)]
+                    let larger = (*value > *maximum) | (*value != *value);
+                    *maximum = if larger { *value } else { *maximum };
+                    *argmax = if larger { place as u8 } else { *argmax };
+                }
+            }
+        }
+    }
+
+    /// Hands the gradient of each maximum to the place where it was; the other places get 0.
+    #[inline(always)]
+    fn spread<T: Real>(&self, channels: usize, grad_y: &[T], argmax: &[u8], grad_x: &mut [T]) {
+        let Pool { kernel, stride } = self.pool;
+        // The windows that hold a row or column, the last first.
+        let holding = |at: usize, count: usize| {
+            let first = (at + 1).saturating_sub(kernel).div_ceil(stride);
+            first..(at / stride + 1).min(count)
+        };
+        for (pixel, grad_x) in grad_x.chunks_exact_mut(channels).enumerate() {
+            let (row, column) = (pixel / self.width, pixel % self.width);
+            grad_x.fill(T::zero());
+            for window_row in holding(row, self.rows()) {
+                for window_column in holding(column, self.columns()) {
+                    let place =
+                        (row - window_row * stride) * kernel + column - window_column * stride;
+                    let window = (window_row * self.columns() + window_column) * channels;
+                    let grad_y = &grad_y[window..][..channels];
+                    let argmax = &argmax[window..][..channels];
+                    for ((to, grad), at) in grad_x.iter_mut().zip(grad_y).zip(argmax) {
+                        *to += if *at == place as u8 { *grad } else { T::zero() };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// [`Windows::pool`] of an image, compiled for the machine's vectors.
+struct Maxima<'a, T> {
+    windows: Windows,
+    channels: usize,
+    x: &'a [T],
+    y: &'a mut [T],
+    argmax: &'a mut [u8],
+}
+
+impl<T: Real> WithSimd for Maxima<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        self.windows
+            .pool(self.channels, self.x, self.y, self.argmax);
+    }
+}
+
+/// [`Windows::spread`] of an image, compiled for the machine's vectors.
+pub(crate) struct Spread<'a, T> {
+    pub(crate) windows: Windows,
+    pub(crate) channels: usize,
+    pub(crate) grad_y: &'a [T],
+    pub(crate) argmax: &'a [u8],
+    pub(crate) grad_x: &'a mut [T],
+}
+
+impl<T: Real> WithSimd for Spread<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        self.windows
+            .spread(self.channels, self.grad_y, self.argmax, self.grad_x);
     }
 }
 
 struct MaxPool2d {
-    geometry: Geometry,
-    /// For each output, where in its input plane the maximum was.
-    argmax: OnceLock<Arc<[u32]>>,
+    batch: usize,
+    windows: Windows,
+    channels: usize,
+    /// For each output, the place of the maximum in its window.
+    argmax: OnceLock<Arc<[u8]>>,
 }
 
 impl CustomOp1 for MaxPool2d {
@@ -81,19 +190,23 @@ impl CustomOp1 for MaxPool2d {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let g = &self.geometry;
-        let shape = Shape::from((g.batch, g.channels, g.out_height(), g.out_width()));
+        let windows = &self.windows;
+        let channels = self.channels;
+        let shape = Shape::from((self.batch, windows.rows(), windows.columns(), channels));
         with_float!(self.name(), storage, T => {
             let x = contiguous::<T>(self.name(), storage, layout)?;
-            let mut y = vec![T::zero(); shape.elem_count()];
+            let mut y = vec![T::from(0_u8); shape.elem_count()];
             let mut argmax = vec![0; shape.elem_count()];
-            y.par_chunks_mut(g.positions())
-                .zip(argmax.par_chunks_mut(g.positions()))
-                .zip(x.par_chunks(g.height * g.width))
-                .for_each(|((y, argmax), x)| pool_plane(g, x, y, argmax));
+            let image = (windows.count() * channels).max(1);
+            y.par_chunks_mut(image)
+                .zip(argmax.par_chunks_mut(image))
+                .zip(x.par_chunks((windows.height * windows.width * channels).max(1)))
+                .for_each(|((y, argmax), x)| {
+                    arch().dispatch(Maxima { windows: *windows, channels, x, y, argmax });
+                });
             // The operation runs once; were it run again, on the same input, so would be the result.
             let _ = self.argmax.set(argmax.into());
-            Ok((T::to_cpu_storage_owned(y), shape))
+            Ok((candle_core::WithDType::to_cpu_storage_owned(y), shape))
         })
     }
 
@@ -102,40 +215,17 @@ impl CustomOp1 for MaxPool2d {
             bail!("max-pool2d: backward before forward");
         };
         let gradient = InputGradient {
-            geometry: self.geometry,
+            windows: self.windows,
             argmax: argmax.clone(),
         };
         Ok(Some(grad_res.contiguous()?.apply_op1_no_bwd(&gradient)?))
     }
 }
 
-fn pool_plane<T: WithDType>(g: &Geometry, x: &[T], y: &mut [T], argmax: &mut [u32]) {
-    let outputs = y.iter_mut().zip(argmax);
-    for (position, (y, argmax)) in outputs.enumerate() {
-        let top = position / g.out_width() * g.stride;
-        let left = position % g.out_width() * g.stride;
-        let mut at = top * g.width + left;
-        let mut maximum = x[at];
-        for row in top..top + g.kernel {
-            let start = row * g.width + left;
-            for (column, value) in x[start..start + g.kernel].iter().enumerate() {
-                // The second condition holds for a NaN alone.
-                #[allow(clippy::eq_op)]
-                if *value > maximum || *value != *value {
-                    maximum = *value;
-                    at = start + column;
-                }
-            }
-        }
-        *y = maximum;
-        *argmax = at as u32;
-    }
-}
-
 /// From the gradient of the output: the gradient of the input.
 struct InputGradient {
-    geometry: Geometry,
-    argmax: Arc<[u32]>,
+    windows: Windows,
+    argmax: Arc<[u8]>,
 }
 
 impl CustomOp1 for InputGradient {
@@ -144,21 +234,21 @@ impl CustomOp1 for InputGradient {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let g = &self.geometry;
-        let shape = Shape::from((g.batch, g.channels, g.height, g.width));
+        let windows = &self.windows;
+        let (batch, _, _, channels) = layout.shape().dims4()?;
+        let shape = Shape::from((batch, windows.height, windows.width, channels));
         with_float!(self.name(), storage, T => {
             let grad_y = contiguous::<T>(self.name(), storage, layout)?;
-            let mut grad_x = vec![T::zero(); shape.elem_count()];
+            let mut grad_x = vec![T::from(0_u8); shape.elem_count()];
+            let image = (windows.count() * channels).max(1);
             grad_x
-                .par_chunks_mut(g.height * g.width)
-                .zip(grad_y.par_chunks(g.positions()))
-                .zip(self.argmax.par_chunks(g.positions()))
+                .par_chunks_mut((windows.height * windows.width * channels).max(1))
+                .zip(grad_y.par_chunks(image))
+                .zip(self.argmax.par_chunks(image))
                 .for_each(|((grad_x, grad_y), argmax)| {
-                    for (grad, at) in grad_y.iter().zip(argmax) {
-                        grad_x[*at as usize] += *grad;
-                    }
+                    arch().dispatch(Spread { windows: *windows, channels, grad_y, argmax, grad_x });
                 });
-            Ok((T::to_cpu_storage_owned(grad_x), shape))
+            Ok((candle_core::WithDType::to_cpu_storage_owned(grad_x), shape))
         })
     }
 }

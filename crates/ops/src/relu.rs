@@ -9,14 +9,7 @@ use rayon::prelude::*;
 const PART: usize = 1 << 15;
 
 /// `max(x, 0)` of a tensor of any shape; its gradient at 0 is 0, as in PyTorch.
-///
-/// # Errors
-/// When the tensor is neither `f32` nor `f64`.
-pub fn relu(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Relu)
-}
-
-struct Relu;
+pub(crate) struct Relu;
 
 impl CustomOp1 for Relu {
     fn name(&self) -> &'static str {

@@ -1,8 +1,9 @@
 //! One step of stochastic gradient descent on one parameter, in place.
 
 use crate::storage::{contiguous, with_float};
-use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor, WithDType, bail};
 use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
 
 /// The factors of a step, as in `torch.optim.SGD` with dampening 0 and no Nesterov term.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,8 +34,8 @@ pub fn sgd_step(sgd: Sgd, parameter: &Tensor, velocity: &Tensor, gradient: &Tens
             velocity.shape()
         );
     }
-    velocity.inplace_op3(parameter, &gradient.contiguous()?, &Velocity(sgd))?;
-    parameter.inplace_op2(velocity, &Move(sgd))
+    let gradient = gradient.contiguous()?;
+    parameter.inplace_op2(&gradient, &Step { sgd, velocity })
 }
 
 /// The elements of a contiguous tensor, to be changed.
@@ -72,69 +73,68 @@ impl Element for f64 {
     }
 }
 
-struct Velocity(Sgd);
-
-impl InplaceOp3 for Velocity {
-    fn name(&self) -> &'static str {
-        "sgd-velocity"
-    }
-
-    fn cpu_fwd(
-        &self,
-        velocity: &mut CpuStorage,
-        velocity_layout: &Layout,
-        parameter: &CpuStorage,
-        parameter_layout: &Layout,
-        gradient: &CpuStorage,
-        gradient_layout: &Layout,
-    ) -> Result<()> {
-        with_float!(self.name(), parameter, T => {
-            let parameter = contiguous::<T>(self.name(), parameter, parameter_layout)?;
-            let gradient = contiguous::<T>(self.name(), gradient, gradient_layout)?;
-            let velocity = contiguous_mut::<T>(self.name(), velocity, velocity_layout)?;
-            let momentum = T::from_f64(self.0.momentum);
-            let decay = T::from_f64(self.0.weight_decay);
-            velocity
-                .par_chunks_mut(PART)
-                .zip(parameter.par_chunks(PART))
-                .zip(gradient.par_chunks(PART))
-                .for_each(|((velocity, parameter), gradient)| {
-                    for ((v, p), g) in velocity.iter_mut().zip(parameter).zip(gradient) {
-                        *v = momentum * *v + (*g + decay * *p);
-                    }
-                });
-            Ok(())
-        })
-    }
+/// The step, with the parameter borrowed mutably.
+struct Step<'a> {
+    sgd: Sgd,
+    velocity: &'a Tensor,
 }
 
-struct Move(Sgd);
-
-impl InplaceOp2 for Move {
+impl InplaceOp2 for Step<'_> {
     fn name(&self) -> &'static str {
-        "sgd-move"
+        "sgd"
     }
 
     fn cpu_fwd(
         &self,
         parameter: &mut CpuStorage,
         parameter_layout: &Layout,
-        velocity: &CpuStorage,
-        velocity_layout: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
     ) -> Result<()> {
-        with_float!(self.name(), velocity, T => {
-            let velocity = contiguous::<T>(self.name(), velocity, velocity_layout)?;
+        with_float!(self.name(), gradient, T => {
+            let gradient = contiguous::<T>(self.name(), gradient, gradient_layout)?;
             let parameter = contiguous_mut::<T>(self.name(), parameter, parameter_layout)?;
-            let rate = T::from_f64(self.0.learning_rate);
-            parameter
-                .par_chunks_mut(PART)
-                .zip(velocity.par_chunks(PART))
-                .for_each(|(parameter, velocity)| {
-                    for (p, v) in parameter.iter_mut().zip(velocity) {
-                        *p -= rate * *v;
-                    }
-                });
-            Ok(())
+            self.velocity.inplace_op1(&Both {
+                sgd: self.sgd,
+                parameter: Mutex::new(parameter),
+                gradient,
+            })
         })
+    }
+}
+
+/// The step, with parameter and velocity both borrowed mutably: an operation in place changes one tensor,
+/// so there are two, one inside the other, and memory is gone through once.
+struct Both<'a, T> {
+    sgd: Sgd,
+    parameter: Mutex<&'a mut [T]>,
+    gradient: &'a [T],
+}
+
+impl<T: Element> InplaceOp1 for Both<'_, T> {
+    fn name(&self) -> &'static str {
+        "sgd"
+    }
+
+    fn cpu_fwd(&self, velocity: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let velocity = contiguous_mut::<T>(self.name(), velocity, layout)?;
+        let mut parameter = self
+            .parameter
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let momentum = T::from_f64(self.sgd.momentum);
+        let decay = T::from_f64(self.sgd.weight_decay);
+        let rate = T::from_f64(self.sgd.learning_rate);
+        parameter
+            .par_chunks_mut(PART)
+            .zip(velocity.par_chunks_mut(PART))
+            .zip(self.gradient.par_chunks(PART))
+            .for_each(|((parameter, velocity), gradient)| {
+                for ((p, v), g) in parameter.iter_mut().zip(velocity).zip(gradient) {
+                    *v = momentum * *v + (*g + decay * *p);
+                    *p -= rate * *v;
+                }
+            });
+        Ok(())
     }
 }

@@ -1,6 +1,21 @@
 //! Typed views of candle's storage.
 
-use candle_core::{CpuStorage, Layout, Result, WithDType, bail};
+use candle_core::{CpuStorage, Layout, Result, Storage, WithDType, bail};
+
+/// The elements of a contiguous tensor on the CPU.
+///
+/// # Errors
+/// When the tensor is not contiguous, has another type or lies on another device.
+pub(crate) fn slice<'a, T: WithDType>(
+    operation: &str,
+    storage: &'a Storage,
+    layout: &Layout,
+) -> Result<&'a [T]> {
+    match storage {
+        Storage::Cpu(storage) => contiguous(operation, storage, layout),
+        _ => bail!("{operation} computes on the CPU"),
+    }
+}
 
 /// The elements of a contiguous tensor.
 ///
@@ -17,24 +32,32 @@ pub(crate) fn contiguous<'a, T: WithDType>(
     }
 }
 
-/// Runs `$body` with `$t` standing for the element type of `$storage`.
-macro_rules! with_float {
-    ($operation:expr, $storage:expr, $t:ident => $body:expr) => {
-        match $storage {
-            candle_core::CpuStorage::F32(_) => {
+/// Runs `$body` with `$t` standing for the element type `$dtype`.
+macro_rules! with_dtype {
+    ($operation:expr, $dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
                 type $t = f32;
                 $body
             }
-            candle_core::CpuStorage::F64(_) => {
+            candle_core::DType::F64 => {
                 type $t = f64;
                 $body
             }
-            other => candle_core::bail!(
-                "{} computes in f32 and f64, not in {:?}",
-                $operation,
-                candle_core::backend::BackendStorage::dtype(other)
-            ),
+            other => candle_core::bail!("{} computes in f32 and f64, not in {other:?}", $operation),
         }
+    };
+}
+pub(crate) use with_dtype;
+
+/// Runs `$body` with `$t` standing for the element type of `$storage`.
+macro_rules! with_float {
+    ($operation:expr, $storage:expr, $t:ident => $body:expr) => {
+        crate::storage::with_dtype!(
+            $operation,
+            candle_core::backend::BackendStorage::dtype($storage),
+            $t => $body
+        )
     };
 }
 pub(crate) use with_float;

@@ -5,7 +5,8 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use ops::{
-    Activation, Dropout, Sgd, conv2d, cross_entropy, dropout, linear, max_pool2d, relu, sgd_step,
+    Activation, Conv2d, Convolution, Dropout, Pool, Sgd, Tape, channels_last, cross_entropy,
+    cross_entropy_gradient, max_pool2d, sgd_step,
 };
 use proptest::prelude::*;
 
@@ -51,44 +52,47 @@ fn activation(relu: bool) -> Activation {
     }
 }
 
-/// `sum(weights * f(inputs))` and its gradients, with weights that differ from place to place.
-fn gradients(f: &dyn Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor]) -> Vec<Tensor> {
+/// What is tested: operations on a tape, the first of them on the first input.
+type Function<'a> = &'a (dyn Fn(&mut Tape, &[Tensor]) -> Result<Tensor> + Sync);
+
+fn apply(f: Function<'_>, inputs: &[Tensor], convolution: Convolution) -> Tensor {
+    f(&mut Tape::forgetting(convolution), inputs).unwrap()
+}
+
+/// The gradients of `sum(weights * f(inputs))`, with weights that differ from place to place.
+fn gradients(f: Function<'_>, inputs: &[Tensor], convolution: Convolution) -> Vec<Tensor> {
     let variables: Vec<Var> = inputs
         .iter()
         .map(|x| Var::from_tensor(x).unwrap())
         .collect();
     let arguments: Vec<Tensor> = variables.iter().map(|v| v.as_tensor().clone()).collect();
-    let y = f(&arguments).unwrap();
+    let mut tape = Tape::recording(convolution);
+    let y = f(&mut tape, &arguments).unwrap();
     let weights = tensor(99, y.dims()).to_dtype(y.dtype()).unwrap();
-    let grads = (y * weights)
-        .unwrap()
-        .sum_all()
-        .unwrap()
-        .backward()
-        .unwrap();
+    let grads = tape.backward(weights).unwrap();
     variables
         .iter()
         .map(|v| grads.get(v).unwrap().clone())
         .collect()
 }
 
+fn check_gradients(f: Function<'_>, inputs: &[Tensor]) {
+    let objective = |inputs: &[Tensor]| -> f64 {
+        let y = values(&apply(f, inputs, Convolution::Direct));
+        let weights = uniform(99, y.len(), 1.0);
+        y.iter().zip(weights).map(|(y, w)| y * f64::from(w)).sum()
+    };
+    let found = gradients(f, inputs, Convolution::Direct);
+    check_slopes(&objective, inputs, &found);
+}
+
 /// Holds every gradient against the differences on both sides of it: it must lie between them. They
 /// are equal but for a bend of the function (a rectifier at 0, two equal maxima) inside the step.
-fn check_gradients(f: &dyn Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor]) {
+fn check_slopes(objective: &dyn Fn(&[Tensor]) -> f64, inputs: &[Tensor], gradients: &[Tensor]) {
     const STEP: f64 = 1e-6;
     const TOLERANCE: f64 = 1e-6;
-    let objective = |inputs: &[Tensor]| -> f64 {
-        let y = f(inputs).unwrap();
-        let weights = tensor(99, y.dims());
-        (y * weights)
-            .unwrap()
-            .sum_all()
-            .unwrap()
-            .to_scalar()
-            .unwrap()
-    };
     let here = objective(inputs);
-    for (number, gradient) in gradients(f, inputs).iter().enumerate() {
+    for (number, gradient) in gradients.iter().enumerate() {
         let shape = inputs[number].shape().clone();
         let middle = values(&inputs[number]);
         let gradient = values(gradient);
@@ -135,6 +139,7 @@ struct Conv {
     kernel: usize,
     padding: usize,
     relu: bool,
+    pool: Option<Pool>,
     seed: u64,
 }
 
@@ -151,20 +156,19 @@ impl Conv {
             ..
         } = *self;
         [
-            tensor(seed, &[batch, in_channels, height, width]),
+            tensor(seed, &[batch, height, width, in_channels]),
             tensor(seed + 1, &[out_channels, in_channels, kernel, kernel]),
             tensor(seed + 2, &[out_channels]),
         ]
     }
 
-    fn run(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        conv2d(
-            &inputs[0],
-            &inputs[1],
-            &inputs[2],
-            self.padding,
-            activation(self.relu),
-        )
+    fn run(&self, tape: &mut Tape, inputs: &[Tensor]) -> Result<Tensor> {
+        let layer = Conv2d {
+            padding: self.padding,
+            activation: activation(self.relu),
+            pool: self.pool,
+        };
+        tape.conv2d("conv", layer, &inputs[0], &inputs[1], &inputs[2])
     }
 
     /// The sum over channels and offsets, written out.
@@ -187,9 +191,9 @@ impl Conv {
         );
         let mut y = Vec::new();
         for n in 0..batch {
-            for (o, bias) in b.iter().enumerate().take(out_channels) {
-                for i in 0..out_height {
-                    for j in 0..out_width {
+            for i in 0..out_height {
+                for j in 0..out_width {
+                    for (o, bias) in b.iter().enumerate().take(out_channels) {
                         let mut sum = *bias;
                         for c in 0..in_channels {
                             for u in 0..kernel {
@@ -198,10 +202,9 @@ impl Conv {
                                     let inside = (padding..height + padding).contains(&row)
                                         && (padding..width + padding).contains(&column);
                                     if inside {
-                                        let place = ((n * in_channels + c) * height + row
-                                            - padding)
-                                            * width;
-                                        sum += x[place + column - padding]
+                                        let row = n * height + row - padding;
+                                        let place = row * width + column - padding;
+                                        sum += x[place * in_channels + c]
                                             * w[((o * in_channels + c) * kernel + u) * kernel + v];
                                     }
                                 }
@@ -224,7 +227,7 @@ prop_compose! {
     ) -> Conv {
         let least = (kernel + 1).saturating_sub(2 * padding).max(1);
         Conv {
-            batch, in_channels, out_channels, kernel, padding, relu, seed,
+            batch, in_channels, out_channels, kernel, padding, relu, seed, pool: None,
             height: least + extra_height,
             width: least + extra_width,
         }
@@ -236,13 +239,60 @@ proptest! {
 
     #[test]
     fn conv2d_is_the_plain_sum(conv in convolutions()) {
-        let y = conv.run(&conv.inputs()).unwrap();
+        let y = apply(&|tape, inputs| conv.run(tape, inputs), &conv.inputs(), Convolution::Direct);
         assert_close(&values(&y), &conv.plain(), 1e-12);
     }
 
     #[test]
     fn conv2d_has_the_gradients_of_finite_differences(conv in convolutions()) {
-        check_gradients(&|inputs| conv.run(inputs), &conv.inputs());
+        check_gradients(&|tape, inputs| conv.run(tape, inputs), &conv.inputs());
+    }
+
+    #[test]
+    fn pooling_may_be_part_of_a_convolution(
+        conv in convolutions(), kernel in 1_usize..4, stride in 1_usize..4
+    ) {
+        let pool = Pool { kernel, stride };
+        let fused = Conv { pool: Some(pool), ..conv };
+        let apart = |tape: &mut Tape, inputs: &[Tensor]| {
+            let y = conv.run(tape, inputs)?;
+            tape.max_pool2d("pool", pool, &y)
+        };
+        let inputs = conv.inputs();
+        let sizes = [conv.height, conv.width].map(|size| size + 2 * conv.padding + 1 - conv.kernel);
+        let mut tape = Tape::forgetting(Convolution::Direct);
+        if sizes.iter().any(|size| *size < kernel) {
+            prop_assert!(fused.run(&mut tape, &inputs).is_err());
+            return Ok(());
+        }
+        let y = fused.run(&mut tape, &inputs).unwrap();
+        prop_assert_eq!(bits(&y), bits(&apply(&apart, &inputs, Convolution::Direct)));
+        let found = gradients(&|tape, inputs| fused.run(tape, inputs), &inputs, Convolution::Direct);
+        let expected = gradients(&apart, &inputs, Convolution::Direct);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_close(&values(found), &values(expected), 1e-12);
+        }
+    }
+
+    /// With so many channels that it is worth a transform; edges and tiles of every size.
+    #[test]
+    fn fast_convolutions_agree_with_direct_ones(
+        batch in 1_usize..4, in_channels in 33_usize..48, out_channels in 33_usize..48,
+        kernel in prop_oneof![Just(3_usize), Just(5)], padding in 0_usize..4,
+        height in 7_usize..16, width in 7_usize..16, relu: bool, pooled: bool, seed in 0_u64..1000
+    ) {
+        let pool = pooled.then_some(Pool { kernel: 3, stride: 2 });
+        let conv = Conv { batch, in_channels, out_channels, height, width, kernel, padding, relu, pool, seed };
+        let inputs = conv.inputs();
+        let run = |tape: &mut Tape, inputs: &[Tensor]| conv.run(tape, inputs);
+        let [direct, fast] = Convolution::ALL.map(|convolution| {
+            let mut all = vec![apply(&run, &inputs, convolution)];
+            all.extend(gradients(&run, &inputs, convolution));
+            all
+        });
+        for (direct, fast) in direct.iter().zip(&fast) {
+            assert_close(&values(fast), &values(direct), 1e-9);
+        }
     }
 
     #[test]
@@ -252,7 +302,8 @@ proptest! {
         let [x, w, b] = [
             tensor(seed, &[batch, inputs]), tensor(seed + 1, &[outputs, inputs]), tensor(seed + 2, &[outputs]),
         ];
-        let y = linear(&x, &w, &b, activation(relu)).unwrap();
+        let mut tape = Tape::forgetting(Convolution::Direct);
+        let y = tape.linear("linear", activation(relu), &x, &w, &b).unwrap();
         let (x, w, b) = (values(&x), values(&w), values(&b));
         let mut expected = Vec::new();
         for row in x.chunks(inputs) {
@@ -271,7 +322,7 @@ proptest! {
         let arguments = [
             tensor(seed, &[batch, inputs]), tensor(seed + 1, &[outputs, inputs]), tensor(seed + 2, &[outputs]),
         ];
-        check_gradients(&|a| linear(&a[0], &a[1], &a[2], activation(relu)), &arguments);
+        check_gradients(&|tape, a| tape.linear("linear", activation(relu), &a[0], &a[1], &a[2]), &arguments);
     }
 
     #[test]
@@ -280,20 +331,41 @@ proptest! {
         extra_height in 0_usize..8, extra_width in 0_usize..8, seed in 0_u64..1000
     ) {
         let (height, width) = (kernel + extra_height, kernel + extra_width);
-        let x = tensor(seed, &[2, channels, height, width]);
-        let y = max_pool2d(&x, kernel, stride).unwrap();
+        let x = tensor(seed, &[2, height, width, channels]);
+        let pool = Pool { kernel, stride };
+        let y = max_pool2d(&x, pool).unwrap();
         let x_values = values(&x);
         let mut expected = Vec::new();
-        for plane in x_values.chunks(height * width) {
+        for image in x_values.chunks(height * width * channels) {
             for top in (0..=height - kernel).step_by(stride) {
                 for left in (0..=width - kernel).step_by(stride) {
-                    let window = (top..top + kernel).flat_map(|row| &plane[row * width + left..][..kernel]);
-                    expected.push(window.copied().fold(f64::MIN, f64::max));
+                    for channel in 0..channels {
+                        let pixels = (top..top + kernel)
+                            .flat_map(|row| (left..left + kernel).map(move |column| row * width + column));
+                        let window = pixels.map(|pixel| image[pixel * channels + channel]);
+                        expected.push(window.fold(f64::MIN, f64::max));
+                    }
                 }
             }
         }
         prop_assert_eq!(values(&y), expected);
-        check_gradients(&|a| max_pool2d(&a[0], kernel, stride), &[x]);
+        check_gradients(&|tape, a| tape.max_pool2d("pool", pool, &a[0]), &[x]);
+    }
+
+    #[test]
+    fn flatten_has_pytorchs_order(
+        batch in 1_usize..4, channels in 1_usize..70, height in 1_usize..9, width in 1_usize..9, seed in 0_u64..1000
+    ) {
+        let x = tensor(seed, &[batch, channels, height, width]);
+        let y = channels_last(&x).unwrap();
+        prop_assert_eq!(values(&y), values(&x.permute((0, 2, 3, 1)).unwrap()));
+        let mut tape = Tape::recording(Convolution::Direct);
+        let variable = Var::from_tensor(&y).unwrap();
+        let flat = tape.flatten("flatten", &variable).unwrap();
+        prop_assert_eq!(flat.dims(), [batch, channels * height * width]);
+        prop_assert_eq!(values(&flat), values(&x));
+        let grads = tape.backward(flat).unwrap();
+        prop_assert_eq!(values(grads.get(&variable).unwrap()), values(&y));
     }
 
     #[test]
@@ -303,7 +375,13 @@ proptest! {
         let labels: Vec<u32> = (0..batch as u32).map(|i| (i * 7 + seed as u32) % classes as u32).collect();
         let labels = Tensor::from_vec(labels, batch, &Device::Cpu).unwrap();
         let logits = tensor(seed, &[batch, classes]);
-        check_gradients(&|a| cross_entropy(&a[0], &labels), std::slice::from_ref(&logits));
+        let gradient = cross_entropy_gradient(&logits, &labels).unwrap();
+        let loss = |a: &[Tensor]| cross_entropy(&a[0], &labels).unwrap().to_scalar::<f64>().unwrap();
+        check_slopes(&loss, std::slice::from_ref(&logits), std::slice::from_ref(&gradient));
+        // The same by candle's automatic differentiation.
+        let variable = Var::from_tensor(&logits).unwrap();
+        let grads = cross_entropy(&variable, &labels).unwrap().backward().unwrap();
+        prop_assert_eq!(bits(grads.get(&variable).unwrap()), bits(&gradient));
         // candle computes the same loss by another route.
         let theirs = candle_nn::loss::cross_entropy(&logits, &labels).unwrap();
         let ours = cross_entropy(&logits, &labels).unwrap();
@@ -316,27 +394,37 @@ proptest! {
     ) {
         let mask = Dropout { probability, seed, step, layer: 1 };
         let ones = Tensor::ones(length, DType::F64, &Device::Cpu).unwrap();
-        let y = dropout(&ones, mask).unwrap();
+        let y = Tape::forgetting(Convolution::Direct).dropout("dropout", mask, &ones).unwrap();
         let scale = 1.0 / (1.0 - f64::from(probability));
         prop_assert!(values(&y).iter().all(|v| *v == 0.0 || *v == scale));
-        check_gradients(&|a| dropout(&a[0], mask), &[tensor(seed >> 1, &[length])]);
+        check_gradients(&|tape, a| tape.dropout("dropout", mask, &a[0]), &[tensor(seed >> 1, &[length])]);
     }
 }
 
 #[test]
 fn relu_has_pytorchs_gradient_at_zero() -> Result<()> {
     let x = Var::from_tensor(&Tensor::new(&[-1.0_f64, 0.0, -0.0, 2.0], &Device::Cpu)?)?;
-    let y = relu(&x)?;
+    let mut tape = Tape::recording(Convolution::Direct);
+    let y = tape.relu("relu", &x)?;
     assert_eq!(values(&y), [0.0, 0.0, 0.0, 2.0]);
-    let grads = y.sum_all()?.backward()?;
+    let grads = tape.backward(y.ones_like()?)?;
     assert_eq!(values(grads.get(&x).unwrap()), [0.0, 0.0, 0.0, 1.0]);
     Ok(())
 }
 
 #[test]
 fn ties_of_max_pool2d_go_to_the_first_in_row_major_order() -> Result<()> {
-    let x = Var::zeros((1, 1, 5, 5), DType::F64, &Device::Cpu)?;
-    let grads = max_pool2d(&x, 3, 2)?.sum_all()?.backward()?;
+    let x = Var::zeros((1, 5, 5, 1), DType::F64, &Device::Cpu)?;
+    // By candle's automatic differentiation, which knows this operation as well.
+    let grads = max_pool2d(
+        &x,
+        Pool {
+            kernel: 3,
+            stride: 2,
+        },
+    )?
+    .sum_all()?
+    .backward()?;
     let mut expected = [0.0; 25];
     for place in [0, 2, 10, 12] {
         expected[place] = 1.0;
@@ -347,12 +435,31 @@ fn ties_of_max_pool2d_go_to_the_first_in_row_major_order() -> Result<()> {
 
 #[test]
 fn a_nan_is_seen_behind_every_operation() -> Result<()> {
-    let nan = Tensor::full(f64::NAN, (1, 1, 3, 3), &Device::Cpu)?;
-    let weight = Tensor::ones((1, 1, 2, 2), DType::F64, &Device::Cpu)?;
-    let bias = Tensor::zeros(1, DType::F64, &Device::Cpu)?;
-    let y = conv2d(&nan, &weight, &bias, 0, Activation::Relu)?;
-    assert!(values(&max_pool2d(&y, 2, 1)?).iter().all(|v| v.is_nan()));
-    let logits = nan.flatten_from(1)?;
+    for (convolution, channels) in [(Convolution::Direct, 1), (Convolution::Fast, 40)] {
+        let nan = Tensor::full(f64::NAN, (1, 9, 9, channels), &Device::Cpu)?;
+        let weight = Tensor::ones((channels, channels, 3, 3), DType::F64, &Device::Cpu)?;
+        let bias = Tensor::zeros(channels, DType::F64, &Device::Cpu)?;
+        let layer = Conv2d {
+            padding: 0,
+            activation: Activation::Relu,
+            pool: Some(Pool {
+                kernel: 2,
+                stride: 1,
+            }),
+        };
+        let y = Tape::forgetting(convolution).conv2d("conv", layer, &nan, &weight, &bias)?;
+        assert!(values(&y).iter().all(|v| v.is_nan()));
+        let y = Tape::forgetting(convolution).max_pool2d(
+            "pool",
+            Pool {
+                kernel: 2,
+                stride: 1,
+            },
+            &nan,
+        )?;
+        assert!(values(&y).iter().all(|v| v.is_nan()));
+    }
+    let logits = Tensor::full(f64::NAN, (1, 3), &Device::Cpu)?;
     let loss = cross_entropy(&logits, &Tensor::new(&[0_u32], &Device::Cpu)?)?;
     assert!(loss.to_scalar::<f64>()?.is_nan());
     Ok(())
@@ -367,7 +474,10 @@ fn dropout_masks_differ_by_seed_step_layer_and_place() -> Result<()> {
         step: 2,
         layer: 0,
     };
-    let mask = |mask| dropout(&ones, mask).map(|y| values(&y));
+    let mask = |mask| {
+        let y = Tape::forgetting(Convolution::Direct).dropout("dropout", mask, &ones)?;
+        Ok::<_, candle_core::Error>(values(&y))
+    };
     let kept = mask(base)?.iter().filter(|v| **v > 0.0).count();
     // 30,000 with a standard deviation of 87.
     assert!((29_560..30_440).contains(&kept), "{kept}");
@@ -416,31 +526,36 @@ fn sgd_moves_as_pytorch_does() -> Result<()> {
 
 #[test]
 fn results_are_the_same_bits_on_any_number_of_threads() {
+    let everything = |f: Function<'_>, inputs: &[Tensor], convolution| {
+        let mut all = vec![bits(&apply(f, inputs, convolution))];
+        all.extend(gradients(f, inputs, convolution).iter().map(bits));
+        all
+    };
     // Shapes that are cut into several parts, and into parts of unequal size.
     for (in_channels, kernel, padding) in [(3, 7, 0), (40, 5, 2), (50, 3, 1)] {
         let conv = Conv {
-            batch: 11,
+            batch: 41,
             in_channels,
-            out_channels: 9,
+            out_channels: 39,
             height: 15,
             width: 13,
             kernel,
             padding,
             relu: true,
+            pool: Some(Pool {
+                kernel: 3,
+                stride: 2,
+            }),
             seed: 5,
         };
         let inputs = conv
             .inputs()
             .map(|tensor| tensor.to_dtype(DType::F32).unwrap());
-        same_on_any_threads(|| {
-            let mut all = vec![bits(&conv.run(&inputs).unwrap())];
-            all.extend(
-                gradients(&|inputs| conv.run(inputs), &inputs)
-                    .iter()
-                    .map(bits),
-            );
-            all
-        });
+        for convolution in Convolution::ALL {
+            same_on_any_threads(|| {
+                everything(&|tape, inputs| conv.run(tape, inputs), &inputs, convolution)
+            });
+        }
     }
     let single = |seed, shape: &[usize]| tensor(seed, shape).to_dtype(DType::F32).unwrap();
     let layer = [
@@ -449,27 +564,32 @@ fn results_are_the_same_bits_on_any_number_of_threads() {
         single(3, &[530]),
     ];
     same_on_any_threads(|| {
-        let run = |a: &[Tensor]| linear(&a[0], &a[1], &a[2], Activation::Relu);
-        let mut all = vec![bits(&run(&layer).unwrap())];
-        all.extend(gradients(&run, &layer).iter().map(bits));
-        all
+        let run = |tape: &mut Tape, a: &[Tensor]| {
+            tape.linear("linear", Activation::Relu, &a[0], &a[1], &a[2])
+        };
+        everything(&run, &layer, Convolution::Direct)
     });
-    let images = single(4, &[5, 6, 29, 29]);
+    let images = single(4, &[5, 29, 29, 6]);
     let mask = Dropout {
         probability: 0.5,
         seed: 1,
         step: 1,
         layer: 0,
     };
-    same_on_any_threads(|| {
-        let pooled = gradients(&|a| max_pool2d(&a[0], 3, 2), std::slice::from_ref(&images));
-        vec![
-            bits(&max_pool2d(&images, 3, 2).unwrap()),
-            bits(&pooled[0]),
-            bits(&relu(&images).unwrap()),
-            bits(&dropout(&images, mask).unwrap()),
-        ]
-    });
+    let pool = Pool {
+        kernel: 3,
+        stride: 2,
+    };
+    let unary: [Function<'_>; 4] = [
+        &|tape, a| tape.max_pool2d("pool", pool, &a[0]),
+        &|tape, a| tape.relu("relu", &a[0]),
+        &|tape, a| tape.dropout("dropout", mask, &a[0]),
+        &|tape, a| tape.flatten("flatten", &a[0]),
+    ];
+    for f in unary {
+        let images = std::slice::from_ref(&images);
+        same_on_any_threads(|| everything(f, images, Convolution::Direct));
+    }
     same_on_any_threads(|| {
         let sgd = Sgd {
             learning_rate: 0.1,
@@ -485,49 +605,33 @@ fn results_are_the_same_bits_on_any_number_of_threads() {
 
 #[test]
 fn shapes_that_do_not_fit_are_errors() {
-    let x = tensor(1, &[1, 2, 4, 4]);
+    let x = tensor(1, &[1, 4, 4, 2]);
     let bias = tensor(2, &[3]);
-    assert!(
-        conv2d(
-            &x,
-            &tensor(3, &[3, 1, 3, 3]),
-            &bias,
-            0,
-            Activation::Identity
-        )
-        .is_err()
+    let conv = |weight: &[usize], pool| {
+        let layer = Conv2d {
+            padding: 0,
+            activation: Activation::Identity,
+            pool,
+        };
+        Tape::forgetting(Convolution::Fast).conv2d("conv", layer, &x, &tensor(3, weight), &bias)
+    };
+    let pool = |kernel, stride| Pool { kernel, stride };
+    assert!(conv(&[3, 2, 3, 3], None).is_ok());
+    assert!(conv(&[3, 1, 3, 3], None).is_err());
+    assert!(conv(&[3, 2, 5, 5], None).is_err());
+    assert!(conv(&[4, 2, 3, 3], None).is_err());
+    assert!(conv(&[3, 2, 3, 3], Some(pool(3, 1))).is_err());
+    assert!(max_pool2d(&x, pool(5, 2)).is_err());
+    assert!(max_pool2d(&x, pool(3, 0)).is_err());
+    let mut tape = Tape::forgetting(Convolution::Fast);
+    let linear = tape.linear(
+        "linear",
+        Activation::Relu,
+        &tensor(1, &[2, 3]),
+        &tensor(2, &[4, 5]),
+        &tensor(3, &[4]),
     );
-    assert!(
-        conv2d(
-            &x,
-            &tensor(3, &[3, 2, 5, 5]),
-            &bias,
-            0,
-            Activation::Identity
-        )
-        .is_err()
-    );
-    assert!(
-        conv2d(
-            &x,
-            &tensor(3, &[4, 2, 3, 3]),
-            &bias,
-            0,
-            Activation::Identity
-        )
-        .is_err()
-    );
-    assert!(max_pool2d(&x, 5, 2).is_err());
-    assert!(max_pool2d(&x, 3, 0).is_err());
-    assert!(
-        linear(
-            &tensor(1, &[2, 3]),
-            &tensor(2, &[4, 5]),
-            &tensor(3, &[4]),
-            Activation::Relu
-        )
-        .is_err()
-    );
+    assert!(linear.is_err());
     let labels = |label: u32| Tensor::new(&[label, 0], &Device::Cpu).unwrap();
     assert!(cross_entropy(&tensor(1, &[2, 3]), &labels(3)).is_err());
     assert!(cross_entropy(&tensor(1, &[3, 3]), &labels(0)).is_err());
@@ -537,7 +641,29 @@ fn shapes_that_do_not_fit_are_errors() {
         step: 0,
         layer: 0,
     };
-    assert!(dropout(&x, mask).is_err());
-    let integers = Tensor::zeros((1, 1, 3, 3), DType::U8, &Device::Cpu).unwrap();
-    assert!(max_pool2d(&integers, 2, 1).is_err());
+    assert!(tape.dropout("dropout", mask, &x).is_err());
+    let integers = Tensor::zeros((1, 3, 3, 1), DType::U8, &Device::Cpu).unwrap();
+    assert!(max_pool2d(&integers, pool(2, 1)).is_err());
+}
+
+#[test]
+fn a_tape_is_a_chain() -> Result<()> {
+    let x = tensor(1, &[2, 3]);
+    let nothing = Tape::recording(Convolution::Fast);
+    assert!(nothing.backward(x.clone()).is_err());
+    let mut forgotten = Tape::forgetting(Convolution::Fast);
+    forgotten.relu("relu", &x)?;
+    assert!(forgotten.backward(x.clone()).is_err());
+    let mut tape = Tape::recording(Convolution::Fast);
+    tape.relu("first", &x)?;
+    let error = tape.relu("second", &x).unwrap_err().to_string();
+    assert!(error.contains("second"), "{error}");
+    let mut tape = Tape::recording(Convolution::Fast);
+    tape.relu("relu", &x)?;
+    let error = tape.backward(tensor(2, &[3, 2])).unwrap_err().to_string();
+    assert!(
+        error.contains("[3, 2]") && error.contains("[2, 3]"),
+        "{error}"
+    );
+    Ok(())
 }

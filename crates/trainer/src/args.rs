@@ -2,10 +2,11 @@
 
 use crate::data::Source;
 use crate::exit::{Ended, Usage};
-use crate::settings::{Given, architecture};
+use crate::settings::{Given, architecture, convolution};
 use crate::{device, evaluate, predict, printer, train};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use models::Architecture;
+use ops::Convolution;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -93,6 +94,11 @@ pub(crate) struct WeightArgs {
     /// The device that computes: auto, cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: device::Choice,
+
+    /// How convolutions are computed: `direct`, as the sums that define them, or `fast`, with fewer
+    /// operations and slightly larger rounding errors.
+    #[arg(long, value_parser = convolution(), default_value = "fast")]
+    pub(crate) conv: Convolution,
 }
 
 /// What is asked of an evaluation.

@@ -89,6 +89,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let images = data.test.len();
     let evaluation = engine::evaluate(
         &loaded.network,
+        args.weights.conv,
         data.test,
         loaded.normalisation(),
         &loaded.device,

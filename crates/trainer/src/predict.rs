@@ -6,6 +6,7 @@ use crate::printer;
 use anyhow::Context;
 use image::imageops::FilterType;
 use image::{DynamicImage, ImageReader};
+use ops::Tape;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
@@ -24,7 +25,9 @@ pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
     let normalisation = loaded.normalisation();
     for (path, picture) in args.images.iter().zip(pictures) {
         let images = cifar::picture(&picture, &normalisation)?.to_device(&loaded.device)?;
-        let logits = loaded.network.evaluate(&images)?.to_vec2::<f32>()?;
+        let mut tape = Tape::forgetting(args.weights.conv);
+        let logits = loaded.network.forward(&mut tape, &images, None)?;
+        let logits = logits.to_vec2::<f32>()?;
         let probabilities = softmax(&logits.concat());
         let mut classes: Vec<_> = loaded
             .inputs

@@ -9,6 +9,7 @@ use cifar::Augmentation;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use engine::{DropoutEpochs, Fraction, NonNegative, OpenFraction, Positive, Recipe};
 use models::Architecture;
+use ops::Convolution;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -104,6 +105,11 @@ pub(crate) struct Given {
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<device::Choice>,
 
+    /// How convolutions are computed: `direct`, as the sums that define them, or `fast`, with fewer
+    /// operations and slightly larger rounding errors [default: fast].
+    #[arg(long, value_parser = convolution())]
+    pub(crate) conv: Option<Convolution>,
+
     /// Start from the weights in this file, a checkpoint or one made by PyTorch.
     #[arg(long, value_name = "FILE")]
     pub(crate) init: Option<PathBuf>,
@@ -123,6 +129,12 @@ pub(crate) struct Given {
 pub(crate) fn architecture() -> impl TypedValueParser<Value = Architecture> {
     PossibleValuesParser::new(Architecture::ALL.map(Architecture::name))
         .try_map(|name| name.parse::<Architecture>())
+}
+
+/// The ways to compute convolutions, as clap offers them.
+pub(crate) fn convolution() -> impl TypedValueParser<Value = Convolution> {
+    PossibleValuesParser::new(Convolution::ALL.map(Convolution::name))
+        .try_map(|name| name.parse::<Convolution>())
 }
 
 fn augmentation() -> impl TypedValueParser<Value = Augmentation> {
@@ -152,12 +164,13 @@ pub(crate) struct Run {
     pub(crate) seed: u64,
     pub(crate) threads: NonZeroUsize,
     pub(crate) device: device::Choice,
+    pub(crate) conv: Convolution,
     pub(crate) init: Option<PathBuf>,
     pub(crate) checkpoint_minutes: NonNegative,
 }
 
 /// The keys of [`Run`]; all others are the recipe's.
-const RUN_KEYS: [&str; 11] = [
+const RUN_KEYS: [&str; 12] = [
     "model",
     "recipe",
     "dataset",
@@ -167,6 +180,7 @@ const RUN_KEYS: [&str; 11] = [
     "seed",
     "threads",
     "device",
+    "conv",
     "init",
     "checkpoint_minutes",
 ];
@@ -239,6 +253,7 @@ impl Given {
             data_dir = "data"
             seed = 0
             device = "auto"
+            conv = "fast"
             checkpoint_minutes = 10.0
         };
         all.insert("threads".to_owned(), toml::Value::Integer(threads as i64));
@@ -338,7 +353,7 @@ mod tests {
 
     #[test]
     fn bad_settings_are_named() {
-        insta::assert_snapshot!(message("model = \"alexnet\"\nepoch = 3"), @r#"line 2 (`epoch = 3`): unknown field `epoch`, expected one of `model`, `recipe`, `dataset`, `data_dir`, `limit_train`, `limit_test`, `epochs`, `batch_size`, `learning_rate`, `momentum`, `weight_decay`, `dropout`, `dropout_epochs`, `augment`, `mean`, `standard_deviation`, `patience`, `plateau_factor`, `plateau_threshold`, `seed`, `threads`, `device`, `init`, `checkpoint_minutes`, `made_by`"#);
+        insta::assert_snapshot!(message("model = \"alexnet\"\nepoch = 3"), @r#"line 2 (`epoch = 3`): unknown field `epoch`, expected one of `model`, `recipe`, `dataset`, `data_dir`, `limit_train`, `limit_test`, `epochs`, `batch_size`, `learning_rate`, `momentum`, `weight_decay`, `dropout`, `dropout_epochs`, `augment`, `mean`, `standard_deviation`, `patience`, `plateau_factor`, `plateau_threshold`, `seed`, `threads`, `device`, `conv`, `init`, `checkpoint_minutes`, `made_by`"#);
         insta::assert_snapshot!(message("model = \"alexnet\"\nlearning_rate = -0.1"), @r#"line 2 (`learning_rate = -0.1`): -0.1 is out of range: expected a finite number of at least 0"#);
         insta::assert_snapshot!(message("batch_size = 0"), @r#"line 1 (`batch_size = 0`): invalid value: integer `0`, expected a nonzero usize"#);
         insta::assert_snapshot!(message("model = \"vgg\""), @r#"line 1 (`model = "vgg"`): `vgg` is not a model: use `alexnet` or `small-alexnet`"#);

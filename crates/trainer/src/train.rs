@@ -150,6 +150,7 @@ fn training(
         data.train.clone(),
         data.test.clone(),
         device.clone(),
+        settings.run.conv,
     )?)
 }
 

@@ -1,0 +1,247 @@
+//! What follows the sums of a convolution while an image's results are still in the cache: bias,
+//! rectifier and pooling; and on the way back the same, transposed.
+
+use super::geometry::Geometry;
+use crate::Activation;
+use crate::max_pool2d::{Pool, Spread, Windows};
+use crate::relu::rectify;
+use crate::scratch::{Scratch, Shared};
+use crate::simd::{Real, arch};
+use pulp::{Simd, WithSimd};
+
+/// Where results go.
+pub(crate) struct Outputs<'a, T> {
+    g: &'a Geometry,
+    bias: &'a [T],
+    activation: Activation,
+    windows: Option<Windows>,
+    y: Shared<T>,
+    argmax: Shared<u8>,
+}
+
+impl<'a, T: Real> Outputs<'a, T> {
+    /// Results into `y` `[batch, height, width, out_channels]` and, where they are pooled, into
+    /// `argmax` of the same size (empty otherwise).
+    pub(crate) fn new(
+        g: &'a Geometry,
+        bias: &'a [T],
+        activation: Activation,
+        windows: Option<Windows>,
+        y: &mut [T],
+        argmax: &mut [u8],
+    ) -> Self {
+        let image = windows.map_or(g.positions(), |windows| windows.count()) * g.out_channels;
+        assert_eq!(bias.len(), g.out_channels);
+        assert_eq!(y.len(), g.batch * image);
+        assert!(windows.is_none() || argmax.len() == y.len());
+        Self {
+            g,
+            bias,
+            activation,
+            windows,
+            y: Shared::new(y),
+            argmax: Shared::new(argmax),
+        }
+    }
+
+    /// Takes the sums of image number `image`, `[height, width, out_channels]`, which `fill` is to
+    /// write. To be called once an image.
+    pub(crate) fn image(&self, image: usize, fill: impl FnOnce(&mut [T])) {
+        assert!(image < self.g.batch);
+        let channels = self.g.out_channels;
+        match self.windows {
+            None => {
+                let length = self.g.out_image();
+                // SAFETY: this image's part of `y`, which no other call touches.
+                let y = unsafe {
+                    std::slice::from_raw_parts_mut(self.y.pointer().add(image * length), length)
+                };
+                fill(y);
+                arch().dispatch(Finish {
+                    outputs: self,
+                    pooling: None,
+                    y,
+                });
+            }
+            Some(windows) => {
+                let length = windows.count() * channels;
+                // SAFETY: this image's part of `y` and of `argmax`, which no other call touches.
+                let (y, argmax) = unsafe {
+                    (
+                        std::slice::from_raw_parts_mut(
+                            self.y.pointer().add(image * length),
+                            length,
+                        ),
+                        std::slice::from_raw_parts_mut(
+                            self.argmax.pointer().add(image * length),
+                            length,
+                        ),
+                    )
+                };
+                let mut sums = Scratch::new(self.g.out_image());
+                fill(&mut sums);
+                arch().dispatch(Finish {
+                    outputs: self,
+                    pooling: Some((windows, &sums, argmax)),
+                    y,
+                });
+            }
+        }
+    }
+}
+
+/// An image's pooling, bias and activation.
+struct Finish<'a, T> {
+    outputs: &'a Outputs<'a, T>,
+    /// The windows, the sums to pool into `y`, and where to write the places of the maxima.
+    pooling: Option<(Windows, &'a [T], &'a mut [u8])>,
+    y: &'a mut [T],
+}
+
+impl<T: Real> WithSimd for Finish<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self {
+            outputs,
+            pooling,
+            y,
+        } = self;
+        // Bias and rectifier keep the order of numbers, so they may follow.
+        if let Some((windows, sums, argmax)) = pooling {
+            windows.pool(outputs.bias.len(), sums, y, argmax);
+        }
+        for y in y.chunks_exact_mut(outputs.bias.len()) {
+            for (value, bias) in y.iter_mut().zip(outputs.bias) {
+                *value += *bias;
+            }
+            if outputs.activation == Activation::Relu {
+                rectify(y);
+            }
+        }
+    }
+}
+
+/// Where the gradients of results come from.
+pub(crate) struct Gradients<'a, T> {
+    g: &'a Geometry,
+    activation: Activation,
+    windows: Option<Windows>,
+    grad_y: &'a [T],
+    y: &'a [T],
+    argmax: &'a [u8],
+    /// For each image and channel, the sum of its gradients.
+    sums: Shared<T>,
+}
+
+impl<'a, T: Real> Gradients<'a, T> {
+    /// Gradients with respect to the sums, from those with respect to `y`. Each image's sum for each
+    /// channel goes into `sums` `[batch, out_channels]`.
+    pub(crate) fn new(
+        g: &'a Geometry,
+        activation: Activation,
+        windows: Option<Windows>,
+        grad_y: &'a [T],
+        y: &'a [T],
+        argmax: &'a [u8],
+        sums: &mut [T],
+    ) -> Self {
+        assert_eq!(sums.len(), g.batch * g.out_channels);
+        assert_eq!(grad_y.len(), y.len());
+        Self {
+            g,
+            activation,
+            windows,
+            grad_y,
+            y,
+            argmax,
+            sums: Shared::new(sums),
+        }
+    }
+
+    /// Hands the gradient with respect to the sums of image number `image` to `take`. To be called
+    /// once an image.
+    pub(crate) fn image(&self, image: usize, take: impl FnOnce(&[T])) {
+        assert!(image < self.g.batch);
+        let channels = self.g.out_channels;
+        // SAFETY: this image's row of `sums`, which no other call touches.
+        let sums = unsafe {
+            std::slice::from_raw_parts_mut(self.sums.pointer().add(image * channels), channels)
+        };
+        sums.fill(T::zero());
+        let length = self.y.len() / self.g.batch;
+        let grad_y = &self.grad_y[image * length..][..length];
+        let y = &self.y[image * length..][..length];
+        let mut masked = Scratch::new(length);
+        let mut gradient = Scratch::new(match self.windows {
+            Some(_) => self.g.out_image(),
+            None => 0,
+        });
+        arch().dispatch(Mask {
+            activation: self.activation,
+            grad_y,
+            y,
+            masked: &mut masked,
+            sums,
+        });
+        if let Some(windows) = self.windows {
+            arch().dispatch(Spread {
+                windows,
+                channels,
+                grad_y: &masked,
+                argmax: &self.argmax[image * length..][..length],
+                grad_x: &mut gradient,
+            });
+        }
+        match self.windows {
+            Some(_) => take(&gradient),
+            None => take(&masked),
+        }
+    }
+}
+
+/// An image's gradients with respect to what the activation was given, and their sums over the pixels.
+struct Mask<'a, T> {
+    activation: Activation,
+    grad_y: &'a [T],
+    y: &'a [T],
+    masked: &'a mut [T],
+    sums: &'a mut [T],
+}
+
+impl<T: Real> WithSimd for Mask<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let channels = self.sums.len();
+        let rows = self
+            .masked
+            .chunks_exact_mut(channels)
+            .zip(self.grad_y.chunks_exact(channels))
+            .zip(self.y.chunks_exact(channels));
+        for ((masked, grad_y), y) in rows {
+            for (((masked, sum), grad_y), y) in masked
+                .iter_mut()
+                .zip(self.sums.iter_mut())
+                .zip(grad_y)
+                .zip(y)
+            {
+                // Written so that the gradient of a NaN is kept.
+                let cut = self.activation == Activation::Relu && *y <= T::zero();
+                *masked = if cut { T::zero() } else { *grad_y };
+                *sum += *masked;
+            }
+        }
+    }
+}
+
+/// The pooling windows of a convolution's results.
+///
+/// # Errors
+/// When no window fits.
+pub(crate) fn windows(g: &Geometry, pool: Option<Pool>) -> candle_core::Result<Option<Windows>> {
+    pool.map(|pool| Windows::new(pool, g.out_height(), g.out_width()))
+        .transpose()
+}

@@ -1,0 +1,721 @@
+//! Convolution in a transform domain, where it takes fewer products.
+//!
+//! The output is cut into tiles of `M` by `M`. With the matrices `A`, `B`, `G` of
+//! [`cook_toom`](crate::cook_toom), a tile `d` of the input (`T` by `T`, `T = M + kernel - 1`) and
+//! a kernel `g` give the tile `y` of the output:
+//!
+//! `U = G g G'`, `V = B d B'`, `Q = sum over input channels of U * V`, `y = A' Q A`,
+//!
+//! with `*` the product of element and element: `T^2` products for `M^2 kernel^2`. The gradients are
+//! the transposes of these maps:
+//!
+//! `dQ = A dy A'`, `dV = sum over output channels of U * dQ`, `dd = B' dV B` (tiles overlap and add up),
+//! `dU = sum over tiles of V * dQ`, `dg = G' dU G`.
+//!
+//! (A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2015.) For each of the
+//! `T^2` places in a tile the sums over channels are a matrix product, between `V`
+//! `[tiles, in_channels]` and `U` `[in_channels, out_channels]`.
+//!
+//! The images are taken a block at a time, so that a block's `V` and `Q` stay in the cache, and each
+//! block in three parallel loops: transforms of tiles, products of places, transforms back. Blocks
+//! follow one another, so every sum has one order whatever the number of threads. Vectors run along
+//! the channels.
+
+use super::finish;
+use super::geometry::Geometry;
+use super::weights;
+use crate::cook_toom::{Inputs, Kernel, Matrix, Outputs, contract_tile, expand_tile};
+use crate::product::{Left, Onto, Product, Right, panel_width, panels};
+use crate::scratch::{Scratch, Shared};
+use crate::simd::{Real, arch};
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+use std::marker::PhantomData;
+
+/// Rows that the matrix products of a block should have: enough to make good use of a `U` that is read
+/// for them, few enough to keep `V` and `Q` of a block in the last-level cache.
+const BLOCK_ROWS: usize = 144;
+
+/// Output tiles for kernels of 3 and of 5.
+const TILES_OF_3: [usize; 4] = [2, 4, 5, 6];
+const TILES_OF_5: [usize; 3] = [2, 3, 4];
+
+/// A way to compute one convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    g: Geometry,
+    /// Height and width of an output tile.
+    tile: usize,
+}
+
+impl Plan {
+    /// The plan with the fewest products; `None` for kernels that there are no tiles for.
+    pub(crate) fn new(g: &Geometry) -> Option<Self> {
+        let tiles: &[usize] = match g.kernel {
+            3 => &TILES_OF_3,
+            5 => &TILES_OF_5,
+            _ => return None,
+        };
+        tiles
+            .iter()
+            .map(|tile| Self { g: *g, tile: *tile })
+            .min_by_key(|plan| plan.tiles() * plan.places())
+    }
+
+    /// Whether the plan is faster than the sum as it stands. The transforms of a number cost about
+    /// as much as 16 multiplications and additions.
+    pub(crate) fn pays(&self) -> bool {
+        let g = &self.g;
+        let direct = g.positions() * g.weights();
+        let products = self.tiles() * self.places() * g.in_channels * g.out_channels;
+        let transforms = 16 * self.tiles() * self.places() * (g.in_channels + g.out_channels);
+        products + transforms < direct
+    }
+
+    /// Height and width of an input tile.
+    fn points(&self) -> usize {
+        self.tile + self.g.kernel - 1
+    }
+
+    /// Places in an input tile.
+    fn places(&self) -> usize {
+        self.points() * self.points()
+    }
+
+    fn tile_rows(&self) -> usize {
+        self.g.out_height().div_ceil(self.tile)
+    }
+
+    fn tile_columns(&self) -> usize {
+        self.g.out_width().div_ceil(self.tile)
+    }
+
+    /// Tiles of an image.
+    fn tiles(&self) -> usize {
+        self.tile_rows() * self.tile_columns()
+    }
+
+    /// Images of a block.
+    fn block(&self) -> usize {
+        BLOCK_ROWS.div_ceil(self.tiles()).clamp(1, self.g.batch)
+    }
+}
+
+/// Calls `$function::<M, R, T>(arguments)` with the plan's constants.
+macro_rules! with_tile {
+    ($plan:expr, $function:ident($($argument:expr),*)) => {
+        match ($plan.tile, $plan.g.kernel) {
+            (2, 3) => $function::<_, 2, 3, 4>($($argument),*),
+            (4, 3) => $function::<_, 4, 3, 6>($($argument),*),
+            (5, 3) => $function::<_, 5, 3, 7>($($argument),*),
+            (6, 3) => $function::<_, 6, 3, 8>($($argument),*),
+            (2, 5) => $function::<_, 2, 5, 6>($($argument),*),
+            (3, 5) => $function::<_, 3, 5, 7>($($argument),*),
+            (4, 5) => $function::<_, 4, 5, 8>($($argument),*),
+            (tile, kernel) => unreachable!("no plan has tiles of {tile} for a kernel of {kernel}"),
+        }
+    };
+}
+
+/// The convolution of all images; `weight` is `[out_channels, in_channels, kernel, kernel]`.
+pub(crate) fn forward<T: Real>(
+    plan: &Plan,
+    x: &[T],
+    weight: &[T],
+    outputs: &finish::Outputs<'_, T>,
+) {
+    with_tile!(plan, forward_tiles(plan, x, weight, outputs));
+}
+
+/// The gradients of the input, where it is wanted, and of the weight.
+pub(crate) fn backward<T: Real>(
+    plan: &Plan,
+    x: &[T],
+    weight: &[T],
+    gradients: &finish::Gradients<'_, T>,
+    grad_x: Option<&mut [T]>,
+) -> Vec<T> {
+    with_tile!(plan, backward_tiles(plan, x, weight, gradients, grad_x))
+}
+
+/// Planes of `places` matrices of `rows` by `columns`, in a layout for vectors.
+#[derive(Clone, Copy)]
+struct Planes {
+    /// Elements from a row to the next.
+    stride: usize,
+    /// Elements from a plane to the next. A line more than the rows take, so that the places of a
+    /// tile do not fall into the same set of the cache.
+    plane: usize,
+    places: usize,
+}
+
+impl Planes {
+    fn new<T: Real>(places: usize, rows: usize, columns: usize) -> Self {
+        let line = 64 / size_of::<T>();
+        let stride = columns.next_multiple_of(line);
+        Self {
+            stride,
+            plane: rows * stride + line,
+            places,
+        }
+    }
+
+    fn scratch<T: Real>(&self) -> Scratch<T> {
+        Scratch::new(self.places * self.plane)
+    }
+}
+
+/// Tiles of images `[height, width, channels]`, and where their transforms lie.
+#[derive(Clone, Copy)]
+struct Tiling {
+    height: usize,
+    width: usize,
+    channels: usize,
+    /// Zeros around the image.
+    padding: usize,
+    /// Pixels from a tile to the next.
+    step: usize,
+    tile_rows: usize,
+    tile_columns: usize,
+    planes: Planes,
+}
+
+impl Tiling {
+    /// The input's tiles.
+    fn of_inputs<T: Real>(plan: &Plan) -> Self {
+        let g = &plan.g;
+        Self {
+            height: g.height,
+            width: g.width,
+            channels: g.in_channels,
+            padding: g.padding,
+            step: plan.tile,
+            tile_rows: plan.tile_rows(),
+            tile_columns: plan.tile_columns(),
+            planes: Planes::new::<T>(plan.places(), plan.block() * plan.tiles(), g.in_channels),
+        }
+    }
+
+    /// The output's tiles.
+    fn of_outputs<T: Real>(plan: &Plan) -> Self {
+        let g = &plan.g;
+        Self {
+            height: g.out_height(),
+            width: g.out_width(),
+            channels: g.out_channels,
+            padding: 0,
+            step: plan.tile,
+            tile_rows: plan.tile_rows(),
+            tile_columns: plan.tile_columns(),
+            planes: Planes::new::<T>(plan.places(), plan.block() * plan.tiles(), g.out_channels),
+        }
+    }
+
+    fn tiles(&self) -> usize {
+        self.tile_rows * self.tile_columns
+    }
+
+    /// Calls `each` with the number of every tile of an image and the row and column of its first
+    /// pixel, counted from the padding's.
+    #[inline(always)]
+    fn each(&self, mut each: impl FnMut(usize, usize, usize)) {
+        for row in 0..self.tile_rows {
+            for column in 0..self.tile_columns {
+                each(
+                    row * self.tile_columns + column,
+                    row * self.step,
+                    column * self.step,
+                );
+            }
+        }
+    }
+
+    /// Where the pixels of a tile lie in the image, those in the padding excepted.
+    #[inline(always)]
+    fn pixels<const N: usize>(&self, top: usize, left: usize) -> [[Option<usize>; N]; N] {
+        let mut pixels = [[None; N]; N];
+        for (i, row) in pixels.iter_mut().enumerate() {
+            for (j, pixel) in row.iter_mut().enumerate() {
+                *pixel = self.pixel(top + i, left + j);
+            }
+        }
+        pixels
+    }
+
+    #[inline(always)]
+    fn pixel(&self, row: usize, column: usize) -> Option<usize> {
+        let (row, column) = (
+            row.wrapping_sub(self.padding),
+            column.wrapping_sub(self.padding),
+        );
+        (row < self.height && column < self.width)
+            .then(|| (row * self.width + column) * self.channels)
+    }
+}
+
+/// Transforms the tiles of an image by `matrix · tile · matrix'` into the planes, from row `first` on.
+struct Expand<'a, T, X, const N: usize, const P: usize> {
+    transform: PhantomData<X>,
+    tiling: Tiling,
+    image: &'a [T],
+    planes: &'a Shared<T>,
+    first: usize,
+}
+
+impl<T: Real, X: Matrix<N, P>, const N: usize, const P: usize> WithSimd for Expand<'_, T, X, N, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self {
+            tiling,
+            image,
+            planes,
+            ..
+        } = self;
+        let zero = T::splat(simd, T::zero());
+        let lanes = T::lanes::<S>();
+        tiling.each(|tile, top, left| {
+            let pixels: [[_; N]; N] = tiling.pixels(top, left);
+            let row = (self.first + tile) * tiling.planes.stride;
+            for channel in (0..tiling.channels).step_by(lanes) {
+                let rest = (tiling.channels - channel).min(lanes);
+                expand_tile::<T, S, X, N, P>(
+                    simd,
+                    |i, j| match pixels[i][j] {
+                        Some(pixel) => {
+                            let from = &image[pixel + channel..][..rest];
+                            if rest == lanes {
+                                // SAFETY: `from` holds as many numbers as there are lanes.
+                                unsafe { T::load::<S>(from.as_ptr()) }
+                            } else {
+                                T::load_some(simd, from)
+                            }
+                        }
+                        None => zero,
+                    },
+                    |k, l, value| {
+                        let place = (k * P + l) * tiling.planes.plane + row + channel;
+                        // SAFETY: rows are as long as whole vectors, and this image's rows of all
+                        // planes are written by this call alone.
+                        unsafe { T::store::<S>(planes.pointer().add(place), value) }
+                    },
+                );
+            }
+        });
+    }
+}
+
+/// Transforms the tiles of an image by `matrix' · tile · matrix` out of the planes, from row `first` on.
+struct Contract<'a, T, X, const N: usize, const P: usize> {
+    transform: PhantomData<X>,
+    tiling: Tiling,
+    image: &'a mut [T],
+    planes: &'a [T],
+    first: usize,
+    /// Whether tiles are added to what the image holds, or replace it.
+    onto: Onto,
+}
+
+impl<T: Real, X: Matrix<N, P>, const N: usize, const P: usize> WithSimd
+    for Contract<'_, T, X, N, P>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self {
+            tiling,
+            image,
+            planes,
+            ..
+        } = self;
+        let lanes = T::lanes::<S>();
+        tiling.each(|tile, top, left| {
+            let pixels: [[_; N]; N] = tiling.pixels(top, left);
+            let row = (self.first + tile) * tiling.planes.stride;
+            for channel in (0..tiling.channels).step_by(lanes) {
+                let rest = (tiling.channels - channel).min(lanes);
+                contract_tile::<T, S, X, N, P>(
+                    simd,
+                    |k, l| {
+                        let place = (k * P + l) * tiling.planes.plane + row + channel;
+                        let from = &planes[place..place + lanes];
+                        // SAFETY: `from` holds as many numbers as there are lanes.
+                        unsafe { T::load::<S>(from.as_ptr()) }
+                    },
+                    |i, j, value| {
+                        let Some(pixel) = pixels[i][j] else {
+                            return;
+                        };
+                        let to = &mut image[pixel + channel..][..rest];
+                        if rest == lanes {
+                            // SAFETY: `to` holds as many numbers as there are lanes.
+                            unsafe {
+                                let value = match self.onto {
+                                    Onto::Nothing => value,
+                                    Onto::Sum => {
+                                        <T as Real>::add(simd, T::load::<S>(to.as_ptr()), value)
+                                    }
+                                };
+                                T::store::<S>(to.as_mut_ptr(), value);
+                            }
+                        } else {
+                            let value = match self.onto {
+                                Onto::Nothing => value,
+                                Onto::Sum => <T as Real>::add(simd, T::load_some(simd, to), value),
+                            };
+                            T::store_some(simd, to, value);
+                        }
+                    },
+                );
+            }
+        });
+    }
+}
+
+/// Transforms all kernels by `G g G'`: from `[kernel, kernel, rows, columns]` into a matrix of `rows` by
+/// `columns` for each place, laid out in panels.
+struct ExpandKernels<'a, T, X, const R: usize, const P: usize> {
+    transform: PhantomData<X>,
+    kernels: &'a [T],
+    rows: usize,
+    columns: usize,
+    width: usize,
+    panels: &'a Shared<T>,
+    row: usize,
+}
+
+impl<T: Real, X: Matrix<R, P>, const R: usize, const P: usize> WithSimd
+    for ExpandKernels<'_, T, X, R, P>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let lanes = T::lanes::<S>();
+        let Self {
+            rows,
+            columns,
+            width,
+            row,
+            ..
+        } = self;
+        let matrix = columns.div_ceil(width) * width * rows;
+        for column in (0..columns.next_multiple_of(width)).step_by(lanes) {
+            let rest = columns.saturating_sub(column).min(lanes);
+            let to = column / width * width * rows + row * width + column % width;
+            expand_tile::<T, S, X, R, P>(
+                simd,
+                |i, j| {
+                    let from = ((i * R + j) * rows + row) * columns + column.min(columns);
+                    T::load_some(simd, &self.kernels[from..][..rest])
+                },
+                |k, l, value| {
+                    let place = (k * P + l) * matrix + to;
+                    // SAFETY: panels hold whole vectors, and row `row` of all matrices is written
+                    // by this call alone.
+                    unsafe { T::store::<S>(self.panels.pointer().add(place), value) }
+                },
+            );
+        }
+    }
+}
+
+/// `U` for every place, in panels, from kernels `[kernel, kernel, rows, columns]`.
+fn expand_kernels<T: Real, const R: usize, const P: usize>(
+    kernels: &[T],
+    rows: usize,
+    columns: usize,
+) -> Scratch<T> {
+    let mut expanded = Scratch::new(P * P * panels::<T>(rows, columns));
+    let panels = Shared::new(&mut expanded);
+    (0..rows).into_par_iter().for_each(|row| {
+        arch().dispatch(ExpandKernels::<_, Kernel, R, P> {
+            transform: PhantomData,
+            kernels,
+            rows,
+            columns,
+            width: panel_width::<T>(),
+            panels: &panels,
+            row,
+        });
+    });
+    expanded
+}
+
+/// Transforms sums over tiles by `G' dU G`: from a matrix for each place, all with `stride` between
+/// rows, into row `row` of `[kernel, kernel, rows, columns]`.
+struct ContractKernels<'a, T, X, const R: usize, const P: usize> {
+    transform: PhantomData<X>,
+    sums: &'a [T],
+    layout: Planes,
+    rows: usize,
+    columns: usize,
+    row: usize,
+    kernels: &'a Shared<T>,
+}
+
+impl<T: Real, X: Matrix<R, P>, const R: usize, const P: usize> WithSimd
+    for ContractKernels<'_, T, X, R, P>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let lanes = T::lanes::<S>();
+        let Self {
+            rows, columns, row, ..
+        } = self;
+        for column in (0..columns).step_by(lanes) {
+            let rest = (columns - column).min(lanes);
+            contract_tile::<T, S, X, R, P>(
+                simd,
+                |k, l| {
+                    let place = (k * P + l) * self.layout.plane + row * self.layout.stride + column;
+                    T::load_some(simd, &self.sums[place..][..lanes])
+                },
+                |i, j, value| {
+                    let to = ((i * R + j) * rows + row) * columns + column;
+                    // SAFETY: row `row` of every kernel offset is written by this call alone, and
+                    // has `rest` columns left.
+                    let to = unsafe {
+                        std::slice::from_raw_parts_mut(self.kernels.pointer().add(to), rest)
+                    };
+                    T::store_some(simd, to, value);
+                },
+            );
+        }
+    }
+}
+
+fn forward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
+    plan: &Plan,
+    x: &[T],
+    weight: &[T],
+    outputs: &finish::Outputs<'_, T>,
+) {
+    let g = &plan.g;
+    let inputs = Tiling::of_inputs::<T>(plan);
+    let results = Tiling::of_outputs::<T>(plan);
+    let taps = weights::taps_in_out(g, weight);
+    let u = expand_kernels::<T, R, P>(&taps, g.in_channels, g.out_channels);
+    let u_place = panels::<T>(g.in_channels, g.out_channels);
+    let mut v = inputs.planes.scratch::<T>();
+    let mut q = results.planes.scratch::<T>();
+    for start in (0..g.batch).step_by(plan.block()) {
+        let images = plan.block().min(g.batch - start);
+        let v_shared = Shared::new(&mut v);
+        (0..images).into_par_iter().for_each(|image| {
+            arch().dispatch(Expand::<_, Inputs, P, P> {
+                tiling: inputs,
+                transform: PhantomData,
+                image: &x[(start + image) * g.image()..][..g.image()],
+                planes: &v_shared,
+                first: image * inputs.tiles(),
+            });
+        });
+        q.par_chunks_mut(results.planes.plane)
+            .zip(v.par_chunks(inputs.planes.plane))
+            .zip(u.par_chunks(u_place))
+            .for_each(|((q, v), u)| {
+                Product {
+                    rows: images * plan.tiles(),
+                    columns: g.out_channels,
+                    depth: g.in_channels,
+                    left: Left::rows(v, inputs.planes.stride),
+                    right: Right::panels(u, g.in_channels),
+                    onto: Onto::Nothing,
+                }
+                .into(q, results.planes.stride);
+            });
+        (0..images).into_par_iter().for_each(|image| {
+            outputs.image(start + image, |y| {
+                arch().dispatch(Contract::<_, Outputs, M, P> {
+                    tiling: results,
+                    transform: PhantomData,
+                    image: y,
+                    planes: &q,
+                    first: image * results.tiles(),
+                    onto: Onto::Nothing,
+                });
+            });
+        });
+    }
+}
+
+fn backward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
+    plan: &Plan,
+    x: &[T],
+    weight: &[T],
+    gradients: &finish::Gradients<'_, T>,
+    grad_x: Option<&mut [T]>,
+) -> Vec<T> {
+    let g = &plan.g;
+    let inputs = Tiling::of_inputs::<T>(plan);
+    let results = Tiling::of_outputs::<T>(plan);
+    let mut v = inputs.planes.scratch::<T>();
+    let mut dq = results.planes.scratch::<T>();
+    let sums = Planes::new::<T>(plan.places(), g.in_channels, g.out_channels);
+    let mut du = sums.scratch::<T>();
+    let mut input_gradient = grad_x.map(|grad_x| {
+        let taps = weights::taps_out_in(g, weight);
+        let u = expand_kernels::<T, R, P>(&taps, g.out_channels, g.in_channels);
+        (grad_x, u, inputs.planes.scratch::<T>())
+    });
+    let u_place = panels::<T>(g.out_channels, g.in_channels);
+
+    for start in (0..g.batch).step_by(plan.block()) {
+        let images = plan.block().min(g.batch - start);
+        let rows = images * plan.tiles();
+        let v_shared = Shared::new(&mut v);
+        let dq_shared = Shared::new(&mut dq);
+        (0..images).into_par_iter().for_each(|image| {
+            arch().dispatch(Expand::<_, Inputs, P, P> {
+                tiling: inputs,
+                transform: PhantomData,
+                image: &x[(start + image) * g.image()..][..g.image()],
+                planes: &v_shared,
+                first: image * inputs.tiles(),
+            });
+            gradients.image(start + image, |grad_y| {
+                arch().dispatch(Expand::<_, Outputs, M, P> {
+                    tiling: results,
+                    transform: PhantomData,
+                    image: grad_y,
+                    planes: &dq_shared,
+                    first: image * results.tiles(),
+                });
+            });
+        });
+        if let Some((_, u, dv)) = &mut input_gradient {
+            dv.par_chunks_mut(inputs.planes.plane)
+                .zip(dq.par_chunks(results.planes.plane))
+                .zip(u.par_chunks(u_place))
+                .for_each(|((dv, dq), u)| {
+                    Product {
+                        rows,
+                        columns: g.in_channels,
+                        depth: g.out_channels,
+                        left: Left::rows(dq, results.planes.stride),
+                        right: Right::panels(u, g.out_channels),
+                        onto: Onto::Nothing,
+                    }
+                    .into(dv, inputs.planes.stride);
+                });
+        }
+        du.par_chunks_mut(sums.plane)
+            .zip(dq.par_chunks(results.planes.plane))
+            .zip(v.par_chunks(inputs.planes.plane))
+            .for_each(|((du, dq), v)| {
+                Product {
+                    rows: g.in_channels,
+                    columns: g.out_channels,
+                    depth: rows,
+                    left: Left::transposed(v, inputs.planes.stride),
+                    right: Right::rows(dq, results.planes.stride),
+                    onto: if start == 0 { Onto::Nothing } else { Onto::Sum },
+                }
+                .into(du, sums.stride);
+            });
+        if let Some((grad_x, _, dv)) = &mut input_gradient {
+            grad_x[start * g.image()..][..images * g.image()]
+                .par_chunks_mut(g.image())
+                .enumerate()
+                .for_each(|(image, grad_x)| {
+                    grad_x.fill(T::zero());
+                    arch().dispatch(Contract::<_, Inputs, P, P> {
+                        tiling: inputs,
+                        transform: PhantomData,
+                        image: grad_x,
+                        planes: dv,
+                        first: image * inputs.tiles(),
+                        onto: Onto::Sum,
+                    });
+                });
+        }
+    }
+
+    let mut taps = Scratch::new(g.weights());
+    let kernels = Shared::new(&mut taps);
+    (0..g.in_channels).into_par_iter().for_each(|row| {
+        arch().dispatch(ContractKernels::<_, Kernel, R, P> {
+            transform: PhantomData,
+            sums: &du,
+            layout: sums,
+            rows: g.in_channels,
+            columns: g.out_channels,
+            row,
+            kernels: &kernels,
+        });
+    });
+    weights::from_taps_in_out(g, &taps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::direct;
+    use super::*;
+    use crate::Activation;
+    use proptest::prelude::*;
+
+    fn numbers(count: usize, seed: u64) -> Vec<f64> {
+        let stream = random::Stream::new(seed, random::Purpose::Synthetic, 0);
+        (0..count as u64)
+            .map(|i| f64::from(random::unit(stream.words(i)[0])) - 0.5)
+            .collect()
+    }
+
+    fn assert_close(found: &[f64], expected: &[f64]) {
+        for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
+            assert!(
+                (found - expected).abs() < 1e-10,
+                "[{place}]: {found}, not {expected}"
+            );
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+        /// Tiles of every size, larger than the image as well; channels in every number.
+        #[test]
+        fn all_tiles_give_the_direct_convolution(
+            batch in 1_usize..4, in_channels in 1_usize..20, out_channels in 1_usize..20,
+            (kernel, tile) in prop_oneof![
+                prop::sample::select(&TILES_OF_3).prop_map(|tile| (3_usize, tile)),
+                prop::sample::select(&TILES_OF_5).prop_map(|tile| (5_usize, tile)),
+            ],
+            padding in 0_usize..6, extra_height in 0_usize..12, extra_width in 0_usize..12, seed in 0_u64..1000
+        ) {
+            let least = kernel.saturating_sub(2 * padding).max(1);
+            let g = Geometry {
+                batch, in_channels, out_channels, kernel, padding,
+                height: least + extra_height,
+                width: least + extra_width,
+            };
+            let plan = Plan { g, tile };
+            let x = numbers(batch * g.image(), seed);
+            let weight = numbers(g.weights(), seed + 1);
+            let bias = numbers(out_channels, seed + 2);
+            let count = batch * g.out_image();
+            let run = |forward: &dyn Fn(&finish::Outputs<'_, f64>)| {
+                let mut y = vec![f64::NAN; count];
+                forward(&finish::Outputs::new(&g, &bias, Activation::Identity, None, &mut y, &mut []));
+                y
+            };
+            let y = run(&|outputs| forward(&plan, &x, &weight, outputs));
+            let expected = run(&|outputs| direct::forward(&g, &x, &weight, outputs));
+            assert_close(&y, &expected);
+
+            let grad_y = numbers(count, seed + 3);
+            let mut sums = vec![0.0; batch * out_channels];
+            let mut grad_x = [vec![f64::NAN; x.len()], vec![f64::NAN; x.len()]];
+            let gradients = finish::Gradients::new(&g, Activation::Identity, None, &grad_y, &y, &[], &mut sums);
+            let found = backward(&plan, &x, &weight, &gradients, Some(&mut grad_x[0]));
+            let expected = direct::backward(&g, &x, &weight, &gradients, Some(&mut grad_x[1]));
+            assert_close(&found, &expected);
+            assert_close(&grad_x[0], &grad_x[1]);
+        }
+    }
+}

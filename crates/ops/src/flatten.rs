@@ -1,0 +1,87 @@
+//! From images to rows of features, and from channels-first images to channels-last ones.
+
+use crate::storage::{contiguous, with_float};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType};
+use rayon::prelude::*;
+
+/// `[batch, channels, height, width]` as `[batch, height, width, channels]`.
+///
+/// # Errors
+/// When the tensor has other dimensions, or is neither `f32` nor `f64`.
+pub fn channels_last(x: &Tensor) -> Result<Tensor> {
+    let (batch, channels, height, width) = x.dims4()?;
+    x.contiguous()?.apply_op1_no_bwd(&Transpose {
+        batch,
+        rows: channels,
+        columns: height * width,
+        shape: Shape::from((batch, height, width, channels)),
+        input: x.shape().clone(),
+    })
+}
+
+/// From `[batch, height, width, channels]` to `[batch, channels * height * width]`.
+pub(crate) fn operation(x: &Tensor) -> Result<impl CustomOp1 + Send + Sync + use<>> {
+    let (batch, height, width, channels) = x.dims4()?;
+    Ok(Transpose {
+        batch,
+        rows: height * width,
+        columns: channels,
+        shape: Shape::from((batch, channels * height * width)),
+        input: x.shape().clone(),
+    })
+}
+
+/// Transposes the matrix of `rows` by `columns` of each image.
+struct Transpose {
+    batch: usize,
+    rows: usize,
+    columns: usize,
+    /// The result's shape.
+    shape: Shape,
+    input: Shape,
+}
+
+impl CustomOp1 for Transpose {
+    fn name(&self) -> &'static str {
+        "transpose"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        with_float!(self.name(), storage, T => {
+            let x = contiguous::<T>(self.name(), storage, layout)?;
+            let mut y = vec![T::from(0_u8); x.len()];
+            let image = (self.rows * self.columns).max(1);
+            y.par_chunks_mut(image).zip(x.par_chunks(image)).for_each(|(y, x)| {
+                transpose(x, self.rows, self.columns, y);
+            });
+            Ok((WithDType::to_cpu_storage_owned(y), self.shape.clone()))
+        })
+    }
+
+    fn bwd(&self, _arg: &Tensor, _res: &Tensor, grad_res: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(grad_res.contiguous()?.apply_op1_no_bwd(&Self {
+            batch: self.batch,
+            rows: self.columns,
+            columns: self.rows,
+            shape: self.input.clone(),
+            input: self.shape.clone(),
+        })?))
+    }
+}
+
+/// Rows and columns that are transposed at a time, so that both sides stay in the cache.
+const BLOCK: usize = 16;
+
+/// `y` `[columns, rows]` from `x` `[rows, columns]`.
+fn transpose<T: Copy>(x: &[T], rows: usize, columns: usize, y: &mut [T]) {
+    for row in (0..rows).step_by(BLOCK) {
+        for column in (0..columns).step_by(BLOCK) {
+            for c in column..(column + BLOCK).min(columns) {
+                let end = (row + BLOCK).min(rows);
+                for (r, to) in (row..end).zip(&mut y[c * rows + row..c * rows + end]) {
+                    *to = x[r * columns + c];
+                }
+            }
+        }
+    }
+}
