@@ -8,6 +8,7 @@ use random::{Purpose, Stream};
 use std::num::NonZeroUsize;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{self, JoinHandle};
+use tracing::debug_span;
 
 /// Batches that wait, ready, while the network works on another.
 const AHEAD: usize = 2;
@@ -115,8 +116,9 @@ impl Loader {
             .spawn(move || {
                 let order = pass.order(loader.images());
                 for indices in order.chunks(loader.batch_size.get()).skip(first) {
+                    let batch = debug_span!("batch").in_scope(|| loader.batch(pass, indices));
                     // The receiver is gone where the epoch was interrupted.
-                    if sender.send(loader.batch(pass, indices)).is_err() {
+                    if sender.send(batch).is_err() {
                         break;
                     }
                 }

@@ -14,6 +14,7 @@ use models::{DropoutMasks, Network};
 use ops::{Convolution, Tape};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
+use tracing::debug_span;
 
 /// The next training step, and what the epoch's steps before it came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -226,18 +227,19 @@ impl Training {
                 steps: self.train.batches(),
                 learning_rate: self.plateau.learning_rate(),
             })?;
-            let batches = self.train.training(
+            let mut batches = self.train.training(
                 self.seed,
                 self.position.epoch,
                 self.recipe.augment,
                 self.position.step,
             )?;
             let mut clock = Instant::now();
-            for batch in batches {
+            while let Some(batch) = debug_span!("data").in_scope(|| batches.next()) {
                 if stop() {
                     return self.interrupted(checkpoints, &mut observe);
                 }
-                let position = self.step(&batch?)?;
+                let position = debug_span!("step", number = self.position.step)
+                    .in_scope(|| self.step(&batch?))?;
                 self.position = Position {
                     seconds: position.seconds + clock.elapsed().as_secs_f64(),
                     ..position
@@ -258,15 +260,17 @@ impl Training {
                 }
             }
             observe(Event::EvaluationStarted { epoch })?;
-            let Some(evaluation) = evaluate(
-                &self.network,
-                self.convolution,
-                self.test.clone(),
-                self.recipe.normalisation(),
-                &self.device,
-                stop,
-            )?
-            else {
+            let evaluation = debug_span!("evaluation").in_scope(|| {
+                evaluate(
+                    &self.network,
+                    self.convolution,
+                    self.test.clone(),
+                    self.recipe.normalisation(),
+                    &self.device,
+                    stop,
+                )
+            })?;
+            let Some(evaluation) = evaluation else {
                 return self.interrupted(checkpoints, &mut observe);
             };
             let improved = self.finish_epoch(&evaluation, clock.elapsed().as_secs_f64())?;
@@ -308,7 +312,7 @@ impl Training {
             return Err(self.diverged("loss"));
         }
         let gradients = tape.backward(ops::cross_entropy_gradient(&logits, &labels)?)?;
-        self.optimiser.step(&gradients)?;
+        debug_span!("update").in_scope(|| self.optimiser.step(&gradients))?;
         let wanted = batch.labels.to_vec1::<u32>()?;
         let found = predictions(&logits)?;
         let right = wanted
@@ -374,6 +378,7 @@ impl Training {
         checkpoints: &Checkpoints,
         observe: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        let _span = debug_span!("checkpoint").entered();
         let variables = self
             .network
             .variables()

@@ -205,7 +205,7 @@ impl Tape {
             y,
         }) = links.pop()
         {
-            let _span = tracing::info_span!("backward", layer = name).entered();
+            let _span = tracing::debug_span!("backward", layer = name).entered();
             if gradient.shape() != y.shape() {
                 bail!(
                     "{name}: a gradient of shape {:?} for a result of shape {:?}",
@@ -255,5 +255,5 @@ impl Tape {
 }
 
 fn forward_span(name: &str) -> tracing::span::EnteredSpan {
-    tracing::info_span!("forward", layer = name).entered()
+    tracing::debug_span!("forward", layer = name).entered()
 }

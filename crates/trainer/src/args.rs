@@ -48,6 +48,10 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub(crate) log_level: LogLevel,
 
+    /// Write how long everything took to this file, for the trace viewer of Chrome or Perfetto.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+
     /// Show no progress bar, only a line an epoch.
     #[arg(long)]
     pub(crate) no_progress: bool,

@@ -12,11 +12,14 @@ use candle_core::Device;
 use engine::{Checkpoints, Event, Inputs, Outcome, Training, Weights};
 use models::{Network, initial_parameters};
 use serde::Serialize;
+use std::fs::File;
+use std::io::BufWriter;
 use std::path::Path;
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tracing_chrome::{ChromeLayerBuilder, FlushGuard};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::prelude::*;
 
@@ -39,6 +42,8 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
         printer::text(&settings.to_toml()?);
         return Ok(Ended::Done);
     }
+    // Also found at once: a file that cannot be written.
+    let trace = args.trace.as_deref().map(trace_file).transpose()?;
     let stop = stop_on_interrupt()?;
     use_threads(Some(settings.run.threads))?;
     let device = settings.run.device.device()?;
@@ -61,7 +66,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
             )
         }
     };
-    start_log(&folder, args.log_level)?;
+    let _trace_until_the_end = start_log(&folder, args.log_level, trace)?;
     write_record(&folder, &settings, &data, &device)?;
     train(
         &settings,
@@ -222,8 +227,17 @@ fn recorded_digest(folder: &Path) -> Option<String> {
     )
 }
 
-/// The log of the run, and warnings on standard error as well.
-fn start_log(folder: &RunFolder, level: LogLevel) -> anyhow::Result<()> {
+fn trace_file(path: &Path) -> anyhow::Result<File> {
+    File::create(path).with_context(|| format!("cannot write the trace `{}`", path.display()))
+}
+
+/// The log of the run, warnings on standard error as well, and the trace, which is complete when the
+/// guard is dropped.
+fn start_log(
+    folder: &RunFolder,
+    level: LogLevel,
+    trace: Option<File>,
+) -> anyhow::Result<Option<FlushGuard>> {
     let level = match level {
         LogLevel::Off => LevelFilter::OFF,
         LogLevel::Error => LevelFilter::ERROR,
@@ -238,7 +252,17 @@ fn start_log(folder: &RunFolder, level: LogLevel) -> anyhow::Result<()> {
     let terminal = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .with_writer(std::io::stderr);
+    let (trace, guard) = trace
+        .map(|file| {
+            ChromeLayerBuilder::new()
+                .writer(BufWriter::new(file))
+                .include_args(true)
+                .include_locations(false)
+                .build()
+        })
+        .unzip();
     tracing_subscriber::registry()
+        .with(trace.with_filter(LevelFilter::DEBUG))
         .with(file.with_filter(level))
         .with(
             terminal
@@ -246,7 +270,7 @@ fn start_log(folder: &RunFolder, level: LogLevel) -> anyhow::Result<()> {
                 .with_filter(LevelFilter::WARN.min(level)),
         )
         .try_init()?;
-    Ok(())
+    Ok(guard)
 }
 
 fn train(
