@@ -1,6 +1,7 @@
-//! The project's chores: `cargo xtask fetch-data`, `cargo xtask ci`.
+//! The project's chores: `cargo xtask fetch-data`, `cargo xtask bench`, `cargo xtask ci`.
 
 mod archive;
+mod bench;
 mod ci;
 mod download;
 mod fetch_data;
@@ -21,6 +22,8 @@ struct Args {
 enum Command {
     /// Put CIFAR-10 into the data folder: download, check, unpack.
     FetchData(fetch_data::Args),
+    /// Measure training and evaluation on this machine, layer by layer and against PyTorch.
+    Bench(bench::Args),
     /// Run every check: formatting, lints, tests, documentation.
     Ci,
 }
@@ -28,6 +31,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::FetchData(args) => fetch_data::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Ci => ci::run(),
     };
     match result {

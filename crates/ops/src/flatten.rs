@@ -1,5 +1,6 @@
 //! From images to rows of features, and from channels-first images to channels-last ones.
 
+use crate::scratch::zeros;
 use crate::storage::{contiguous, with_float};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType};
 use rayon::prelude::*;
@@ -49,7 +50,7 @@ impl CustomOp1 for Transpose {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         with_float!(self.name(), storage, T => {
             let x = contiguous::<T>(self.name(), storage, layout)?;
-            let mut y = vec![T::from(0_u8); x.len()];
+            let mut y = zeros::<T>(x.len());
             let image = (self.rows * self.columns).max(1);
             y.par_chunks_mut(image).zip(x.par_chunks(image)).for_each(|(y, x)| {
                 transpose(x, self.rows, self.columns, y);

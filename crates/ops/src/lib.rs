@@ -17,6 +17,7 @@ mod linear;
 mod matmul;
 mod max_pool2d;
 mod product;
+mod recycling;
 mod relu;
 mod scratch;
 mod sgd;
@@ -29,6 +30,7 @@ pub use cross_entropy::{cross_entropy, cross_entropy_gradient};
 pub use dropout::Dropout;
 pub use flatten::channels_last;
 pub use max_pool2d::{Pool, max_pool2d};
+pub use recycling::Recycling;
 pub use sgd::{Sgd, sgd_step};
 pub use tape::Tape;
 

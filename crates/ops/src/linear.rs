@@ -6,7 +6,7 @@
 use crate::Activation;
 use crate::matmul::{Matrix, par_matmul};
 use crate::relu::{rectify, relu_gradient};
-use crate::scratch::Scratch;
+use crate::scratch::{Scratch, zeros};
 use crate::simd::Real;
 use crate::storage::{slice, with_dtype};
 use crate::tape::ParameterGradients;
@@ -57,7 +57,7 @@ fn product<T: Real>(
         Matrix::new(weight, outputs, inputs),
         Matrix::new(x, batch, inputs).transposed(),
     );
-    let mut y = vec![T::zero(); batch * outputs];
+    let mut y = zeros::<T>(batch * outputs);
     y.par_chunks_mut(outputs.max(1))
         .enumerate()
         .for_each(|(image, y)| {
@@ -113,11 +113,11 @@ pub(crate) fn backward(
                 Matrix::new(weight, outputs, inputs).transposed(),
                 grad_matrix.transposed(),
             );
-            let mut grad_x = vec![T::from(0_u8); batch * inputs];
+            let mut grad_x = zeros::<T>(batch * inputs);
             par_transpose(&transposed, &mut grad_x, inputs);
             Tensor::from_vec(grad_x, (batch, inputs), x.device())
         });
-        let mut grad_weight = vec![T::from(0_u8); outputs * inputs];
+        let mut grad_weight = zeros::<T>(outputs * inputs);
         par_matmul(
             &mut grad_weight,
             grad_matrix.transposed(),

@@ -3,6 +3,7 @@
 //! The forward pass remembers where each maximum was, so that the backward pass hands every
 //! gradient to exactly one input, whatever values tie. Vectors run along the channels.
 
+use crate::scratch::zeros;
 use crate::simd::{Real, arch};
 use crate::storage::{contiguous, with_float};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
@@ -195,8 +196,8 @@ impl CustomOp1 for MaxPool2d {
         let shape = Shape::from((self.batch, windows.rows(), windows.columns(), channels));
         with_float!(self.name(), storage, T => {
             let x = contiguous::<T>(self.name(), storage, layout)?;
-            let mut y = vec![T::from(0_u8); shape.elem_count()];
-            let mut argmax = vec![0; shape.elem_count()];
+            let mut y = zeros::<T>(shape.elem_count());
+            let mut argmax = zeros(shape.elem_count());
             let image = (windows.count() * channels).max(1);
             y.par_chunks_mut(image)
                 .zip(argmax.par_chunks_mut(image))

@@ -4,6 +4,8 @@
 //! operation is done with is kept for the next one.
 
 use crate::simd::Real;
+use num_traits::Zero;
+use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
@@ -76,6 +78,23 @@ impl<T> Drop for Scratch<T> {
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         free.push(lines);
     }
+}
+
+/// So many zeros, written by all threads: one alone would make the others wait, as most results are
+/// larger than the caches.
+pub(crate) fn zeros<T: Zero + Copy + Send>(length: usize) -> Vec<T> {
+    const PART: usize = 1 << 16;
+    let mut zeros = Vec::with_capacity(length);
+    zeros.spare_capacity_mut()[..length]
+        .par_chunks_mut(PART)
+        .for_each(|part| {
+            for place in part {
+                place.write(T::zero());
+            }
+        });
+    // SAFETY: there is room for `length` elements, and all of them were just written.
+    unsafe { zeros.set_len(length) }
+    zeros
 }
 
 /// A pointer that parts of a parallel loop share; each of them writes elements of its own.

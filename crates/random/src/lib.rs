@@ -41,6 +41,7 @@ impl Stream {
     }
 
     /// The four 32-bit words at `index`.
+    #[inline]
     #[must_use]
     pub fn words(&self, index: u64) -> [u32; 4] {
         philox4x32_10(
@@ -56,6 +57,7 @@ impl Stream {
 
     /// A whole number in `0..bound` at `index`; 0 for a bound of 0. Its deviation from uniform is
     /// below `bound / 2^64`.
+    #[inline]
     #[must_use]
     pub fn below(&self, index: u64, bound: u64) -> u64 {
         let [low, high, ..] = self.words(index);
@@ -65,6 +67,7 @@ impl Stream {
 }
 
 /// A word as a number in `[0, 1)`: its top 24 bits, so that every value is exact in `f32`.
+#[inline]
 #[must_use]
 pub fn unit(word: u32) -> f32 {
     (word >> 8) as f32 * (1.0 / (1 << 24) as f32)

@@ -15,6 +15,10 @@ mod train;
 use clap::Parser;
 use std::process::ExitCode;
 
+/// Every step of training allocates the same large blocks.
+#[global_allocator]
+static ALLOCATOR: ops::Recycling = ops::Recycling::new();
+
 fn main() -> ExitCode {
     let args = args::Args::parse();
     exit::code(args.run())

@@ -11,10 +11,11 @@ mod winograd;
 
 use crate::Activation;
 use crate::max_pool2d::{Pool, Windows};
+use crate::scratch::zeros;
 use crate::simd::Real;
 use crate::storage::{slice, with_dtype};
 use crate::tape::ParameterGradients;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Shape, Tensor, bail};
 use finish::{Gradients, Outputs};
 use geometry::Geometry;
 use serde::{Deserialize, Serialize};
@@ -78,6 +79,27 @@ pub struct Conv2d {
     pub pool: Option<Pool>,
 }
 
+impl Conv2d {
+    /// Multiplications with additions in the matrix products of one pass (forward, input gradient or
+    /// weight gradient) over `x` `[batch, height, width, in_channels]` with `weight`
+    /// `[out_channels, in_channels, kernel, kernel]`: what is left of the sum that defines the convolution.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn multiply_adds(
+        &self,
+        convolution: Convolution,
+        x: impl Into<Shape>,
+        weight: impl Into<Shape>,
+    ) -> Result<u64> {
+        let g = Geometry::new(&x.into(), &weight.into(), self.padding)?;
+        Ok(match Way::new(&g, convolution) {
+            Way::Direct => (g.batch * g.positions() * g.weights()) as u64,
+            Way::Winograd(plan) => plan.multiply_adds() as u64,
+        })
+    }
+}
+
 /// A convolution that has been computed, with what its gradient needs to know.
 pub(crate) struct Computed {
     layer: Conv2d,
@@ -128,9 +150,9 @@ impl Computed {
         });
         let shape = (g.batch, rows, columns, g.out_channels);
         let count = g.batch * rows * columns * g.out_channels;
-        let mut argmax = vec![0; windows.map_or(0, |_| count)];
+        let mut argmax = zeros(windows.map_or(0, |_| count));
         let y = with_dtype!("conv2d", x.dtype(), T => {
-            let mut y = vec![T::from(0_u8); count];
+            let mut y = zeros::<T>(count);
             compute::<T>(&g, convolution, (x, weight, bias), layer, windows, &mut y, &mut argmax)?;
             Tensor::from_vec(y, shape, x.device())?
         });
@@ -165,7 +187,7 @@ impl Computed {
         wants_x: bool,
     ) -> Result<ParameterGradients> {
         let mut sums = vec![T::zero(); g.batch * g.out_channels];
-        let mut grad_x = wants_x.then(|| vec![T::zero(); g.batch * g.image()]);
+        let mut grad_x = wants_x.then(|| zeros(g.batch * g.image()));
         let grad_weight = {
             let ((x, x_layout), (weight, weight_layout)) =
                 (x.storage_and_layout(), weight.storage_and_layout());

@@ -2,7 +2,7 @@
 //! outside.
 
 use super::geometry::Geometry;
-use crate::scratch::Scratch;
+use crate::scratch::{Scratch, zeros};
 use crate::simd::Real;
 use rayon::prelude::*;
 
@@ -59,7 +59,7 @@ pub(crate) fn out_taps_in<T: Real>(g: &Geometry, weight: &[T]) -> Scratch<T> {
 
 /// The weight itself from `[kernel, kernel, in_channels, out_channels]`.
 pub(crate) fn from_taps_in_out<T: Real>(g: &Geometry, arranged: &[T]) -> Vec<T> {
-    let mut weight = vec![T::zero(); g.weights()];
+    let mut weight = zeros(g.weights());
     let patch = g.taps() * g.in_channels;
     weight
         .par_chunks_mut(patch.max(1))

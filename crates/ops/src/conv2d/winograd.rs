@@ -66,10 +66,15 @@ impl Plan {
     /// as much as 16 multiplications and additions.
     pub(crate) fn pays(&self) -> bool {
         let g = &self.g;
-        let direct = g.positions() * g.weights();
-        let products = self.tiles() * self.places() * g.in_channels * g.out_channels;
-        let transforms = 16 * self.tiles() * self.places() * (g.in_channels + g.out_channels);
-        products + transforms < direct
+        let direct = g.batch * g.positions() * g.weights();
+        let numbers = g.batch * self.tiles() * self.places() * (g.in_channels + g.out_channels);
+        self.multiply_adds() + 16 * numbers < direct
+    }
+
+    /// Multiplications with additions in the matrix products of one pass.
+    pub(crate) fn multiply_adds(&self) -> usize {
+        let channels = self.g.in_channels * self.g.out_channels;
+        self.g.batch * self.tiles() * self.places() * channels
     }
 
     /// Height and width of an input tile.

@@ -1,0 +1,214 @@
+//! Where the time of a step goes: each layer, forward and backward.
+
+use crate::machine::use_threads;
+use crate::printer;
+use crate::spans::Spans;
+use crate::throughput::{batch, network, sgd};
+use candle_nn::Optimizer;
+use models::{Architecture, DropoutMasks, IMAGE, Layer};
+use ops::{Activation, Conv2d, Convolution, Tape, cross_entropy_gradient};
+use serde::{Deserialize, Serialize};
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+/// What is asked.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[arg(long)]
+    model: Architecture,
+    #[arg(long)]
+    conv: Convolution,
+    #[arg(long)]
+    batch_size: NonZeroUsize,
+    #[arg(long)]
+    threads: NonZeroUsize,
+    #[arg(long)]
+    seconds: f64,
+}
+
+/// One layer's pass.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct LayerTime {
+    pub(crate) layer: String,
+    /// `forward`, `backward` or `update`.
+    pub(crate) pass: String,
+    /// Of a batch.
+    pub(crate) milliseconds: f64,
+    /// Multiplications with additions of the sums that define the layer, of a batch.
+    pub(crate) multiply_adds: u64,
+    /// Those that are left in the matrix products that compute it.
+    pub(crate) performed: u64,
+    /// What must be read and written at least: operands and results, once each.
+    pub(crate) bytes: u64,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    use_threads(args.threads)?;
+    let spans = Spans::install()?;
+    let size = args.batch_size.get();
+    let network = network(args.model)?;
+    let mut optimiser = sgd(&network)?;
+    let (images, labels) = batch(size)?;
+    let limit = Duration::from_secs_f64(args.seconds);
+    let (mut start, mut steps) = (Instant::now(), 0_u32);
+    let mut update = Duration::ZERO;
+    // The first step, on fresh memory, does not count.
+    for number in 0.. {
+        if number == 1 {
+            spans.take();
+            (start, update) = (Instant::now(), Duration::ZERO);
+        }
+        if steps >= 2 && start.elapsed() >= limit {
+            break;
+        }
+        let mut tape = Tape::recording(args.conv);
+        let masks = DropoutMasks {
+            probability: 0.5,
+            seed: 0,
+            step: number,
+        };
+        let logits = network.forward(&mut tape, &images, Some(masks))?;
+        let gradients = tape.backward(cross_entropy_gradient(&logits, &labels)?)?;
+        let before = Instant::now();
+        optimiser.step(&gradients)?;
+        update += before.elapsed();
+        steps = number;
+    }
+    let steps = f64::from(steps);
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3 / steps;
+    let times = spans.take();
+    let mut rows = Vec::new();
+    for (name, [forward, backward]) in works(args.model, args.conv, size)? {
+        for (pass, work) in [("forward", forward), ("backward", backward)] {
+            let Some(time) = times.get(&(pass, name.clone())) else {
+                continue;
+            };
+            rows.push(LayerTime {
+                layer: name.clone(),
+                pass: pass.to_owned(),
+                milliseconds: milliseconds(*time),
+                multiply_adds: work.multiply_adds,
+                performed: work.performed,
+                bytes: work.bytes,
+            });
+        }
+    }
+    rows.push(LayerTime {
+        layer: "all parameters".to_owned(),
+        pass: "update".to_owned(),
+        milliseconds: milliseconds(update),
+        multiply_adds: 0,
+        performed: 0,
+        // Parameter and velocity are read and written, the gradient is read.
+        bytes: 5 * 4 * args.model.parameter_count() as u64,
+    });
+    printer::line(&serde_json::to_string(&rows)?);
+    Ok(())
+}
+
+/// What a pass has to do at least.
+#[derive(Clone, Copy, Default)]
+struct Work {
+    multiply_adds: u64,
+    performed: u64,
+    bytes: u64,
+}
+
+/// The work of each layer that has a span of its own, forward and backward.
+fn works(
+    architecture: Architecture,
+    convolution: Convolution,
+    batch: usize,
+) -> anyhow::Result<Vec<(String, [Work; 2])>> {
+    let mut works = Vec::new();
+    let mut shape = IMAGE.to_vec();
+    let mut layers = architecture.named_layers().peekable();
+    while let Some((name, layer)) = layers.next() {
+        let input = shape.clone();
+        shape = layer.output_shape(&shape);
+        let first = works.is_empty();
+        let numbers = |shape: &[usize]| (4 * batch * shape.iter().product::<usize>()) as u64;
+        if let Layer::Dropout = layer {
+            if input.len() > 1 {
+                works.push(("flatten".to_owned(), [copying(&input, batch); 2]));
+            }
+            works.push((name, [copying(&input, batch); 2]));
+            continue;
+        }
+        let (multiply_adds, performed) = match layer {
+            Layer::Conv2d { padding, .. } => {
+                let conv = Conv2d {
+                    padding,
+                    activation: Activation::Relu,
+                    pool: None,
+                };
+                let Some([weight, _]) = layer.parameter_shapes() else {
+                    continue;
+                };
+                let x = (batch, input[1], input[2], input[0]);
+                let of = |way| conv.multiply_adds(way, x, weight.as_slice());
+                (of(Convolution::Direct)?, of(convolution)?)
+            }
+            Layer::Linear {
+                in_features,
+                out_features,
+            } => {
+                let products = (batch * in_features * out_features) as u64;
+                (products, products)
+            }
+            _ => continue,
+        };
+        // Rectifier and pooling are part of the operation, so what they are given is never stored.
+        while let Some((_, Layer::Relu | Layer::MaxPool2d { .. })) = layers.peek() {
+            if let Some((_, fused)) = layers.next() {
+                shape = fused.output_shape(&shape);
+            }
+        }
+        let parameters = 4 * layer.parameter_count() as u64;
+        let (x, y) = (numbers(&input), numbers(&shape));
+        let forward = Work {
+            multiply_adds,
+            performed,
+            bytes: x + y + parameters,
+        };
+        // Nobody wants the gradient of the images.
+        let products = if first { 1 } else { 2 };
+        let backward = Work {
+            multiply_adds: products * multiply_adds,
+            performed: products * performed,
+            bytes: products * (x + parameters) + 2 * y,
+        };
+        works.push((name, [forward, backward]));
+    }
+    Ok(works)
+}
+
+/// Reading and writing as many numbers.
+fn copying(shape: &[usize], batch: usize) -> Work {
+    Work {
+        bytes: (8 * batch * shape.iter().product::<usize>()) as u64,
+        ..Work::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The post's networks: 1,182 and 416 million multiplications with additions an image.
+    #[test]
+    fn the_work_is_the_networks() {
+        for (architecture, millions) in [
+            (Architecture::AlexNet, 1182),
+            (Architecture::SmallAlexNet, 416),
+        ] {
+            let works = works(architecture, Convolution::Fast, 1).unwrap();
+            let sum = |work: fn(&Work) -> u64, pass: usize| -> u64 {
+                works.iter().map(|(_, passes)| work(&passes[pass])).sum()
+            };
+            assert_eq!(sum(|work| work.multiply_adds, 0) / 1_000_000, millions);
+            assert!(sum(|work| work.performed, 0) < sum(|work| work.multiply_adds, 0) / 2);
+            assert!(sum(|work| work.multiply_adds, 1) < 2 * sum(|work| work.multiply_adds, 0));
+        }
+    }
+}

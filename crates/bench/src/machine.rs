@@ -1,0 +1,115 @@
+//! What the machine can do at most: matrix products and memory traffic.
+
+use crate::printer;
+use candle_core::{DType, Device, Tensor, Var};
+use ops::{Activation, Convolution, Tape};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+/// What is asked.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[arg(long)]
+    threads: NonZeroUsize,
+}
+
+/// The machine's peaks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Machine {
+    pub(crate) processor: String,
+    pub(crate) threads: usize,
+    /// Of a large `f32` matrix product, by candle's or by our routine, whichever is faster.
+    pub(crate) gemm_gflops: f64,
+    /// Reading two arrays larger than the caches and writing a third, in 10^9 bytes a second.
+    pub(crate) bandwidth_gb_s: f64,
+}
+
+/// Rows, columns and depth of the product.
+const SIZE: usize = 2048;
+
+/// Elements of the arrays.
+const LENGTH: usize = 1 << 25;
+
+/// Each is measured so many times, and the best counts.
+const TRIALS: usize = 8;
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    use_threads(args.threads)?;
+    let machine = Machine {
+        processor: processor(),
+        threads: args.threads.get(),
+        gemm_gflops: gemm()?,
+        bandwidth_gb_s: bandwidth(),
+    };
+    printer::line(&serde_json::to_string(&machine)?);
+    Ok(())
+}
+
+/// Sets the threads of ours and of candle's operations.
+pub(crate) fn use_threads(threads: NonZeroUsize) -> anyhow::Result<()> {
+    Ok(rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.get())
+        .build_global()?)
+}
+
+fn best(mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+    let mut best = f64::INFINITY;
+    for _ in 0..TRIALS {
+        let start = Instant::now();
+        work()?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}
+
+fn gemm() -> anyhow::Result<f64> {
+    let device = &Device::Cpu;
+    let matrix = || Tensor::rand(-1_f32, 1_f32, (SIZE, SIZE), device);
+    let (a, b) = (matrix()?, Var::from_tensor(&matrix()?)?);
+    let bias = Tensor::zeros(SIZE, DType::F32, device)?;
+    let theirs = best(|| {
+        a.matmul(&b)?;
+        Ok(())
+    })?;
+    let ours = best(|| {
+        let mut tape = Tape::forgetting(Convolution::Direct);
+        tape.linear("product", Activation::Identity, &a, &b, &bias)?;
+        Ok(())
+    })?;
+    Ok(2.0 * (SIZE as f64).powi(3) / theirs.min(ours) / 1e9)
+}
+
+fn bandwidth() -> f64 {
+    const PART: usize = 1 << 16;
+    let (a, b) = (vec![1_f32; LENGTH], vec![2_f32; LENGTH]);
+    let mut c = vec![0_f32; LENGTH];
+    let seconds = best(|| {
+        c.par_chunks_mut(PART)
+            .zip(a.par_chunks(PART))
+            .zip(b.par_chunks(PART))
+            .for_each(|((c, a), b)| {
+                for ((c, a), b) in c.iter_mut().zip(a).zip(b) {
+                    *c = *a + 3.0 * *b;
+                }
+            });
+        Ok(())
+    });
+    seconds.map_or(0.0, |seconds| (3 * LENGTH * 4) as f64 / seconds / 1e9)
+}
+
+/// The processor's name, where the system tells it.
+fn processor() -> String {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = cpuinfo.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let name = field("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    let flags = field("flags").unwrap_or_default();
+    let has = |flag: &str| flags.split(' ').any(|other| other == flag);
+    let vectors = ["avx512f", "avx2"].into_iter().find(|flag| has(flag));
+    vectors.map_or(name.clone(), |vectors| format!("{name} ({vectors})"))
+}

@@ -1,0 +1,68 @@
+//! Measures the two networks on this machine: `cargo xtask bench`.
+//!
+//! Every figure is taken in a process of its own (this program again, or Python), so that contestants
+//! share neither memory nor caches, and contestants take turns, so that a machine that slows down slows
+//! them all.
+
+mod accuracy;
+mod candle_network;
+mod comparison;
+mod layers;
+mod machine;
+mod printer;
+mod rival;
+mod spans;
+mod throughput;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// As in the trainer: what is measured is what people run.
+#[global_allocator]
+static ALLOCATOR: ops::Recycling = ops::Recycling::new();
+
+/// Measures the networks on this machine: throughput, layers, the share of the machine's peak, and
+/// PyTorch beside it.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
+#[command(args_conflicts_with_subcommands = true)]
+struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    comparison: comparison::Args,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train for some steps, then hold each convolution's results and gradients against the direct sum
+    /// in double precision.
+    Accuracy(accuracy::Args),
+    /// One figure, as JSON, in this process.
+    #[command(hide = true)]
+    Throughput(throughput::Args),
+    /// The layers of one network, as JSON, in this process.
+    #[command(hide = true)]
+    Layers(layers::Args),
+    /// What the machine can do, as JSON, in this process.
+    #[command(hide = true)]
+    Machine(machine::Args),
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let result = match &args.command {
+        None => comparison::run(&args.comparison),
+        Some(Command::Accuracy(args)) => accuracy::run(args),
+        Some(Command::Throughput(args)) => throughput::run(args),
+        Some(Command::Layers(args)) => layers::run(args),
+        Some(Command::Machine(args)) => machine::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            printer::note(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,96 @@
+"""Images per second of the two networks in PyTorch on a processor, for `cargo xtask bench --against-pytorch`.
+
+The step is the one that the Rust program times: a batch of normalised images in, forward, softmax cross-entropy, backward,
+SGD with momentum and weight decay. The batch lies ready in memory, so nothing is spent on loading or augmenting it.
+Prints one JSON object.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import time
+
+import torch
+from torch import nn
+
+
+def alexnet():
+    return nn.Sequential(
+        nn.Conv2d(3, 96, 4), nn.ReLU(),
+        nn.Conv2d(96, 256, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(384, 384, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Flatten(),
+        nn.Dropout(0.5), nn.Linear(9216, 4096), nn.ReLU(),
+        nn.Dropout(0.5), nn.Linear(4096, 4096), nn.ReLU(),
+        nn.Linear(4096, 10),
+    )
+
+
+def small_alexnet():
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 7), nn.ReLU(),
+        nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(192, 256, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(256, 128, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Flatten(),
+        nn.Dropout(0.5), nn.Linear(3200, 2048), nn.ReLU(),
+        nn.Dropout(0.5), nn.Linear(2048, 2048), nn.ReLU(),
+        nn.Linear(2048, 10),
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", choices=["alexnet", "small-alexnet"], required=True)
+    parser.add_argument("--pass", dest="which", choices=["train", "eval"], required=True)
+    parser.add_argument("--layout", choices=["contiguous", "channels-last"], required=True)
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    memory_format = torch.channels_last if args.layout == "channels-last" else torch.contiguous_format
+    network = {"alexnet": alexnet, "small-alexnet": small_alexnet}[args.model]().to(memory_format=memory_format)
+    images = torch.randn(args.batch_size, 3, 32, 32).contiguous(memory_format=memory_format)
+    labels = torch.randint(0, 10, (args.batch_size,))
+    loss_of = nn.CrossEntropyLoss()
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+    def train():
+        optimiser.zero_grad()
+        loss = loss_of(network(images), labels)
+        loss.backward()
+        optimiser.step()
+        return loss.item()
+
+    def evaluate():
+        with torch.no_grad():
+            return loss_of(network(images), labels).item()
+
+    step = train if args.which == "train" else evaluate
+    network.train(args.which == "train")
+    step()
+    steps = 0
+    start = time.perf_counter()
+    while steps < 2 or time.perf_counter() - start < args.seconds:
+        step()
+        steps += 1
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    json.dump({
+        "images_per_second": steps * args.batch_size / seconds,
+        "steps": steps,
+        "peak_bytes": peak,
+        "version": torch.__version__,
+    }, sys.stdout)
+    print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+//! The same networks and steps in PyTorch.
+
+use crate::throughput::{Measured, Pass};
+use anyhow::{Context, bail};
+use models::Architecture;
+use serde::{Deserialize, Serialize};
+use std::io::Write;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// The script, handed to Python on its standard input.
+const SCRIPT: &str = include_str!("pytorch.py");
+
+/// How PyTorch lays out images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Layout {
+    /// `[batch, channels, height, width]`.
+    Contiguous,
+    /// `[batch, height, width, channels]`.
+    ChannelsLast,
+}
+
+impl Layout {
+    pub(crate) const ALL: [Self; 2] = [Self::Contiguous, Self::ChannelsLast];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Contiguous => "contiguous",
+            Self::ChannelsLast => "channels-last",
+        }
+    }
+}
+
+/// PyTorch's version, where `python` has it.
+pub(crate) fn version(python: &Path) -> anyhow::Result<String> {
+    let output = Command::new(python)
+        .args(["-c", "import torch; print(torch.__version__)"])
+        .output()
+        .with_context(|| format!("cannot run `{}`", python.display()))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        let last = text.lines().last().unwrap_or("it fails");
+        bail!("`{}` has no PyTorch: {last}", python.display());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// One measurement.
+pub(crate) fn measure(
+    python: &Path,
+    layout: Layout,
+    (model, pass): (Architecture, Pass),
+    (batch_size, threads): (NonZeroUsize, NonZeroUsize),
+    seconds: f64,
+) -> anyhow::Result<Measured> {
+    let mut child = Command::new(python)
+        .arg("-")
+        .args(["--model", model.name(), "--pass", pass.name()])
+        .args(["--layout", layout.name()])
+        .args(["--batch-size", &batch_size.to_string()])
+        .args(["--threads", &threads.to_string()])
+        .args(["--seconds", &seconds.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run `{}`", python.display()))?;
+    if let Some(mut input) = child.stdin.take() {
+        input.write_all(SCRIPT.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        bail!(
+            "PyTorch failed: {}",
+            text.lines().last().unwrap_or("it said nothing")
+        );
+    }
+    serde_json::from_slice(&output.stdout).context("PyTorch's answer is not understood")
+}
