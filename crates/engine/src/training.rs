@@ -234,7 +234,8 @@ impl Training {
                 self.position.step,
             )?;
             let mut clock = Instant::now();
-            while let Some(batch) = debug_span!("data").in_scope(|| batches.next()) {
+            let mut next = || debug_span!("data").in_scope(|| batches.next());
+            while let Some(batch) = next() {
                 if stop() {
                     return self.interrupted(checkpoints, &mut observe);
                 }
