@@ -619,3 +619,57 @@ fn summary_and_completions_are_printed() {
         assert!(output(&["completions", shell]).contains("trainer"));
     }
 }
+
+#[test]
+fn both_ways_to_convolve_train_alike_and_leave_a_trace() {
+    let runs = tempfile::tempdir().unwrap();
+    let mut losses = Vec::new();
+    for conv in ["fast", "direct"] {
+        let trace = runs.path().join(format!("{conv}.json"));
+        short_run(runs.path(), conv)
+            .args(["--epochs", "1", "--conv", conv, "--trace"])
+            .arg(&trace)
+            .assert()
+            .success();
+        let run = runs.path().join(conv);
+        let record = fs::read_to_string(run.join("run.toml")).unwrap();
+        assert!(record.contains(&format!("conv = \"{conv}\"")), "{record}");
+        losses.push(metrics(&run)[0]["train_loss"].as_f64().unwrap());
+
+        let events: Vec<serde_json::Value> =
+            serde_json::from_slice(&fs::read(&trace).unwrap()).unwrap();
+        let count = |name: &str, layer: Option<&str>| {
+            let named = |event: &&serde_json::Value| {
+                event["name"] == name
+                    && event["ph"] == "B"
+                    && layer.is_none_or(|layer| event["args"]["layer"].to_string().contains(layer))
+            };
+            events.iter().filter(named).count()
+        };
+        for (name, least) in [("step", 2), ("data", 2), ("batch", 2), ("update", 2)] {
+            assert!(count(name, None) >= least, "{name}");
+        }
+        assert!(count("checkpoint", None) > 0 && count("evaluation", None) == 1);
+        // Two steps and one evaluation.
+        assert_eq!(count("forward", Some("conv_layer2.0")), 3);
+        assert_eq!(count("backward", Some("conv_layer2.0")), 2);
+    }
+    assert_ne!(
+        state(&runs.path().join("fast")),
+        state(&runs.path().join("direct"))
+    );
+    assert!((losses[0] - losses[1]).abs() < 1e-4, "{losses:?}");
+    let nowhere = runs.path().join("nowhere/trace.json");
+    let mut command = short_run(runs.path(), "c");
+    refused(
+        command.arg("--trace").arg(&nowhere),
+        1,
+        &["cannot write the trace", "nowhere"],
+    );
+    assert!(!runs.path().join("c").exists());
+    refused(
+        short_run(runs.path(), "c").args(["--conv", "quick"]),
+        2,
+        &["quick", "fast", "direct"],
+    );
+}
