@@ -34,6 +34,15 @@ use pulp::Simd;
 /// The positive points of the pairs.
 const PAIRS: [f64; 3] = [1.0, 0.5, 2.0];
 
+/// The most points of a tile, infinity counted.
+const MOST: usize = 2 * PAIRS.len() + 4;
+
+/// The positive point of the pair that `count` points, one of them infinity, need beyond [`PAIRS`]: of
+/// the fractions with small numbers the one with the smallest rounding errors.
+const fn last_pair(count: usize) -> f64 {
+    if count.is_multiple_of(2) { 0.75 } else { 0.25 }
+}
+
 /// A matrix of `T` rows and `N` columns, known to the compiler, so that it unrolls the products with it
 /// and leaves out zeros and ones. Rows: the pairs `a, -a`, then 0 where `T` is even, then infinity.
 pub(crate) trait Matrix<const N: usize, const T: usize> {
@@ -79,7 +88,7 @@ impl<const R: usize, const T: usize> Matrix<R, T> for Kernel {
 
 impl<const T: usize> Matrix<T, T> for Inputs {
     const ROWS: [[f64; T]; T] = {
-        assert!(T >= 3 && T <= 2 * PAIRS.len() + 2);
+        assert!(T >= 3 && T <= MOST);
         let mut b = [[0.0; T]; T];
         let mut k = 0;
         while k < T {
@@ -122,11 +131,17 @@ const fn pairs(count: usize) -> usize {
 /// Point number `k` of `T`, infinity excepted.
 const fn point<const T: usize>(k: usize) -> f64 {
     if k >= 2 * pairs(T) {
-        0.0
-    } else if k.is_multiple_of(2) {
+        return 0.0;
+    }
+    let positive = if k / 2 < PAIRS.len() {
         PAIRS[k / 2]
     } else {
-        -PAIRS[k / 2]
+        last_pair(T)
+    };
+    if k.is_multiple_of(2) {
+        positive
+    } else {
+        -positive
     }
 }
 

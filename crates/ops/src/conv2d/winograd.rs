@@ -33,12 +33,14 @@ use rayon::prelude::*;
 use std::marker::PhantomData;
 
 /// Rows that the matrix products of a block should have: enough to make good use of a `U` that is read
-/// for them, few enough to keep `V` and `Q` of a block in the last-level cache.
-const BLOCK_ROWS: usize = 144;
+/// for them, few enough to keep `V` and `Q` of a block in the last-level cache. The backward pass also
+/// adds to a `dU` for every block.
+const FORWARD_ROWS: usize = 48;
+const BACKWARD_ROWS: usize = 192;
 
 /// Output tiles for kernels of 3 and of 5.
-const TILES_OF_3: [usize; 4] = [2, 4, 5, 6];
-const TILES_OF_5: [usize; 3] = [2, 3, 4];
+const TILES_OF_3: [usize; 3] = [4, 6, 7];
+const TILES_OF_5: [usize; 2] = [4, 6];
 
 /// A way to compute one convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,9 +102,11 @@ impl Plan {
         self.tile_rows() * self.tile_columns()
     }
 
-    /// Images of a block.
-    fn block(&self) -> usize {
-        BLOCK_ROWS.div_ceil(self.tiles()).clamp(1, self.g.batch)
+    /// Images of a block whose products have about so many rows; an even number, as the number of
+    /// threads mostly is.
+    fn block(&self, rows: usize) -> usize {
+        let images = rows.div_ceil(self.tiles()).next_multiple_of(2);
+        images.clamp(1, self.g.batch)
     }
 }
 
@@ -110,13 +114,11 @@ impl Plan {
 macro_rules! with_tile {
     ($plan:expr, $function:ident($($argument:expr),*)) => {
         match ($plan.tile, $plan.g.kernel) {
-            (2, 3) => $function::<_, 2, 3, 4>($($argument),*),
             (4, 3) => $function::<_, 4, 3, 6>($($argument),*),
-            (5, 3) => $function::<_, 5, 3, 7>($($argument),*),
             (6, 3) => $function::<_, 6, 3, 8>($($argument),*),
-            (2, 5) => $function::<_, 2, 5, 6>($($argument),*),
-            (3, 5) => $function::<_, 3, 5, 7>($($argument),*),
+            (7, 3) => $function::<_, 7, 3, 9>($($argument),*),
             (4, 5) => $function::<_, 4, 5, 8>($($argument),*),
+            (6, 5) => $function::<_, 6, 5, 10>($($argument),*),
             (tile, kernel) => unreachable!("no plan has tiles of {tile} for a kernel of {kernel}"),
         }
     };
@@ -186,8 +188,8 @@ struct Tiling {
 }
 
 impl Tiling {
-    /// The input's tiles.
-    fn of_inputs<T: Real>(plan: &Plan) -> Self {
+    /// The input's tiles, with planes for so many images.
+    fn of_inputs<T: Real>(plan: &Plan, images: usize) -> Self {
         let g = &plan.g;
         Self {
             height: g.height,
@@ -197,12 +199,12 @@ impl Tiling {
             step: plan.tile,
             tile_rows: plan.tile_rows(),
             tile_columns: plan.tile_columns(),
-            planes: Planes::new::<T>(plan.places(), plan.block() * plan.tiles(), g.in_channels),
+            planes: Planes::new::<T>(plan.places(), images * plan.tiles(), g.in_channels),
         }
     }
 
-    /// The output's tiles.
-    fn of_outputs<T: Real>(plan: &Plan) -> Self {
+    /// The output's tiles, with planes for so many images.
+    fn of_outputs<T: Real>(plan: &Plan, images: usize) -> Self {
         let g = &plan.g;
         Self {
             height: g.out_height(),
@@ -212,7 +214,7 @@ impl Tiling {
             step: plan.tile,
             tile_rows: plan.tile_rows(),
             tile_columns: plan.tile_columns(),
-            planes: Planes::new::<T>(plan.places(), plan.block() * plan.tiles(), g.out_channels),
+            planes: Planes::new::<T>(plan.places(), images * plan.tiles(), g.out_channels),
         }
     }
 
@@ -501,15 +503,16 @@ fn forward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
     outputs: &finish::Outputs<'_, T>,
 ) {
     let g = &plan.g;
-    let inputs = Tiling::of_inputs::<T>(plan);
-    let results = Tiling::of_outputs::<T>(plan);
+    let block = plan.block(FORWARD_ROWS);
+    let inputs = Tiling::of_inputs::<T>(plan, block);
+    let results = Tiling::of_outputs::<T>(plan, block);
     let taps = weights::taps_in_out(g, weight);
     let u = expand_kernels::<T, R, P>(&taps, g.in_channels, g.out_channels);
     let u_place = panels::<T>(g.in_channels, g.out_channels);
     let mut v = inputs.planes.scratch::<T>();
     let mut q = results.planes.scratch::<T>();
-    for start in (0..g.batch).step_by(plan.block()) {
-        let images = plan.block().min(g.batch - start);
+    for start in (0..g.batch).step_by(block) {
+        let images = block.min(g.batch - start);
         let v_shared = Shared::new(&mut v);
         (0..images).into_par_iter().for_each(|image| {
             arch().dispatch(Expand::<_, Inputs, P, P> {
@@ -557,8 +560,9 @@ fn backward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
     grad_x: Option<&mut [T]>,
 ) -> Vec<T> {
     let g = &plan.g;
-    let inputs = Tiling::of_inputs::<T>(plan);
-    let results = Tiling::of_outputs::<T>(plan);
+    let block = plan.block(BACKWARD_ROWS);
+    let inputs = Tiling::of_inputs::<T>(plan, block);
+    let results = Tiling::of_outputs::<T>(plan, block);
     let mut v = inputs.planes.scratch::<T>();
     let mut dq = results.planes.scratch::<T>();
     let sums = Planes::new::<T>(plan.places(), g.in_channels, g.out_channels);
@@ -566,12 +570,12 @@ fn backward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
     let mut input_gradient = grad_x.map(|grad_x| {
         let taps = weights::taps_out_in(g, weight);
         let u = expand_kernels::<T, R, P>(&taps, g.out_channels, g.in_channels);
-        (grad_x, u, inputs.planes.scratch::<T>())
+        (grad_x, u)
     });
     let u_place = panels::<T>(g.out_channels, g.in_channels);
 
-    for start in (0..g.batch).step_by(plan.block()) {
-        let images = plan.block().min(g.batch - start);
+    for start in (0..g.batch).step_by(block) {
+        let images = block.min(g.batch - start);
         let rows = images * plan.tiles();
         let v_shared = Shared::new(&mut v);
         let dq_shared = Shared::new(&mut dq);
@@ -593,26 +597,13 @@ fn backward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
                 });
             });
         });
-        if let Some((_, u, dv)) = &mut input_gradient {
-            dv.par_chunks_mut(inputs.planes.plane)
-                .zip(dq.par_chunks(results.planes.plane))
-                .zip(u.par_chunks(u_place))
-                .for_each(|((dv, dq), u)| {
-                    Product {
-                        rows,
-                        columns: g.in_channels,
-                        depth: g.out_channels,
-                        left: Left::rows(dq, results.planes.stride),
-                        right: Right::panels(u, g.out_channels),
-                        onto: Onto::Nothing,
-                    }
-                    .into(dv, inputs.planes.stride);
-                });
-        }
+        // A place's `dQ` is used twice while it is in the cache, and `dV` replaces the `V` that is done with.
+        let u = input_gradient.as_ref().map(|(_, u)| &u[..]);
         du.par_chunks_mut(sums.plane)
             .zip(dq.par_chunks(results.planes.plane))
-            .zip(v.par_chunks(inputs.planes.plane))
-            .for_each(|((du, dq), v)| {
+            .zip(v.par_chunks_mut(inputs.planes.plane))
+            .enumerate()
+            .for_each(|(place, ((du, dq), v))| {
                 Product {
                     rows: g.in_channels,
                     columns: g.out_channels,
@@ -622,8 +613,19 @@ fn backward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
                     onto: if start == 0 { Onto::Nothing } else { Onto::Sum },
                 }
                 .into(du, sums.stride);
+                if let Some(u) = u {
+                    Product {
+                        rows,
+                        columns: g.in_channels,
+                        depth: g.out_channels,
+                        left: Left::rows(dq, results.planes.stride),
+                        right: Right::panels(&u[place * u_place..][..u_place], g.out_channels),
+                        onto: Onto::Nothing,
+                    }
+                    .into(v, inputs.planes.stride);
+                }
             });
-        if let Some((grad_x, _, dv)) = &mut input_gradient {
+        if let Some((grad_x, _)) = &mut input_gradient {
             grad_x[start * g.image()..][..images * g.image()]
                 .par_chunks_mut(g.image())
                 .enumerate()
@@ -633,7 +635,7 @@ fn backward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
                         tiling: inputs,
                         transform: PhantomData,
                         image: grad_x,
-                        planes: dv,
+                        planes: &v,
                         first: image * inputs.tiles(),
                         onto: Onto::Sum,
                     });
