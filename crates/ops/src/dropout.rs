@@ -1,8 +1,9 @@
 //! Dropout whose mask is a function of seed, step and position.
 
+use crate::simd::{Real, arch};
 use crate::storage::{contiguous, with_float};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
-use num_traits::Zero;
+use pulp::{Simd, WithSimd};
 use random::{Purpose, Stream, unit};
 use rayon::prelude::*;
 
@@ -47,16 +48,14 @@ impl CustomOp1 for Dropout {
         let stream = Stream::new(self.seed, Purpose::Dropout, self.step);
         let layer = u64::from(self.layer) << 48;
         with_float!(self.name(), storage, T => {
-            let scale = T::from_f64(1.0 / (1.0 - f64::from(self.probability)));
             let mut out = contiguous::<T>(self.name(), storage, layout)?.to_vec();
             out.par_chunks_mut(PART).enumerate().for_each(|(part, values)| {
-                let first = (part * PART / 4) as u64;
-                for (values, index) in values.chunks_mut(4).zip(first..) {
-                    let words = stream.words(layer | index);
-                    for (value, word) in values.iter_mut().zip(words) {
-                        *value = if unit(word) < self.probability { T::zero() } else { *value * scale };
-                    }
-                }
+                arch().dispatch(Mask {
+                    probability: self.probability,
+                    stream,
+                    first: layer | (part * PART / 4) as u64,
+                    values,
+                });
             });
             Ok((T::to_cpu_storage_owned(out), layout.shape().clone()))
         })
@@ -64,5 +63,37 @@ impl CustomOp1 for Dropout {
 
     fn bwd(&self, _arg: &Tensor, _res: &Tensor, grad_res: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some(grad_res.contiguous()?.apply_op1_no_bwd(self)?))
+    }
+}
+
+/// Masks values with the random words from number `first` on, four for each.
+struct Mask<'a, T> {
+    probability: f32,
+    stream: Stream,
+    first: u64,
+    values: &'a mut [T],
+}
+
+impl<T: Real> WithSimd for Mask<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        /// Random numbers that are drawn at once.
+        const MANY: usize = 16;
+        let scale = T::from_f64(1.0 / (1.0 - f64::from(self.probability)));
+        for (values, first) in self
+            .values
+            .chunks_mut(4 * MANY)
+            .zip((self.first..).step_by(MANY))
+        {
+            let words = self.stream.words_of::<MANY>(first);
+            for (values, n) in values.chunks_mut(4).zip(0..) {
+                for (value, words) in values.iter_mut().zip(&words) {
+                    let kept = unit(words[n]) >= self.probability;
+                    *value = if kept { *value * scale } else { T::zero() };
+                }
+            }
+        }
     }
 }

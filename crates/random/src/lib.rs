@@ -5,6 +5,8 @@
 //! J. K. Salmon, M. A. Moraes, R. O. Dror and D. E. Shaw, "Parallel random numbers: as easy as
 //! 1, 2, 3" (SC '11): the seed is its key; purpose, epoch and index are its counter.
 
+use std::array;
+
 /// What a random number is for. Numbers for different purposes are independent of one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -44,12 +46,22 @@ impl Stream {
     #[inline]
     #[must_use]
     pub fn words(&self, index: u64) -> [u32; 4] {
+        self.words_of::<1>(index).map(|[word]| word)
+    }
+
+    /// The four words at each of `N` indices from `index` on: word `w` of number `n` is `[w][n]`. For many
+    /// of them at once, in vectors.
+    // Inlined into a function for certain vectors, it is compiled for those.
+    #[inline(always)]
+    #[must_use]
+    pub fn words_of<const N: usize>(&self, index: u64) -> [[u32; N]; 4] {
+        let index = |n: usize| index.wrapping_add(n as u64);
         philox4x32_10(
             [
-                index as u32,
-                (index >> 32) as u32,
-                self.epoch,
-                self.purpose as u32,
+                array::from_fn(|n| index(n) as u32),
+                array::from_fn(|n| (index(n) >> 32) as u32),
+                [self.epoch; N],
+                [self.purpose as u32; N],
             ],
             self.key,
         )
@@ -73,17 +85,18 @@ pub fn unit(word: u32) -> f32 {
     (word >> 8) as f32 * (1.0 / (1 << 24) as f32)
 }
 
-/// The block function: multipliers and Weyl constants as in the paper's section 3.3.
-fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+/// The block function on `N` counters: multipliers and Weyl constants as in the paper's section 3.3.
+#[inline(always)]
+fn philox4x32_10<const N: usize>(mut counter: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
     for _ in 0..10 {
-        let a = u64::from(counter[0]) * 0xD251_1F53;
-        let b = u64::from(counter[2]) * 0xCD9E_8D57;
-        counter = [
-            (b >> 32) as u32 ^ counter[1] ^ key[0],
-            b as u32,
-            (a >> 32) as u32 ^ counter[3] ^ key[1],
-            a as u32,
-        ];
+        for n in 0..N {
+            let a = u64::from(counter[0][n]) * 0xD251_1F53;
+            let b = u64::from(counter[2][n]) * 0xCD9E_8D57;
+            counter[0][n] = (b >> 32) as u32 ^ counter[1][n] ^ key[0];
+            counter[1][n] = b as u32;
+            counter[2][n] = (a >> 32) as u32 ^ counter[3][n] ^ key[1];
+            counter[3][n] = a as u32;
+        }
         key = [
             key[0].wrapping_add(0x9E37_79B9),
             key[1].wrapping_add(0xBB67_AE85),
@@ -117,7 +130,20 @@ mod tests {
                 [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1],
             ),
         ] {
-            assert_eq!(philox4x32_10(counter, key), answer);
+            assert_eq!(
+                philox4x32_10(counter.map(|word| [word]), key),
+                answer.map(|word| [word])
+            );
+        }
+    }
+
+    #[test]
+    fn many_numbers_are_those_of_their_indices() {
+        let stream = Stream::new(1 << 40 | 5, Purpose::Dropout, 9);
+        let first = (1 << 32) - 3;
+        let words = stream.words_of::<8>(first);
+        for (n, index) in (first..).take(8).enumerate() {
+            assert_eq!(words.map(|words| words[n]), stream.words(index));
         }
     }
 
