@@ -1,9 +1,8 @@
 //! From images to rows of features, and from channels-first images to channels-last ones.
 
-use crate::scratch::zeros;
+use crate::scratch::par_parts;
 use crate::storage::{contiguous, with_float};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType};
-use rayon::prelude::*;
 
 /// `[batch, channels, height, width]` as `[batch, height, width, channels]`.
 ///
@@ -50,10 +49,9 @@ impl CustomOp1 for Transpose {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         with_float!(self.name(), storage, T => {
             let x = contiguous::<T>(self.name(), storage, layout)?;
-            let mut y = zeros::<T>(x.len());
-            let image = (self.rows * self.columns).max(1);
-            y.par_chunks_mut(image).zip(x.par_chunks(image)).for_each(|(y, x)| {
-                transpose(x, self.rows, self.columns, y);
+            let length = self.rows * self.columns;
+            let y = par_parts(self.batch, length, |image, y| {
+                transpose(&x[image * length..][..length], self.rows, self.columns, y);
             });
             Ok((WithDType::to_cpu_storage_owned(y), self.shape.clone()))
         })

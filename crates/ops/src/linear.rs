@@ -4,14 +4,13 @@
 //! `y' = W x'`, `dx = dy W`, `dW = dy' x`.
 
 use crate::Activation;
-use crate::matmul::{Matrix, par_matmul};
+use crate::matmul::{Matrix, par_matmul, par_matmul_into};
 use crate::relu::{rectify, relu_gradient};
-use crate::scratch::{Scratch, zeros};
+use crate::scratch::{Scratch, par_parts};
 use crate::simd::Real;
 use crate::storage::{slice, with_dtype};
 use crate::tape::ParameterGradients;
 use candle_core::{Result, Tensor, WithDType, bail};
-use rayon::prelude::*;
 
 /// `activation(x · weight' + bias)`.
 pub(crate) fn forward(
@@ -52,36 +51,20 @@ fn product<T: Real>(
     activation: Activation,
 ) -> Vec<T> {
     let mut transposed = Scratch::new(outputs * batch);
-    par_matmul(
+    par_matmul_into(
         &mut transposed,
         Matrix::new(weight, outputs, inputs),
         Matrix::new(x, batch, inputs).transposed(),
     );
-    let mut y = zeros::<T>(batch * outputs);
-    y.par_chunks_mut(outputs.max(1))
-        .enumerate()
-        .for_each(|(image, y)| {
-            let column = transposed[image..].iter().step_by(batch);
-            for ((y, sum), bias) in y.iter_mut().zip(column).zip(bias) {
-                *y = *sum + *bias;
-            }
-            if activation == Activation::Relu {
-                rectify(y);
-            }
-        });
-    y
-}
-
-/// `x` `[columns, rows]` as `y` `[rows, columns]`.
-fn par_transpose<T: Real>(x: &[T], y: &mut [T], columns: usize) {
-    let rows = x.len() / columns.max(1);
-    y.par_chunks_mut(columns.max(1))
-        .enumerate()
-        .for_each(|(row, y)| {
-            for (y, x) in y.iter_mut().zip(x[row..].iter().step_by(rows)) {
-                *y = *x;
-            }
-        });
+    par_parts(batch, outputs, |image, y| {
+        let column = transposed[image..].iter().step_by(batch);
+        for ((y, sum), bias) in y.iter_mut().zip(column).zip(bias) {
+            *y = *sum + *bias;
+        }
+        if activation == Activation::Relu {
+            rectify(y);
+        }
+    })
 }
 
 /// The gradients, from that of the result `y`; that of `x` only where it is wanted.
@@ -108,21 +91,20 @@ pub(crate) fn backward(
         let grad_matrix = Matrix::new(grad_y, batch, outputs);
         let grad_x = wants_x.then(|| {
             let mut transposed = Scratch::new(inputs * batch);
-            par_matmul(
+            par_matmul_into(
                 &mut transposed,
                 Matrix::new(weight, outputs, inputs).transposed(),
                 grad_matrix.transposed(),
             );
-            let mut grad_x = zeros::<T>(batch * inputs);
-            par_transpose(&transposed, &mut grad_x, inputs);
+            let grad_x = par_parts(batch, inputs, |image, grad_x| {
+                let column = transposed[image..].iter().step_by(batch);
+                for (to, from) in grad_x.iter_mut().zip(column) {
+                    *to = *from;
+                }
+            });
             Tensor::from_vec(grad_x, (batch, inputs), x.device())
         });
-        let mut grad_weight = zeros::<T>(outputs * inputs);
-        par_matmul(
-            &mut grad_weight,
-            grad_matrix.transposed(),
-            Matrix::new(x_values, batch, inputs),
-        );
+        let grad_weight = par_matmul(grad_matrix.transposed(), Matrix::new(x_values, batch, inputs));
         let mut sums = vec![0.0; outputs];
         for row in grad_y.chunks_exact(outputs.max(1)) {
             sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value.to_f64());

@@ -131,17 +131,43 @@ impl<T: Real> LayOut<'_, T> {
     }
 }
 
-/// `left · right` into a row-major destination, the same bits for any number of threads.
-pub(crate) fn par_matmul<T: Real>(
+/// `left · right`, row-major, the same bits for any number of threads.
+pub(crate) fn par_matmul<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>) -> Vec<T> {
+    let length = left.rows * right.columns;
+    let mut product = Vec::with_capacity(length);
+    // SAFETY: there is room for the product, of which every element is written before the length says so.
+    unsafe {
+        write(&Shared::from_pointer(product.as_mut_ptr()), left, right);
+        product.set_len(length);
+    }
+    product
+}
+
+/// `left · right` into a row-major destination.
+pub(crate) fn par_matmul_into<T: Real>(
     destination: &mut [T],
     left: Matrix<'_, T>,
     right: Matrix<'_, T>,
 ) {
+    assert_eq!(destination.len(), left.rows * right.columns);
+    // SAFETY: the destination has room for the product, and is borrowed for the whole call.
+    unsafe { write(&Shared::new(destination), left, right) }
+}
+
+/// Writes every element of `left · right`, without reading any before.
+///
+/// # Safety
+/// There must be room for `left.rows * right.columns` elements, which nobody else may access.
+unsafe fn write<T: Real>(destination: &Shared<T>, left: Matrix<'_, T>, right: Matrix<'_, T>) {
     assert_eq!(left.columns, right.rows, "inner dimensions");
     let (rows, columns, depth) = (left.rows, right.columns, left.columns);
-    assert_eq!(destination.len(), rows * columns);
-    if rows * columns == 0 || depth == 0 {
-        destination.fill(T::zero());
+    if depth == 0 {
+        for place in 0..rows * columns {
+            // SAFETY: inside the destination.
+            unsafe { destination.pointer().add(place).write(T::zero()) }
+        }
+    }
+    if rows * columns * depth == 0 {
         return;
     }
     let width = panel_width::<T>();
@@ -161,7 +187,6 @@ pub(crate) fn par_matmul<T: Real>(
         });
     let right = Right::panels(&laid_out, depth);
 
-    let address = Shared::new(destination);
     let (down, across) = (rows.div_ceil(BLOCK_ROWS), columns.div_ceil(BLOCK_COLUMNS));
     (0..down * across).into_par_iter().for_each(|block| {
         let (first_row, first_column) =
@@ -190,10 +215,10 @@ pub(crate) fn par_matmul<T: Real>(
                     right,
                     onto: if start == 0 { Onto::Nothing } else { Onto::Sum },
                 };
-                // SAFETY: the rows and columns of this block are inside the destination, which is
-                // borrowed for the whole call, and no other block holds them.
+                // SAFETY: the rows and columns of this block are inside the destination, and no other
+                // block holds them.
                 unsafe {
-                    let to = address.pointer().add(row * columns + first_column);
+                    let to = destination.pointer().add(row * columns + first_column);
                     product.write(to, columns);
                 }
             }
@@ -248,11 +273,10 @@ mod tests {
             let expected = plain(&left, &right, m, n, k);
             let left_t = transpose(&left, m, k);
             let right_t = transpose(&right, k, n);
-            let mut out = vec![f64::NAN; m * n];
-            par_matmul(&mut out, Matrix::new(&left, m, k), Matrix::new(&right, k, n));
+            let out = par_matmul(Matrix::new(&left, m, k), Matrix::new(&right, k, n));
             prop_assert!(close(&out, &expected));
-            out.fill(f64::NAN);
-            par_matmul(&mut out, Matrix::new(&left_t, k, m).transposed(), Matrix::new(&right_t, n, k).transposed());
+            let mut out = vec![f64::NAN; m * n];
+            par_matmul_into(&mut out, Matrix::new(&left_t, k, m).transposed(), Matrix::new(&right_t, n, k).transposed());
             prop_assert!(close(&out, &expected));
         }
 
@@ -261,8 +285,7 @@ mod tests {
         fn deep_products_agree(m in 1_usize..14, n in 1_usize..40, k in 500_usize..1100, seed in 0_u64..100) {
             let left = numbers(m * k, seed);
             let right = numbers(k * n, seed + 1);
-            let mut out = vec![f64::NAN; m * n];
-            par_matmul(&mut out, Matrix::new(&left, m, k), Matrix::new(&right, k, n));
+            let out = par_matmul(Matrix::new(&left, m, k), Matrix::new(&right, k, n));
             prop_assert!(close(&out, &plain(&left, &right, m, n, k)));
         }
     }

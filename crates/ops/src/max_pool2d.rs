@@ -3,12 +3,11 @@
 //! The forward pass remembers where each maximum was, so that the backward pass hands every
 //! gradient to exactly one input, whatever values tie. Vectors run along the channels.
 
-use crate::scratch::zeros;
+use crate::scratch::{Parts, par_parts};
 use crate::simd::{Real, arch};
 use crate::storage::{contiguous, with_float};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 use std::sync::{Arc, OnceLock};
 
 /// Windows of `kernel` by `kernel`, `stride` apart.
@@ -196,17 +195,19 @@ impl CustomOp1 for MaxPool2d {
         let shape = Shape::from((self.batch, windows.rows(), windows.columns(), channels));
         with_float!(self.name(), storage, T => {
             let x = contiguous::<T>(self.name(), storage, layout)?;
-            let mut y = zeros::<T>(shape.elem_count());
-            let mut argmax = zeros(shape.elem_count());
-            let image = (windows.count() * channels).max(1);
-            y.par_chunks_mut(image)
-                .zip(argmax.par_chunks_mut(image))
-                .zip(x.par_chunks((windows.height * windows.width * channels).max(1)))
-                .for_each(|((y, argmax), x)| {
-                    arch().dispatch(Maxima { windows: *windows, channels, x, y, argmax });
+            let argmax = Parts::new(self.batch, windows.count() * channels);
+            let image = windows.height * windows.width * channels;
+            let y = par_parts(self.batch, windows.count() * channels, |number, y| {
+                arch().dispatch(Maxima {
+                    windows: *windows,
+                    channels,
+                    x: &x[number * image..][..image],
+                    y,
+                    argmax: argmax.take(number),
                 });
+            });
             // The operation runs once; were it run again, on the same input, so would be the result.
-            let _ = self.argmax.set(argmax.into());
+            let _ = self.argmax.set(argmax.into_vec().into());
             Ok((candle_core::WithDType::to_cpu_storage_owned(y), shape))
         })
     }
@@ -240,15 +241,16 @@ impl CustomOp1 for InputGradient {
         let shape = Shape::from((batch, windows.height, windows.width, channels));
         with_float!(self.name(), storage, T => {
             let grad_y = contiguous::<T>(self.name(), storage, layout)?;
-            let mut grad_x = vec![T::from(0_u8); shape.elem_count()];
-            let image = (windows.count() * channels).max(1);
-            grad_x
-                .par_chunks_mut((windows.height * windows.width * channels).max(1))
-                .zip(grad_y.par_chunks(image))
-                .zip(self.argmax.par_chunks(image))
-                .for_each(|((grad_x, grad_y), argmax)| {
-                    arch().dispatch(Spread { windows: *windows, channels, grad_y, argmax, grad_x });
+            let pooled = windows.count() * channels;
+            let grad_x = par_parts(batch, windows.height * windows.width * channels, |number, grad_x| {
+                arch().dispatch(Spread {
+                    windows: *windows,
+                    channels,
+                    grad_y: &grad_y[number * pooled..][..pooled],
+                    argmax: &self.argmax[number * pooled..][..pooled],
+                    grad_x,
                 });
+            });
             Ok((candle_core::WithDType::to_cpu_storage_owned(grad_x), shape))
         })
     }

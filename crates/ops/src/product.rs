@@ -161,7 +161,8 @@ impl<T: Real> Product<'_, T> {
     ///
     /// # Safety
     /// `destination` must be valid for reads and writes of `rows` runs of `columns` elements,
-    /// `stride` apart, and nobody else may access those meanwhile.
+    /// `stride` apart, and nobody else may access those meanwhile. They must be initialised where the product
+    /// is added to them.
     pub(crate) unsafe fn write(self, destination: *mut T, stride: usize) {
         let (rows, columns, depth) = (self.rows, self.columns, self.depth);
         if rows * columns == 0 {
@@ -342,9 +343,13 @@ impl<T: Real> Operands<T> {
                 let to = row.wrapping_add(vector * lanes);
                 if PART {
                     let count = columns.saturating_sub(vector * lanes).min(lanes);
-                    // SAFETY: only the columns that are there.
-                    let to = unsafe { std::slice::from_raw_parts_mut(to, count) };
-                    T::store_some(simd, to, sum);
+                    // SAFETY: only the columns that are there, which may not be initialised yet; a vector
+                    // is its lanes, one behind the other.
+                    unsafe {
+                        (&raw const sum)
+                            .cast::<T>()
+                            .copy_to_nonoverlapping(to, count)
+                    }
                 } else {
                     // SAFETY: a full panel.
                     unsafe { T::store::<S>(to, sum) }

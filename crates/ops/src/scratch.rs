@@ -8,6 +8,7 @@ use num_traits::Zero;
 use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// A cache line, to which working memory is aligned.
@@ -80,21 +81,73 @@ impl<T> Drop for Scratch<T> {
     }
 }
 
-/// So many zeros, written by all threads: one alone would make the others wait, as most results are
-/// larger than the caches.
-pub(crate) fn zeros<T: Zero + Copy + Send>(length: usize) -> Vec<T> {
-    const PART: usize = 1 << 16;
-    let mut zeros = Vec::with_capacity(length);
-    zeros.spare_capacity_mut()[..length]
-        .par_chunks_mut(PART)
-        .for_each(|part| {
-            for place in part {
-                place.write(T::zero());
+/// A result in parts of equal length, which are zeroed one by one as they are taken, to be filled while
+/// they are in the cache. Zeroing the whole at first would take it through memory once more.
+pub(crate) struct Parts<T> {
+    numbers: Vec<T>,
+    /// Points to the first of the numbers.
+    first: Shared<T>,
+    part: usize,
+    taken: Vec<AtomicBool>,
+}
+
+impl<T: Zero + Copy> Parts<T> {
+    /// `count` parts of `part` numbers.
+    pub(crate) fn new(count: usize, part: usize) -> Self {
+        let mut numbers = Vec::with_capacity(count * part);
+        Self {
+            first: Shared::from_pointer(numbers.as_mut_ptr()),
+            numbers,
+            part,
+            taken: (0..count).map(|_| AtomicBool::new(false)).collect(),
+        }
+    }
+
+    /// Part number `index`, all zeros.
+    ///
+    /// # Panics
+    /// When it was taken before.
+    #[allow(clippy::mut_from_ref)] // Nobody else gets this part.
+    pub(crate) fn take(&self, index: usize) -> &mut [T] {
+        assert!(
+            !self.taken[index].swap(true, Ordering::Relaxed),
+            "part {index} was taken before"
+        );
+        // SAFETY: there is room for part `index`, which is aligned for `T` and which nobody else takes; all
+        // its numbers are initialised before there is a slice of them.
+        unsafe {
+            let part = self.first.pointer().add(index * self.part);
+            for place in 0..self.part {
+                part.add(place).write(T::zero());
             }
-        });
-    // SAFETY: there is room for `length` elements, and all of them were just written.
-    unsafe { zeros.set_len(length) }
-    zeros
+            std::slice::from_raw_parts_mut(part, self.part)
+        }
+    }
+
+    /// All parts, one behind the other.
+    ///
+    /// # Panics
+    /// When some were not taken.
+    pub(crate) fn into_vec(mut self) -> Vec<T> {
+        let all = self.taken.iter_mut().all(|taken| *taken.get_mut());
+        assert!(all, "a part was not taken");
+        // SAFETY: there is room for all parts, and each was initialised when it was taken.
+        unsafe { self.numbers.set_len(self.taken.len() * self.part) }
+        self.numbers
+    }
+}
+
+/// A result of `count` parts of `part` numbers, filled by all threads.
+pub(crate) fn par_parts<T: Zero + Copy + Send + Sync>(
+    count: usize,
+    part: usize,
+    fill: impl Fn(usize, &mut [T]) + Sync,
+) -> Vec<T> {
+    let parts = Parts::new(count, part);
+    (0..count)
+        .into_par_iter()
+        .for_each(|index| fill(index, parts.take(index)));
+    parts.into_vec()
 }
 
 /// A pointer that parts of a parallel loop share; each of them writes elements of its own.
@@ -107,6 +160,10 @@ unsafe impl<T: Send> Sync for Shared<T> {}
 impl<T> Shared<T> {
     pub(crate) fn new(slice: &mut [T]) -> Self {
         Self(slice.as_mut_ptr())
+    }
+
+    pub(crate) fn from_pointer(pointer: *mut T) -> Self {
+        Self(pointer)
     }
 
     pub(crate) fn pointer(&self) -> *mut T {

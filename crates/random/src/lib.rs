@@ -89,6 +89,7 @@ pub fn unit(word: u32) -> f32 {
 #[inline(always)]
 fn philox4x32_10<const N: usize>(mut counter: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
     for _ in 0..10 {
+        #[allow(clippy::needless_range_loop)] // Of four arrays.
         for n in 0..N {
             let a = u64::from(counter[0][n]) * 0xD251_1F53;
             let b = u64::from(counter[2][n]) * 0xCD9E_8D57;

@@ -16,7 +16,7 @@ use super::finish::{Gradients, Outputs};
 use super::geometry::Geometry;
 use super::weights;
 use crate::product::{Left, Onto, Product, Right};
-use crate::scratch::Scratch;
+use crate::scratch::{Parts, Scratch};
 use crate::simd::Real;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -140,66 +140,51 @@ pub(crate) fn backward<T: Real>(
     x: &[T],
     weight: &[T],
     gradients: &Gradients<'_, T>,
-    mut grad_x: Option<&mut [T]>,
+    grad_x: Option<&Parts<T>>,
 ) -> Vec<T> {
     let patch = g.taps() * g.in_channels;
     let arranged = grad_x.is_some().then(|| weights::out_taps_in(g, weight));
     let group = g.batch.div_ceil(GROUPS).max(1);
     let groups = g.batch.div_ceil(group);
-    let mut grad_x: Vec<Option<&mut [T]>> = match &mut grad_x {
-        Some(grad_x) => grad_x
-            .chunks_mut((group * g.image()).max(1))
-            .map(Some)
-            .collect(),
-        None => (0..groups).map(|_| None).collect(),
-    };
     let mut sums: Vec<Scratch<T>> = (0..groups).map(|_| Scratch::new(g.weights())).collect();
-    sums.par_iter_mut()
-        .zip(grad_x.par_iter_mut())
-        .enumerate()
-        .for_each(|(number, (sum, grad_x))| {
-            sum.fill(T::zero());
-            let mut col = Scratch::new(col_length(g));
-            let start = number * group;
-            for image in start..(start + group).min(g.batch) {
-                let x = &x[image * g.image()..][..g.image()];
-                gradients.image(image, |grad_y| {
-                    let mut grad_x = grad_x
-                        .as_deref_mut()
-                        .map(|grad_x| &mut grad_x[(image - start) * g.image()..][..g.image()]);
-                    if let Some(grad_x) = &mut grad_x {
-                        grad_x.fill(T::zero());
+    sums.par_iter_mut().enumerate().for_each(|(number, sum)| {
+        sum.fill(T::zero());
+        let mut col = Scratch::new(col_length(g));
+        let start = number * group;
+        for image in start..(start + group).min(g.batch) {
+            let x = &x[image * g.image()..][..g.image()];
+            gradients.image(image, |grad_y| {
+                let mut grad_x = grad_x.map(|grad_x| grad_x.take(image));
+                for band in bands(g) {
+                    let positions = band.start * g.out_width()..band.end * g.out_width();
+                    let grad_y = &grad_y[positions.start * g.out_channels..]
+                        [..positions.len() * g.out_channels];
+                    unroll(g, x, band.clone(), &mut col);
+                    Product {
+                        rows: patch,
+                        columns: g.out_channels,
+                        depth: positions.len(),
+                        left: Left::transposed(&col, patch),
+                        right: Right::rows(grad_y, g.out_channels),
+                        onto: Onto::Sum,
                     }
-                    for band in bands(g) {
-                        let positions = band.start * g.out_width()..band.end * g.out_width();
-                        let grad_y = &grad_y[positions.start * g.out_channels..]
-                            [..positions.len() * g.out_channels];
-                        unroll(g, x, band.clone(), &mut col);
+                    .into(sum, g.out_channels);
+                    if let (Some(grad_x), Some(weight)) = (&mut grad_x, &arranged) {
                         Product {
-                            rows: patch,
-                            columns: g.out_channels,
-                            depth: positions.len(),
-                            left: Left::transposed(&col, patch),
-                            right: Right::rows(grad_y, g.out_channels),
-                            onto: Onto::Sum,
+                            rows: positions.len(),
+                            columns: patch,
+                            depth: g.out_channels,
+                            left: Left::rows(grad_y, g.out_channels),
+                            right: Right::rows(weight, patch),
+                            onto: Onto::Nothing,
                         }
-                        .into(sum, g.out_channels);
-                        if let (Some(grad_x), Some(weight)) = (&mut grad_x, &arranged) {
-                            Product {
-                                rows: positions.len(),
-                                columns: patch,
-                                depth: g.out_channels,
-                                left: Left::rows(grad_y, g.out_channels),
-                                right: Right::rows(weight, patch),
-                                onto: Onto::Nothing,
-                            }
-                            .into(&mut col, patch);
-                            fold(g, &col, band, grad_x);
-                        }
+                        .into(&mut col, patch);
+                        fold(g, &col, band, grad_x);
                     }
-                });
-            }
-        });
+                }
+            });
+        }
+    });
     let mut total = Scratch::new(g.weights());
     total.fill(T::zero());
     total

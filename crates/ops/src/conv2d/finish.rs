@@ -5,7 +5,7 @@ use super::geometry::Geometry;
 use crate::Activation;
 use crate::max_pool2d::{Pool, Spread, Windows};
 use crate::relu::rectify;
-use crate::scratch::{Scratch, Shared};
+use crate::scratch::{Parts, Scratch, Shared};
 use crate::simd::{Real, arch};
 use pulp::{Simd, WithSimd};
 
@@ -15,47 +15,38 @@ pub(crate) struct Outputs<'a, T> {
     bias: &'a [T],
     activation: Activation,
     windows: Option<Windows>,
-    y: Shared<T>,
-    argmax: Shared<u8>,
+    y: Parts<T>,
+    argmax: Parts<u8>,
 }
 
 impl<'a, T: Real> Outputs<'a, T> {
-    /// Results into `y` `[batch, height, width, out_channels]` and, where they are pooled, into
-    /// `argmax` of the same size (empty otherwise).
+    /// Room for the results of all images.
     pub(crate) fn new(
         g: &'a Geometry,
         bias: &'a [T],
         activation: Activation,
         windows: Option<Windows>,
-        y: &mut [T],
-        argmax: &mut [u8],
     ) -> Self {
-        let image = windows.map_or(g.positions(), |windows| windows.count()) * g.out_channels;
+        let pooled = windows.map_or(0, |windows| windows.count() * g.out_channels);
+        let image = windows.map_or(g.out_image(), |_| pooled);
         assert_eq!(bias.len(), g.out_channels);
-        assert_eq!(y.len(), g.batch * image);
-        assert!(windows.is_none() || argmax.len() == y.len());
         Self {
             g,
             bias,
             activation,
             windows,
-            y: Shared::new(y),
-            argmax: Shared::new(argmax),
+            y: Parts::new(g.batch, image),
+            argmax: Parts::new(g.batch, pooled),
         }
     }
 
     /// Takes the sums of image number `image`, `[height, width, out_channels]`, which `fill` is to
     /// write. To be called once an image.
     pub(crate) fn image(&self, image: usize, fill: impl FnOnce(&mut [T])) {
-        assert!(image < self.g.batch);
-        let channels = self.g.out_channels;
+        let y = self.y.take(image);
+        let argmax = self.argmax.take(image);
         match self.windows {
             None => {
-                let length = self.g.out_image();
-                // SAFETY: this image's part of `y`, which no other call touches.
-                let y = unsafe {
-                    std::slice::from_raw_parts_mut(self.y.pointer().add(image * length), length)
-                };
                 fill(y);
                 arch().dispatch(Finish {
                     outputs: self,
@@ -64,20 +55,6 @@ impl<'a, T: Real> Outputs<'a, T> {
                 });
             }
             Some(windows) => {
-                let length = windows.count() * channels;
-                // SAFETY: this image's part of `y` and of `argmax`, which no other call touches.
-                let (y, argmax) = unsafe {
-                    (
-                        std::slice::from_raw_parts_mut(
-                            self.y.pointer().add(image * length),
-                            length,
-                        ),
-                        std::slice::from_raw_parts_mut(
-                            self.argmax.pointer().add(image * length),
-                            length,
-                        ),
-                    )
-                };
                 let mut sums = Scratch::new(self.g.out_image());
                 fill(&mut sums);
                 arch().dispatch(Finish {
@@ -87,6 +64,12 @@ impl<'a, T: Real> Outputs<'a, T> {
                 });
             }
         }
+    }
+
+    /// The results `[batch, height, width, out_channels]` and, where they are pooled, for each the place of
+    /// the maximum in its window.
+    pub(crate) fn into_results(self) -> (Vec<T>, Vec<u8>) {
+        (self.y.into_vec(), self.argmax.into_vec())
     }
 }
 

@@ -11,7 +11,7 @@ mod winograd;
 
 use crate::Activation;
 use crate::max_pool2d::{Pool, Windows};
-use crate::scratch::zeros;
+use crate::scratch::Parts;
 use crate::simd::Real;
 use crate::storage::{slice, with_dtype};
 use crate::tape::ParameterGradients;
@@ -149,12 +149,9 @@ impl Computed {
             (windows.rows(), windows.columns())
         });
         let shape = (g.batch, rows, columns, g.out_channels);
-        let count = g.batch * rows * columns * g.out_channels;
-        let mut argmax = zeros(windows.map_or(0, |_| count));
-        let y = with_dtype!("conv2d", x.dtype(), T => {
-            let mut y = zeros::<T>(count);
-            compute::<T>(&g, convolution, (x, weight, bias), layer, windows, &mut y, &mut argmax)?;
-            Tensor::from_vec(y, shape, x.device())?
+        let (y, argmax) = with_dtype!("conv2d", x.dtype(), T => {
+            let (y, argmax) = compute::<T>(&g, convolution, (x, weight, bias), layer, windows)?;
+            (Tensor::from_vec(y, shape, x.device())?, argmax)
         });
         let computed = Self {
             layer,
@@ -187,7 +184,7 @@ impl Computed {
         wants_x: bool,
     ) -> Result<ParameterGradients> {
         let mut sums = vec![T::zero(); g.batch * g.out_channels];
-        let mut grad_x = wants_x.then(|| zeros(g.batch * g.image()));
+        let grad_x = wants_x.then(|| Parts::new(g.batch, g.image()));
         let grad_weight = {
             let ((x, x_layout), (weight, weight_layout)) =
                 (x.storage_and_layout(), weight.storage_and_layout());
@@ -205,9 +202,9 @@ impl Computed {
                 &mut sums,
             );
             match Way::new(g, self.convolution) {
-                Way::Direct => direct::backward(g, x, weight, &gradients, grad_x.as_deref_mut()),
+                Way::Direct => direct::backward(g, x, weight, &gradients, grad_x.as_ref()),
                 Way::Winograd(plan) => {
-                    winograd::backward(&plan, x, weight, &gradients, grad_x.as_deref_mut())
+                    winograd::backward(&plan, x, weight, &gradients, grad_x.as_ref())
                 }
             }
         };
@@ -220,7 +217,7 @@ impl Computed {
         let grad_bias: Vec<T> = grad_bias.into_iter().map(T::from_f64).collect();
         Ok(ParameterGradients {
             x: grad_x
-                .map(|grad_x| Tensor::from_vec(grad_x, x.shape(), x.device()))
+                .map(|grad_x| Tensor::from_vec(grad_x.into_vec(), x.shape(), x.device()))
                 .transpose()?,
             weight: Tensor::from_vec(grad_weight, weight.shape(), x.device())?,
             bias: Tensor::from_vec(grad_bias, g.out_channels, x.device())?,
@@ -234,9 +231,7 @@ fn compute<T: Real>(
     (x, weight, bias): (&Tensor, &Tensor, &Tensor),
     layer: Conv2d,
     windows: Option<Windows>,
-    y: &mut [T],
-    argmax: &mut [u8],
-) -> Result<()> {
+) -> Result<(Vec<T>, Vec<u8>)> {
     let ((x, x_layout), (weight, weight_layout), (bias, bias_layout)) = (
         x.storage_and_layout(),
         weight.storage_and_layout(),
@@ -245,10 +240,10 @@ fn compute<T: Real>(
     let x = slice::<T>("conv2d", &x, x_layout)?;
     let weight = slice::<T>("conv2d", &weight, weight_layout)?;
     let bias = slice::<T>("conv2d", &bias, bias_layout)?;
-    let outputs = Outputs::new(g, bias, layer.activation, windows, y, argmax);
+    let outputs = Outputs::new(g, bias, layer.activation, windows);
     match Way::new(g, convolution) {
         Way::Direct => direct::forward(g, x, weight, &outputs),
         Way::Winograd(plan) => winograd::forward(&plan, x, weight, &outputs),
     }
-    Ok(())
+    Ok(outputs.into_results())
 }

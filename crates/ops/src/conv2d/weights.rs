@@ -2,7 +2,7 @@
 //! outside.
 
 use super::geometry::Geometry;
-use crate::scratch::{Scratch, zeros};
+use crate::scratch::{Scratch, par_parts};
 use crate::simd::Real;
 use rayon::prelude::*;
 
@@ -59,17 +59,15 @@ pub(crate) fn out_taps_in<T: Real>(g: &Geometry, weight: &[T]) -> Scratch<T> {
 
 /// The weight itself from `[kernel, kernel, in_channels, out_channels]`.
 pub(crate) fn from_taps_in_out<T: Real>(g: &Geometry, arranged: &[T]) -> Vec<T> {
-    let mut weight = zeros(g.weights());
-    let patch = g.taps() * g.in_channels;
-    weight
-        .par_chunks_mut(patch.max(1))
-        .enumerate()
-        .for_each(|(filter, weight)| {
+    par_parts(
+        g.out_channels,
+        g.taps() * g.in_channels,
+        |filter, weight| {
             let column = arranged[filter..].iter().step_by(g.out_channels);
             for (row, from) in column.enumerate() {
                 let (tap, channel) = (row / g.in_channels, row % g.in_channels);
                 weight[channel * g.taps() + tap] = *from;
             }
-        });
-    weight
+        },
+    )
 }

@@ -26,7 +26,7 @@ use super::geometry::Geometry;
 use super::weights;
 use crate::cook_toom::{Inputs, Kernel, Matrix, Outputs, contract_tile, expand_tile};
 use crate::product::{Left, Onto, Product, Right, panel_width, panels};
-use crate::scratch::{Scratch, Shared};
+use crate::scratch::{Parts, Scratch, Shared};
 use crate::simd::{Real, arch};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -35,7 +35,7 @@ use std::marker::PhantomData;
 /// Rows that the matrix products of a block should have: enough to make good use of a `U` that is read
 /// for them, few enough to keep `V` and `Q` of a block in the last-level cache. The backward pass also
 /// adds to a `dU` for every block.
-const FORWARD_ROWS: usize = 48;
+const FORWARD_ROWS: usize = 96;
 const BACKWARD_ROWS: usize = 192;
 
 /// Output tiles for kernels of 3 and of 5.
@@ -102,11 +102,10 @@ impl Plan {
         self.tile_rows() * self.tile_columns()
     }
 
-    /// Images of a block whose products have about so many rows; an even number, as the number of
-    /// threads mostly is.
-    fn block(&self, rows: usize) -> usize {
-        let images = rows.div_ceil(self.tiles()).next_multiple_of(2);
-        images.clamp(1, self.g.batch)
+    /// Images of a block whose products have about so many rows, a multiple of `images`.
+    fn block(&self, rows: usize, images: usize) -> usize {
+        let block = rows.div_ceil(self.tiles()).next_multiple_of(images);
+        block.clamp(1, self.g.batch)
     }
 }
 
@@ -140,7 +139,7 @@ pub(crate) fn backward<T: Real>(
     x: &[T],
     weight: &[T],
     gradients: &finish::Gradients<'_, T>,
-    grad_x: Option<&mut [T]>,
+    grad_x: Option<&Parts<T>>,
 ) -> Vec<T> {
     with_tile!(plan, backward_tiles(plan, x, weight, gradients, grad_x))
 }
@@ -503,7 +502,8 @@ fn forward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
     outputs: &finish::Outputs<'_, T>,
 ) {
     let g = &plan.g;
-    let block = plan.block(FORWARD_ROWS);
+    // The results of an image do not depend on its block, so that this may follow the threads.
+    let block = plan.block(FORWARD_ROWS, rayon::current_num_threads());
     let inputs = Tiling::of_inputs::<T>(plan, block);
     let results = Tiling::of_outputs::<T>(plan, block);
     let taps = weights::taps_in_out(g, weight);
@@ -557,17 +557,18 @@ fn backward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
     x: &[T],
     weight: &[T],
     gradients: &finish::Gradients<'_, T>,
-    grad_x: Option<&mut [T]>,
+    grad_x: Option<&Parts<T>>,
 ) -> Vec<T> {
     let g = &plan.g;
-    let block = plan.block(BACKWARD_ROWS);
+    // The sums over images do depend on it: an even number, as the number of threads mostly is.
+    let block = plan.block(BACKWARD_ROWS, 2);
     let inputs = Tiling::of_inputs::<T>(plan, block);
     let results = Tiling::of_outputs::<T>(plan, block);
     let mut v = inputs.planes.scratch::<T>();
     let mut dq = results.planes.scratch::<T>();
     let sums = Planes::new::<T>(plan.places(), g.in_channels, g.out_channels);
     let mut du = sums.scratch::<T>();
-    let mut input_gradient = grad_x.map(|grad_x| {
+    let input_gradient = grad_x.map(|grad_x| {
         let taps = weights::taps_out_in(g, weight);
         let u = expand_kernels::<T, R, P>(&taps, g.out_channels, g.in_channels);
         (grad_x, u)
@@ -625,21 +626,17 @@ fn backward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
                     .into(v, inputs.planes.stride);
                 }
             });
-        if let Some((grad_x, _)) = &mut input_gradient {
-            grad_x[start * g.image()..][..images * g.image()]
-                .par_chunks_mut(g.image())
-                .enumerate()
-                .for_each(|(image, grad_x)| {
-                    grad_x.fill(T::zero());
-                    arch().dispatch(Contract::<_, Inputs, P, P> {
-                        tiling: inputs,
-                        transform: PhantomData,
-                        image: grad_x,
-                        planes: &v,
-                        first: image * inputs.tiles(),
-                        onto: Onto::Sum,
-                    });
+        if let Some((grad_x, _)) = &input_gradient {
+            (0..images).into_par_iter().for_each(|image| {
+                arch().dispatch(Contract::<_, Inputs, P, P> {
+                    tiling: inputs,
+                    transform: PhantomData,
+                    image: grad_x.take(start + image),
+                    planes: &v,
+                    first: image * inputs.tiles(),
+                    onto: Onto::Sum,
                 });
+            });
         }
     }
 
@@ -705,24 +702,24 @@ mod tests {
             let x = numbers(batch * g.image(), seed);
             let weight = numbers(g.weights(), seed + 1);
             let bias = numbers(out_channels, seed + 2);
-            let count = batch * g.out_image();
             let run = |forward: &dyn Fn(&finish::Outputs<'_, f64>)| {
-                let mut y = vec![f64::NAN; count];
-                forward(&finish::Outputs::new(&g, &bias, Activation::Identity, None, &mut y, &mut []));
-                y
+                let outputs = finish::Outputs::new(&g, &bias, Activation::Identity, None);
+                forward(&outputs);
+                outputs.into_results().0
             };
             let y = run(&|outputs| forward(&plan, &x, &weight, outputs));
             let expected = run(&|outputs| direct::forward(&g, &x, &weight, outputs));
             assert_close(&y, &expected);
 
-            let grad_y = numbers(count, seed + 3);
+            let grad_y = numbers(y.len(), seed + 3);
             let mut sums = vec![0.0; batch * out_channels];
-            let mut grad_x = [vec![f64::NAN; x.len()], vec![f64::NAN; x.len()]];
+            let grad_x = [(); 2].map(|()| Parts::new(batch, g.image()));
             let gradients = finish::Gradients::new(&g, Activation::Identity, None, &grad_y, &y, &[], &mut sums);
-            let found = backward(&plan, &x, &weight, &gradients, Some(&mut grad_x[0]));
-            let expected = direct::backward(&g, &x, &weight, &gradients, Some(&mut grad_x[1]));
+            let found = backward(&plan, &x, &weight, &gradients, Some(&grad_x[0]));
+            let expected = direct::backward(&g, &x, &weight, &gradients, Some(&grad_x[1]));
             assert_close(&found, &expected);
-            assert_close(&grad_x[0], &grad_x[1]);
+            let [found, expected] = grad_x.map(Parts::into_vec);
+            assert_close(&found, &expected);
         }
     }
 }
