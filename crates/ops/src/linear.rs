@@ -5,7 +5,7 @@
 
 use crate::Activation;
 use crate::matmul::{Matrix, par_matmul, par_matmul_into};
-use crate::relu::{rectify, relu_gradient};
+use crate::relu::relu_gradient;
 use crate::scratch::{Scratch, par_parts};
 use crate::simd::Real;
 use crate::storage::{slice, with_dtype};
@@ -59,10 +59,7 @@ fn product<T: Real>(
     par_parts(batch, outputs, |image, y| {
         let column = transposed[image..].iter().step_by(batch);
         for ((y, sum), bias) in y.iter_mut().zip(column).zip(bias) {
-            *y = *sum + *bias;
-        }
-        if activation == Activation::Relu {
-            rectify(y);
+            *y = activation.of(*sum + *bias);
         }
     })
 }

@@ -1,9 +1,9 @@
 //! Products of matrices too large for the caches, over all threads.
 //!
 //! The right operand, which should be the smaller one, is first laid out in panels; blocks of the
-//! destination are then shared among the threads. A thread lays out twelve rows of the left operand at
-//! a time, so that the [`Product`] reads both operands in the order of memory, and chooses its blocks so
-//! that the left rows stay in the first-level cache and the right panels in the second-level one.
+//! destination are then shared among the threads. A thread copies a block's rows of the left operand to
+//! where they do not evict one another from the first-level cache, or lays them out in tiles where it is
+//! the columns that are contiguous; the right panels stay in the second-level cache meanwhile.
 
 use crate::product::{DEPTH, Left, Onto, Product, ROWS, Right, VECTORS, panel_width, panels};
 use crate::scratch::{Scratch, Shared};
@@ -15,6 +15,10 @@ use std::ops::Range;
 /// Rows and columns of the destination that a thread takes at once.
 const BLOCK_ROWS: usize = 8 * ROWS;
 const BLOCK_COLUMNS: usize = 256;
+
+/// Elements from a copied left row to the next: a cache line more than the rows have, since addresses a
+/// power of two apart fall into one set of the cache.
+const ROW_STRIDE: usize = DEPTH + 16;
 
 /// Columns of a transposed matrix that are laid out at once: a cache line or two of each row.
 const PART: usize = 16;
@@ -193,25 +197,39 @@ unsafe fn write<T: Real>(destination: &Shared<T>, left: Matrix<'_, T>, right: Ma
             (block / across * BLOCK_ROWS, block % across * BLOCK_COLUMNS);
         let columns_here = BLOCK_COLUMNS.min(columns - first_column);
         let rows_here = first_row..rows.min(first_row + BLOCK_ROWS);
-        let mut tiles = Scratch::new(BLOCK_ROWS * DEPTH);
+        let mut left_here = Scratch::new(BLOCK_ROWS * ROW_STRIDE);
         for start in (0..depth).step_by(DEPTH) {
             let depth_here = start..depth.min(start + DEPTH);
             let depth = depth_here.len();
-            arch().dispatch(LayOut {
-                matrix: left,
-                rows: rows_here.clone(),
-                columns: depth_here,
-                height: Height::Rows,
-                to: &mut tiles,
-            });
+            let in_rows = left.column_stride == 1;
+            if in_rows {
+                for (row, to) in rows_here
+                    .clone()
+                    .zip(left_here.chunks_exact_mut(ROW_STRIDE))
+                {
+                    let from = &left.data[row * left.row_stride + start..][..depth];
+                    to[..depth].copy_from_slice(from);
+                }
+            } else {
+                arch().dispatch(LayOut {
+                    matrix: left,
+                    rows: rows_here.clone(),
+                    columns: depth_here,
+                    height: Height::Rows,
+                    to: &mut left_here,
+                });
+            }
             let right = right.panels_from(first_column / width).rows_from(start);
-            let rows = rows_here.clone().step_by(ROWS);
-            for (row, tile) in rows.zip(tiles.chunks_exact(ROWS * depth)) {
+            for (tile, row) in rows_here.clone().step_by(ROWS).enumerate() {
                 let product = Product {
                     rows: ROWS.min(rows_here.end - row),
                     columns: columns_here,
                     depth,
-                    left: Left::transposed(tile, ROWS),
+                    left: if in_rows {
+                        Left::rows(&left_here[tile * ROWS * ROW_STRIDE..], ROW_STRIDE)
+                    } else {
+                        Left::transposed(&left_here[tile * ROWS * depth..], ROWS)
+                    },
                     right,
                     onto: if start == 0 { Onto::Nothing } else { Onto::Sum },
                 };

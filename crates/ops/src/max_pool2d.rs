@@ -83,7 +83,7 @@ impl Windows {
 
     /// The maxima of an image's windows, and for each its place in the window, counted row by row.
     #[inline(always)]
-    pub(crate) fn pool<T: Real>(&self, channels: usize, x: &[T], y: &mut [T], argmax: &mut [u8]) {
+    fn pool<T: Real>(&self, channels: usize, x: &[T], y: &mut [T], argmax: &mut [u8]) {
         let Pool { kernel, stride } = self.pool;
         let outputs = y
             .chunks_exact_mut(channels)
@@ -139,12 +139,12 @@ impl Windows {
 }
 
 /// [`Windows::pool`] of an image, compiled for the machine's vectors.
-struct Maxima<'a, T> {
-    windows: Windows,
-    channels: usize,
-    x: &'a [T],
-    y: &'a mut [T],
-    argmax: &'a mut [u8],
+pub(crate) struct Maxima<'a, T> {
+    pub(crate) windows: Windows,
+    pub(crate) channels: usize,
+    pub(crate) x: &'a [T],
+    pub(crate) y: &'a mut [T],
+    pub(crate) argmax: &'a mut [u8],
 }
 
 impl<T: Real> WithSimd for Maxima<'_, T> {

@@ -1,5 +1,6 @@
 //! The rectifier, and its gradient for the operations into which it is fused.
 
+use crate::Activation;
 use crate::storage::{contiguous, with_float};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, WithDType};
 use num_traits::Zero;
@@ -19,7 +20,9 @@ impl CustomOp1 for Relu {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         with_float!(self.name(), storage, T => {
             let mut out = contiguous::<T>(self.name(), storage, layout)?.to_vec();
-            out.par_chunks_mut(PART).for_each(rectify);
+            out.par_iter_mut()
+                .with_min_len(PART)
+                .for_each(|value| *value = Activation::Relu.of(*value));
             Ok((T::to_cpu_storage_owned(out), layout.shape().clone()))
         })
     }
@@ -29,11 +32,13 @@ impl CustomOp1 for Relu {
     }
 }
 
-/// Sets what is below 0 to 0. A NaN stays one, so that the loss shows it.
-pub(crate) fn rectify<T: WithDType>(values: &mut [T]) {
-    for value in values {
-        if *value < T::zero() {
-            *value = T::zero();
+impl Activation {
+    /// Its value. A NaN stays one, so that the loss shows it.
+    #[inline(always)]
+    pub(crate) fn of<T: WithDType>(self, x: T) -> T {
+        match self {
+            Self::Relu if x < T::zero() => T::zero(),
+            _ => x,
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::simd::Real;
 use num_traits::Zero;
 use rayon::prelude::*;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -81,8 +82,8 @@ impl<T> Drop for Scratch<T> {
     }
 }
 
-/// A result in parts of equal length, which are zeroed one by one as they are taken, to be filled while
-/// they are in the cache. Zeroing the whole at first would take it through memory once more.
+/// A result in parts of equal length, which are zeroed one by one as they are taken, if at all, to be
+/// filled while they are in the cache. Zeroing the whole at first would take it through memory once more.
 pub(crate) struct Parts<T> {
     numbers: Vec<T>,
     /// Points to the first of the numbers.
@@ -109,19 +110,36 @@ impl<T: Zero + Copy> Parts<T> {
     /// When it was taken before.
     #[allow(clippy::mut_from_ref)] // Nobody else gets this part.
     pub(crate) fn take(&self, index: usize) -> &mut [T] {
+        // SAFETY: all its numbers are initialised before anybody has it.
+        let part = unsafe { self.take_uninit(index) };
+        part.fill(MaybeUninit::new(T::zero()));
+        // SAFETY: as was just done.
+        unsafe { part.assume_init_mut() }
+    }
+
+    /// Part number `index`, as the memory was found.
+    ///
+    /// # Safety
+    /// All of it must be initialised before [`Parts::into_vec`].
+    ///
+    /// # Panics
+    /// When it was taken before.
+    #[allow(clippy::mut_from_ref)] // Nobody else gets this part.
+    pub(crate) unsafe fn take_uninit(&self, index: usize) -> &mut [MaybeUninit<T>] {
         assert!(
             !self.taken[index].swap(true, Ordering::Relaxed),
             "part {index} was taken before"
         );
-        // SAFETY: there is room for part `index`, which is aligned for `T` and which nobody else takes; all
-        // its numbers are initialised before there is a slice of them.
+        // SAFETY: there is room for part `index`, which is aligned for `T` and which nobody else takes.
         unsafe {
             let part = self.first.pointer().add(index * self.part);
-            for place in 0..self.part {
-                part.add(place).write(T::zero());
-            }
-            std::slice::from_raw_parts_mut(part, self.part)
+            std::slice::from_raw_parts_mut(part.cast(), self.part)
         }
+    }
+
+    /// Numbers of a part.
+    pub(crate) fn part(&self) -> usize {
+        self.part
     }
 
     /// All parts, one behind the other.
@@ -131,7 +149,8 @@ impl<T: Zero + Copy> Parts<T> {
     pub(crate) fn into_vec(mut self) -> Vec<T> {
         let all = self.taken.iter_mut().all(|taken| *taken.get_mut());
         assert!(all, "a part was not taken");
-        // SAFETY: there is room for all parts, and each was initialised when it was taken.
+        // SAFETY: there is room for all parts, and each was initialised when it was taken, or by whoever took
+        // it.
         unsafe { self.numbers.set_len(self.taken.len() * self.part) }
         self.numbers
     }

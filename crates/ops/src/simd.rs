@@ -116,13 +116,20 @@ macro_rules! real {
 
             #[inline(always)]
             fn load_some<S: Simd>(simd: S, from: &[Self]) -> S::$vector {
-                simd.$load(&from[..from.len().min(S::$lanes)])
+                if from.len() >= S::$lanes {
+                    // SAFETY: `from` holds as many numbers as there are lanes.
+                    return unsafe { Self::load::<S>(from.as_ptr()) };
+                }
+                simd.$load(from)
             }
 
             #[inline(always)]
             fn store_some<S: Simd>(simd: S, to: &mut [Self], value: S::$vector) {
-                let length = to.len().min(S::$lanes);
-                simd.$store(&mut to[..length], value);
+                if to.len() >= S::$lanes {
+                    // SAFETY: `to` holds as many numbers as there are lanes.
+                    return unsafe { Self::store::<S>(to.as_mut_ptr(), value) };
+                }
+                simd.$store(to, value);
             }
         }
     };

@@ -3,20 +3,20 @@
 
 use super::geometry::Geometry;
 use crate::Activation;
-use crate::max_pool2d::{Pool, Spread, Windows};
-use crate::relu::rectify;
+use crate::max_pool2d::{Maxima, Pool, Spread, Windows};
 use crate::scratch::{Parts, Scratch, Shared};
 use crate::simd::{Real, arch};
 use pulp::{Simd, WithSimd};
+use std::mem::MaybeUninit;
 
 /// Where results go.
 pub(crate) struct Outputs<'a, T> {
     g: &'a Geometry,
     bias: &'a [T],
     activation: Activation,
-    windows: Option<Windows>,
+    /// The windows, and for each of their maxima its place.
+    pooling: Option<(Windows, Parts<u8>)>,
     y: Parts<T>,
-    argmax: Parts<u8>,
 }
 
 impl<'a, T: Real> Outputs<'a, T> {
@@ -27,58 +27,58 @@ impl<'a, T: Real> Outputs<'a, T> {
         activation: Activation,
         windows: Option<Windows>,
     ) -> Self {
-        let pooled = windows.map_or(0, |windows| windows.count() * g.out_channels);
-        let image = windows.map_or(g.out_image(), |_| pooled);
         assert_eq!(bias.len(), g.out_channels);
+        let positions = windows.map_or(g.positions(), |windows| windows.count());
+        let image = positions * g.out_channels;
         Self {
             g,
             bias,
             activation,
-            windows,
+            pooling: windows.map(|windows| (windows, Parts::new(g.batch, image))),
             y: Parts::new(g.batch, image),
-            argmax: Parts::new(g.batch, pooled),
         }
     }
 
     /// Takes the sums of image number `image`, `[height, width, out_channels]`, which `fill` is to
     /// write. To be called once an image.
     pub(crate) fn image(&self, image: usize, fill: impl FnOnce(&mut [T])) {
-        let y = self.y.take(image);
-        let argmax = self.argmax.take(image);
-        match self.windows {
-            None => {
-                fill(y);
-                arch().dispatch(Finish {
-                    outputs: self,
-                    pooling: None,
-                    y,
-                });
-            }
-            Some(windows) => {
-                let mut sums = Scratch::new(self.g.out_image());
-                fill(&mut sums);
-                arch().dispatch(Finish {
-                    outputs: self,
-                    pooling: Some((windows, &sums, argmax)),
-                    y,
-                });
-            }
+        let mut sums = Scratch::new(self.g.out_image());
+        fill(&mut sums);
+        // Bias and rectifier keep the order of numbers, so they may follow the pooling.
+        if let Some((windows, argmax)) = &self.pooling {
+            let mut maxima = Scratch::new(self.y.part());
+            arch().dispatch(Maxima {
+                windows: *windows,
+                channels: self.g.out_channels,
+                x: &sums,
+                y: &mut maxima,
+                argmax: argmax.take(image),
+            });
+            sums = maxima;
         }
+        arch().dispatch(Finish {
+            bias: self.bias,
+            activation: self.activation,
+            sums: &sums,
+            // SAFETY: `Finish` writes all of them.
+            y: unsafe { self.y.take_uninit(image) },
+        });
     }
 
     /// The results `[batch, height, width, out_channels]` and, where they are pooled, for each the place of
     /// the maximum in its window.
     pub(crate) fn into_results(self) -> (Vec<T>, Vec<u8>) {
-        (self.y.into_vec(), self.argmax.into_vec())
+        let argmax = self.pooling.map(|(_, argmax)| argmax.into_vec());
+        (self.y.into_vec(), argmax.unwrap_or_default())
     }
 }
 
-/// An image's pooling, bias and activation.
+/// Writes an image's results: bias and activation after the sums.
 struct Finish<'a, T> {
-    outputs: &'a Outputs<'a, T>,
-    /// The windows, the sums to pool into `y`, and where to write the places of the maxima.
-    pooling: Option<(Windows, &'a [T], &'a mut [u8])>,
-    y: &'a mut [T],
+    bias: &'a [T],
+    activation: Activation,
+    sums: &'a [T],
+    y: &'a mut [MaybeUninit<T>],
 }
 
 impl<T: Real> WithSimd for Finish<'_, T> {
@@ -86,21 +86,12 @@ impl<T: Real> WithSimd for Finish<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self {
-            outputs,
-            pooling,
-            y,
-        } = self;
-        // Bias and rectifier keep the order of numbers, so they may follow.
-        if let Some((windows, sums, argmax)) = pooling {
-            windows.pool(outputs.bias.len(), sums, y, argmax);
-        }
-        for y in y.chunks_exact_mut(outputs.bias.len()) {
-            for (value, bias) in y.iter_mut().zip(outputs.bias) {
-                *value += *bias;
-            }
-            if outputs.activation == Activation::Relu {
-                rectify(y);
+        assert_eq!(self.y.len(), self.sums.len());
+        let channels = self.bias.len();
+        let pixels = self.y.chunks_mut(channels);
+        for (y, sums) in pixels.zip(self.sums.chunks(channels)) {
+            for ((y, sum), bias) in y.iter_mut().zip(sums).zip(self.bias) {
+                y.write(self.activation.of(*sum + *bias));
             }
         }
     }

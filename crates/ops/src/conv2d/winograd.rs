@@ -289,15 +289,7 @@ impl<T: Real, X: Matrix<N, P>, const N: usize, const P: usize> WithSimd for Expa
                 expand_tile::<T, S, X, N, P>(
                     simd,
                     |i, j| match pixels[i][j] {
-                        Some(pixel) => {
-                            let from = &image[pixel + channel..][..rest];
-                            if rest == lanes {
-                                // SAFETY: `from` holds as many numbers as there are lanes.
-                                unsafe { T::load::<S>(from.as_ptr()) }
-                            } else {
-                                T::load_some(simd, from)
-                            }
-                        }
+                        Some(pixel) => T::load_some(simd, &image[pixel + channel..][..rest]),
                         None => zero,
                     },
                     |k, l, value| {
@@ -346,33 +338,18 @@ impl<T: Real, X: Matrix<N, P>, const N: usize, const P: usize> WithSimd
                     simd,
                     |k, l| {
                         let place = (k * P + l) * tiling.planes.plane + row + channel;
-                        let from = &planes[place..place + lanes];
-                        // SAFETY: `from` holds as many numbers as there are lanes.
-                        unsafe { T::load::<S>(from.as_ptr()) }
+                        T::load_some(simd, &planes[place..place + lanes])
                     },
                     |i, j, value| {
                         let Some(pixel) = pixels[i][j] else {
                             return;
                         };
                         let to = &mut image[pixel + channel..][..rest];
-                        if rest == lanes {
-                            // SAFETY: `to` holds as many numbers as there are lanes.
-                            unsafe {
-                                let value = match self.onto {
-                                    Onto::Nothing => value,
-                                    Onto::Sum => {
-                                        <T as Real>::add(simd, T::load::<S>(to.as_ptr()), value)
-                                    }
-                                };
-                                T::store::<S>(to.as_mut_ptr(), value);
-                            }
-                        } else {
-                            let value = match self.onto {
-                                Onto::Nothing => value,
-                                Onto::Sum => <T as Real>::add(simd, T::load_some(simd, to), value),
-                            };
-                            T::store_some(simd, to, value);
-                        }
+                        let value = match self.onto {
+                            Onto::Nothing => value,
+                            Onto::Sum => <T as Real>::add(simd, T::load_some(simd, to), value),
+                        };
+                        T::store_some(simd, to, value);
                     },
                 );
             }
