@@ -103,13 +103,14 @@ impl Recycling {
         }
     }
 
-    /// The layout of the block for what is asked, where it is large: sizes are rounded up to one of
-    /// eight between powers of two, so that nearly equal ones share blocks.
+    /// The layout of the block for what is asked, where it is large: sizes are rounded up to a
+    /// power of two or one and a half times one, so that similar ones share blocks. Pages past what was asked
+    /// for are never touched, so the system does not provide them.
     fn block(layout: Layout) -> Option<Layout> {
         if layout.size() < LEAST || layout.align() > ALIGNMENT {
             return None;
         }
-        let step = 1_usize << (layout.size().ilog2() - 3);
+        let step = 1_usize << (layout.size().ilog2() - 1);
         let size = layout.size().checked_next_multiple_of(step)?;
         Layout::from_size_align(size, ALIGNMENT).ok()
     }
