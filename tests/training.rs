@@ -667,6 +667,14 @@ fn both_ways_to_convolve_train_alike_and_leave_a_trace() {
         &["cannot write the trace", "nowhere"],
     );
     assert!(!runs.path().join("c").exists());
+    // Nor is a trace left where something else is wrong.
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace.json");
+    let mut command = program("trainer");
+    command.args(["--model", "alexnet", "--data-dir"]);
+    command.arg(folder.path()).arg("--trace").arg(&trace);
+    refused(&mut command, 1, &["cifar-10-batches-bin"]);
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
     refused(
         short_run(runs.path(), "c").args(["--conv", "quick"]),
         2,

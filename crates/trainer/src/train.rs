@@ -12,7 +12,6 @@ use candle_core::Device;
 use engine::{Checkpoints, Event, Inputs, Outcome, Training, Weights};
 use models::{Network, initial_parameters};
 use serde::Serialize;
-use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 use std::process;
@@ -22,6 +21,7 @@ use std::time::Duration;
 use tracing_chrome::{ChromeLayerBuilder, FlushGuard};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::prelude::*;
+use whole_file::Unfinished;
 
 /// Trains, or continues training, as asked.
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
@@ -42,7 +42,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
         printer::text(&settings.to_toml()?);
         return Ok(Ended::Done);
     }
-    // Also found at once: a file that cannot be written.
+    // Found at once: a file that cannot be written.
     let trace = args.trace.as_deref().map(trace_file).transpose()?;
     let stop = stop_on_interrupt()?;
     use_threads(Some(settings.run.threads))?;
@@ -227,8 +227,8 @@ fn recorded_digest(folder: &Path) -> Option<String> {
     )
 }
 
-fn trace_file(path: &Path) -> anyhow::Result<File> {
-    File::create(path).with_context(|| format!("cannot write the trace `{}`", path.display()))
+fn trace_file(path: &Path) -> anyhow::Result<Unfinished> {
+    Unfinished::create(path).with_context(|| format!("cannot write the trace `{}`", path.display()))
 }
 
 /// The log of the run, warnings on standard error as well, and the trace, which is complete when the
@@ -236,7 +236,7 @@ fn trace_file(path: &Path) -> anyhow::Result<File> {
 fn start_log(
     folder: &RunFolder,
     level: LogLevel,
-    trace: Option<File>,
+    trace: Option<Unfinished>,
 ) -> anyhow::Result<Option<FlushGuard>> {
     let level = match level {
         LogLevel::Off => LevelFilter::OFF,
@@ -252,7 +252,9 @@ fn start_log(
     let terminal = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .with_writer(std::io::stderr);
+    let trace = trace.map(Unfinished::keep).transpose();
     let (trace, guard) = trace
+        .context("cannot write the trace")?
         .map(|file| {
             ChromeLayerBuilder::new()
                 .writer(BufWriter::new(file))

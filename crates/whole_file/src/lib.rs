@@ -3,10 +3,61 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
 
 /// How the names of unfinished files begin.
 const UNFINISHED: &str = ".unfinished-";
+
+/// A file that is at its path only once it is kept; dropped before, it leaves nothing behind.
+#[derive(Debug)]
+pub struct Unfinished {
+    file: NamedTempFile,
+    path: PathBuf,
+}
+
+impl Unfinished {
+    /// Begins a file beside `path`.
+    ///
+    /// # Errors
+    /// When `path` is a folder, or is in one that is missing or read-only.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        if path.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(UNFINISHED);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // As for any new file: the process's mask takes away what it should.
+            builder.permissions(fs::Permissions::from_mode(0o666));
+        }
+        Ok(Self {
+            file: builder.tempfile_in(folder(path))?,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Puts the file at its path, in place of what was there, as far as it is written; gives it, to be
+    /// written on.
+    ///
+    /// # Errors
+    /// When the disk is full; nothing is left behind then.
+    pub fn keep(self) -> io::Result<File> {
+        self.file.as_file().sync_all()?;
+        let file = self.file.persist(&self.path)?;
+        sync_folder(folder(&self.path))?;
+        Ok(file)
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
 
 /// Puts `bytes` at `path`, in place of what was there. Whatever happens meanwhile, `path` holds
 /// either what it held before or all of `bytes`.
@@ -14,23 +65,10 @@ const UNFINISHED: &str = ".unfinished-";
 /// # Errors
 /// When the folder is missing or read-only, or the disk is full; nothing is left behind then.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(UNFINISHED);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // As for any new file: the process's mask takes away what it should.
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    sync_folder(folder)
+    let mut unfinished = Unfinished::create(path)?;
+    unfinished.file.write_all(bytes)?;
+    unfinished.keep()?;
+    Ok(())
 }
 
 /// Removes what a killed process left unfinished in `folder`. To be called by the only process
@@ -48,7 +86,7 @@ pub fn remove_unfinished(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a file of this name was left unfinished by [`write()`].
+/// Whether this is the name of an [`Unfinished`] file.
 #[must_use]
 pub fn is_unfinished(name: &OsStr) -> bool {
     name.to_string_lossy().starts_with(UNFINISHED)
