@@ -30,12 +30,12 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
-        Command::FetchData(args) => fetch_data::run(&args),
+        Command::FetchData(args) => fetch_data::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Bench(args) => bench::run(&args),
-        Command::Ci => ci::run(),
+        Command::Ci => ci::run().map(|()| ExitCode::SUCCESS),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             printer::note(&format!("error: {error:#}"));
             ExitCode::FAILURE

@@ -15,6 +15,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread::available_parallelism;
+use whole_file::Unfinished;
 
 /// What is asked.
 #[derive(Debug, clap::Args)]
@@ -136,6 +137,9 @@ struct Layers {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let cannot_write = || format!("cannot write `{}`", args.out.display());
+    // Found before the measurements: a file that cannot be written.
+    let mut out = Unfinished::create(&args.out).with_context(cannot_write)?;
     let threads = match args.threads.as_slice() {
         [] => vec![available_parallelism()?],
         threads => threads.to_vec(),
@@ -223,8 +227,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     printer::line(&tables(&report));
-    whole_file::write(&args.out, &serde_json::to_vec_pretty(&report)?)
-        .with_context(|| format!("cannot write `{}`", args.out.display()))?;
+    out.write_all(&serde_json::to_vec_pretty(&report)?)
+        .and_then(|()| out.keep())
+        .with_context(cannot_write)?;
     printer::note(&format!("all figures are in {}", args.out.display()));
     Ok(())
 }

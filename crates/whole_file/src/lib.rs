@@ -39,6 +39,14 @@ impl Unfinished {
         })
     }
 
+    /// Writes on at the end of the file.
+    ///
+    /// # Errors
+    /// When the disk is full.
+    pub fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)
+    }
+
     /// Puts the file at its path, in place of what was there, as far as it is written; gives it, to be
     /// written on.
     ///
@@ -66,7 +74,7 @@ fn folder(path: &Path) -> &Path {
 /// When the folder is missing or read-only, or the disk is full; nothing is left behind then.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut unfinished = Unfinished::create(path)?;
-    unfinished.file.write_all(bytes)?;
+    unfinished.write_all(bytes)?;
     unfinished.keep()?;
     Ok(())
 }
