@@ -151,7 +151,7 @@ fn training(args: &Args, convolution: Convolution) -> anyhow::Result<Measured> {
         set.training(),
         set.test(),
         Device::Cpu,
-        convolution,
+        convolution.into(),
     )?;
     let clock = Cell::new(Clock::default());
     let limit = Duration::from_secs_f64(args.seconds);

@@ -22,12 +22,13 @@ pub enum Augmentation {
 
 /// Where a crop is taken from, and whether it is mirrored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct View {
-    /// Row of the original that the crop's first row shows; negative rows are black.
-    top: isize,
-    /// Column of the original that the crop's first column shows.
-    left: isize,
-    flipped: bool,
+pub struct View {
+    /// Row of the original that the crop's first row shows; rows outside are black.
+    pub top: i8,
+    /// Column of the original that the crop's first column shows; columns outside are black.
+    pub left: i8,
+    /// Whether left and right are exchanged.
+    pub flipped: bool,
 }
 
 impl View {
@@ -47,7 +48,7 @@ impl Augmentation {
                 let [top, left, flip, _] =
                     Stream::new(seed, Purpose::Augmentation, epoch).words(index);
                 let places = 2 * PADDING + 1;
-                let offset = |word| ((u64::from(word) * places) >> 32) as isize - PADDING as isize;
+                let offset = |word| ((u64::from(word) * places) >> 32) as i8 - PADDING as i8;
                 View {
                     top: offset(top),
                     left: offset(left),
@@ -77,6 +78,12 @@ impl Normalisation {
         Self { table }
     }
 
+    /// The number for each channel and value.
+    #[must_use]
+    pub fn numbers(&self) -> &[[f32; 256]; 3] {
+        &self.table
+    }
+
     /// Writes an image, as `view` shows it, to `out`; both are `[3, 32, 32]`.
     pub(crate) fn write(&self, image: &[u8], view: View, out: &mut [f32]) {
         debug_assert!(image.len() == IMAGE_BYTES && out.len() == IMAGE_BYTES);
@@ -86,7 +93,7 @@ impl Normalisation {
             .zip(out.chunks_exact_mut(SIDE * SIDE))
         {
             for (y, line) in out.chunks_exact_mut(SIDE).enumerate() {
-                let row = y as isize + view.top;
+                let row = y as isize + isize::from(view.top);
                 let Some(row) = usize::try_from(row).ok().filter(|row| *row < SIDE) else {
                     line.fill(table[0]);
                     continue;
@@ -94,7 +101,7 @@ impl Normalisation {
                 let row = &plane[row * SIDE..][..SIDE];
                 for (x, value) in line.iter_mut().enumerate() {
                     let x = if view.flipped { SIDE - 1 - x } else { x };
-                    let byte = usize::try_from(x as isize + view.left)
+                    let byte = usize::try_from(x as isize + isize::from(view.left))
                         .ok()
                         .and_then(|column| row.get(column))
                         .copied()

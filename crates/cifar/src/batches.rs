@@ -1,6 +1,6 @@
 //! Batches in a seeded order, made ready by a thread of their own.
 
-use crate::augmentation::{Augmentation, Normalisation};
+use crate::augmentation::{Augmentation, Normalisation, View};
 use crate::dataset::Split;
 use crate::layout::IMAGE_BYTES;
 use candle_core::{Device, Result, Tensor};
@@ -13,7 +13,16 @@ use tracing::debug_span;
 /// Batches that wait, ready, while the network works on another.
 const AHEAD: usize = 2;
 
-/// Images as the network sees them, with their labels, on the CPU.
+/// One image of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its number in the set.
+    pub index: u32,
+    /// How it is seen.
+    pub view: View,
+}
+
+/// Images as the network sees them, with their labels.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// `f32` `[batch, 3, 32, 32]`, normalised.
@@ -65,6 +74,18 @@ impl Loader {
         }
     }
 
+    /// The images.
+    #[must_use]
+    pub fn split(&self) -> &Split {
+        &self.split
+    }
+
+    /// What pixels become.
+    #[must_use]
+    pub fn normalisation(&self) -> &Normalisation {
+        &self.normalisation
+    }
+
     /// Images of a pass.
     #[must_use]
     pub fn images(&self) -> usize {
@@ -114,9 +135,8 @@ impl Loader {
         let thread = thread::Builder::new()
             .name("batches".to_owned())
             .spawn(move || {
-                let order = pass.order(loader.images());
-                for indices in order.chunks(loader.batch_size.get()).skip(first) {
-                    let batch = debug_span!("batch").in_scope(|| loader.batch(pass, indices));
+                for seen in loader.plan(pass, first) {
+                    let batch = debug_span!("batch").in_scope(|| loader.batch(&seen));
                     // The receiver is gone where the epoch was interrupted.
                     if sender.send(batch).is_err() {
                         break;
@@ -129,19 +149,54 @@ impl Loader {
         })
     }
 
-    fn batch(&self, pass: Pass, indices: &[u32]) -> Result<Batch> {
-        let mut indices = indices.to_vec();
-        indices.sort_unstable();
-        let mut images = vec![0.0; indices.len() * IMAGE_BYTES];
+    /// What [`Loader::training`] gives, as numbers of images and how they are seen: for a data set that
+    /// lies elsewhere than in this process's memory.
+    pub fn training_plan(
+        &self,
+        seed: u64,
+        epoch: u32,
+        augmentation: Augmentation,
+        first: usize,
+    ) -> impl Iterator<Item = Vec<Seen>> + use<> {
+        let pass = Pass::Training {
+            seed,
+            epoch,
+            augmentation,
+        };
+        self.plan(pass, first)
+    }
+
+    /// What [`Loader::evaluation`] gives, in the same way.
+    pub fn evaluation_plan(&self) -> impl Iterator<Item = Vec<Seen>> + use<> {
+        self.plan(Pass::Evaluation, 0)
+    }
+
+    fn plan(&self, pass: Pass, first: usize) -> impl Iterator<Item = Vec<Seen>> + use<> {
+        let order = pass.order(self.images());
+        let size = self.batch_size.get();
+        (first..self.batches()).map(move |batch| {
+            let end = ((batch + 1) * size).min(order.len());
+            let mut indices = order[batch * size..end].to_vec();
+            indices.sort_unstable();
+            let seen = indices.into_iter().map(|index| Seen {
+                index,
+                view: pass.view(index),
+            });
+            seen.collect()
+        })
+    }
+
+    fn batch(&self, seen: &[Seen]) -> Result<Batch> {
+        let mut images = vec![0.0; seen.len() * IMAGE_BYTES];
         let labels = self.split.with_bytes(|labels, pixels| {
-            for (out, index) in images.chunks_exact_mut(IMAGE_BYTES).zip(&indices) {
+            for (out, Seen { index, view }) in images.chunks_exact_mut(IMAGE_BYTES).zip(seen) {
                 let image = &pixels[*index as usize * IMAGE_BYTES..][..IMAGE_BYTES];
-                self.normalisation.write(image, pass.view(*index), out);
+                self.normalisation.write(image, *view, out);
             }
-            let labels = indices.iter().map(|index| labels[*index as usize]);
+            let labels = seen.iter().map(|seen| labels[seen.index as usize]);
             labels.map(u32::from).collect::<Vec<_>>()
         })?;
-        let count = indices.len();
+        let count = seen.len();
         Ok(Batch {
             images: Tensor::from_vec(images, (count, 3, 32, 32), &Device::Cpu)?,
             labels: Tensor::from_vec(labels, count, &Device::Cpu)?,
@@ -164,7 +219,7 @@ impl Pass {
         order
     }
 
-    fn view(self, index: u32) -> crate::augmentation::View {
+    fn view(self, index: u32) -> View {
         match self {
             Self::Training {
                 seed,

@@ -140,6 +140,12 @@ impl Split {
         self.len() == 0
     }
 
+    /// The images `[count, 3, 32, 32]` as `u8`, on the CPU.
+    #[must_use]
+    pub fn images(&self) -> &Tensor {
+        &self.images
+    }
+
     /// The first `count` images, without a copy.
     ///
     /// # Errors

@@ -16,8 +16,8 @@ mod dataset;
 mod synthetic;
 
 #[cfg(feature = "tensors")]
-pub use augmentation::{Augmentation, Normalisation};
+pub use augmentation::{Augmentation, Normalisation, View};
 #[cfg(feature = "tensors")]
-pub use batches::{Batch, Batches, Loader, picture};
+pub use batches::{Batch, Batches, Loader, Seen, picture};
 #[cfg(feature = "tensors")]
 pub use dataset::{Dataset, Split};

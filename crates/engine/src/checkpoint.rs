@@ -14,7 +14,7 @@ use crate::plateau::Plateau;
 use crate::recipe::Positive;
 use crate::training::{BestEpoch, EpochResult, Position};
 use candle_core::{DType, Device, Tensor};
-use models::{Architecture, CLASSES, Network};
+use models::{Architecture, CLASSES};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -125,39 +125,37 @@ impl Checkpoints {
     }
 
     /// Writes `best.safetensors`.
-    pub(crate) fn write_best(&self, network: &Network) -> Result<PathBuf, Error> {
+    pub(crate) fn write_best(
+        &self,
+        architecture: Architecture,
+        weights: &[(String, Tensor)],
+    ) -> Result<PathBuf, Error> {
         let path = self.best_path();
         let entries = [(key::INPUTS, text(&path, &self.inputs)?)];
-        write(&path, network.architecture(), weights(network), entries)?;
+        write(&path, architecture, weights, entries)?;
         Ok(path)
     }
 
     /// Writes `last.safetensors` and its momentum.
-    pub(crate) fn write_last<'a>(
+    pub(crate) fn write_last(
         &self,
-        network: &'a Network,
-        velocities: impl Iterator<Item = &'a Tensor>,
+        architecture: Architecture,
+        weights: &[(String, Tensor)],
+        velocities: &[(String, Tensor)],
         progress: &Progress,
     ) -> Result<PathBuf, Error> {
         let momentum = format!(
             "{MOMENTUM_PREFIX}{}-{}{SUFFIX}",
             progress.position.epoch, progress.position.step
         );
-        let names = network.variables().iter().map(|(name, _)| name.as_str());
-        let architecture = network.architecture();
-        write(
-            &self.folder.join(&momentum),
-            architecture,
-            names.zip(velocities),
-            [],
-        )?;
+        write(&self.folder.join(&momentum), architecture, velocities, [])?;
         let path = self.last_path();
         let entries = [
             (key::INPUTS, text(&path, &self.inputs)?),
             (key::PROGRESS, text(&path, progress)?),
             (key::MOMENTUM, momentum.clone()),
         ];
-        write(&path, architecture, weights(network), entries)?;
+        write(&path, architecture, weights, entries)?;
         self.remove_momentum_except(&momentum);
         Ok(path)
     }
@@ -219,11 +217,6 @@ impl Checkpoints {
 const MOMENTUM_PREFIX: &str = "momentum-";
 const SUFFIX: &str = ".safetensors";
 
-fn weights(network: &Network) -> impl Iterator<Item = (&str, &Tensor)> {
-    let variables = network.variables().iter();
-    variables.map(|(name, variable)| (name.as_str(), variable.as_tensor()))
-}
-
 fn text(path: &Path, value: &impl Serialize) -> Result<String, Error> {
     serde_json::to_string(value).map_err(|error| Error::Write {
         path: path.to_owned(),
@@ -231,10 +224,10 @@ fn text(path: &Path, value: &impl Serialize) -> Result<String, Error> {
     })
 }
 
-fn write<'a, const N: usize>(
+fn write<const N: usize>(
     path: &Path,
     architecture: Architecture,
-    tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
+    tensors: &[(String, Tensor)],
     entries: [(&str, String); N],
 ) -> Result<(), Error> {
     let mut metadata = HashMap::from([
@@ -244,6 +237,7 @@ fn write<'a, const N: usize>(
         (key::MODEL.to_owned(), architecture.name().to_owned()),
     ]);
     metadata.extend(entries.map(|(key, value)| (key.to_owned(), value)));
+    let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
     let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(std::io::Error::other);
     let bytes = bytes.and_then(|bytes| Ok(sorted(bytes)?));
     bytes

@@ -1,13 +1,17 @@
 //! How well a network does on a set of images.
 
-use candle_core::{DType, Device, Result, Tensor};
-use cifar::{Loader, Normalisation, Split};
+use crate::feed::Feed;
+use candle_core::{DType, Device, Result};
+use cifar::{Normalisation, Split};
 use models::{CLASSES, Network};
-use ops::{Convolution, Tape};
+use ops::{Arithmetic, Precision, Tally, Tape};
 use std::num::NonZeroUsize;
 
 /// Images a batch. Always the same, so that a result does not depend on the recipe's batch size.
 const BATCH: NonZeroUsize = NonZeroUsize::MIN.saturating_add(249);
+
+/// The same on a GPU, which has more to do at once.
+const GPU_BATCH: NonZeroUsize = NonZeroUsize::MIN.saturating_add(999);
 
 /// A network's result on a set of images.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,61 +37,55 @@ impl Evaluation {
     }
 }
 
-/// Evaluates `network` on `images`, without dropout and augmentation. `None` where `stop` turned
-/// true meanwhile; it is asked before every batch.
+/// Images of a set that are to be evaluated, on `device`.
 ///
 /// # Errors
-/// When there are no images, or a tensor operation fails.
-pub fn evaluate(
-    network: &Network,
-    convolution: Convolution,
+/// When the device has no memory for them.
+pub fn evaluation_feed(
     images: Split,
     normalisation: Normalisation,
     device: &Device,
+    precision: Precision,
+) -> Result<Feed> {
+    let batch = if device.is_cuda() { GPU_BATCH } else { BATCH };
+    Feed::new(images, batch, normalisation, device, precision)
+}
+
+/// Evaluates `network` on the images of `feed`, without dropout and augmentation. `None` where `stop` turned
+/// true meanwhile; it is asked before every batch.
+///
+/// # Errors
+/// When a tensor operation fails.
+pub fn evaluate(
+    network: &Network,
+    arithmetic: Arithmetic,
+    feed: &Feed,
+    device: &Device,
     stop: impl Fn() -> bool,
 ) -> Result<Option<Evaluation>> {
-    let loader = Loader::new(images, BATCH, normalisation);
-    let mut loss = 0.0;
-    let mut confusion = [[0; CLASSES]; CLASSES];
-    for batch in loader.evaluation()? {
+    let mut tally = Tally::new(CLASSES, device)?;
+    for (number, batch) in (0..).zip(feed.evaluation()?) {
         if stop() {
             return Ok(None);
         }
         let batch = batch?;
-        let labels = batch.labels.to_device(device)?;
-        let mut tape = Tape::forgetting(convolution);
-        let logits = network.forward(&mut tape, &batch.images.to_device(device)?, None)?;
-        let mean = ops::cross_entropy(&logits.to_dtype(DType::F64)?, &labels)?;
-        loss += mean.to_scalar::<f64>()? * labels.elem_count() as f64;
-        for (label, prediction) in batch
-            .labels
-            .to_vec1::<u32>()?
-            .iter()
-            .zip(predictions(&logits)?)
-        {
-            confusion[*label as usize][prediction] += 1;
+        let mut tape = Tape::forgetting(arithmetic);
+        let mut logits = network.forward(&mut tape, &batch.images, None)?;
+        if device.is_cpu() {
+            logits = logits.to_dtype(DType::F64)?;
         }
+        tally.add(&logits, &batch.labels, number)?;
     }
-    let right: u64 = (0..CLASSES).map(|class| confusion[class][class]).sum();
-    let images = loader.images() as f64;
+    let totals = tally.take()?;
+    let images = feed.images() as f64;
+    let loss = match totals.diverged {
+        Some(_) => f64::NAN,
+        None => totals.loss / images,
+    };
+    let count = |row, column| totals.confusion[row * CLASSES + column];
     Ok(Some(Evaluation {
-        loss: loss / images,
-        accuracy: right as f64 / images,
-        confusion,
+        loss,
+        accuracy: totals.right() as f64 / images,
+        confusion: std::array::from_fn(|row| std::array::from_fn(|column| count(row, column))),
     }))
-}
-
-/// The class with the largest logit for each row of `[batch, classes]`, the first of equals.
-pub(crate) fn predictions(logits: &Tensor) -> Result<Vec<usize>> {
-    let rows = logits.to_vec2::<f32>()?;
-    Ok(rows
-        .iter()
-        .map(|row| {
-            let best = row
-                .iter()
-                .enumerate()
-                .reduce(|best, next| if next.1 > best.1 { next } else { best });
-            best.map_or(0, |(class, _)| class)
-        })
-        .collect())
 }

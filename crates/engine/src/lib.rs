@@ -8,6 +8,7 @@ mod checkpoint;
 mod error;
 mod evaluation;
 mod event;
+mod feed;
 mod optimiser;
 mod plateau;
 mod recipe;
@@ -15,8 +16,9 @@ mod training;
 
 pub use checkpoint::{Checkpoint, Checkpoints, FORMAT_VERSION, Inputs, Progress, Weights};
 pub use error::Error;
-pub use evaluation::{Evaluation, evaluate};
+pub use evaluation::{Evaluation, evaluate, evaluation_feed};
 pub use event::Event;
+pub use feed::Feed;
 pub use optimiser::Sgd;
 pub use plateau::Plateau;
 pub use recipe::{

@@ -61,12 +61,15 @@ impl Optimizer for Sgd {
     }
 
     fn step(&mut self, gradients: &GradStore) -> Result<()> {
-        for (parameter, velocity) in &self.parameters {
-            if let Some(gradient) = gradients.get(parameter) {
-                ops::sgd_step(self.factors, parameter, velocity, gradient)?;
-            }
-        }
-        Ok(())
+        let updates: Vec<[&Tensor; 3]> = self
+            .parameters
+            .iter()
+            .filter_map(|(parameter, velocity)| {
+                let gradient = gradients.get(parameter)?;
+                Some([parameter.as_tensor(), velocity, gradient])
+            })
+            .collect();
+        ops::sgd_step(self.factors, &updates)
     }
 
     fn learning_rate(&self) -> f64 {

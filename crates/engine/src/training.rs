@@ -2,16 +2,17 @@
 
 use crate::checkpoint::{Checkpoints, Progress, not_finite};
 use crate::error::Error;
-use crate::evaluation::{Evaluation, evaluate, predictions};
+use crate::evaluation::{Evaluation, evaluate, evaluation_feed};
 use crate::event::Event;
+use crate::feed::Feed;
 use crate::optimiser::Sgd;
 use crate::plateau::Plateau;
 use crate::recipe::Recipe;
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use candle_nn::Optimizer;
-use cifar::{Batch, Loader, Split};
-use models::{DropoutMasks, Network};
-use ops::{Convolution, Tape};
+use cifar::{Batch, Split};
+use models::{CLASSES, DropoutMasks, Network};
+use ops::{Arithmetic, Tally, Tape};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 use tracing::debug_span;
@@ -81,16 +82,26 @@ pub struct Training {
     recipe: Recipe,
     seed: u64,
     device: Device,
-    convolution: Convolution,
+    arithmetic: Arithmetic,
     network: Network,
     optimiser: Sgd,
-    train: Loader,
-    test: Split,
+    train: Feed,
+    test: Feed,
     position: Position,
+    /// What the steps came to that `position` does not count yet.
+    tally: Tally,
     plateau: Plateau,
     history: Vec<EpochResult>,
     best: Option<BestEpoch>,
+    /// The best epoch's weights, where they are not written yet.
+    best_weights: Option<Vec<(String, Tensor)>>,
 }
+
+/// Steps after which a GPU is waited for, to see what they came to.
+const STEPS_UNSEEN: usize = 32;
+
+/// The least time between two checkpoints on a GPU, on which an epoch may take less than writing one.
+const GPU_PAUSE: Duration = Duration::from_secs(20);
 
 impl Training {
     /// Training from the first step on, with the network's present weights.
@@ -104,7 +115,7 @@ impl Training {
         train: Split,
         test: Split,
         device: Device,
-        convolution: Convolution,
+        arithmetic: Arithmetic,
     ) -> Result<Self, Error> {
         if recipe.batch_size.get() > train.len() {
             return Err(Error::BatchTooLarge {
@@ -122,18 +133,26 @@ impl Training {
             },
         )?;
         Ok(Self {
-            train: Loader::new(train, recipe.batch_size, recipe.normalisation()),
-            test,
+            train: Feed::new(
+                train,
+                recipe.batch_size,
+                recipe.normalisation(),
+                &device,
+                arithmetic.precision,
+            )?,
+            test: evaluation_feed(test, recipe.normalisation(), &device, arithmetic.precision)?,
+            tally: Tally::new(CLASSES, &device)?,
             plateau: Plateau::new(&recipe),
             recipe,
             seed,
             device,
-            convolution,
+            arithmetic,
             network,
             optimiser,
             position: Position::default(),
             history: Vec::new(),
             best: None,
+            best_weights: None,
         })
     }
 
@@ -237,15 +256,18 @@ impl Training {
             let mut next = || debug_span!("data").in_scope(|| batches.next());
             while let Some(batch) = next() {
                 if stop() {
+                    self.collect(&mut clock)?;
                     return self.interrupted(checkpoints, &mut observe);
                 }
-                let position = debug_span!("step", number = self.position.step)
-                    .in_scope(|| self.step(&batch?))?;
-                self.position = Position {
-                    seconds: position.seconds + clock.elapsed().as_secs_f64(),
-                    ..position
-                };
-                clock = Instant::now();
+                debug_span!("step", number = self.position.step).in_scope(|| self.step(&batch?))?;
+                let due = saved.elapsed() >= interval;
+                let seen = self.device.is_cpu()
+                    || self.position.step.is_multiple_of(STEPS_UNSEEN)
+                    || self.position.step == self.train.batches();
+                if !seen && !due {
+                    continue;
+                }
+                self.collect(&mut clock)?;
                 let images = self.position.images as f64;
                 observe(Event::Step {
                     epoch,
@@ -254,7 +276,7 @@ impl Training {
                     accuracy: self.position.right as f64 / images,
                     images_per_second: images / self.position.seconds,
                 })?;
-                if saved.elapsed() >= interval {
+                if due {
                     self.save(checkpoints, &mut observe)?;
                     saved = Instant::now();
                     clock = Instant::now();
@@ -264,9 +286,8 @@ impl Training {
             let evaluation = debug_span!("evaluation").in_scope(|| {
                 evaluate(
                     &self.network,
-                    self.convolution,
-                    self.test.clone(),
-                    self.recipe.normalisation(),
+                    self.arithmetic,
+                    &self.test,
                     &self.device,
                     stop,
                 )
@@ -275,9 +296,15 @@ impl Training {
                 return self.interrupted(checkpoints, &mut observe);
             };
             let improved = self.finish_epoch(&evaluation, clock.elapsed().as_secs_f64())?;
+            // Where epochs are short, not each of them is worth a checkpoint; its weights are kept if they are
+            // the best, and the last epoch's always.
+            let last = self.position.epoch == epochs;
+            let due = self.device.is_cpu() || last || saved.elapsed() >= GPU_PAUSE;
             if improved {
-                let path = checkpoints.write_best(&self.network)?;
-                observe(Event::CheckpointWritten { path: &path })?;
+                self.best_weights = Some(self.weights(!due)?);
+            }
+            if due {
+                self.save_best(checkpoints, &mut observe)?;
             }
             if let Some(best) = self.best {
                 observe(Event::EpochFinished {
@@ -286,16 +313,18 @@ impl Training {
                     epochs,
                 })?;
             }
-            self.save(checkpoints, &mut observe)?;
-            saved = Instant::now();
+            if due {
+                self.save(checkpoints, &mut observe)?;
+                saved = Instant::now();
+            }
         }
         Ok(Outcome::Finished)
     }
 
-    /// One step of gradient descent; gives the position after it, but for the time.
-    fn step(&mut self, batch: &Batch) -> Result<Position, Error> {
+    /// One step of gradient descent. What it came to is in the tally.
+    fn step(&mut self, batch: &Batch) -> Result<(), Error> {
         let position = self.position;
-        let labels = batch.labels.to_device(&self.device)?;
+        let labels = &batch.labels;
         let probability = self.recipe.dropout.get() as f32;
         let active = probability > 0.0 && self.recipe.dropout_epochs.contains(position.epoch);
         let dropout = active.then(|| DropoutMasks {
@@ -304,29 +333,66 @@ impl Training {
             step: (u64::from(position.epoch) * self.train.batches() as u64 + position.step as u64)
                 as u32,
         });
-        let mut tape = Tape::recording(self.convolution);
-        let images = batch.images.to_device(&self.device)?;
-        let logits = self.network.forward(&mut tape, &images, dropout)?;
-        let loss = ops::cross_entropy(&logits, &labels)?;
-        let value = f64::from(loss.to_scalar::<f32>()?);
-        if !value.is_finite() {
-            return Err(self.diverged("loss"));
+        let mut tape = Tape::recording(self.arithmetic);
+        let logits = self.network.forward(&mut tape, &batch.images, dropout)?;
+        self.tally.add(&logits, labels, position.step as u64)?;
+        if self.device.is_cpu() {
+            // Nothing is waited for here, so a loss that is not finite is seen before it does harm.
+            self.count()?;
         }
-        let gradients = tape.backward(ops::cross_entropy_gradient(&logits, &labels)?)?;
+        let gradients = tape.backward(ops::cross_entropy_gradient(&logits, labels)?)?;
         debug_span!("update").in_scope(|| self.optimiser.step(&gradients))?;
-        let wanted = batch.labels.to_vec1::<u32>()?;
-        let found = predictions(&logits)?;
-        let right = wanted
-            .iter()
-            .zip(found)
-            .filter(|(wanted, found)| **wanted as usize == *found);
-        Ok(Position {
-            step: position.step + 1,
-            loss_sum: position.loss_sum + value * wanted.len() as f64,
-            images: position.images + wanted.len() as u64,
-            right: position.right + right.count() as u64,
-            ..position
-        })
+        self.position.step += 1;
+        Ok(())
+    }
+
+    /// Adds to the position what the steps came to since the last time.
+    fn count(&mut self) -> Result<(), Error> {
+        let totals = self.tally.take()?;
+        if let Some(step) = totals.diverged {
+            return Err(Error::Diverged {
+                what: "loss",
+                epoch: self.position.epoch + 1,
+                steps: step as usize,
+            });
+        }
+        self.position.loss_sum += totals.loss;
+        self.position.images += totals.images();
+        self.position.right += totals.right();
+        Ok(())
+    }
+
+    /// The same, waiting for a GPU, and the time since `clock`, which then starts anew.
+    fn collect(&mut self, clock: &mut Instant) -> Result<(), Error> {
+        self.count()?;
+        self.position.seconds += clock.elapsed().as_secs_f64();
+        *clock = Instant::now();
+        Ok(())
+    }
+
+    /// The network's weights; those that will be changed meanwhile are to be copied.
+    fn weights(&self, copied: bool) -> candle_core::Result<Vec<(String, Tensor)>> {
+        let variables = self.network.variables().iter();
+        variables
+            .map(|(name, variable)| {
+                let weight = variable.as_detached_tensor();
+                let weight = if copied { weight.copy()? } else { weight };
+                Ok((name.clone(), weight))
+            })
+            .collect()
+    }
+
+    /// Writes `best.safetensors` where it is behind.
+    fn save_best(
+        &mut self,
+        checkpoints: &Checkpoints,
+        observe: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let Some(weights) = self.best_weights.take() else {
+            return Ok(());
+        };
+        let path = checkpoints.write_best(self.network.architecture(), &on_host(weights)?)?;
+        observe(Event::CheckpointWritten { path: &path })
     }
 
     /// Takes an epoch's evaluation in; whether it is the best so far.
@@ -365,7 +431,7 @@ impl Training {
     }
 
     fn interrupted(
-        &self,
+        &mut self,
         checkpoints: &Checkpoints,
         observe: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
     ) -> Result<Outcome, Error> {
@@ -373,19 +439,19 @@ impl Training {
         Ok(Outcome::Interrupted)
     }
 
-    /// Writes `last.safetensors`, unless its weights are not finite: a checkpoint is always usable.
+    /// Writes `last.safetensors`, unless its weights are not finite: a checkpoint is always usable. The best
+    /// weights of the epochs that it knows of are written before it.
     fn save(
-        &self,
+        &mut self,
         checkpoints: &Checkpoints,
         observe: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let _span = debug_span!("checkpoint").entered();
-        let variables = self
-            .network
-            .variables()
-            .iter()
-            .map(|(_, variable)| variable.as_tensor());
-        for tensor in variables.chain(self.optimiser.velocities()) {
+        self.save_best(checkpoints, observe)?;
+        let weights = on_host(self.weights(false)?)?;
+        let names = weights.iter().map(|(name, _)| name.clone());
+        let velocities = on_host(names.zip(self.optimiser.velocities().cloned()).collect())?;
+        for (_, tensor) in weights.iter().chain(&velocities) {
             if not_finite(tensor)?.is_some() {
                 return Err(self.diverged("network"));
             }
@@ -399,7 +465,8 @@ impl Training {
             history: self.history.clone(),
             best: self.best,
         };
-        let path = checkpoints.write_last(&self.network, self.optimiser.velocities(), &progress)?;
+        let architecture = self.network.architecture();
+        let path = checkpoints.write_last(architecture, &weights, &velocities, &progress)?;
         observe(Event::CheckpointWritten { path: &path })
     }
 
@@ -410,4 +477,12 @@ impl Training {
             steps: self.position.step,
         }
     }
+}
+
+/// Tensors in the host's memory.
+fn on_host(tensors: Vec<(String, Tensor)>) -> candle_core::Result<Vec<(String, Tensor)>> {
+    let tensors = tensors.into_iter();
+    tensors
+        .map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?)))
+        .collect()
 }

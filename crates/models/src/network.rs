@@ -98,7 +98,8 @@ impl Network {
     /// to differentiate them. `dropout` is `None` where it is switched off.
     ///
     /// # Errors
-    /// When the images have another shape, or another type than the variables.
+    /// When the images have another shape, or another type than the variables. On a GPU they may have that
+    /// of the activations.
     pub fn forward(
         &self,
         tape: &mut Tape,
@@ -113,7 +114,7 @@ impl Network {
         };
         let mut layers = self.architecture.named_layers().peekable();
         let mut masks = 0_u16;
-        let mut x = ops::channels_last(images)?;
+        let mut x = ops::channels_last(&tape.activations(images)?)?;
         while let Some((name, layer)) = layers.next() {
             // What follows in the same operation.
             let mut relu = || match layers.next_if(|(_, layer)| *layer == Layer::Relu) {

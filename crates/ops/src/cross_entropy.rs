@@ -1,6 +1,8 @@
 //! Softmax cross-entropy.
 
 use crate::storage::{contiguous, with_float};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// The mean over the batch of `-log softmax(logits)[label]`, a scalar, for `logits`
@@ -23,6 +25,24 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
     logits
         .contiguous()?
         .apply_op2(&labels.contiguous()?, CrossEntropy)
+}
+
+/// The class with the largest logit for each row of `[batch, classes]`, the first of equals.
+///
+/// # Errors
+/// When the logits have other dimensions.
+pub fn predictions(logits: &Tensor) -> Result<Vec<usize>> {
+    let rows = logits.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let best = row
+                .iter()
+                .enumerate()
+                .reduce(|best, next| if next.1 > best.1 { next } else { best });
+            best.map_or(0, |(class, _)| class)
+        })
+        .collect())
 }
 
 /// The gradient of [`cross_entropy`] with respect to the logits, `[batch, classes]`.
@@ -63,6 +83,19 @@ impl CustomOp2 for CrossEntropy {
                 .sum();
             Ok((T::to_cpu_storage_owned(vec![T::from_f64(total / batch as f64)]), Shape::from(())))
         })
+    }
+
+    /// Waits for the result: the loss is made of whole numbers that the host divides.
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        logits: &CudaStorage,
+        logits_layout: &Layout,
+        labels: &CudaStorage,
+        labels_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let loss = cuda::loss((logits, logits_layout), (labels, labels_layout))?;
+        Ok((loss, Shape::from(())))
     }
 
     fn bwd(
@@ -109,6 +142,18 @@ impl CustomOp2 for LogitsGradient {
             Ok((T::to_cpu_storage_owned(gradient), logits_layout.shape().clone()))
         })
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        logits: &CudaStorage,
+        logits_layout: &Layout,
+        labels: &CudaStorage,
+        labels_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let gradient = cuda::gradient((logits, logits_layout), (labels, labels_layout))?;
+        Ok((gradient, logits_layout.shape().clone()))
+    }
 }
 
 /// `log(sum(exp(row)))`.
@@ -122,4 +167,116 @@ fn log_sum_exp<T: WithDType>(row: &[T]) -> f64 {
         .map(|value| (value.to_f64() - maximum).exp())
         .sum();
     maximum + sum.ln()
+}
+
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda {
+    use crate::cuda::{Argument, Program, contiguous, launch, room};
+    use candle_core::backend::BackendStorage;
+    use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView};
+    use candle_core::{CudaDevice, CudaStorage, Layout, Result, bail};
+
+    /// One unit of the sum of losses in a tally.
+    pub(crate) const UNIT: f64 = 1.0 / (1 << 24) as f64;
+
+    /// Numbers in a tally besides the confusion matrix: sum of losses, rows classified rightly, first step
+    /// with a loss that is not finite.
+    pub(crate) const HEADER: usize = 3;
+
+    /// No step.
+    pub(crate) const NOWHERE: u64 = u64::MAX;
+
+    type Stored<'a> = (&'a CudaStorage, &'a Layout);
+
+    /// A tally of nothing.
+    pub(crate) fn empty_tally(classes: usize) -> Vec<u64> {
+        let mut tally = vec![0; HEADER + classes * classes];
+        tally[2] = NOWHERE;
+        tally
+    }
+
+    pub(super) fn loss(
+        (logits, logits_layout): Stored<'_>,
+        (labels, labels_layout): Stored<'_>,
+    ) -> Result<CudaStorage> {
+        let device = logits.device();
+        let (batch, classes) = logits_layout.shape().dims2()?;
+        let logits = contiguous::<f32>("cross-entropy", logits, logits_layout)?;
+        let labels = contiguous::<u32>("cross-entropy", labels, labels_layout)?;
+        let mut tally = device.clone_htod(&empty_tally(classes))?;
+        add(device, (&logits, &labels), (batch, classes), &mut tally, 0)?;
+        let tally = device.clone_dtoh(&tally)?;
+        let loss = if tally[2] == NOWHERE {
+            tally[0] as f64 * UNIT / batch as f64
+        } else {
+            f64::NAN
+        };
+        let loss = device.clone_htod(&[loss as f32])?;
+        Ok(CudaStorage::wrap_cuda_slice(loss, device.clone()))
+    }
+
+    pub(super) fn gradient(
+        (logits, logits_layout): Stored<'_>,
+        (labels, labels_layout): Stored<'_>,
+    ) -> Result<CudaStorage> {
+        let device = logits.device();
+        let sizes = logits_layout.shape().dims2()?;
+        let logits = contiguous::<f32>("cross-entropy", logits, logits_layout)?;
+        let labels = contiguous::<u32>("cross-entropy", labels, labels_layout)?;
+        let mut gradient = room::<f32>(device, logits.len())?;
+        let to = Argument::write(device, &mut gradient);
+        run(device, (&logits, &labels), sizes, to, Argument::null(), 0)?;
+        Ok(CudaStorage::wrap_cuda_slice(gradient, device.clone()))
+    }
+
+    /// Adds a batch to a tally; `step` is what is remembered where its loss is not finite.
+    pub(crate) fn add(
+        device: &CudaDevice,
+        batch: (&CudaView<'_, f32>, &CudaView<'_, u32>),
+        (rows, classes): (usize, usize),
+        tally: &mut CudaSlice<u64>,
+        step: u64,
+    ) -> Result<()> {
+        assert_eq!(tally.len(), HEADER + classes * classes);
+        let tally = Argument::write(device, tally);
+        run(
+            device,
+            batch,
+            (rows, classes),
+            Argument::null(),
+            tally,
+            step,
+        )
+    }
+
+    fn run(
+        device: &CudaDevice,
+        (logits, labels): (&CudaView<'_, f32>, &CudaView<'_, u32>),
+        (rows, classes): (usize, usize),
+        gradient: Argument<'_>,
+        tally: Argument<'_>,
+        step: u64,
+    ) -> Result<()> {
+        if labels.len() != rows || logits.len() != rows * classes || classes == 0 {
+            bail!(
+                "cross_entropy: {} labels for {rows} rows of logits",
+                labels.len()
+            );
+        }
+        launch(
+            device,
+            Program::packed::<f32>(1),
+            "cross_entropy",
+            rows,
+            &[
+                Argument::read(device, logits),
+                Argument::read(device, labels),
+                gradient,
+                tally,
+                rows.into(),
+                classes.into(),
+                Argument::long(step),
+            ],
+        )
+    }
 }

@@ -2,6 +2,8 @@
 
 use crate::simd::{Real, arch};
 use crate::storage::{contiguous, with_float};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 use pulp::{Simd, WithSimd};
 use random::{Purpose, Stream, unit};
@@ -61,6 +63,11 @@ impl CustomOp1 for Dropout {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::mask(*self, storage, layout)
+    }
+
     fn bwd(&self, _arg: &Tensor, _res: &Tensor, grad_res: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some(grad_res.contiguous()?.apply_op1_no_bwd(self)?))
     }
@@ -95,5 +102,46 @@ impl<T: Real> WithSimd for Mask<'_, T> {
                 }
             }
         }
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::Dropout;
+    use crate::cuda::{Argument, Program, contiguous, launch, room, with_activations};
+    use candle_core::backend::BackendStorage;
+    use candle_core::{CudaStorage, Layout, Result, Shape};
+    use random::Purpose;
+
+    pub(super) fn mask(
+        dropout: Dropout,
+        storage: &CudaStorage,
+        layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let device = storage.device();
+        with_activations!("dropout", storage.dtype(), T => {
+            let x = contiguous::<T>("dropout", storage, layout)?;
+            let mut y = room::<T>(device, x.len())?;
+            // Four elements a thread are loaded at once, as packs are.
+            launch(
+                device,
+                Program::packed::<T>(0),
+                "dropout",
+                x.len().div_ceil(4),
+                &[
+                    Argument::read(device, &x),
+                    Argument::write(device, &mut y),
+                    x.len().into(),
+                    (dropout.seed as u32).into(),
+                    ((dropout.seed >> 32) as u32).into(),
+                    u32::from(dropout.layer).into(),
+                    dropout.step.into(),
+                    (Purpose::Dropout as u32).into(),
+                    dropout.probability.into(),
+                    ((1.0 / (1.0 - f64::from(dropout.probability))) as f32).into(),
+                ],
+            )?;
+            Ok((CudaStorage::wrap_cuda_slice(y, device.clone()), layout.shape().clone()))
+        })
     }
 }

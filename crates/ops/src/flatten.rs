@@ -2,6 +2,8 @@
 
 use crate::scratch::par_parts;
 use crate::storage::{contiguous, with_float};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType};
 
 /// `[batch, channels, height, width]` as `[batch, height, width, channels]`.
@@ -57,6 +59,12 @@ impl CustomOp1 for Transpose {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let y = cuda::transpose(storage, layout, (self.rows, self.columns))?;
+        Ok((y, self.shape.clone()))
+    }
+
     fn bwd(&self, _arg: &Tensor, _res: &Tensor, grad_res: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some(grad_res.contiguous()?.apply_op1_no_bwd(&Self {
             batch: self.batch,
@@ -82,5 +90,38 @@ fn transpose<T: Copy>(x: &[T], rows: usize, columns: usize, y: &mut [T]) {
                 }
             }
         }
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use crate::cuda::{Argument, Program, contiguous, launch, room, with_activations};
+    use candle_core::backend::BackendStorage;
+    use candle_core::{CudaStorage, Layout, Result};
+
+    pub(super) fn transpose(
+        storage: &CudaStorage,
+        layout: &Layout,
+        (rows, columns): (usize, usize),
+    ) -> Result<CudaStorage> {
+        let device = storage.device();
+        with_activations!("transpose", storage.dtype(), T => {
+            let x = contiguous::<T>("transpose", storage, layout)?;
+            let mut y = room::<T>(device, x.len())?;
+            launch(
+                device,
+                Program::packed::<T>(1),
+                "transpose",
+                x.len(),
+                &[
+                    Argument::read(device, &x),
+                    Argument::write(device, &mut y),
+                    x.len().into(),
+                    rows.into(),
+                    columns.into(),
+                ],
+            )?;
+            Ok(CudaStorage::wrap_cuda_slice(y, device.clone()))
+        })
     }
 }

@@ -6,6 +6,8 @@
 use crate::scratch::{Parts, par_parts};
 use crate::simd::{Real, arch};
 use crate::storage::{contiguous, with_float};
+#[cfg(feature = "cuda")]
+use candle_core::cuda::{CudaStorage, cudarc::driver::CudaSlice};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use pulp::{Simd, WithSimd};
 use std::sync::{Arc, OnceLock};
@@ -181,7 +183,15 @@ struct MaxPool2d {
     windows: Windows,
     channels: usize,
     /// For each output, the place of the maximum in its window.
-    argmax: OnceLock<Arc<[u8]>>,
+    argmax: OnceLock<Argmax>,
+}
+
+/// For each output, the place of the maximum in its window; where the tensor is.
+#[derive(Clone)]
+enum Argmax {
+    Cpu(Arc<[u8]>),
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<CudaSlice<u8>>),
 }
 
 impl CustomOp1 for MaxPool2d {
@@ -207,9 +217,17 @@ impl CustomOp1 for MaxPool2d {
                 });
             });
             // The operation runs once; were it run again, on the same input, so would be the result.
-            let _ = self.argmax.set(argmax.into_vec().into());
+            let _ = self.argmax.set(Argmax::Cpu(argmax.into_vec().into()));
             Ok((candle_core::WithDType::to_cpu_storage_owned(y), shape))
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (y, shape, places) =
+            cuda::forward(storage, layout, (self.batch, self.windows, self.channels))?;
+        let _ = self.argmax.set(Argmax::Cuda(Arc::new(places)));
+        Ok((y, shape))
     }
 
     fn bwd(&self, _arg: &Tensor, _res: &Tensor, grad_res: &Tensor) -> Result<Option<Tensor>> {
@@ -227,7 +245,7 @@ impl CustomOp1 for MaxPool2d {
 /// From the gradient of the output: the gradient of the input.
 struct InputGradient {
     windows: Windows,
-    argmax: Arc<[u8]>,
+    argmax: Argmax,
 }
 
 impl CustomOp1 for InputGradient {
@@ -237,6 +255,10 @@ impl CustomOp1 for InputGradient {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let windows = &self.windows;
+        #[cfg_attr(not(feature = "cuda"), allow(irrefutable_let_patterns))]
+        let Argmax::Cpu(argmax) = &self.argmax else {
+            bail!("max-pool2d: forward and backward on different devices");
+        };
         let (batch, _, _, channels) = layout.shape().dims4()?;
         let shape = Shape::from((batch, windows.height, windows.width, channels));
         with_float!(self.name(), storage, T => {
@@ -247,11 +269,137 @@ impl CustomOp1 for InputGradient {
                     windows: *windows,
                     channels,
                     grad_y: &grad_y[number * pooled..][..pooled],
-                    argmax: &self.argmax[number * pooled..][..pooled],
+                    argmax: &argmax[number * pooled..][..pooled],
                     grad_x,
                 });
             });
             Ok((candle_core::WithDType::to_cpu_storage_owned(grad_x), shape))
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let Argmax::Cuda(places) = &self.argmax else {
+            bail!("max-pool2d: forward and backward on different devices");
+        };
+        cuda::backward(storage, layout, self.windows, places)
+    }
+}
+
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda {
+    use super::Windows;
+    use crate::cuda::{Activations, Argument, Program, contiguous, launch, room, with_activations};
+    use candle_core::backend::BackendStorage;
+    use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView};
+    use candle_core::{CudaDevice, CudaStorage, Layout, Result, Shape};
+
+    /// Images, their windows and their channels.
+    pub(crate) type Sizes = (usize, Windows, usize);
+
+    pub(super) fn forward(
+        storage: &CudaStorage,
+        layout: &Layout,
+        (batch, windows, channels): Sizes,
+    ) -> Result<(CudaStorage, Shape, CudaSlice<u8>)> {
+        let device = storage.device();
+        let shape = Shape::from((batch, windows.rows(), windows.columns(), channels));
+        with_activations!("max-pool2d", storage.dtype(), T => {
+            let x = contiguous::<T>("max-pool2d", storage, layout)?;
+            let (y, places) = pool(device, &x, None, (batch, windows, channels), false)?;
+            Ok((CudaStorage::wrap_cuda_slice(y, device.clone()), shape, places))
+        })
+    }
+
+    pub(super) fn backward(
+        storage: &CudaStorage,
+        layout: &Layout,
+        windows: Windows,
+        places: &CudaSlice<u8>,
+    ) -> Result<(CudaStorage, Shape)> {
+        let device = storage.device();
+        let (batch, _, _, channels) = layout.shape().dims4()?;
+        let shape = Shape::from((batch, windows.height, windows.width, channels));
+        with_activations!("max-pool2d-gradient", storage.dtype(), T => {
+            let grad_y = contiguous::<T>("max-pool2d-gradient", storage, layout)?;
+            let sizes = (batch, windows, channels);
+            let grad_x = gradient(device, &grad_y, None, &places.as_view(), sizes)?;
+            Ok((CudaStorage::wrap_cuda_slice(grad_x, device.clone()), shape))
+        })
+    }
+
+    /// The maxima of `x`, with bias and rectifier, and the place of each in its window.
+    pub(crate) fn pool<T: Activations>(
+        device: &CudaDevice,
+        x: &CudaView<'_, T>,
+        bias: Option<&CudaView<'_, f32>>,
+        (batch, windows, channels): Sizes,
+        relu: bool,
+    ) -> Result<(CudaSlice<T>, CudaSlice<u8>)> {
+        assert_eq!(x.len(), batch * windows.height * windows.width * channels);
+        let count = batch * windows.count() * channels;
+        let (mut y, mut places) = (room::<T>(device, count)?, room::<u8>(device, count)?);
+        let program = Program::packed::<T>(channels);
+        let packs = program.packs(count);
+        launch(
+            device,
+            program,
+            "pool",
+            packs,
+            &[
+                Argument::read(device, x),
+                Argument::maybe(device, bias),
+                Argument::write(device, &mut y),
+                Argument::write(device, &mut places),
+                packs.into(),
+                channels.into(),
+                windows.height.into(),
+                windows.width.into(),
+                windows.rows().into(),
+                windows.columns().into(),
+                windows.pool.kernel.into(),
+                windows.pool.stride.into(),
+                relu.into(),
+            ],
+        )?;
+        Ok((y, places))
+    }
+
+    /// The gradient of [`pool`] with respect to `x`; `y` is its result where it had a rectifier.
+    pub(crate) fn gradient<T: Activations>(
+        device: &CudaDevice,
+        grad_y: &CudaView<'_, T>,
+        y: Option<&CudaView<'_, T>>,
+        places: &CudaView<'_, u8>,
+        (batch, windows, channels): Sizes,
+    ) -> Result<CudaSlice<T>> {
+        let pooled = batch * windows.count() * channels;
+        assert!(grad_y.len() == pooled && places.len() == pooled);
+        assert!(y.is_none_or(|y| y.len() == pooled));
+        let count = batch * windows.height * windows.width * channels;
+        let mut out = room::<T>(device, count)?;
+        let program = Program::packed::<T>(channels);
+        let packs = program.packs(count);
+        launch(
+            device,
+            program,
+            "pool_gradient",
+            packs,
+            &[
+                Argument::read(device, grad_y),
+                Argument::maybe(device, y),
+                Argument::read(device, places),
+                Argument::write(device, &mut out),
+                packs.into(),
+                channels.into(),
+                windows.height.into(),
+                windows.width.into(),
+                windows.rows().into(),
+                windows.columns().into(),
+                windows.pool.kernel.into(),
+                windows.pool.stride.into(),
+            ],
+        )?;
+        Ok(out)
     }
 }

@@ -1,4 +1,4 @@
-//! One step of stochastic gradient descent on one parameter, in place.
+//! One step of stochastic gradient descent, in place.
 
 use crate::storage::{contiguous, with_float};
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor, WithDType, bail};
@@ -21,11 +21,32 @@ const PART: usize = 1 << 15;
 
 /// `velocity = momentum velocity + (gradient + weight_decay parameter)`, then
 /// `parameter -= learning_rate velocity`, for three tensors of one shape. A velocity of zeros is
-/// the state before the first step.
+/// the state before the first step. `updates` are a parameter, its velocity and its gradient each.
 ///
 /// # Errors
-/// When the shapes differ, a tensor is not contiguous, or they are neither all `f32` nor all `f64`.
-pub fn sgd_step(sgd: Sgd, parameter: &Tensor, velocity: &Tensor, gradient: &Tensor) -> Result<()> {
+/// When the shapes differ, a tensor is not contiguous, or they are neither all `f32` nor all `f64`. On a
+/// GPU: when parameters and velocities are not `f32`, or a gradient is neither `f32` nor `bf16`.
+pub fn sgd_step(sgd: Sgd, updates: &[[&Tensor; 3]]) -> Result<()> {
+    for [parameter, velocity, gradient] in updates {
+        check(parameter, velocity, gradient)?;
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(device) = updates
+        .first()
+        .and_then(|[parameter, ..]| crate::cuda::gpu(parameter))
+    {
+        return cuda::step(device, sgd, updates);
+    }
+    for [parameter, velocity, gradient] in updates {
+        let gradient = gradient.contiguous()?;
+        parameter.inplace_op2(&gradient, &Step { sgd, velocity })?;
+    }
+    Ok(())
+}
+
+/// # Errors
+/// When the shapes differ.
+fn check(parameter: &Tensor, velocity: &Tensor, gradient: &Tensor) -> Result<()> {
     if parameter.shape() != gradient.shape() || parameter.shape() != velocity.shape() {
         bail!(
             "sgd: a parameter of shape {:?} has a gradient of shape {:?} and a velocity of shape {:?}",
@@ -34,8 +55,7 @@ pub fn sgd_step(sgd: Sgd, parameter: &Tensor, velocity: &Tensor, gradient: &Tens
             velocity.shape()
         );
     }
-    let gradient = gradient.contiguous()?;
-    parameter.inplace_op2(&gradient, &Step { sgd, velocity })
+    Ok(())
 }
 
 /// The elements of a contiguous tensor, to be changed.
@@ -136,5 +156,105 @@ impl<T: Element> InplaceOp1 for Both<'_, T> {
                 }
             });
         Ok(())
+    }
+}
+
+/// On a GPU: one kernel for all parameters.
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda {
+    use super::Sgd;
+    use crate::cuda::{Argument, Program, launch, slice};
+    use candle_core::cuda::CudaDType;
+    use candle_core::cuda::cudarc::driver::{DevicePtr, DeviceRepr};
+    use candle_core::{CudaDevice, DType, Result, Tensor, bail};
+
+    /// Tensors of one launch: `TENSORS` in the kernels' source.
+    const TENSORS: usize = 32;
+    /// Elements that one crew of threads handles: `CHUNK` in the kernels' source.
+    const CHUNK: usize = 2048;
+    /// Threads of a crew: `CREW` in the kernels' source.
+    const CREW: usize = 256;
+
+    /// As in the kernels' source.
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    pub(crate) struct Entry {
+        parameter: u64,
+        velocity: u64,
+        gradient: u64,
+        count: u32,
+        chunks_before: u32,
+        wide: u32,
+        unused: u32,
+    }
+
+    /// As in the kernels' source.
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    pub(crate) struct Table([Entry; TENSORS]);
+
+    // SAFETY: plain numbers in the layout of the kernels' structure.
+    unsafe impl DeviceRepr for Table {}
+
+    pub(super) fn step(device: &CudaDevice, sgd: Sgd, updates: &[[&Tensor; 3]]) -> Result<()> {
+        // The kernel is compiled for one type of gradients beside f32.
+        let narrow = updates
+            .iter()
+            .any(|[.., gradient]| gradient.dtype() == DType::BF16);
+        for updates in updates.chunks(TENSORS) {
+            let mut table = Table([Entry::default(); TENSORS]);
+            let mut chunks = 0;
+            for (entry, [parameter, velocity, gradient]) in table.0.iter_mut().zip(updates) {
+                let wide = match gradient.dtype() {
+                    DType::F32 => true,
+                    DType::BF16 => false,
+                    other => bail!("sgd: a gradient is f32 or bf16 on a GPU, not {other:?}"),
+                };
+                *entry = Entry {
+                    parameter: address::<f32>(device, parameter)?,
+                    velocity: address::<f32>(device, velocity)?,
+                    gradient: if wide {
+                        address::<f32>(device, gradient)?
+                    } else {
+                        address::<half::bf16>(device, gradient)?
+                    },
+                    count: u32::try_from(parameter.elem_count())
+                        .map_err(candle_core::Error::wrap)?,
+                    chunks_before: u32::try_from(chunks).map_err(candle_core::Error::wrap)?,
+                    wide: wide.into(),
+                    unused: 0,
+                };
+                chunks += parameter.elem_count().div_ceil(CHUNK);
+            }
+            let program = if narrow {
+                Program::packed::<half::bf16>(1)
+            } else {
+                Program::packed::<f32>(1)
+            };
+            launch(
+                device,
+                program,
+                "sgd",
+                chunks * CREW,
+                &[
+                    Argument::table(&table),
+                    updates.len().into(),
+                    chunks.into(),
+                    (sgd.learning_rate as f32).into(),
+                    (sgd.momentum as f32).into(),
+                    (sgd.weight_decay as f32).into(),
+                ],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Where a contiguous tensor begins. Its memory outlives the kernel: what gives it back is ordered
+    /// behind it, on the same stream. Nobody else looks at a parameter or velocity meanwhile, for the
+    /// same reason.
+    fn address<T: CudaDType>(device: &CudaDevice, tensor: &Tensor) -> Result<u64> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let view = slice::<T>("sgd", &storage, layout)?;
+        Ok(view.device_ptr(&device.cuda_stream()).0)
     }
 }

@@ -1,9 +1,9 @@
 //! A chain of operations: what was computed, so that it can be differentiated.
 
-use crate::conv2d::{Computed, Conv2d, Convolution};
+use crate::conv2d::{Computed, Conv2d};
 use crate::dropout::Dropout;
 use crate::linear;
-use crate::{Activation, Pool};
+use crate::{Activation, Arithmetic, Pool};
 use candle_core::backprop::GradStore;
 use candle_core::{CustomOp1, Result, Tensor, bail};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// to it: here each result has one use, so its gradient is handed on as it is, and what is done with is
 /// freed on the way.
 pub struct Tape {
-    convolution: Convolution,
+    arithmetic: Arithmetic,
     /// `None` where nothing is to be differentiated.
     links: Option<Vec<Link>>,
 }
@@ -37,6 +37,8 @@ enum Operation {
     Linear {
         activation: Activation,
         weight: Tensor,
+        /// The weight as it was used.
+        used: Tensor,
         bias: Tensor,
     },
     Unary(Unary),
@@ -55,20 +57,28 @@ pub(crate) struct ParameterGradients {
 impl Tape {
     /// A tape that can be run backward.
     #[must_use]
-    pub fn recording(convolution: Convolution) -> Self {
+    pub fn recording(arithmetic: impl Into<Arithmetic>) -> Self {
         Self {
-            convolution,
+            arithmetic: arithmetic.into(),
             links: Some(Vec::new()),
         }
     }
 
     /// A tape that remembers nothing, so that memory is freed from operation to operation.
     #[must_use]
-    pub fn forgetting(convolution: Convolution) -> Self {
+    pub fn forgetting(arithmetic: impl Into<Arithmetic>) -> Self {
         Self {
-            convolution,
+            arithmetic: arithmetic.into(),
             links: None,
         }
+    }
+
+    /// Numbers in the type in which this tape computes: see [`activations`](crate::activations()).
+    ///
+    /// # Errors
+    /// When they cannot be converted.
+    pub fn activations(&self, x: &Tensor) -> Result<Tensor> {
+        crate::activations(x, self.arithmetic.precision)
     }
 
     /// Convolves `x` `[batch, height, width, in_channels]` at stride 1 with `weight`
@@ -78,7 +88,7 @@ impl Tape {
     ///
     /// # Errors
     /// When the shapes do not fit one another, the tensors are neither all `f32` nor all `f64`, or `x`
-    /// is not the last result.
+    /// is not the last result. On a GPU: when `x` is neither `f32` nor `bf16`, or weight and bias are not `f32`.
     pub fn conv2d(
         &mut self,
         name: &str,
@@ -89,7 +99,7 @@ impl Tape {
     ) -> Result<Tensor> {
         let _span = forward_span(name);
         let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
-        let (y, computed) = Computed::forward(layer, self.convolution, &x, &weight, &bias)?;
+        let (y, computed) = Computed::forward(layer, self.arithmetic, &x, &weight, &bias)?;
         let operation = Operation::Conv2d {
             computed,
             weight,
@@ -113,10 +123,12 @@ impl Tape {
     ) -> Result<Tensor> {
         let _span = forward_span(name);
         let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
-        let y = linear::forward(activation, &x, &weight, &bias)?;
+        let precision = self.arithmetic.precision;
+        let (y, used) = linear::forward(activation, precision, &x, &weight, &bias)?;
         let operation = Operation::Linear {
             activation,
             weight,
+            used,
             bias,
         };
         self.record(name, operation, x, y)
@@ -233,9 +245,13 @@ impl Tape {
                 Operation::Linear {
                     activation,
                     weight,
+                    used,
                     bias,
                 } => {
-                    let found = linear::backward(activation, &x, &weight, &y, &gradient, wants_x)?;
+                    let precision = self.arithmetic.precision;
+                    let results = (&y, &gradient);
+                    let found =
+                        linear::backward(activation, precision, &x, &used, results, wants_x)?;
                     gradients.insert(&weight, found.weight);
                     gradients.insert(&bias, found.bias);
                     found.x

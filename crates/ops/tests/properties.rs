@@ -10,7 +10,7 @@ use ops::{
 };
 use proptest::prelude::*;
 
-#[path = "reference/uniform.rs"]
+#[path = "../../reference/src/uniform.rs"]
 mod uniform;
 use uniform::uniform;
 
@@ -507,19 +507,11 @@ fn sgd_moves_as_pytorch_does() -> Result<()> {
     };
     let parameter = Var::from_tensor(&Tensor::new(&[1.0_f64, -2.0], device)?)?;
     let velocity = parameter.zeros_like()?;
-    sgd_step(
-        sgd,
-        &parameter,
-        &velocity,
-        &Tensor::new(&[0.5_f64, 1.0], device)?,
-    )?;
+    let mut gradient = Tensor::new(&[0.5_f64, 1.0], device)?;
+    sgd_step(sgd, &[[parameter.as_tensor(), &velocity, &gradient]])?;
     assert_close(&values(&parameter), &[0.949, -2.098], 1e-12);
-    sgd_step(
-        sgd,
-        &parameter,
-        &velocity,
-        &Tensor::new(&[-1.0_f64, 0.25], device)?,
-    )?;
+    gradient = Tensor::new(&[-1.0_f64, 0.25], device)?;
+    sgd_step(sgd, &[[parameter.as_tensor(), &velocity, &gradient]])?;
     assert_close(&values(&parameter), &[1.002_151, -2.209_102], 1e-12);
     Ok(())
 }
@@ -598,7 +590,8 @@ fn results_are_the_same_bits_on_any_number_of_threads() {
         };
         let parameter = Var::from_tensor(&single(7, &[100_003])).unwrap();
         let velocity = single(8, &[100_003]);
-        sgd_step(sgd, &parameter, &velocity, &single(9, &[100_003])).unwrap();
+        let gradient = single(9, &[100_003]);
+        sgd_step(sgd, &[[parameter.as_tensor(), &velocity, &gradient]]).unwrap();
         vec![bits(&parameter), bits(&velocity)]
     });
 }

@@ -2,11 +2,11 @@
 
 use crate::data::Source;
 use crate::exit::{Ended, Usage};
-use crate::settings::{Given, architecture, convolution};
+use crate::settings::{Given, architecture, convolution, precision};
 use crate::{device, evaluate, predict, printer, train};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use models::Architecture;
-use ops::Convolution;
+use ops::{Convolution, Precision};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -103,6 +103,10 @@ pub(crate) struct WeightArgs {
     /// operations and slightly larger rounding errors.
     #[arg(long, value_parser = convolution(), default_value = "fast")]
     pub(crate) conv: Convolution,
+
+    /// In what numbers a GPU computes: f32, tf32 or bf16 [default: tf32; a processor computes in f32].
+    #[arg(long, value_parser = precision())]
+    pub(crate) precision: Option<Precision>,
 }
 
 /// What is asked of an evaluation.

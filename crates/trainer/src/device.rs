@@ -1,7 +1,10 @@
 //! The device that computes.
 
 use crate::exit::Usage;
+#[cfg(feature = "cuda")]
+use crate::printer;
 use candle_core::Device;
+use ops::Precision;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -19,15 +22,79 @@ pub(crate) enum Choice {
 }
 
 impl Choice {
-    /// The device itself.
+    /// The device itself. `auto` is the first GPU where it works, and says why it does not where there seems to
+    /// be one; a GPU that was asked for and does not work is an error.
     pub(crate) fn device(self) -> anyhow::Result<Device> {
         match self {
-            Self::Auto | Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(_) => Err(Usage(format!(
-                "--device {self}: this program was built for the processor alone; use --device cpu or --device auto"
-            ))
-            .into()),
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Auto => Ok(first_gpu()),
+            Self::Cuda(number) => self.gpu(number),
         }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn gpu(self, _: usize) -> anyhow::Result<Device> {
+        Err(Usage(format!(
+            "--device {self}: this program was built for the processor alone; build it with `--features cuda`, or use \
+             --device cpu or --device auto"
+        ))
+        .into())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn gpu(self, number: usize) -> anyhow::Result<Device> {
+        use ops::cuda::{DeviceError, open};
+        open(number).map_err(|error| match error {
+            DeviceError::OutOfRange { .. } => Usage(format!("--device {self}: {error}")).into(),
+            error => anyhow::Error::from(error).context(format!("--device {self}")),
+        })
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn first_gpu() -> Device {
+    Device::Cpu
+}
+
+#[cfg(feature = "cuda")]
+fn first_gpu() -> Device {
+    use ops::cuda::{DeviceError, open};
+    match open(0) {
+        Ok(device) => device,
+        Err(error) => {
+            match error {
+                DeviceError::NoDriver | DeviceError::NoDevice => {
+                    printer::note(&format!("{error}: computing on the processor"));
+                }
+                error => printer::note(&format!(
+                    "warning: computing on the processor, since the GPU does not work: {error}"
+                )),
+            }
+            Device::Cpu
+        }
+    }
+}
+
+/// In what numbers a device computes: what was asked for, or what is usual on it.
+pub(crate) fn precision(asked: Option<Precision>, device: &Device) -> anyhow::Result<Precision> {
+    match (asked, device.is_cpu()) {
+        (None, true) => Ok(Precision::F32),
+        // As PyTorch's convolutions do.
+        (None, false) => Ok(Precision::Tf32),
+        (Some(precision @ (Precision::Tf32 | Precision::Bf16)), true) => Err(Usage(format!(
+            "--precision {precision}: the processor computes in f32; use a GPU (--device cuda), or --precision f32"
+        ))
+        .into()),
+        (Some(precision), _) => Ok(precision),
+    }
+}
+
+/// A GPU's own name; `None` for a processor.
+pub(crate) fn model(device: &Device) -> anyhow::Result<Option<String>> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(gpu) => Ok(Some(ops::cuda::name(gpu)?)),
+        _ => Ok(None),
     }
 }
 
@@ -96,6 +163,20 @@ mod tests {
         }
         for text in ["", "gpu", "cuda:", "cuda:x", "cpu:1", "cuda:-1"] {
             assert!(text.parse::<Choice>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_processor_computes_in_f32() {
+        let cpu = &Device::Cpu;
+        assert_eq!(precision(None, cpu).unwrap(), Precision::F32);
+        assert_eq!(
+            precision(Some(Precision::F32), cpu).unwrap(),
+            Precision::F32
+        );
+        for asked in [Precision::Tf32, Precision::Bf16] {
+            let error = precision(Some(asked), cpu).unwrap_err();
+            assert!(error.is::<Usage>(), "{error}");
         }
     }
 }

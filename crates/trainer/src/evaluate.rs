@@ -3,11 +3,12 @@
 use crate::args::{EvalArgs, WeightArgs, use_threads};
 use crate::data::Data;
 use crate::exit::Usage;
-use crate::printer;
+use crate::{device, printer};
 use anyhow::Context;
 use candle_core::Device;
 use engine::{Evaluation, Inputs, Recipe, Weights};
 use models::{Architecture, Network};
+use ops::Arithmetic;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -19,12 +20,17 @@ pub(crate) struct Loaded {
     /// Whether the file itself said what the inputs are.
     inputs_are_known: bool,
     pub(crate) device: Device,
+    pub(crate) arithmetic: Arithmetic,
 }
 
 /// Reads the weights that a command is given.
 pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
     use_threads(args.threads)?;
     let device = args.device.device()?;
+    let arithmetic = Arithmetic {
+        convolution: args.conv,
+        precision: device::precision(args.precision, &device)?,
+    };
     let weights = Weights::read(&args.checkpoint, args.model).map_err(|error| match error {
         error @ engine::Error::UnknownModel { .. } => anyhow::Error::from(Usage(error.to_string())),
         error => error.into(),
@@ -44,6 +50,7 @@ pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
         inputs,
         inputs_are_known,
         device,
+        arithmetic,
     })
 }
 
@@ -87,11 +94,16 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         .into());
     }
     let images = data.test.len();
-    let evaluation = engine::evaluate(
-        &loaded.network,
-        args.weights.conv,
+    let feed = engine::evaluation_feed(
         data.test,
         loaded.normalisation(),
+        &loaded.device,
+        loaded.arithmetic.precision,
+    )?;
+    let evaluation = engine::evaluate(
+        &loaded.network,
+        loaded.arithmetic,
+        &feed,
         &loaded.device,
         || false,
     )?;

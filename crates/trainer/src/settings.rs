@@ -9,7 +9,7 @@ use cifar::Augmentation;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use engine::{DropoutEpochs, Fraction, NonNegative, OpenFraction, Positive, Recipe};
 use models::Architecture;
-use ops::Convolution;
+use ops::{Convolution, Precision};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -110,6 +110,12 @@ pub(crate) struct Given {
     #[arg(long, value_parser = convolution())]
     pub(crate) conv: Option<Convolution>,
 
+    /// In what numbers a GPU computes products: `f32`, `tf32` (11 bits in the factors) or `bf16` (8 bits in
+    /// activations and gradients); weights, momentum and loss are f32 in all of them. A processor computes
+    /// in `f32` [default: tf32 on a GPU].
+    #[arg(long, value_parser = precision())]
+    pub(crate) precision: Option<Precision>,
+
     /// Start from the weights in this file, a checkpoint or one made by PyTorch.
     #[arg(long, value_name = "FILE")]
     pub(crate) init: Option<PathBuf>,
@@ -135,6 +141,12 @@ pub(crate) fn architecture() -> impl TypedValueParser<Value = Architecture> {
 pub(crate) fn convolution() -> impl TypedValueParser<Value = Convolution> {
     PossibleValuesParser::new(Convolution::ALL.map(Convolution::name))
         .try_map(|name| name.parse::<Convolution>())
+}
+
+/// The precisions, as clap offers them.
+pub(crate) fn precision() -> impl TypedValueParser<Value = Precision> {
+    PossibleValuesParser::new(Precision::ALL.map(Precision::name))
+        .try_map(|name| name.parse::<Precision>())
 }
 
 fn augmentation() -> impl TypedValueParser<Value = Augmentation> {
@@ -165,12 +177,14 @@ pub(crate) struct Run {
     pub(crate) threads: NonZeroUsize,
     pub(crate) device: device::Choice,
     pub(crate) conv: Convolution,
+    /// `None` for what is usual on the device.
+    pub(crate) precision: Option<Precision>,
     pub(crate) init: Option<PathBuf>,
     pub(crate) checkpoint_minutes: NonNegative,
 }
 
 /// The keys of [`Run`]; all others are the recipe's.
-const RUN_KEYS: [&str; 12] = [
+const RUN_KEYS: [&str; 13] = [
     "model",
     "recipe",
     "dataset",
@@ -181,6 +195,7 @@ const RUN_KEYS: [&str; 12] = [
     "threads",
     "device",
     "conv",
+    "precision",
     "init",
     "checkpoint_minutes",
 ];
@@ -353,7 +368,7 @@ mod tests {
 
     #[test]
     fn bad_settings_are_named() {
-        insta::assert_snapshot!(message("model = \"alexnet\"\nepoch = 3"), @r#"line 2 (`epoch = 3`): unknown field `epoch`, expected one of `model`, `recipe`, `dataset`, `data_dir`, `limit_train`, `limit_test`, `epochs`, `batch_size`, `learning_rate`, `momentum`, `weight_decay`, `dropout`, `dropout_epochs`, `augment`, `mean`, `standard_deviation`, `patience`, `plateau_factor`, `plateau_threshold`, `seed`, `threads`, `device`, `conv`, `init`, `checkpoint_minutes`, `made_by`"#);
+        insta::assert_snapshot!(message("model = \"alexnet\"\nepoch = 3"), @r#"line 2 (`epoch = 3`): unknown field `epoch`, expected one of `model`, `recipe`, `dataset`, `data_dir`, `limit_train`, `limit_test`, `epochs`, `batch_size`, `learning_rate`, `momentum`, `weight_decay`, `dropout`, `dropout_epochs`, `augment`, `mean`, `standard_deviation`, `patience`, `plateau_factor`, `plateau_threshold`, `seed`, `threads`, `device`, `conv`, `precision`, `init`, `checkpoint_minutes`, `made_by`"#);
         insta::assert_snapshot!(message("model = \"alexnet\"\nlearning_rate = -0.1"), @r#"line 2 (`learning_rate = -0.1`): -0.1 is out of range: expected a finite number of at least 0"#);
         insta::assert_snapshot!(message("batch_size = 0"), @r#"line 1 (`batch_size = 0`): invalid value: integer `0`, expected a nonzero usize"#);
         insta::assert_snapshot!(message("model = \"vgg\""), @r#"line 1 (`model = "vgg"`): `vgg` is not a model: use `alexnet` or `small-alexnet`"#);

@@ -11,6 +11,7 @@ use anyhow::Context;
 use candle_core::Device;
 use engine::{Checkpoints, Event, Inputs, Outcome, Training, Weights};
 use models::{Network, initial_parameters};
+use ops::{Arithmetic, Precision};
 use serde::Serialize;
 use std::io::BufWriter;
 use std::path::Path;
@@ -47,18 +48,23 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
     let stop = stop_on_interrupt()?;
     use_threads(Some(settings.run.threads))?;
     let device = settings.run.device.device()?;
+    let place = Place {
+        precision: device::precision(settings.run.precision, &device)?,
+        model: device::model(&device)?,
+        device,
+    };
     // Before the data, which take time: what must not be touched is found at once.
     let resumed = resumed.map(|run| RunFolder::lock(&run)).transpose()?;
     let run = &settings.run;
     let data = Data::load(run.dataset, &run.data_dir, run.limit_train, run.limit_test)?;
     let (folder, training) = match resumed {
         Some(folder) => {
-            let training = resume(&settings, &data, &device, &folder)?;
+            let training = resume(&settings, &data, &place, &folder)?;
             (folder, training)
         }
         None => {
             // The folder is made last, so that nothing is left behind where something is wrong.
-            let training = start(&settings, &data, &device)?;
+            let training = start(&settings, &data, &place)?;
             let name = args.name.as_deref();
             (
                 RunFolder::create(&args.run_dir, name, &settings.default_name())?,
@@ -67,16 +73,35 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
         }
     };
     let _trace_until_the_end = start_log(&folder, args.log_level, trace)?;
-    write_record(&folder, &settings, &data, &device)?;
+    write_record(&folder, &settings, &data, &place)?;
     train(
         &settings,
         &data,
-        &device,
+        &place,
         &folder,
         training,
         !args.no_progress,
         &stop,
     )
+}
+
+/// Where a run computes, and in what numbers.
+struct Place {
+    device: Device,
+    precision: Precision,
+    /// A GPU's own name.
+    model: Option<String>,
+}
+
+impl Place {
+    /// For people.
+    fn description(&self) -> String {
+        let device = device::name(&self.device);
+        match &self.model {
+            Some(model) => format!("{device} ({model}) in {}", self.precision),
+            None => device.to_owned(),
+        }
+    }
 }
 
 /// The first Ctrl-C asks to stop after the step; the second ends the process.
@@ -94,26 +119,27 @@ fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
 }
 
 /// Training from its first step on.
-fn start(settings: &Settings, data: &Data, device: &Device) -> anyhow::Result<Training> {
+fn start(settings: &Settings, data: &Data, place: &Place) -> anyhow::Result<Training> {
     let run = &settings.run;
+    let device = &place.device;
     let parameters = match &run.init {
         Some(path) => on_device(Weights::read(path, Some(run.model))?.tensors, device)?,
         None => initial_parameters(run.model, run.seed, device)?,
     };
     let network = Network::new(run.model, parameters)?;
-    training(settings, data, device, network)
+    training(settings, data, place, network)
 }
 
 /// Training from where a run stands; from its first step where it has no checkpoint yet.
 fn resume(
     settings: &Settings,
     data: &Data,
-    device: &Device,
+    place: &Place,
     folder: &RunFolder,
 ) -> anyhow::Result<Training> {
     let checkpoints = checkpoints(settings, data, folder);
     let Some(checkpoint) = checkpoints.read_last(settings.run.model)? else {
-        return start(settings, data, device);
+        return start(settings, data, place);
     };
     if let Some(recorded) = recorded_digest(folder.path())
         && recorded != data.digest
@@ -126,9 +152,9 @@ fn resume(
     }
     let network = Network::new(
         settings.run.model,
-        on_device(checkpoint.weights.tensors, device)?,
+        on_device(checkpoint.weights.tensors, &place.device)?,
     )?;
-    let training = training(settings, data, device, network)?;
+    let training = training(settings, data, place, network)?;
     Ok(training.resumed(&checkpoints, checkpoint.velocities, checkpoint.progress)?)
 }
 
@@ -145,7 +171,7 @@ fn on_device(
 fn training(
     settings: &Settings,
     data: &Data,
-    device: &Device,
+    place: &Place,
     network: Network,
 ) -> anyhow::Result<Training> {
     Ok(Training::new(
@@ -154,8 +180,11 @@ fn training(
         network,
         data.train.clone(),
         data.test.clone(),
-        device.clone(),
-        settings.run.conv,
+        place.device.clone(),
+        Arithmetic {
+            convolution: settings.run.conv,
+            precision: place.precision,
+        },
     )?)
 }
 
@@ -176,7 +205,9 @@ struct MadeBy {
     version: &'static str,
     commit: &'static str,
     device: &'static str,
-    precision: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<String>,
+    precision: Precision,
     parameters: usize,
     train_images: usize,
     test_images: usize,
@@ -190,13 +221,14 @@ fn write_record(
     folder: &RunFolder,
     settings: &Settings,
     data: &Data,
-    device: &Device,
+    place: &Place,
 ) -> anyhow::Result<()> {
     let made_by = MadeBy {
         version: env!("CARGO_PKG_VERSION"),
         commit: env!("TRAINER_COMMIT"),
-        device: device::name(device),
-        precision: "f32",
+        device: device::name(&place.device),
+        gpu: place.model.clone(),
+        precision: place.precision,
         parameters: settings.run.model.parameter_count(),
         train_images: data.train.len(),
         test_images: data.test.len(),
@@ -278,7 +310,7 @@ fn start_log(
 fn train(
     settings: &Settings,
     data: &Data,
-    device: &Device,
+    place: &Place,
     folder: &RunFolder,
     mut training: Training,
     show_bar: bool,
@@ -295,7 +327,7 @@ fn train(
         data.train.len(),
         data.test.len(),
         settings.run.recipe,
-        device::name(device),
+        place.description(),
         run.threads,
     ));
     tracing::info!(model = %run.model, recipe = run.recipe, seed = run.seed, data = data.digest, "run begins");

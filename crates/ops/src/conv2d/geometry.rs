@@ -3,7 +3,7 @@
 use candle_core::{Result, Shape, bail};
 
 /// The sizes of one convolution and of the pooling behind it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Geometry {
     pub(crate) batch: usize,
     pub(crate) height: usize,

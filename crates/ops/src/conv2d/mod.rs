@@ -3,18 +3,20 @@
 //! How the sums are computed is a matter of [`direct`] and [`winograd`]; what follows them, of
 //! [`finish`].
 
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod direct;
 mod finish;
 mod geometry;
 mod weights;
 mod winograd;
 
-use crate::Activation;
 use crate::max_pool2d::{Pool, Windows};
 use crate::scratch::Parts;
 use crate::simd::Real;
 use crate::storage::{slice, with_dtype};
 use crate::tape::ParameterGradients;
+use crate::{Activation, Arithmetic};
 use candle_core::{Result, Shape, Tensor, bail};
 use finish::{Gradients, Outputs};
 use geometry::Geometry;
@@ -23,7 +25,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// How convolutions are computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Convolution {
     /// As the sum that defines them.
@@ -103,9 +105,16 @@ impl Conv2d {
 /// A convolution that has been computed, with what its gradient needs to know.
 pub(crate) struct Computed {
     layer: Conv2d,
-    convolution: Convolution,
+    arithmetic: Arithmetic,
+    kept: Kept,
+}
+
+/// What was kept for the gradient, where it was computed.
+enum Kept {
     /// For each result, the place of the maximum in its window; empty where there is no pooling.
-    argmax: Vec<u8>,
+    Cpu { argmax: Vec<u8> },
+    #[cfg(feature = "cuda")]
+    Cuda(Box<cuda::Kept>),
 }
 
 /// The way that is taken for a convolution.
@@ -131,7 +140,7 @@ impl Computed {
     /// and pools. Gives `[batch, height', width', out_channels]`.
     pub(crate) fn forward(
         layer: Conv2d,
-        convolution: Convolution,
+        arithmetic: Arithmetic,
         x: &Tensor,
         weight: &Tensor,
         bias: &Tensor,
@@ -145,18 +154,30 @@ impl Computed {
             );
         }
         let windows = finish::windows(&g, layer.pool)?;
+        #[cfg(feature = "cuda")]
+        if let Some(device) = crate::cuda::gpu(x) {
+            let (y, kept) =
+                cuda::forward(layer, arithmetic, device, &g, (x, weight, bias), windows)?;
+            let kept = Kept::Cuda(Box::new(kept));
+            let computed = Self {
+                layer,
+                arithmetic,
+                kept,
+            };
+            return Ok((y, computed));
+        }
         let (rows, columns) = windows.map_or((g.out_height(), g.out_width()), |windows| {
             (windows.rows(), windows.columns())
         });
         let shape = (g.batch, rows, columns, g.out_channels);
         let (y, argmax) = with_dtype!("conv2d", x.dtype(), T => {
-            let (y, argmax) = compute::<T>(&g, convolution, (x, weight, bias), layer, windows)?;
+            let (y, argmax) = compute::<T>(&g, arithmetic.convolution, (x, weight, bias), layer, windows)?;
             (Tensor::from_vec(y, shape, x.device())?, argmax)
         });
         let computed = Self {
             layer,
-            convolution,
-            argmax,
+            arithmetic,
+            kept: Kept::Cpu { argmax },
         };
         Ok((y, computed))
     }
@@ -171,15 +192,35 @@ impl Computed {
         wants_x: bool,
     ) -> Result<ParameterGradients> {
         let g = Geometry::new(x.shape(), weight.shape(), self.layer.padding)?;
-        with_dtype!("conv2d", x.dtype(), T => self.gradients::<T>(&g, x, weight, y, grad_y, wants_x))
+        match &self.kept {
+            Kept::Cpu { argmax } => with_dtype!("conv2d", x.dtype(), T => {
+                self.gradients::<T>(&g, (x, weight), (y, argmax), grad_y, wants_x)
+            }),
+            #[cfg(feature = "cuda")]
+            Kept::Cuda(kept) => {
+                let Some(device) = crate::cuda::gpu(y) else {
+                    bail!("conv2d: forward and backward on different devices");
+                };
+                let windows = finish::windows(&g, self.layer.pool)?;
+                let (layer, arithmetic) = (self.layer, self.arithmetic);
+                cuda::backward(
+                    kept,
+                    (layer, arithmetic),
+                    device,
+                    &g,
+                    (y, grad_y),
+                    windows,
+                    wants_x,
+                )
+            }
+        }
     }
 
     fn gradients<T: Real>(
         &self,
         g: &Geometry,
-        x: &Tensor,
-        weight: &Tensor,
-        y: &Tensor,
+        (x, weight): (&Tensor, &Tensor),
+        (y, argmax): (&Tensor, &[u8]),
         grad_y: &Tensor,
         wants_x: bool,
     ) -> Result<ParameterGradients> {
@@ -198,10 +239,10 @@ impl Computed {
                 finish::windows(g, self.layer.pool)?,
                 slice::<T>("conv2d", &grad_y, grad_layout)?,
                 slice::<T>("conv2d", &y, y_layout)?,
-                &self.argmax,
+                argmax,
                 &mut sums,
             );
-            match Way::new(g, self.convolution) {
+            match Way::new(g, self.arithmetic.convolution) {
                 Way::Direct => direct::backward(g, x, weight, &gradients, grad_x.as_ref()),
                 Way::Winograd(plan) => {
                     winograd::backward(&plan, x, weight, &gradients, grad_x.as_ref())

@@ -1,7 +1,8 @@
 //! The generator from which `make_golden.py` takes weights and inputs.
 
-/// `splitmix64` and `uniform` of `make_golden.py`.
-pub(crate) fn uniform(seed: u64, count: usize, bound: f32) -> Vec<f32> {
+/// `count` numbers in `-bound..bound`: `splitmix64` and `uniform` of `make_golden.py`.
+#[must_use]
+pub fn uniform(seed: u64, count: usize, bound: f32) -> Vec<f32> {
     (1..=count as u64)
         .map(|i| {
             let z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(i));

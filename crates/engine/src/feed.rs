@@ -1,0 +1,163 @@
+//! Batches on the device that computes.
+
+use candle_core::{Device, Result};
+use cifar::{Augmentation, Batch, Batches, Loader, Normalisation, Split};
+use std::num::NonZeroUsize;
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
+
+/// Images that wait on a device to be trained or evaluated on.
+///
+/// On a processor a thread makes the batches ready. On a GPU the images lie in its memory as bytes, and a
+/// kernel crops, mirrors and normalises; the host sends numbers of images and views alone. Either way
+/// the same images come, in the same order and with the same views.
+pub struct Feed {
+    loader: Loader,
+    #[cfg(feature = "cuda")]
+    resident: Option<Arc<gpu::Resident>>,
+}
+
+impl Feed {
+    /// Batches of `batch_size` images of `split` on `device`, in the type in which `precision` computes.
+    ///
+    /// # Errors
+    /// When the device has no memory for the images.
+    pub fn new(
+        split: Split,
+        batch_size: NonZeroUsize,
+        normalisation: Normalisation,
+        #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] device: &Device,
+        #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] precision: ops::Precision,
+    ) -> Result<Self> {
+        let loader = Loader::new(split, batch_size, normalisation);
+        Ok(Self {
+            #[cfg(feature = "cuda")]
+            resident: device
+                .is_cuda()
+                .then(|| gpu::Resident::new(&loader, device, precision))
+                .transpose()?
+                .map(Arc::new),
+            loader,
+        })
+    }
+
+    /// Images of a pass.
+    #[must_use]
+    pub fn images(&self) -> usize {
+        self.loader.images()
+    }
+
+    /// Batches of a pass.
+    #[must_use]
+    pub fn batches(&self) -> usize {
+        self.loader.batches()
+    }
+
+    /// One epoch's batches: see [`Loader::training`].
+    pub(crate) fn training(
+        &self,
+        seed: u64,
+        epoch: u32,
+        augmentation: Augmentation,
+        first: usize,
+    ) -> Result<Pass> {
+        #[cfg(feature = "cuda")]
+        if let Some(resident) = &self.resident {
+            let plan = self.loader.training_plan(seed, epoch, augmentation, first);
+            return Ok(Pass::Gpu(resident.clone(), Box::new(plan)));
+        }
+        let batches = self.loader.training(seed, epoch, augmentation, first)?;
+        Ok(Pass::Host(batches))
+    }
+
+    /// All images in the set's order, as they are.
+    pub(crate) fn evaluation(&self) -> Result<Pass> {
+        #[cfg(feature = "cuda")]
+        if let Some(resident) = &self.resident {
+            return Ok(Pass::Gpu(
+                resident.clone(),
+                Box::new(self.loader.evaluation_plan()),
+            ));
+        }
+        Ok(Pass::Host(self.loader.evaluation()?))
+    }
+}
+
+/// The batches of one pass.
+pub(crate) enum Pass {
+    /// Made by a thread of their own, which ends with this.
+    Host(Batches),
+    #[cfg(feature = "cuda")]
+    Gpu(
+        Arc<gpu::Resident>,
+        Box<dyn Iterator<Item = Vec<cifar::Seen>>>,
+    ),
+}
+
+impl Iterator for Pass {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Self::Host(batches) => batches.next(),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(resident, plan) => plan.next().map(|seen| resident.batch(&seen)),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod gpu {
+    use candle_core::{DType, Device, Result, Tensor};
+    use cifar::{Batch, Loader, Seen};
+    use ops::{Images, Precision, View};
+
+    /// A set of images in a GPU's memory.
+    pub(crate) struct Resident {
+        images: Images,
+        /// By number of the image. They stay on the host, which sends those of a batch.
+        labels: Vec<u32>,
+        device: Device,
+        dtype: DType,
+    }
+
+    impl Resident {
+        pub(super) fn new(loader: &Loader, device: &Device, precision: Precision) -> Result<Self> {
+            let numbers = loader.normalisation().numbers().concat();
+            let numbers = Tensor::from_vec(numbers, (3, 256), device)?;
+            let images = loader.split().images().contiguous()?.to_device(device)?;
+            let labels = loader
+                .split()
+                .with_bytes(|labels, _| labels.iter().map(|label| u32::from(*label)).collect())?;
+            Ok(Self {
+                images: Images::new(images, numbers)?,
+                labels,
+                device: device.clone(),
+                dtype: match precision {
+                    Precision::F32 | Precision::Tf32 => DType::F32,
+                    Precision::Bf16 => DType::BF16,
+                },
+            })
+        }
+
+        pub(super) fn batch(&self, seen: &[Seen]) -> Result<Batch> {
+            let views: Vec<View> = seen
+                .iter()
+                .map(|Seen { index, view }| View {
+                    image: *index,
+                    top: view.top,
+                    left: view.left,
+                    mirrored: view.flipped,
+                })
+                .collect();
+            let labels: Vec<u32> = seen
+                .iter()
+                .map(|seen| self.labels[seen.index as usize])
+                .collect();
+            Ok(Batch {
+                images: self.images.batch(&views, self.dtype)?,
+                labels: Tensor::from_vec(labels, seen.len(), &self.device)?,
+            })
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Opening a GPU, and what can be wrong with it.
+
+use super::libraries::libraries;
+use super::program::Program;
+use candle_core::cuda::cudarc::driver::{CudaContext, result, sys};
+use candle_core::{CudaDevice, Device, Error};
+use std::any::Any;
+use std::panic;
+use std::sync::{Mutex, PoisonError};
+
+/// Why a GPU cannot be used. Messages are sentences' beginnings and name what is missing.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The driver's library is not installed.
+    #[error("NVIDIA's driver is not installed (there is no library libcuda)")]
+    NoDriver,
+    /// The driver does not start.
+    #[error("NVIDIA's driver does not start: {0}")]
+    Driver(String),
+    /// The driver knows of no GPU.
+    #[error("there is no NVIDIA GPU")]
+    NoDevice,
+    /// There are fewer GPUs.
+    #[error("there is no GPU {index}: the machine has {count}, counted from 0")]
+    OutOfRange {
+        /// The GPU asked for.
+        index: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// A library of CUDA cannot be opened.
+    #[error(
+        "CUDA's library lib{0} cannot be opened; install CUDA 13 with cuDNN 9, or let LD_LIBRARY_PATH name \
+         the folder that holds it"
+    )]
+    MissingLibrary(String),
+    /// Anything else.
+    #[error("the GPU cannot be used: {0}")]
+    Failed(String),
+}
+
+/// How much of a GPU's memory there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Bytes that are free.
+    pub free: usize,
+    /// All bytes.
+    pub total: usize,
+}
+
+/// Opens GPU number `index` and everything that is needed to compute on it, so that what is missing is found
+/// at once: driver, device, cuBLAS, cuRAND (candle opens it), cuDNN, and NVRTC with our kernels.
+///
+/// The device is to be used from the thread that opened it: candle's stream is the thread's own.
+///
+/// # Errors
+/// When any of these is missing or does not start.
+pub fn open(index: usize) -> Result<Device, DeviceError> {
+    // Where libraries are opened at run time, a missing one is a panic of the bindings. Its message would be
+    // printed, so the hook that does it is taken out, by one thread at a time.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| {}));
+    let opened = panic::catch_unwind(|| open_or_panic(index));
+    panic::set_hook(hook);
+    opened.unwrap_or_else(|panic| Err(from_panic(panic.as_ref())))
+}
+
+fn open_or_panic(index: usize) -> Result<Device, DeviceError> {
+    let no_device = |code| code == sys::CUresult::CUDA_ERROR_NO_DEVICE;
+    match result::init() {
+        Err(error) if no_device(error.0) => return Err(DeviceError::NoDevice),
+        Err(error) => return Err(DeviceError::Driver(format!("{:?}", error.0))),
+        Ok(()) => {}
+    }
+    let count = match CudaContext::device_count() {
+        Ok(0) => return Err(DeviceError::NoDevice),
+        Ok(count) => usize::try_from(count).unwrap_or(0),
+        Err(error) if no_device(error.0) => return Err(DeviceError::NoDevice),
+        Err(error) => return Err(DeviceError::Driver(format!("{:?}", error.0))),
+    };
+    if index >= count {
+        return Err(DeviceError::OutOfRange { index, count });
+    }
+    let failed = |error: Error| DeviceError::Failed(error.to_string());
+    let device = Device::new_cuda(index).map_err(failed)?;
+    if let Device::Cuda(cuda) = &device {
+        // SAFETY: the events order work on several streams. Here is one, that of the thread that opened the
+        // device, and whoever uses the device does so from that thread: see `open`.
+        unsafe { cuda.disable_event_tracking() };
+        libraries(cuda).map_err(failed)?;
+        Program::packed::<f32>(4).prepare(cuda).map_err(failed)?;
+    }
+    Ok(device)
+}
+
+/// The error that a panic stands for.
+fn from_panic(panic: &(dyn Any + Send)) -> DeviceError {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a library of CUDA failed");
+    let missing = text
+        .strip_prefix("Unable to dynamically load the \"")
+        .and_then(|rest| rest.split_once('"'));
+    match missing {
+        Some(("cuda", _)) => DeviceError::NoDriver,
+        Some((library, _)) => DeviceError::MissingLibrary(library.to_owned()),
+        None => DeviceError::Failed(text.to_owned()),
+    }
+}
+
+/// A GPU's name, such as `NVIDIA H200`.
+///
+/// # Errors
+/// When the driver fails.
+pub fn name(device: &CudaDevice) -> candle_core::Result<String> {
+    let stream = device.cuda_stream();
+    let name = stream.context().name();
+    name.map_err(|error| Error::Cuda(error.into()))
+}
+
+/// A GPU's memory.
+///
+/// # Errors
+/// When the driver fails.
+pub fn memory(device: &CudaDevice) -> candle_core::Result<Memory> {
+    let stream = device.cuda_stream();
+    let found = stream.context().mem_get_info();
+    let (free, total) = found.map_err(|error| Error::Cuda(error.into()))?;
+    Ok(Memory { free, total })
+}
+
+/// Whether an operation failed for want of memory on the GPU.
+#[must_use]
+pub fn is_out_of_memory(error: &Error) -> bool {
+    // The error may come from the driver or from a library and be wrapped in others; what they have in common
+    // is the name of the code.
+    let text = format!("{error:?}");
+    [
+        "CUDA_ERROR_OUT_OF_MEMORY",
+        "CUDNN_STATUS_ALLOC_FAILED",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+    ]
+    .iter()
+    .any(|code| text.contains(code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_of_the_bindings_become_errors() {
+        let missing = |library: &str| {
+            let text = format!(
+                "Unable to dynamically load the \"{library}\" shared library - searched for library names: []"
+            );
+            from_panic(&text)
+        };
+        assert!(matches!(missing("cuda"), DeviceError::NoDriver));
+        assert!(
+            matches!(missing("cudnn"), DeviceError::MissingLibrary(library) if library == "cudnn")
+        );
+        assert!(matches!(from_panic(&"else"), DeviceError::Failed(text) if text == "else"));
+    }
+
+    #[test]
+    fn want_of_memory_is_recognised() {
+        let error = Error::Msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".into());
+        assert!(is_out_of_memory(&error.context("in the step")));
+        assert!(!is_out_of_memory(&Error::Msg(
+            "CUDA_ERROR_NO_DEVICE".into()
+        )));
+    }
+}

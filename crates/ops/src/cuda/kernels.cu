@@ -1,0 +1,366 @@
+// The kernels of our own, compiled at run time by NVRTC. They are written in the common part of C and CUDA,
+// without shared memory and with one result or one pack of results a thread, so that a C compiler takes
+// them as well: that is how they are tested on machines without a GPU.
+//
+// Compiled once for every type of activations and width of packs:
+//   BF16  activations are bfloat16; otherwise float
+//   PACK  activations that a thread loads and stores at once, where the innermost dimension is a multiple
+//         of it: 16 bytes, or 1
+//
+// Activations are [batch, height, width, channels]. Counts are below 2^31: the callers check it.
+
+#ifdef __CUDACC__
+#define KERNEL(name) extern "C" __global__ void name
+#define DEVICE static __device__ __forceinline__
+#define ALIGNED(bytes) __align__(bytes)
+#define INDEX (blockIdx.x * blockDim.x + threadIdx.x)
+#define AS_FLOAT(bits) __uint_as_float(bits)
+#define AS_BITS(value) __float_as_uint(value)
+#endif
+
+#ifdef BF16
+typedef unsigned short act;
+
+DEVICE float widen(act x) {
+  return AS_FLOAT((unsigned)x << 16);
+}
+
+// To the nearest, ties to even; a NaN stays one.
+DEVICE act narrow(float x) {
+  unsigned bits = AS_BITS(x);
+  if (x != x) return (act)(bits >> 16 | 64u);
+  return (act)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+#else
+typedef float act;
+
+DEVICE float widen(act x) { return x; }
+DEVICE act narrow(float x) { return x; }
+#endif
+
+typedef struct ALIGNED(PACK * sizeof(act)) { act at[PACK]; } pack;
+typedef struct ALIGNED(4 * sizeof(act)) { act at[4]; } quad;
+
+DEVICE pack load(const act *from, unsigned number) { return ((const pack *)from)[number]; }
+DEVICE void store(act *to, unsigned number, pack value) { ((pack *)to)[number] = value; }
+
+// A NaN stays one, so that the loss shows it.
+DEVICE float activated(float x, int relu) { return relu && x < 0.0f ? 0.0f : x; }
+
+// ---- Images ----
+
+// Images [count, channels, height, width] of bytes as they are seen: for each image of the batch, `chosen`
+// has its number and its view, which is 128 + the row and, 8 bits further up, 128 + the column of the
+// original that the first row and column show, and in bit 16 whether it is mirrored. What lies beyond the
+// edges is 0. `table` [channels, 256] turns bytes into numbers.
+KERNEL(views)(const unsigned char *images, const unsigned *chosen, const float *table, act *y,
+              unsigned packs, unsigned channels, unsigned height, unsigned width) {
+  unsigned i = INDEX;
+  if (i >= packs) return;
+  unsigned first = i * PACK;
+  unsigned column = first % width, line = first / width;
+  unsigned row = line % height, plane = line / height;
+  unsigned channel = plane % channels, image = plane / channels;
+  unsigned view = chosen[2 * image + 1];
+  int from_row = (int)row + (int)(view & 255u) - 128;
+  int left = (int)(view >> 8 & 255u) - 128;
+  int mirrored = (int)(view >> 16 & 1u);
+  int inside = from_row >= 0 && from_row < (int)height;
+  const unsigned char *bytes =
+      images + (((size_t)chosen[2 * image] * channels + channel) * height + (inside ? from_row : 0)) * width;
+  pack out;
+  for (unsigned n = 0; n < PACK; ++n) {
+    int x = (int)(mirrored ? width - 1 - (column + n) : column + n) + left;
+    unsigned byte = inside && x >= 0 && x < (int)width ? bytes[x] : 0u;
+    out.at[n] = narrow(table[channel * 256 + byte]);
+  }
+  store(y, i, out);
+}
+
+// Each image's matrix of `rows` by `columns`, transposed. One element a thread, in the order of the result.
+KERNEL(transpose)(const act *x, act *y, unsigned count, unsigned rows, unsigned columns) {
+  unsigned i = INDEX;
+  if (i >= count) return;
+  unsigned row = i % rows, column = i / rows % columns, image = i / rows / columns;
+  y[i] = x[(image * rows + row) * columns + column];
+}
+
+// Pixels of `from` channels as pixels of `to` channels: what is too much is dropped, what lacks is 0.
+KERNEL(resize_channels)(const act *x, act *y, unsigned count, unsigned from, unsigned to) {
+  unsigned i = INDEX;
+  if (i >= count) return;
+  unsigned channel = i % to, pixel = i / to;
+  y[i] = channel < from ? x[pixel * from + channel] : narrow(0.0f);
+}
+
+KERNEL(narrow_all)(const float *x, act *y, unsigned packs) {
+  unsigned i = INDEX;
+  if (i >= packs) return;
+  pack out;
+  for (unsigned n = 0; n < PACK; ++n) out.at[n] = narrow(x[i * PACK + n]);
+  store(y, i, out);
+}
+
+// ---- Weights ----
+
+// From [outs, in, taps] of float to [.., taps, padded], with zeros for the inputs and outputs that lack.
+KERNEL(arrange_weight)(const float *weight, act *arranged, unsigned count, unsigned outs, unsigned in,
+                       unsigned taps, unsigned padded) {
+  unsigned i = INDEX;
+  if (i >= count) return;
+  unsigned channel = i % padded, tap = i / padded % taps, out = i / padded / taps;
+  arranged[i] = narrow(channel < in && out < outs ? weight[(out * in + channel) * taps + tap] : 0.0f);
+}
+
+// The way back, for the gradient: [.., in, taps].
+KERNEL(arrange_gradient)(const act *arranged, act *gradient, unsigned count, unsigned in, unsigned taps,
+                         unsigned padded) {
+  unsigned i = INDEX;
+  if (i >= count) return;
+  unsigned tap = i % taps, channel = i / taps % in, out = i / taps / in;
+  gradient[i] = arranged[(out * taps + tap) * padded + channel];
+}
+
+// ---- Bias, activation, pooling ----
+
+// activation(x + bias); without `bias`, activation(x). `x` and `y` may be the same.
+KERNEL(activate)(const act *x, const float *bias, act *y, unsigned packs, unsigned channels, int relu) {
+  unsigned i = INDEX;
+  if (i >= packs) return;
+  unsigned channel = i * PACK % channels;
+  pack value = load(x, i);
+  for (unsigned n = 0; n < PACK; ++n)
+    value.at[n] = narrow(activated(widen(value.at[n]) + (bias ? bias[channel + n] : 0.0f), relu));
+  store(y, i, value);
+}
+
+// activation(x + bias) of the last layer, in float whatever the activations are.
+KERNEL(add_bias_wide)(float *y, const float *bias, unsigned count, unsigned channels) {
+  unsigned i = INDEX;
+  if (i < count) y[i] += bias[i % channels];
+}
+
+// The gradient with respect to what the rectifier was given, from its result `y` and the gradient of that.
+// Written so that the gradient of a NaN is kept.
+KERNEL(relu_gradient)(const act *y, const act *gradient, act *out, unsigned packs) {
+  unsigned i = INDEX;
+  if (i >= packs) return;
+  pack value = load(gradient, i), result = load(y, i);
+  for (unsigned n = 0; n < PACK; ++n)
+    if (widen(result.at[n]) <= 0.0f) value.at[n] = narrow(0.0f);
+  store(out, i, value);
+}
+
+// The maxima over windows of `size` by `size`, `stride` apart, then bias and activation, which keep the order
+// of numbers; and the place of each maximum in its window, counted row by row. Of equal values the
+// first is the maximum, and a NaN is larger than any number.
+KERNEL(pool)(const act *x, const float *bias, act *y, unsigned char *places, unsigned packs,
+             unsigned channels, unsigned height, unsigned width, unsigned rows, unsigned columns,
+             unsigned size, unsigned stride, int relu) {
+  unsigned i = INDEX;
+  if (i >= packs) return;
+  unsigned lanes = channels / PACK;
+  unsigned lane = i % lanes, window = i / lanes;
+  unsigned left = window % columns * stride, top = window / columns % rows * stride;
+  unsigned image = window / columns / rows;
+  float best[PACK];
+  unsigned char place[PACK];
+  for (unsigned n = 0; n < PACK; ++n) best[n] = 0.0f, place[n] = 0;
+  for (unsigned at = 0; at < size * size; ++at) {
+    unsigned pixel = (image * height + top + at / size) * width + left + at % size;
+    pack value = load(x, pixel * lanes + lane);
+    for (unsigned n = 0; n < PACK; ++n) {
+      float v = widen(value.at[n]);
+      if (at == 0 || v > best[n] || v != v) {
+        best[n] = v;
+        place[n] = (unsigned char)at;
+      }
+    }
+  }
+  pack out;
+  for (unsigned n = 0; n < PACK; ++n) {
+    out.at[n] = narrow(activated(best[n] + (bias ? bias[lane * PACK + n] : 0.0f), relu));
+    places[i * PACK + n] = place[n];
+  }
+  store(y, i, out);
+}
+
+// The gradient of `pool` with respect to `x`: each place gathers from the windows whose maximum it was. `y`
+// is the result where there was a rectifier, which cuts gradients, and null where there was none.
+KERNEL(pool_gradient)(const act *gradient, const act *y, const unsigned char *places, act *out,
+                      unsigned packs, unsigned channels, unsigned height, unsigned width, unsigned rows,
+                      unsigned columns, unsigned size, unsigned stride) {
+  unsigned i = INDEX;
+  if (i >= packs) return;
+  unsigned lanes = channels / PACK;
+  unsigned lane = i % lanes, pixel = i / lanes;
+  unsigned column = pixel % width, row = pixel / width % height, image = pixel / width / height;
+  unsigned first_row = row + 1 > size ? (row + 1 - size + stride - 1) / stride : 0;
+  unsigned first_column = column + 1 > size ? (column + 1 - size + stride - 1) / stride : 0;
+  float sum[PACK];
+  for (unsigned n = 0; n < PACK; ++n) sum[n] = 0.0f;
+  for (unsigned r = first_row; r < rows && r * stride <= row; ++r)
+    for (unsigned c = first_column; c < columns && c * stride <= column; ++c) {
+      unsigned place = (row - r * stride) * size + column - c * stride;
+      unsigned window = ((image * rows + r) * columns + c) * lanes + lane;
+      pack value = load(gradient, window);
+      for (unsigned n = 0; n < PACK; ++n) {
+        int cut = y && widen(y[window * PACK + n]) <= 0.0f;
+        if (!cut && places[window * PACK + n] == place) sum[n] += widen(value.at[n]);
+      }
+    }
+  pack result;
+  for (unsigned n = 0; n < PACK; ++n) result.at[n] = narrow(sum[n]);
+  store(out, i, result);
+}
+
+// Rows that one thread adds up.
+#define GROUP 64
+
+// The sums of every GROUP rows of [rows, channels], in their order: [rows / GROUP rounded up, channels].
+KERNEL(sum_rows)(const act *x, float *sums, unsigned packs, unsigned rows, unsigned channels) {
+  unsigned i = INDEX;
+  if (i >= packs) return;
+  unsigned lanes = channels / PACK;
+  unsigned lane = i % lanes, first = i / lanes * GROUP;
+  unsigned last = first + GROUP < rows ? first + GROUP : rows;
+  float sum[PACK];
+  for (unsigned n = 0; n < PACK; ++n) sum[n] = 0.0f;
+  for (unsigned row = first; row < last; ++row) {
+    pack value = load(x, row * lanes + lane);
+    for (unsigned n = 0; n < PACK; ++n) sum[n] += widen(value.at[n]);
+  }
+  for (unsigned n = 0; n < PACK; ++n) sums[i * PACK + n] = sum[n];
+}
+
+// The same for sums of sums.
+KERNEL(sum_sums)(const float *x, float *sums, unsigned count, unsigned rows, unsigned channels) {
+  unsigned i = INDEX;
+  if (i >= count) return;
+  unsigned channel = i % channels, first = i / channels * GROUP;
+  unsigned last = first + GROUP < rows ? first + GROUP : rows;
+  float sum = 0.0f;
+  for (unsigned row = first; row < last; ++row) sum += x[row * channels + channel];
+  sums[i] = sum;
+}
+
+// ---- Dropout ----
+
+// Philox4x32-10 of J. K. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC '11), as in the
+// crate `random`.
+DEVICE void philox(unsigned counter[4], unsigned key0, unsigned key1) {
+  for (int round = 0; round < 10; ++round) {
+    unsigned long long a = (unsigned long long)counter[0] * 0xD2511F53u;
+    unsigned long long b = (unsigned long long)counter[2] * 0xCD9E8D57u;
+    counter[0] = (unsigned)(b >> 32) ^ counter[1] ^ key0;
+    counter[1] = (unsigned)b;
+    counter[2] = (unsigned)(a >> 32) ^ counter[3] ^ key1;
+    counter[3] = (unsigned)a;
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+}
+
+// Sets to 0 what the mask says and multiplies the rest by `scale`: element i is kept where word i % 4 of
+// random block i / 4 is at least `probability`. Four elements a thread.
+KERNEL(dropout)(const act *x, act *y, unsigned count, unsigned key0, unsigned key1, unsigned layer,
+                unsigned step, unsigned purpose, float probability, float scale) {
+  unsigned i = INDEX;
+  if (i > (count - 1) / 4) return;
+  // A mask has less than 2^32 blocks; the layer's number lies above them.
+  unsigned words[4] = {i, layer << 16, step, purpose};
+  philox(words, key0, key1);
+  unsigned first = 4 * i;
+  int whole = first + 4 <= count;
+  quad value;
+  for (unsigned n = 0; n < 4; ++n) value.at[n] = narrow(0.0f);
+  if (whole) value = ((const quad *)x)[i];
+  for (unsigned n = 0; n < 4; ++n) {
+    if (first + n >= count) break;
+    float unit = (float)(words[n] >> 8) * (1.0f / 16777216.0f);
+    float given = widen(whole ? value.at[n] : x[first + n]);
+    value.at[n] = narrow(unit >= probability ? given * scale : 0.0f);
+    if (!whole) y[first + n] = value.at[n];
+  }
+  if (whole) ((quad *)y)[i] = value;
+}
+
+// ---- Loss ----
+
+#define NOWHERE 0xffffffffffffffffull
+
+// Softmax cross-entropy of each row of logits, in double precision. Its gradient, divided by the batch, goes
+// to `gradient` unless that is null. `tally`, unless it is null, gathers over many calls: the sum of the losses
+// as multiples of 2^-24, the number of rows whose largest logit is the label's (the first of equals),
+// the first step with a loss that is not finite, and how many rows of class r were taken for class c. They
+// are whole numbers, so that the order of the additions does not matter.
+KERNEL(cross_entropy)(const float *logits, const unsigned *labels, float *gradient,
+                      unsigned long long *tally, unsigned batch, unsigned classes, unsigned long long step) {
+  unsigned i = INDEX;
+  if (i >= batch) return;
+  const float *row = logits + i * classes;
+  unsigned label = labels[i];
+  float top = row[0];
+  unsigned predicted = 0;
+  for (unsigned c = 1; c < classes; ++c)
+    if (row[c] > row[predicted]) predicted = c;
+  for (unsigned c = 1; c < classes; ++c)
+    if (row[c] > top) top = row[c];
+  double sum = 0.0;
+  for (unsigned c = 0; c < classes; ++c) sum += exp((double)row[c] - (double)top);
+  double offset = (double)top + log(sum);
+  if (gradient)
+    for (unsigned c = 0; c < classes; ++c)
+      gradient[i * classes + c] =
+          (float)((exp((double)row[c] - offset) - (c == label ? 1.0 : 0.0)) / (double)batch);
+  if (!tally) return;
+  double loss = label < classes ? offset - (double)row[label] : 1e300;
+  // Written so that a NaN is not finite.
+  if (!(loss < 1e30)) {
+    atomicMin(&tally[2], step);
+    return;
+  }
+  // 2^39 is what the sum can hold; a loss beyond a thousandth of it counts as that.
+  if (loss > 549755813.0) loss = 549755813.0;
+  atomicAdd(&tally[0], (unsigned long long)((loss < 0.0 ? 0.0 : loss) * 16777216.0 + 0.5));
+  if (predicted == label) atomicAdd(&tally[1], 1ull);
+  atomicAdd(&tally[3 + label * classes + predicted], 1ull);
+}
+
+// ---- Update ----
+
+typedef struct {
+  float *parameter;
+  float *velocity;
+  const void *gradient;
+  // Elements, and how many chunks the tensors before this one have.
+  unsigned count, chunks_before;
+  // Whether the gradient is float whatever the activations are.
+  unsigned wide, unused;
+} tensor;
+
+#define TENSORS 32
+typedef struct { tensor at[TENSORS]; } tensors;
+
+// Elements of a chunk, and threads that work on it.
+#define CHUNK 2048
+#define CREW 256
+
+// A step of gradient descent on all parameters:
+// velocity = momentum velocity + (gradient + decay parameter), parameter -= rate velocity.
+KERNEL(sgd)(const tensors all, unsigned count, unsigned chunks, float rate, float momentum, float decay) {
+  unsigned i = INDEX;
+  unsigned chunk = i / CREW, worker = i % CREW;
+  if (chunk >= chunks) return;
+  unsigned number = 0;
+  while (number + 1 < count && all.at[number + 1].chunks_before <= chunk) ++number;
+  tensor t = all.at[number];
+  unsigned first = (chunk - t.chunks_before) * CHUNK;
+  for (unsigned n = first + worker; n < first + CHUNK && n < t.count; n += CREW) {
+    float g = t.wide ? ((const float *)t.gradient)[n] : widen(((const act *)t.gradient)[n]);
+    float p = t.parameter[n];
+    float v = momentum * t.velocity[n] + (g + decay * p);
+    t.velocity[n] = v;
+    t.parameter[n] = p - rate * v;
+  }
+}

@@ -1,0 +1,82 @@
+//! cuDNN and cuBLASLt: their handles, their workspace and the algorithms that they chose.
+
+use super::product::{self, Blas};
+use crate::conv2d;
+use candle_core::cuda::DeviceId;
+use candle_core::cuda::cudarc::cudnn::{Cudnn, CudnnError};
+use candle_core::cuda::cudarc::driver::CudaSlice;
+use candle_core::{CudaDevice, Error, Result};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// The libraries as this thread uses them on one device.
+pub(crate) struct Libraries {
+    pub(crate) cudnn: Arc<Cudnn>,
+    pub(super) blas: Blas,
+    /// Memory that every call may use. All calls are ordered on one stream, so one is enough.
+    workspace: RefCell<Option<CudaSlice<u8>>>,
+    /// What was chosen for a convolution, once a shape.
+    pub(crate) convolutions: RefCell<HashMap<conv2d::cuda::Task, conv2d::cuda::Chosen>>,
+    /// What was chosen for a product, once a shape.
+    pub(super) products: RefCell<HashMap<product::Key, product::Chosen>>,
+}
+
+thread_local! {
+    // A handle of cuDNN belongs to one thread.
+    static ALL: RefCell<Vec<(DeviceId, Rc<Libraries>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The libraries on a device.
+///
+/// # Errors
+/// When one of them does not start.
+pub(crate) fn libraries(device: &CudaDevice) -> Result<Rc<Libraries>> {
+    ALL.with(|all| {
+        let mut all = all.borrow_mut();
+        if let Some((_, found)) = all.iter().find(|(id, _)| *id == device.id()) {
+            return Ok(found.clone());
+        }
+        let libraries = Rc::new(Libraries {
+            cudnn: Cudnn::new(device.cuda_stream()).map_err(failed)?,
+            blas: Blas::new()?,
+            workspace: RefCell::new(None),
+            convolutions: RefCell::default(),
+            products: RefCell::default(),
+        });
+        all.push((device.id(), libraries.clone()));
+        Ok(libraries)
+    })
+}
+
+/// An error of cuDNN.
+pub(crate) fn failed(error: CudnnError) -> Error {
+    Error::Msg(format!("cuDNN: {error:?}"))
+}
+
+impl Libraries {
+    /// Runs `work` with at least `bytes` of memory whose content does not matter.
+    ///
+    /// # Errors
+    /// When there is no memory, or `work` fails.
+    pub(crate) fn with_workspace<R>(
+        &self,
+        device: &CudaDevice,
+        bytes: usize,
+        work: impl FnOnce(&mut CudaSlice<u8>) -> Result<R>,
+    ) -> Result<R> {
+        let mut workspace = self.workspace.borrow_mut();
+        let fits = workspace.as_ref().is_some_and(|slice| slice.len() >= bytes);
+        if !fits {
+            // The old one is given back first.
+            *workspace = None;
+            // SAFETY: the libraries read of it only what they wrote.
+            *workspace = Some(unsafe { device.alloc::<u8>(bytes.max(1))? });
+        }
+        match workspace.as_mut() {
+            Some(slice) => work(slice),
+            None => candle_core::bail!("there is no workspace"),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Batches of a data set that lies on a GPU as bytes.
+
+use crate::cuda::{Argument, Program, launch, room, slice, tensor, upload, with_activations};
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+/// One image of a batch, and how it is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    /// The image's number in the set.
+    pub image: u32,
+    /// Row of the original that the first row shows; rows outside are 0.
+    pub top: i8,
+    /// Column of the original that the first column shows; columns outside are 0.
+    pub left: i8,
+    /// Whether left and right are exchanged.
+    pub mirrored: bool,
+}
+
+impl View {
+    /// As the kernel reads it.
+    fn words(self) -> [u32; 2] {
+        let offset = |value: i8| (i32::from(value) + 128) as u32;
+        let view = offset(self.top) | offset(self.left) << 8 | u32::from(self.mirrored) << 16;
+        [self.image, view]
+    }
+}
+
+/// A set of images `[count, channels, height, width]` on a GPU, as bytes, and what they stand for.
+pub struct Images {
+    bytes: Tensor,
+    /// `[channels, 256]`.
+    numbers: Tensor,
+}
+
+impl Images {
+    /// `bytes` `[count, channels, height, width]` of `u8` and `numbers` `[channels, 256]` of `f32`, which
+    /// turns a byte of a channel into the number that the network sees; both on one GPU.
+    ///
+    /// # Errors
+    /// When they have other shapes or types, or do not lie on a GPU.
+    pub fn new(bytes: Tensor, numbers: Tensor) -> Result<Self> {
+        let (_, channels, ..) = bytes.dims4()?;
+        let types = (bytes.dtype(), numbers.dtype());
+        if numbers.dims() != [channels, 256]
+            || types != (DType::U8, DType::F32)
+            || !bytes.device().is_cuda()
+        {
+            bail!(
+                "images of shape {:?} and numbers of shape {:?}, of types {types:?}, do not fit",
+                bytes.shape(),
+                numbers.shape()
+            );
+        }
+        Ok(Self {
+            bytes: bytes.contiguous()?,
+            numbers: numbers.contiguous()?,
+        })
+    }
+
+    /// The images of `views`, `[views, channels, height, width]` of `dtype`, which is `f32` or `bf16`.
+    ///
+    /// # Errors
+    /// When an image is not in the set, or there is no memory.
+    pub fn batch(&self, views: &[View], dtype: DType) -> Result<Tensor> {
+        let (count, channels, height, width) = self.bytes.dims4()?;
+        let Device::Cuda(device) = self.bytes.device() else {
+            bail!("the images do not lie on a GPU");
+        };
+        if let Some(view) = views.iter().find(|view| view.image as usize >= count) {
+            bail!("there is no image {} among {count}", view.image);
+        }
+        let words: Vec<u32> = views.iter().flat_map(|view| view.words()).collect();
+        let words = upload(device, &words)?;
+        let (bytes, bytes_layout) = self.bytes.storage_and_layout();
+        let (numbers, numbers_layout) = self.numbers.storage_and_layout();
+        let bytes = slice::<u8>("views", &bytes, bytes_layout)?;
+        let numbers = slice::<f32>("views", &numbers, numbers_layout)?;
+        with_activations!("views", dtype, T => {
+            let length = views.len() * channels * height * width;
+            let mut y = room::<T>(device, length)?;
+            let program = Program::packed::<T>(width);
+            let packs = program.packs(length);
+            launch(
+                device,
+                program,
+                "views",
+                packs,
+                &[
+                    Argument::read(device, &bytes),
+                    Argument::read(device, &words.as_view()),
+                    Argument::read(device, &numbers),
+                    Argument::write(device, &mut y),
+                    packs.into(),
+                    channels.into(),
+                    height.into(),
+                    width.into(),
+                ],
+            )?;
+            Ok(tensor(y, (views.len(), channels, height, width), device))
+        })
+    }
+}

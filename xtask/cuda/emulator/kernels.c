@@ -1,0 +1,90 @@
+// The project's kernels for a processor: one program (BF16 and PACK are given) with a table of functions that
+// take their arguments as CUDA's driver hands them over, as pointers to the values.
+
+#include <math.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "emulator.h"
+
+#define KERNEL(name) static void name
+#define DEVICE static inline
+#define ALIGNED(bytes) __attribute__((aligned(bytes)))
+#define INDEX emulator_index
+
+static inline float AS_FLOAT(unsigned bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+static inline unsigned AS_BITS(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// Threads run one after the other here.
+static inline void atomicAdd(unsigned long long *to, unsigned long long value) { *to += value; }
+static inline void atomicMin(unsigned long long *to, unsigned long long value) {
+  if (value < *to) *to = value;
+}
+
+#include "kernels.cu"
+
+#define A(number, type) (*(type *)arguments[number])
+#define CALL(name) static void call_##name(void **arguments)
+typedef const act *in;
+typedef act *out;
+typedef const float *floats;
+typedef float *floats_out;
+typedef const unsigned *words;
+typedef const unsigned char *bytes;
+typedef unsigned char *bytes_out;
+typedef unsigned long long *longs_out;
+typedef unsigned u;
+
+CALL(views) {
+  views(A(0, bytes), A(1, words), A(2, floats), A(3, out), A(4, u), A(5, u), A(6, u), A(7, u));
+}
+CALL(transpose) { transpose(A(0, in), A(1, out), A(2, u), A(3, u), A(4, u)); }
+CALL(resize_channels) { resize_channels(A(0, in), A(1, out), A(2, u), A(3, u), A(4, u)); }
+CALL(narrow_all) { narrow_all(A(0, floats), A(1, out), A(2, u)); }
+CALL(arrange_weight) {
+  arrange_weight(A(0, floats), A(1, out), A(2, u), A(3, u), A(4, u), A(5, u), A(6, u));
+}
+CALL(arrange_gradient) { arrange_gradient(A(0, in), A(1, out), A(2, u), A(3, u), A(4, u), A(5, u)); }
+CALL(activate) { activate(A(0, in), A(1, floats), A(2, out), A(3, u), A(4, u), A(5, int)); }
+CALL(add_bias_wide) { add_bias_wide(A(0, floats_out), A(1, floats), A(2, u), A(3, u)); }
+CALL(relu_gradient) { relu_gradient(A(0, in), A(1, in), A(2, out), A(3, u)); }
+CALL(pool) {
+  pool(A(0, in), A(1, floats), A(2, out), A(3, bytes_out), A(4, u), A(5, u), A(6, u), A(7, u), A(8, u),
+       A(9, u), A(10, u), A(11, u), A(12, int));
+}
+CALL(pool_gradient) {
+  pool_gradient(A(0, in), A(1, in), A(2, bytes), A(3, out), A(4, u), A(5, u), A(6, u), A(7, u), A(8, u),
+                A(9, u), A(10, u), A(11, u));
+}
+CALL(sum_rows) { sum_rows(A(0, in), A(1, floats_out), A(2, u), A(3, u), A(4, u)); }
+CALL(sum_sums) { sum_sums(A(0, floats), A(1, floats_out), A(2, u), A(3, u), A(4, u)); }
+CALL(dropout) {
+  dropout(A(0, in), A(1, out), A(2, u), A(3, u), A(4, u), A(5, u), A(6, u), A(7, u), A(8, float),
+          A(9, float));
+}
+CALL(cross_entropy) {
+  cross_entropy(A(0, floats), A(1, words), A(2, floats_out), A(3, longs_out), A(4, u), A(5, u),
+                A(6, unsigned long long));
+}
+CALL(sgd) { sgd(A(0, tensors), A(1, u), A(2, u), A(3, float), A(4, float), A(5, float)); }
+
+#define ENTRY(name) {#name, call_##name}
+#define TABLE_NAME(variant) TABLE_NAME_OF(variant)
+#define TABLE_NAME_OF(variant) emulator_program_##variant
+
+const emulator_kernel TABLE_NAME(VARIANT)[] = {
+    ENTRY(views),         ENTRY(transpose),     ENTRY(resize_channels), ENTRY(narrow_all),
+    ENTRY(arrange_weight), ENTRY(arrange_gradient), ENTRY(activate),    ENTRY(add_bias_wide),
+    ENTRY(relu_gradient), ENTRY(pool),          ENTRY(pool_gradient),   ENTRY(sum_rows),
+    ENTRY(sum_sums),      ENTRY(dropout),       ENTRY(cross_entropy),   ENTRY(sgd),
+    {0, 0},
+};
