@@ -1,5 +1,6 @@
 //! The checks that every change must pass.
 
+use crate::cuda;
 use crate::printer;
 use anyhow::{Context, bail};
 use std::env;
@@ -31,24 +32,57 @@ const CHECKS: [(&[&str], &str); 4] = [
     ),
 ];
 
+/// What is linted with the feature `cuda`: the crates that have it.
+const CUDA_LINTS: &str = "clippy --features cuda --package ops --package models --package reference \
+    --package engine --package trainer --package bench --all-targets -- -D warnings";
+
+/// What is tested on the emulated GPU: what compares a GPU with something.
+const CUDA_TESTS: &str = "test --features cuda --package ops --package reference gpu";
+
 /// Runs the checks, one after the other, and stops at the first that fails.
 pub(crate) fn run() -> anyhow::Result<()> {
     let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     for (arguments, rustdoc_flags) in CHECKS {
-        let name = format!("cargo {}", arguments.join(" "));
-        printer::note(&format!("--- {name}"));
         let mut command = Command::new(&cargo);
         command.args(arguments);
         if !rustdoc_flags.is_empty() {
             command.env("RUSTDOCFLAGS", rustdoc_flags);
         }
-        let status = command
-            .status()
-            .with_context(|| format!("cannot run {name}"))?;
-        if !status.success() {
-            bail!("{name} failed");
-        }
+        check(&format!("cargo {}", arguments.join(" ")), &mut command)?;
+    }
+    if cfg!(target_os = "linux") {
+        cuda_checks()?;
+    } else {
+        printer::note("--- the feature `cuda` is checked on Linux alone");
     }
     printer::line("all checks passed");
+    Ok(())
+}
+
+/// The feature `cuda`, without CUDA: lints, and tests on an emulated GPU.
+fn cuda_checks() -> anyhow::Result<()> {
+    let (build, emulator) = cuda::stub()?;
+    let cargo = |arguments: &str| build.cargo(&arguments.split_whitespace().collect::<Vec<_>>());
+    check(&format!("cargo {CUDA_LINTS}"), &mut cargo(CUDA_LINTS))?;
+    let mut tests = cargo(CUDA_TESTS);
+    tests.env("LD_LIBRARY_PATH", &emulator);
+    check(
+        &format!("cargo {CUDA_TESTS} (on an emulated GPU)"),
+        &mut tests,
+    )?;
+    let exe = env::current_exe().context("cannot find this program")?;
+    let mut whole = Command::new(exe);
+    whole.args(["gpu-check", "--emulated", "--", "--quick"]);
+    check("cargo xtask gpu-check --emulated -- --quick", &mut whole)
+}
+
+fn check(name: &str, command: &mut Command) -> anyhow::Result<()> {
+    printer::note(&format!("--- {name}"));
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {name}"))?;
+    if !status.success() {
+        bail!("{name} failed");
+    }
     Ok(())
 }

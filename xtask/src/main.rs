@@ -1,10 +1,12 @@
-//! The project's chores: `cargo xtask fetch-data`, `cargo xtask bench`, `cargo xtask ci`.
+//! The project's chores: `cargo xtask fetch-data`, `bench`, `gpu-check`, `cuda-toolkit`, `ci`.
 
 mod archive;
 mod bench;
 mod ci;
+mod cuda;
 mod download;
 mod fetch_data;
+mod gpu_check;
 mod printer;
 
 use clap::{Parser, Subcommand};
@@ -24,6 +26,10 @@ enum Command {
     FetchData(fetch_data::Args),
     /// Measure training and evaluation on this machine, layer by layer and against PyTorch.
     Bench(bench::Args),
+    /// Check an NVIDIA GPU: reference values, gradients, reproducibility, speed.
+    GpuCheck(gpu_check::Args),
+    /// Put together what builds the feature `cuda` on a machine without CUDA (Linux on x86-64).
+    CudaToolkit(cuda::Args),
     /// Run every check: formatting, lints, tests, documentation.
     Ci,
 }
@@ -32,6 +38,8 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::FetchData(args) => fetch_data::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Bench(args) => bench::run(&args),
+        Command::GpuCheck(args) => gpu_check::run(&args),
+        Command::CudaToolkit(args) => cuda::run_toolkit(&args).map(|()| ExitCode::SUCCESS),
         Command::Ci => ci::run().map(|()| ExitCode::SUCCESS),
     };
     match result {

@@ -10,6 +10,13 @@
 typedef int result;
 enum { SUCCESS = 0, NOT_SUPPORTED = 3000, BLAS_NOT_SUPPORTED = 15 };
 
+// Compiled for several instruction sets, of which the best is taken.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
+#define FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FAST
+#endif
+
 static int handle;
 
 static float widen(const void *x, int bf16, size_t i) {
@@ -160,17 +167,38 @@ static void check(const tensor *x, const tensor *w, const convolution *v, const 
           }                                                                                                \
         }
 
+FAST static void forward(float *X, float *W, float *Y, const tensor *x, const tensor *w,
+                         const convolution *v, const tensor *y) {
+  EACH_TAP({
+    float sum = 0.0f;
+    for (int i = 0; i < x->c; ++i) sum += xs[i] * ws[i];
+    ys[k] += sum;
+  })
+}
+
+FAST static void backward_data(float *X, float *W, float *Y, const tensor *x, const tensor *w,
+                               const convolution *v, const tensor *y) {
+  EACH_TAP({
+    float gradient = ys[k];
+    for (int i = 0; i < x->c; ++i) xs[i] += gradient * ws[i];
+  })
+}
+
+FAST static void backward_filter(float *X, float *W, float *Y, const tensor *x, const tensor *w,
+                                 const convolution *v, const tensor *y) {
+  EACH_TAP({
+    float gradient = ys[k];
+    for (int i = 0; i < x->c; ++i) ws[i] += gradient * xs[i];
+  })
+}
+
 result cudnnConvolutionForward(void *h, const void *alpha, tensor *x, const void *xp, tensor *w,
                                const void *wp, convolution *v, int algorithm, void *workspace, size_t bytes,
                                const void *beta, tensor *y, void *yp) {
   check(x, w, v, y, workspace, bytes, alpha, beta);
   float *X = widened(xp, x->bf16, count(x), "x"), *W = widened(wp, w->bf16, count(w), "w");
   float *Y = calloc(count(y) + 1, sizeof *Y);
-  EACH_TAP({
-    float sum = 0.0f;
-    for (int i = 0; i < x->c; ++i) sum += xs[i] * ws[i];
-    ys[k] += sum;
-  })
+  forward(X, W, Y, x, w, v, y);
   put(yp, y->bf16, Y, count(y), "y");
   free(X), free(W), free(Y);
   return SUCCESS;
@@ -183,10 +211,7 @@ result cudnnConvolutionBackwardData(void *h, const void *alpha, tensor *w, const
   check(x, w, v, y, workspace, bytes, alpha, beta);
   float *Y = widened(yp, y->bf16, count(y), "dy"), *W = widened(wp, w->bf16, count(w), "w");
   float *X = calloc(count(x) + 1, sizeof *X);
-  EACH_TAP({
-    float gradient = ys[k];
-    for (int i = 0; i < x->c; ++i) xs[i] += gradient * ws[i];
-  })
+  backward_data(X, W, Y, x, w, v, y);
   put(xp, x->bf16, X, count(x), "dx");
   free(X), free(W), free(Y);
   return SUCCESS;
@@ -199,10 +224,7 @@ result cudnnConvolutionBackwardFilter(void *h, const void *alpha, tensor *x, con
   check(x, w, v, y, workspace, bytes, alpha, beta);
   float *X = widened(xp, x->bf16, count(x), "x"), *Y = widened(yp, y->bf16, count(y), "dy");
   float *W = calloc(count(w) + 1, sizeof *W);
-  EACH_TAP({
-    float gradient = ys[k];
-    for (int i = 0; i < x->c; ++i) ws[i] += gradient * xs[i];
-  })
+  backward_filter(X, W, Y, x, w, v, y);
   put(wp, w->bf16, W, count(w), "dw");
   free(X), free(W), free(Y);
   return SUCCESS;
@@ -277,18 +299,8 @@ result cublasLtMatmulAlgoGetHeuristic(void *h, product *p, matrix *a, matrix *b,
   return *count = 1, SUCCESS;
 }
 
-result cublasLtMatmul(void *h, product *p, const float *alpha, const void *ap, matrix *a, const void *bp,
-                      matrix *b, const float *beta, const void *cp, matrix *c, void *dp, matrix *d,
-                      const uint64_t *algorithm, void *workspace, size_t bytes, void *stream) {
-  uint64_t depth;
-  shape(p, a, b, d, &depth);
-  if (algorithm[0] != (d->rows ^ d->columns << 20 ^ depth << 40))
-    emulator_fail("cuBLASLt: the algorithm was chosen for another product");
-  if (*alpha != 1.0f || *beta != 0.0f || cp != dp || c != d) emulator_fail("cuBLASLt: factors");
-  emulator_check(workspace, bytes, "cuBLASLt's workspace");
-  float *A = widened(ap, a->bf16, (size_t)a->leading * a->columns, "a");
-  float *B = widened(bp, b->bf16, (size_t)b->leading * b->columns, "b");
-  float *D = calloc(d->rows * d->columns + 1, sizeof *D);
+FAST static void multiply(const float *A, const float *B, float *D, const product *p, const matrix *a,
+                          const matrix *b, const matrix *d, uint64_t depth) {
   // Column by column; the inner loop runs along memory where it can.
   for (uint64_t j = 0; j < d->columns; ++j)
     for (uint64_t k = 0; k < depth; ++k) {
@@ -308,6 +320,21 @@ result cublasLtMatmul(void *h, product *p, const float *alpha, const void *ap, m
           for (uint64_t k = 0; k < depth; ++k) sum += A[i * a->leading + k] * B[j * b->leading + k];
         D[j * d->rows + i] = sum;
       }
+}
+
+result cublasLtMatmul(void *h, product *p, const float *alpha, const void *ap, matrix *a, const void *bp,
+                      matrix *b, const float *beta, const void *cp, matrix *c, void *dp, matrix *d,
+                      const uint64_t *algorithm, void *workspace, size_t bytes, void *stream) {
+  uint64_t depth;
+  shape(p, a, b, d, &depth);
+  if (algorithm[0] != (d->rows ^ d->columns << 20 ^ depth << 40))
+    emulator_fail("cuBLASLt: the algorithm was chosen for another product");
+  if (*alpha != 1.0f || *beta != 0.0f || cp != dp || c != d) emulator_fail("cuBLASLt: factors");
+  emulator_check(workspace, bytes, "cuBLASLt's workspace");
+  float *A = widened(ap, a->bf16, (size_t)a->leading * a->columns, "a");
+  float *B = widened(bp, b->bf16, (size_t)b->leading * b->columns, "b");
+  float *D = calloc(d->rows * d->columns + 1, sizeof *D);
+  multiply(A, B, D, p, a, b, d, depth);
   for (uint64_t j = 0; j < d->columns; ++j)
     put((char *)dp + j * d->leading * (d->bf16 ? 2 : 4), d->bf16, D + j * d->rows, d->rows, "d");
   free(A), free(B), free(D);
