@@ -20,5 +20,5 @@ fn main() {
         .filter(|output| output.status.success())
         .and_then(|output| String::from_utf8(output.stdout).ok());
     let commit = commit.as_deref().map_or("unknown", str::trim);
-    println!("cargo::rustc-env=TRAINER_COMMIT={commit}");
+    println!("cargo::rustc-env=BUILT_FROM={commit}");
 }

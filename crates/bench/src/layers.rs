@@ -4,9 +4,10 @@ use crate::machine::use_threads;
 use crate::printer;
 use crate::spans::Spans;
 use crate::throughput::{batch, network, sgd};
+use candle_core::Device;
 use candle_nn::Optimizer;
-use models::{Architecture, DropoutMasks, IMAGE, Layer};
-use ops::{Activation, Conv2d, Convolution, Tape, cross_entropy_gradient};
+use models::{Architecture, DropoutMasks, IMAGE, Layer, Network};
+use ops::{Activation, Arithmetic, Conv2d, Convolution, Precision, Tape, cross_entropy_gradient};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
@@ -44,12 +45,27 @@ pub(crate) struct LayerTime {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     use_threads(args.threads)?;
-    let spans = Spans::install()?;
-    let size = args.batch_size.get();
     let network = network(args.model)?;
-    let mut optimiser = sgd(&network)?;
+    let size = args.batch_size.get();
+    let rows = profile(&network, args.conv.into(), size, args.seconds, &Device::Cpu)?;
+    printer::line(&serde_json::to_string(&rows)?);
+    Ok(())
+}
+
+/// Each layer's passes on a batch of `size`, measured for `seconds`. A GPU is waited for after each.
+pub(crate) fn profile(
+    network: &Network,
+    arithmetic: Arithmetic,
+    size: usize,
+    seconds: f64,
+    device: &Device,
+) -> anyhow::Result<Vec<LayerTime>> {
+    let spans = Spans::install()?;
+    let architecture = network.architecture();
+    let mut optimiser = sgd(network)?;
     let (images, labels) = batch(size)?;
-    let limit = Duration::from_secs_f64(args.seconds);
+    let (images, labels) = (images.to_device(device)?, labels.to_device(device)?);
+    let limit = Duration::from_secs_f64(seconds);
     let (mut start, mut steps) = (Instant::now(), 0_u32);
     let mut update = Duration::ZERO;
     // The first step, on fresh memory, does not count.
@@ -61,7 +77,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         if steps >= 2 && start.elapsed() >= limit {
             break;
         }
-        let mut tape = Tape::recording(args.conv);
+        let mut tape = Tape::recording(arithmetic).waiting();
         let masks = DropoutMasks {
             probability: 0.5,
             seed: 0,
@@ -71,6 +87,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let gradients = tape.backward(cross_entropy_gradient(&logits, &labels)?)?;
         let before = Instant::now();
         optimiser.step(&gradients)?;
+        device.synchronize()?;
         update += before.elapsed();
         steps = number;
     }
@@ -78,7 +95,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let milliseconds = |time: Duration| time.as_secs_f64() * 1e3 / steps;
     let times = spans.take();
     let mut rows = Vec::new();
-    for (name, [forward, backward]) in works(args.model, args.conv, size)? {
+    for (name, [forward, backward]) in works(architecture, arithmetic, size)? {
         for (pass, work) in [("forward", forward), ("backward", backward)] {
             let Some(time) = times.get(&(pass, name.clone())) else {
                 continue;
@@ -100,10 +117,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         multiply_adds: 0,
         performed: 0,
         // Parameter and velocity are read and written, the gradient is read.
-        bytes: 5 * 4 * args.model.parameter_count() as u64,
+        bytes: (4 * 4 + width(arithmetic)) * architecture.parameter_count() as u64,
     });
-    printer::line(&serde_json::to_string(&rows)?);
-    Ok(())
+    Ok(rows)
+}
+
+/// Bytes of an activation or gradient.
+fn width(arithmetic: Arithmetic) -> u64 {
+    match arithmetic.precision {
+        Precision::F32 | Precision::Tf32 => 4,
+        Precision::Bf16 => 2,
+    }
 }
 
 /// What a pass has to do at least.
@@ -117,9 +141,11 @@ struct Work {
 /// The work of each layer that has a span of its own, forward and backward.
 fn works(
     architecture: Architecture,
-    convolution: Convolution,
+    arithmetic: Arithmetic,
     batch: usize,
 ) -> anyhow::Result<Vec<(String, [Work; 2])>> {
+    let convolution = arithmetic.convolution;
+    let width = width(arithmetic);
     let mut works = Vec::new();
     let mut shape = IMAGE.to_vec();
     let mut layers = architecture.named_layers().peekable();
@@ -127,12 +153,12 @@ fn works(
         let input = shape.clone();
         shape = layer.output_shape(&shape);
         let first = works.is_empty();
-        let numbers = |shape: &[usize]| (4 * batch * shape.iter().product::<usize>()) as u64;
+        let numbers = |shape: &[usize]| width * (batch * shape.iter().product::<usize>()) as u64;
         if let Layer::Dropout = layer {
             if input.len() > 1 {
-                works.push(("flatten".to_owned(), [copying(&input, batch); 2]));
+                works.push(("flatten".to_owned(), [copying(numbers(&input)); 2]));
             }
-            works.push((name, [copying(&input, batch); 2]));
+            works.push((name, [copying(numbers(&input)); 2]));
             continue;
         }
         let (multiply_adds, performed) = match layer {
@@ -183,10 +209,10 @@ fn works(
     Ok(works)
 }
 
-/// Reading and writing as many numbers.
-fn copying(shape: &[usize], batch: usize) -> Work {
+/// Reading and writing so many bytes.
+fn copying(bytes: u64) -> Work {
     Work {
-        bytes: (8 * batch * shape.iter().product::<usize>()) as u64,
+        bytes: 2 * bytes,
         ..Work::default()
     }
 }
@@ -202,7 +228,7 @@ mod tests {
             (Architecture::AlexNet, 1182),
             (Architecture::SmallAlexNet, 416),
         ] {
-            let works = works(architecture, Convolution::Fast, 1).unwrap();
+            let works = works(architecture, Convolution::Fast.into(), 1).unwrap();
             let sum = |work: fn(&Work) -> u64, pass: usize| -> u64 {
                 works.iter().map(|(_, passes)| work(&passes[pass])).sum()
             };

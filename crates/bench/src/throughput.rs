@@ -121,6 +121,15 @@ pub(crate) fn recipe(architecture: Architecture, changes: toml::Table) -> anyhow
     Ok(table.try_into()?)
 }
 
+/// What the checkpoints of a measurement say of their inputs.
+pub(crate) fn inputs(recipe: &Recipe, set: &Dataset) -> Inputs {
+    Inputs {
+        mean: recipe.mean,
+        standard_deviation: recipe.standard_deviation,
+        class_names: set.class_names().map(str::to_owned),
+    }
+}
+
 pub(crate) fn network(architecture: Architecture) -> anyhow::Result<Network> {
     let parameters = initial_parameters(architecture, 0, &Device::Cpu)?;
     Ok(Network::new(architecture, parameters)?)
@@ -139,11 +148,7 @@ fn training(args: &Args, convolution: Convolution) -> anyhow::Result<Measured> {
         },
     )?;
     let folder = tempfile::tempdir()?;
-    let inputs = Inputs {
-        mean: recipe.mean,
-        standard_deviation: recipe.standard_deviation,
-        class_names: set.class_names().map(str::to_owned),
-    };
+    let inputs = inputs(&recipe, &set);
     let mut training = Training::new(
         recipe,
         0,

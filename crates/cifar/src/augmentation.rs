@@ -150,7 +150,7 @@ mod tests {
             for flipped in [false, true] {
                 let view = View { top, left, flipped };
                 PLAIN().write(&image, view, &mut out);
-                let expected = reference(&image, top, left, flipped);
+                let expected = reference(&image, top.into(), left.into(), flipped);
                 assert!(
                     out.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-3),
                     "{view:?}"

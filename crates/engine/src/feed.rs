@@ -54,7 +54,10 @@ impl Feed {
     }
 
     /// One epoch's batches: see [`Loader::training`].
-    pub(crate) fn training(
+    ///
+    /// # Errors
+    /// When the thread that makes them cannot be started.
+    pub fn training(
         &self,
         seed: u64,
         epoch: u32,
@@ -64,27 +67,30 @@ impl Feed {
         #[cfg(feature = "cuda")]
         if let Some(resident) = &self.resident {
             let plan = self.loader.training_plan(seed, epoch, augmentation, first);
-            return Ok(Pass::Gpu(resident.clone(), Box::new(plan)));
+            return Ok(Pass(Place::Gpu(resident.clone(), Box::new(plan))));
         }
         let batches = self.loader.training(seed, epoch, augmentation, first)?;
-        Ok(Pass::Host(batches))
+        Ok(Pass(Place::Host(batches)))
     }
 
     /// All images in the set's order, as they are.
     pub(crate) fn evaluation(&self) -> Result<Pass> {
         #[cfg(feature = "cuda")]
         if let Some(resident) = &self.resident {
-            return Ok(Pass::Gpu(
+            return Ok(Pass(Place::Gpu(
                 resident.clone(),
                 Box::new(self.loader.evaluation_plan()),
-            ));
+            )));
         }
-        Ok(Pass::Host(self.loader.evaluation()?))
+        Ok(Pass(Place::Host(self.loader.evaluation()?)))
     }
 }
 
 /// The batches of one pass.
-pub(crate) enum Pass {
+pub struct Pass(Place);
+
+/// Who makes them.
+enum Place {
     /// Made by a thread of their own, which ends with this.
     Host(Batches),
     #[cfg(feature = "cuda")]
@@ -98,10 +104,10 @@ impl Iterator for Pass {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self {
-            Self::Host(batches) => batches.next(),
+        match &mut self.0 {
+            Place::Host(batches) => batches.next(),
             #[cfg(feature = "cuda")]
-            Self::Gpu(resident, plan) => plan.next().map(|seen| resident.batch(&seen)),
+            Place::Gpu(resident, plan) => plan.next().map(|seen| resident.batch(&seen)),
         }
     }
 }

@@ -18,7 +18,7 @@ pub use checkpoint::{Checkpoint, Checkpoints, FORMAT_VERSION, Inputs, Progress, 
 pub use error::Error;
 pub use evaluation::{Evaluation, evaluate, evaluation_feed};
 pub use event::Event;
-pub use feed::Feed;
+pub use feed::{Feed, Pass};
 pub use optimiser::Sgd;
 pub use plateau::Plateau;
 pub use recipe::{

@@ -209,9 +209,7 @@ fn ends(criterion: &mut Criterion) {
         // Two are read and written, the gradient is read.
         group.throughput(Throughput::Bytes(20 * parameter.elem_count() as u64));
         group.bench_function("update", |bencher| {
-            bencher.iter(|| {
-                ops::sgd_step(factors, &[[parameter.as_tensor(), &velocity, &gradient]]).unwrap()
-            });
+            bencher.iter(|| ops::sgd_step(factors, &[[&parameter, &velocity, &gradient]]).unwrap());
         });
     }
 }

@@ -18,6 +18,8 @@ pub struct Tape {
     arithmetic: Arithmetic,
     /// `None` where nothing is to be differentiated.
     links: Option<Vec<Link>>,
+    /// Whether a GPU is waited for after every operation.
+    waits: bool,
 }
 
 /// One operation and its result.
@@ -61,6 +63,7 @@ impl Tape {
         Self {
             arithmetic: arithmetic.into(),
             links: Some(Vec::new()),
+            waits: false,
         }
     }
 
@@ -70,6 +73,16 @@ impl Tape {
         Self {
             arithmetic: arithmetic.into(),
             links: None,
+            waits: false,
+        }
+    }
+
+    /// The same, waiting for a GPU after every operation, so that its span in a trace is as long as it takes.
+    #[must_use]
+    pub fn waiting(self) -> Self {
+        Self {
+            waits: true,
+            ..self
         }
     }
 
@@ -185,6 +198,9 @@ impl Tape {
     }
 
     fn record(&mut self, name: &str, operation: Operation, x: Tensor, y: Tensor) -> Result<Tensor> {
+        if self.waits {
+            y.device().synchronize()?;
+        }
         if let Some(links) = &mut self.links {
             if links.last().is_some_and(|last| last.y.id() != x.id()) {
                 bail!("{name}: its input is not the result of the operation before");
@@ -257,6 +273,9 @@ impl Tape {
                     found.x
                 }
             };
+            if self.waits {
+                y.device().synchronize()?;
+            }
             match grad_x {
                 Some(grad_x) if first => {
                     gradients.insert(&x, grad_x);

@@ -11,6 +11,7 @@ use ops::{
 use proptest::prelude::*;
 
 #[path = "../../reference/src/uniform.rs"]
+#[allow(unreachable_pub)] // It is a crate's own there.
 mod uniform;
 use uniform::uniform;
 

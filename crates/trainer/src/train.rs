@@ -225,7 +225,7 @@ fn write_record(
 ) -> anyhow::Result<()> {
     let made_by = MadeBy {
         version: env!("CARGO_PKG_VERSION"),
-        commit: env!("TRAINER_COMMIT"),
+        commit: env!("BUILT_FROM"),
         device: device::name(&place.device),
         gpu: place.model.clone(),
         precision: place.precision,

@@ -115,7 +115,9 @@ impl Program {
 
     /// The program for a device, compiled once a process.
     fn for_device(self, device: &CudaDevice) -> Result<Arc<str>> {
-        static COMPILED: Mutex<Option<HashMap<(Program, String), Arc<str>>>> = Mutex::new(None);
+        /// By program and architecture.
+        type Compiled = HashMap<(Program, String), Arc<str>>;
+        static COMPILED: Mutex<Option<Compiled>> = Mutex::new(None);
         let architecture = architecture(device)?;
         let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
         let compiled = compiled.get_or_insert_default();

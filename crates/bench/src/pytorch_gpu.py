@@ -1,0 +1,99 @@
+"""Images per second of the two networks in PyTorch on an NVIDIA GPU, for `cargo xtask gpu-check`.
+
+PyTorch at its best: images and labels lie on the GPU, normalised and ready (so it neither loads nor augments), channels last,
+cuDNN chooses its algorithms by trying them, SGD is fused, the loss is read at the end alone; once as it is and once compiled.
+Prints one JSON object as its last line.
+"""
+
+import argparse
+import json
+import sys
+import time
+
+import torch
+from torch import nn
+
+
+def alexnet():
+    return nn.Sequential(
+        nn.Conv2d(3, 96, 4), nn.ReLU(),
+        nn.Conv2d(96, 256, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(384, 384, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Flatten(),
+        nn.Dropout(0.5), nn.Linear(9216, 4096), nn.ReLU(),
+        nn.Dropout(0.5), nn.Linear(4096, 4096), nn.ReLU(),
+        nn.Linear(4096, 10),
+    )
+
+
+def small_alexnet():
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 7), nn.ReLU(),
+        nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(192, 256, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(256, 128, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Flatten(),
+        nn.Dropout(0.5), nn.Linear(3200, 2048), nn.ReLU(),
+        nn.Dropout(0.5), nn.Linear(2048, 2048), nn.ReLU(),
+        nn.Linear(2048, 10),
+    )
+
+
+def rate(args, compiled):
+    torch.manual_seed(0)
+    network = {"alexnet": alexnet, "small-alexnet": small_alexnet}[args.model]()
+    network = network.cuda().to(memory_format=torch.channels_last)
+    images = torch.randn(args.batch_size, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (args.batch_size,), device="cuda")
+    loss_of = nn.CrossEntropyLoss()
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
+    run = torch.compile(network, mode="max-autotune") if compiled else network
+    narrow = args.precision == "bf16"
+
+    def step():
+        optimiser.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=narrow):
+            loss = loss_of(run(images), labels)
+        loss.backward()
+        optimiser.step()
+        return loss.detach()
+
+    for _ in range(20):
+        step()
+    torch.cuda.synchronize()
+    steps = 0
+    start = time.perf_counter()
+    while steps < 20 or time.perf_counter() - start < args.seconds:
+        for _ in range(20):
+            step()
+        torch.cuda.synchronize()
+        steps += 20
+    return steps * args.batch_size / (time.perf_counter() - start)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", choices=["alexnet", "small-alexnet"], required=True)
+    parser.add_argument("--precision", choices=["f32", "tf32", "bf16"], required=True)
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    args = parser.parse_args()
+
+    torch.backends.cudnn.benchmark = True
+    fast = args.precision != "f32"
+    torch.backends.cudnn.allow_tf32 = fast
+    torch.backends.cuda.matmul.allow_tf32 = fast
+    rates = {"eager": rate(args, False)}
+    try:
+        rates["compiled"] = rate(args, True)
+    except Exception as error:  # The compiler needs Triton and a C compiler, which not every machine has.
+        print(f"not compiled: {error}", file=sys.stderr)
+        rates["compiled"] = None
+    print(json.dumps({"version": torch.__version__, "images_per_second": rates}))
+
+
+if __name__ == "__main__":
+    main()
