@@ -28,6 +28,20 @@ pub enum Error {
         /// Images of the training set.
         images: usize,
     },
+    /// A GPU's memory does not hold what a training step needs.
+    #[error(
+        "the GPU's memory does not hold a step of {batch_size} images; {}",
+        match fits {
+            0 => "not even one image fits beside the weights".to_owned(),
+            fits => format!("about {fits} would fit: use --batch-size {fits}"),
+        }
+    )]
+    OutOfMemory {
+        /// Images a batch.
+        batch_size: usize,
+        /// About how many images would fit.
+        fits: usize,
+    },
     /// A file of weights cannot be read from the disk.
     #[error("cannot read `{}`: {source}", path.display())]
     Read {

@@ -95,10 +95,17 @@ pub struct Training {
     best: Option<BestEpoch>,
     /// The best epoch's weights, where they are not written yet.
     best_weights: Option<Vec<(String, Tensor)>>,
+    /// Bytes of a GPU's memory that were free before the first step.
+    #[cfg(feature = "cuda")]
+    free: usize,
 }
 
 /// Steps after which a GPU is waited for, to see what they came to.
 const STEPS_UNSEEN: usize = 32;
+
+/// Bytes of a GPU's memory that are left to libraries in the estimate of what fits.
+#[cfg(feature = "cuda")]
+const LIBRARIES: usize = 64 << 20;
 
 /// The least time between two checkpoints on a GPU, on which an epoch may take less than writing one.
 const GPU_PAUSE: Duration = Duration::from_secs(20);
@@ -132,15 +139,22 @@ impl Training {
                 weight_decay: recipe.weight_decay.get(),
             },
         )?;
+        let train = Feed::new(
+            train,
+            recipe.batch_size,
+            recipe.normalisation(),
+            &device,
+            arithmetic.precision,
+        )?;
+        let test = evaluation_feed(test, recipe.normalisation(), &device, arithmetic.precision)?;
+        #[cfg(feature = "cuda")]
+        let free = match &device {
+            Device::Cuda(gpu) => ops::cuda::memory(gpu)?.free,
+            _ => 0,
+        };
         Ok(Self {
-            train: Feed::new(
-                train,
-                recipe.batch_size,
-                recipe.normalisation(),
-                &device,
-                arithmetic.precision,
-            )?,
-            test: evaluation_feed(test, recipe.normalisation(), &device, arithmetic.precision)?,
+            train,
+            test,
             tally: Tally::new(CLASSES, &device)?,
             plateau: Plateau::new(&recipe),
             recipe,
@@ -153,6 +167,8 @@ impl Training {
             history: Vec::new(),
             best: None,
             best_weights: None,
+            #[cfg(feature = "cuda")]
+            free,
         })
     }
 
@@ -259,7 +275,9 @@ impl Training {
                     self.collect(&mut clock)?;
                     return self.interrupted(checkpoints, &mut observe);
                 }
-                debug_span!("step", number = self.position.step).in_scope(|| self.step(&batch?))?;
+                let step = debug_span!("step", number = self.position.step)
+                    .in_scope(|| self.step(&batch?));
+                step.map_err(|error| self.explained(error))?;
                 let due = saved.elapsed() >= interval;
                 let seen = self.device.is_cpu()
                     || self.position.step.is_multiple_of(STEPS_UNSEEN)
@@ -344,6 +362,30 @@ impl Training {
         debug_span!("update").in_scope(|| self.optimiser.step(&gradients))?;
         self.position.step += 1;
         Ok(())
+    }
+
+    /// The error of a step; want of memory on a GPU with what would fit.
+    #[cfg_attr(not(feature = "cuda"), allow(clippy::unused_self))]
+    fn explained(&self, error: Error) -> Error {
+        #[cfg(feature = "cuda")]
+        if let Error::Tensor(cause) = &error
+            && ops::cuda::is_out_of_memory(cause)
+        {
+            let width = match self.arithmetic.precision {
+                ops::Precision::F32 | ops::Precision::Tf32 => 4,
+                ops::Precision::Bf16 => 2,
+            };
+            let architecture = self.network.architecture();
+            // The parameters' gradients, in bf16 with the weights as they are used, and what the libraries need.
+            let fixed = 4 * architecture.parameter_count() + LIBRARIES;
+            let image = width * architecture.training_numbers();
+            let left = (self.free / 10 * 9).saturating_sub(fixed);
+            return Error::OutOfMemory {
+                batch_size: self.recipe.batch_size.get(),
+                fits: (left / image).min(self.recipe.batch_size.get() - 1),
+            };
+        }
+        error
     }
 
     /// Adds to the position what the steps came to since the last time.

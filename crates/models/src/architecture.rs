@@ -311,6 +311,29 @@ impl Architecture {
         parameters
     }
 
+    /// Numbers that a training step holds for each image when it holds most: the results that the gradients
+    /// need, and the largest result with its gradient before it is pooled. A little more than it is.
+    #[must_use]
+    pub fn training_numbers(self) -> usize {
+        let (mut kept, mut largest) = (0, 0);
+        let mut shape = IMAGE.to_vec();
+        let mut layers = self.layers().peekable();
+        while let Some(layer) = layers.next() {
+            shape = layer.output_shape(&shape);
+            largest = largest.max(shape.iter().product());
+            // What follows in the same operation leaves one result, and pooling the places of the maxima.
+            let mut results = 1;
+            while let Some(fused) =
+                layers.next_if(|layer| matches!(layer, Layer::Relu | Layer::MaxPool2d { .. }))
+            {
+                shape = fused.output_shape(&shape);
+                results += usize::from(fused != Layer::Relu);
+            }
+            kept += results * shape.iter().product::<usize>();
+        }
+        kept + 2 * largest
+    }
+
     /// How many numbers the network learns.
     #[must_use]
     pub fn parameter_count(self) -> usize {

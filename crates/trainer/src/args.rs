@@ -167,6 +167,10 @@ pub(crate) enum LogLevel {
 impl Args {
     /// Does what is asked.
     pub(crate) fn run(self) -> anyhow::Result<Ended> {
+        self.execute().map_err(device::explained)
+    }
+
+    fn execute(self) -> anyhow::Result<Ended> {
         match self.command {
             None => return train::run(&self.train),
             Some(Command::Summary { model }) => printer::text(&models::summary(model)),

@@ -89,6 +89,29 @@ pub(crate) fn precision(asked: Option<Precision>, device: &Device) -> anyhow::Re
     }
 }
 
+/// What is said of an error that comes from a GPU without memory for weights and images; other errors are left as
+/// they are.
+#[cfg_attr(not(feature = "cuda"), allow(unused_mut))]
+pub(crate) fn explained(mut error: anyhow::Error) -> anyhow::Error {
+    #[cfg(feature = "cuda")]
+    {
+        let full = error.chain().any(|cause| {
+            let tensor = match cause.downcast_ref::<engine::Error>() {
+                Some(engine::Error::Tensor(tensor)) => Some(tensor),
+                _ => cause.downcast_ref::<candle_core::Error>(),
+            };
+            tensor.is_some_and(ops::cuda::is_out_of_memory)
+        });
+        if full {
+            error = anyhow::anyhow!(
+                "the GPU's memory does not hold the weights and the images; free some of it (nvidia-smi names the \
+                 programs that use it), or use --device cpu"
+            );
+        }
+    }
+    error
+}
+
 /// A GPU's own name; `None` for a processor.
 pub(crate) fn model(device: &Device) -> anyhow::Result<Option<String>> {
     match device {

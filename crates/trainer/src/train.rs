@@ -18,7 +18,7 @@ use std::path::Path;
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing_chrome::{ChromeLayerBuilder, FlushGuard};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::prelude::*;
@@ -338,11 +338,14 @@ fn train(
         ));
         tracing::info!(epoch = position.epoch, step = position.step, "resumed");
         // A process that was killed may have written more, or less, than belongs to the checkpoint.
-        write_results(folder, settings, training.history())?;
+        write_metrics(folder, training.history())?;
+        write_curves(folder, settings, training.history())?;
     }
     let mut progress = Progress::new(show_bar, data.train.len());
     let minutes = run.checkpoint_minutes.get();
     let interval = Duration::try_from_secs_f64(60.0 * minutes).unwrap_or(Duration::MAX);
+    let mut drawn = true;
+    let mut last_drawn: Option<Instant> = None;
     let outcome = training.run(
         &checkpoints(settings, data, folder),
         interval,
@@ -350,13 +353,22 @@ fn train(
         &mut |event| {
             log(event);
             if let Event::EpochFinished { history, .. } = event {
-                write_results(folder, settings, history)?;
+                write_metrics(folder, history)?;
+                drawn = false;
+                if last_drawn.is_none_or(|time| time.elapsed() >= BETWEEN_CURVES) {
+                    write_curves(folder, settings, history)?;
+                    drawn = true;
+                    last_drawn = Some(Instant::now());
+                }
             }
             progress.show(event);
             Ok(())
         },
     );
     drop(progress);
+    if !drawn {
+        write_curves(folder, settings, training.history())?;
+    }
     let outcome = outcome.inspect_err(|error| tracing::error!("{error}"))?;
     match outcome {
         Outcome::Finished => {
@@ -382,14 +394,24 @@ fn train(
     }
 }
 
-/// Everything that is rewritten after an epoch, besides the checkpoints.
-fn write_results(
+/// The least time between two drawings of the curves. On a GPU an epoch may take not much longer than a
+/// drawing, and the GPU waits for it.
+const BETWEEN_CURVES: Duration = Duration::from_secs(2);
+
+fn write_metrics(folder: &RunFolder, history: &[engine::EpochResult]) -> anyhow::Result<()> {
+    let epochs: Vec<report::Epoch> = history.iter().map(epoch_record).collect();
+    Ok(report::write_metrics(
+        &folder.path().join("metrics.jsonl"),
+        &epochs,
+    )?)
+}
+
+fn write_curves(
     folder: &RunFolder,
     settings: &Settings,
     history: &[engine::EpochResult],
 ) -> anyhow::Result<()> {
     let epochs: Vec<report::Epoch> = history.iter().map(epoch_record).collect();
-    report::write_metrics(&folder.path().join("metrics.jsonl"), &epochs)?;
     let title = format!(
         "{}, {} recipe, seed {}",
         settings.run.model.class_name(),

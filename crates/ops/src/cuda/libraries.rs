@@ -1,10 +1,11 @@
 //! cuDNN and cuBLASLt: their handles, their workspace and the algorithms that they chose.
 
+use super::Program;
 use super::product::{self, Blas};
 use crate::conv2d;
 use candle_core::cuda::DeviceId;
 use candle_core::cuda::cudarc::cudnn::{Cudnn, CudnnError};
-use candle_core::cuda::cudarc::driver::CudaSlice;
+use candle_core::cuda::cudarc::driver::{CudaFunction, CudaSlice, CudaStream};
 use candle_core::{CudaDevice, Error, Result};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -17,6 +18,10 @@ pub(crate) struct Libraries {
     pub(super) blas: Blas,
     /// Memory that every call may use. All calls are ordered on one stream, so one is enough.
     workspace: RefCell<Option<CudaSlice<u8>>>,
+    /// The stream on which everything is put.
+    pub(super) stream: Arc<CudaStream>,
+    /// The kernels of our own that have been used, so that starting one costs little.
+    pub(super) kernels: RefCell<HashMap<(Program, &'static str), CudaFunction>>,
     /// What was chosen for a convolution, once a shape.
     pub(crate) convolutions: RefCell<HashMap<conv2d::cuda::Task, conv2d::cuda::Chosen>>,
     /// What was chosen for a product, once a shape.
@@ -42,6 +47,8 @@ pub(crate) fn libraries(device: &CudaDevice) -> Result<Rc<Libraries>> {
             cudnn: Cudnn::new(device.cuda_stream()).map_err(failed)?,
             blas: Blas::new()?,
             workspace: RefCell::new(None),
+            stream: device.cuda_stream(),
+            kernels: RefCell::default(),
             convolutions: RefCell::default(),
             products: RefCell::default(),
         });

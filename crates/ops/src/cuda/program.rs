@@ -1,6 +1,7 @@
 //! Kernels of our own: compiled when they are first needed, and started.
 
 use super::Activations;
+use super::libraries::libraries;
 use crate::sgd::cuda::Table;
 use candle_core::cuda::cudarc::driver::sys::CUdevice_attribute;
 use candle_core::cuda::cudarc::driver::{
@@ -9,6 +10,7 @@ use candle_core::cuda::cudarc::driver::{
 use candle_core::cuda::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use candle_core::{CudaDevice, DType, Error, Result, bail};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -248,9 +250,17 @@ pub(crate) fn launch(
     if packed && arguments.iter().any(odd) {
         bail!("{name}: a tensor does not begin at a multiple of 16 bytes");
     }
-    let ptx = program.for_device(device)?;
-    let kernel = device.get_or_load_custom_func(name, program.name(), &ptx)?;
-    let mut builder = kernel.builder();
+    let libraries = libraries(device)?;
+    let mut kernels = libraries.kernels.borrow_mut();
+    let kernel = match kernels.entry((program, name)) {
+        Entry::Occupied(entry) => entry.into_mut(),
+        Entry::Vacant(entry) => {
+            let ptx = program.for_device(device)?;
+            let kernel = device.get_or_load_custom_func(name, program.name(), &ptx)?;
+            entry.insert(kernel.into_cuda_function())
+        }
+    };
+    let mut builder = libraries.stream.launch_builder(kernel);
     for argument in arguments {
         push(&mut builder, argument);
     }
