@@ -70,6 +70,18 @@ fn cuda_checks() -> anyhow::Result<()> {
         &format!("cargo {CUDA_TESTS} (on an emulated GPU)"),
         &mut tests,
     )?;
+    let mut programs = cargo("build --features cuda --package bench --package trainer");
+    check("building with the feature `cuda`", &mut programs)?;
+    let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let mut behaviour = Command::new(cargo);
+    behaviour
+        .args(["test", "--package", "end-to-end", "--test", "gpu"])
+        .env("CUDA_TRAINER", build.programs().join("trainer"))
+        .env("CUDA_EMULATOR", &emulator);
+    check(
+        "cargo test --package end-to-end --test gpu (on an emulated GPU)",
+        &mut behaviour,
+    )?;
     let exe = env::current_exe().context("cannot find this program")?;
     let mut whole = Command::new(exe);
     whole.args(["gpu-check", "--emulated", "--", "--quick"]);

@@ -312,7 +312,7 @@ impl Architecture {
     }
 
     /// Numbers that a training step holds for each image when it holds most: the results that the gradients
-    /// need, and the largest result with its gradient before it is pooled. A little more than it is.
+    /// need, and the largest result, or its gradient, before it is pooled.
     #[must_use]
     pub fn training_numbers(self) -> usize {
         let (mut kept, mut largest) = (0, 0);
@@ -331,7 +331,7 @@ impl Architecture {
             }
             kept += results * shape.iter().product::<usize>();
         }
-        kept + 2 * largest
+        kept + largest
     }
 
     /// How many numbers the network learns.

@@ -95,13 +95,7 @@ pub(crate) fn precision(asked: Option<Precision>, device: &Device) -> anyhow::Re
 pub(crate) fn explained(mut error: anyhow::Error) -> anyhow::Error {
     #[cfg(feature = "cuda")]
     {
-        let full = error.chain().any(|cause| {
-            let tensor = match cause.downcast_ref::<engine::Error>() {
-                Some(engine::Error::Tensor(tensor)) => Some(tensor),
-                _ => cause.downcast_ref::<candle_core::Error>(),
-            };
-            tensor.is_some_and(ops::cuda::is_out_of_memory)
-        });
+        let full = ops::cuda::is_out_of_memory(&error);
         if full {
             error = anyhow::anyhow!(
                 "the GPU's memory does not hold the weights and the images; free some of it (nvidia-smi names the \

@@ -5,6 +5,7 @@ use super::program::Program;
 use candle_core::cuda::cudarc::driver::{CudaContext, result, sys};
 use candle_core::{CudaDevice, Device, Error};
 use std::any::Any;
+use std::fmt::Debug;
 use std::panic;
 use std::sync::{Mutex, PoisonError};
 
@@ -133,9 +134,9 @@ pub fn memory(device: &CudaDevice) -> candle_core::Result<Memory> {
     Ok(Memory { free, total })
 }
 
-/// Whether an operation failed for want of memory on the GPU.
+/// Whether an error, with its causes, says that the GPU had no memory.
 #[must_use]
-pub fn is_out_of_memory(error: &Error) -> bool {
+pub fn is_out_of_memory(error: &impl Debug) -> bool {
     // The error may come from the driver or from a library and be wrapped in others; what they have in common
     // is the name of the code.
     let text = format!("{error:?}");

@@ -1,0 +1,198 @@
+//! The trainer built with the feature `cuda`, on an emulated GPU: what it says where something is wrong with the GPU,
+//! and that a run that was stopped goes on to the same bits. `cargo xtask ci` builds both and says where
+//! they are; elsewhere these tests say that they were skipped.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use assert_cmd::Command;
+use end_to_end::{SHORT, refused};
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+/// The trainer and the folder of the emulated GPU's libraries.
+fn built() -> Option<(PathBuf, PathBuf)> {
+    let path = |name| env::var_os(name).map(PathBuf::from);
+    let found = path("CUDA_TRAINER").zip(path("CUDA_EMULATOR"));
+    if found.is_none() {
+        #[allow(clippy::print_stdout)] // What a test did not do is said.
+        {
+            println!("skipped: CUDA_TRAINER and CUDA_EMULATOR are not set");
+        }
+    }
+    found
+}
+
+/// The trainer with the libraries in `folder`.
+fn trainer(program: &Path, folder: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
+        .env("LD_LIBRARY_PATH", folder)
+        .env_remove("RUST_BACKTRACE");
+    command
+}
+
+/// A short run on the GPU.
+fn run(program: &Path, emulator: &Path, runs: &Path, name: &str) -> Command {
+    let mut command = trainer(program, emulator);
+    command
+        .args(SHORT)
+        .args(["--device", "cuda", "--epochs", "2", "--name", name])
+        .arg("--run-dir")
+        .arg(runs);
+    command
+}
+
+/// A folder with the emulator's libraries but for one.
+fn without(emulator: &Path, library: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(emulator).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name().to_string_lossy() != format!("lib{library}.so") {
+            fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+        }
+    }
+    folder
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let Some((program, emulator)) = built() else {
+        return;
+    };
+    let runs = tempfile::tempdir().unwrap();
+    let nothing = tempfile::tempdir().unwrap();
+    let mut command = run(&program, nothing.path(), runs.path(), "a");
+    refused(
+        &mut command,
+        1,
+        &["--device cuda", "driver is not installed"],
+    );
+    let mut command = run(&program, &emulator, runs.path(), "a");
+    command.env("CUDA_EMULATOR_DEVICES", "0");
+    refused(&mut command, 1, &["--device cuda", "no NVIDIA GPU"]);
+    for library in ["cudnn", "cublasLt", "nvrtc", "cublas", "curand"] {
+        let folder = without(&emulator, library);
+        let mut command = run(&program, folder.path(), runs.path(), "a");
+        refused(
+            &mut command,
+            1,
+            &["--device cuda", &format!("lib{library}")],
+        );
+    }
+    let mut command = trainer(&program, &emulator);
+    command.args(SHORT).args(["--device", "cuda:2"]);
+    refused(&mut command, 2, &["--device cuda:2", "the machine has 1"]);
+    assert_eq!(fs::read_dir(runs.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn auto_falls_back_and_says_why() {
+    let Some((program, emulator)) = built() else {
+        return;
+    };
+    let runs = tempfile::tempdir().unwrap();
+    let folder = without(&emulator, "cudnn");
+    let mut command = trainer(&program, folder.path());
+    command.args(SHORT).args(["--epochs", "1", "--run-dir"]);
+    let output = command.arg(runs.path()).assert().success();
+    let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    assert!(message.contains("libcudnn"), "{message}");
+    assert!(message.contains("on cpu"), "{message}");
+}
+
+#[test]
+fn auto_takes_the_gpu_and_says_so() {
+    let Some((program, emulator)) = built() else {
+        return;
+    };
+    let runs = tempfile::tempdir().unwrap();
+    let mut command = trainer(&program, &emulator);
+    command.args(SHORT).args(["--epochs", "1", "--name", "a"]);
+    let output = command.arg("--run-dir").arg(runs.path()).assert().success();
+    let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    assert!(
+        message.contains("on cuda (emulated GPU) in tf32"),
+        "{message}"
+    );
+    let record = fs::read_to_string(runs.path().join("a/run.toml")).unwrap();
+    let record: toml::Table = record.parse().unwrap();
+    assert_eq!(record["made_by"]["device"].as_str(), Some("cuda"));
+    assert_eq!(record["made_by"]["gpu"].as_str(), Some("emulated GPU"));
+    assert_eq!(record["made_by"]["precision"].as_str(), Some("tf32"));
+}
+
+#[test]
+fn a_batch_that_does_not_fit_is_told_what_would() {
+    let Some((program, emulator)) = built() else {
+        return;
+    };
+    let runs = tempfile::tempdir().unwrap();
+    let mut command = trainer(&program, &emulator);
+    command
+        .env("CUDA_EMULATOR_MEMORY", "350000000")
+        .args([
+            "--model",
+            "small-alexnet",
+            "--dataset",
+            "synthetic",
+            "--device",
+            "cuda",
+        ])
+        .args([
+            "--limit-train",
+            "900",
+            "--limit-test",
+            "10",
+            "--batch-size",
+            "900",
+        ])
+        .arg("--run-dir")
+        .arg(runs.path());
+    let output = command.assert().code(1);
+    let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    assert!(message.contains("--batch-size"), "{message}");
+    let mut command = run(&program, &emulator, runs.path(), "small");
+    command.env("CUDA_EMULATOR_MEMORY", "60000000");
+    let output = command.assert().code(1);
+    let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    assert!(message.contains("weights and the images"), "{message}");
+}
+
+#[test]
+fn weights_move_between_the_gpu_and_the_processor() {
+    let Some((program, emulator)) = built() else {
+        return;
+    };
+    let runs = tempfile::tempdir().unwrap();
+    run(&program, &emulator, runs.path(), "a")
+        .assert()
+        .success();
+    let evaluate = |device: &str| -> serde_json::Value {
+        let mut command = trainer(&program, &emulator);
+        command
+            .args([
+                "eval",
+                "--dataset",
+                "synthetic",
+                "--limit-test",
+                "10",
+                "--json",
+            ])
+            .args(["--device", device, "--checkpoint"])
+            .arg(runs.path().join("a/last.safetensors"));
+        let output = command.assert().success();
+        serde_json::from_slice(&output.get_output().stdout).unwrap()
+    };
+    let (gpu, cpu) = (evaluate("cuda"), evaluate("cpu"));
+    let loss = |result: &serde_json::Value| result["loss"].as_f64().unwrap();
+    assert!((loss(&gpu) - loss(&cpu)).abs() < 1e-4, "{gpu} {cpu}");
+    assert_eq!(gpu["confusion"], cpu["confusion"]);
+    // A run of the GPU goes on on the processor, which computes in f32.
+    let mut command = trainer(&program, &emulator);
+    command
+        .args(["--device", "cpu", "--epochs", "3", "--resume"])
+        .arg(runs.path().join("a"));
+    command.assert().success();
+    let metrics = fs::read_to_string(runs.path().join("a/metrics.jsonl")).unwrap();
+    assert_eq!(metrics.lines().count(), 3);
+}
