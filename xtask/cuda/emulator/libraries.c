@@ -49,105 +49,194 @@ static void put(void *to, int bf16, const float *from, size_t count, const char 
   for (size_t i = 0; i < count; ++i) narrow(to, bf16, i, from[i]);
 }
 
-// ---- cuDNN ----
+// ---- cuDNN: the graph interface, for graphs of one convolution ----
 
-enum { CUDNN_FLOAT = 0, CUDNN_BF16 = 9, CUDNN_NHWC = 1, CUDNN_CROSS_CORRELATION = 1 };
+enum { CUDNN_FLOAT = 0, CUDNN_BF16 = 9 };
+
+// Attributes, by the numbers of cudnn_graph.h.
+enum {
+  CONVOLUTION_COMP_TYPE = 100, CONVOLUTION_CONV_MODE, CONVOLUTION_DILATIONS, CONVOLUTION_FILTER_STRIDES,
+  CONVOLUTION_POST_PADDINGS, CONVOLUTION_PRE_PADDINGS, CONVOLUTION_SPATIAL_DIMS,
+  ENGINEHEUR_MODE = 200, ENGINEHEUR_OPERATION_GRAPH, ENGINEHEUR_RESULTS,
+  ENGINECFG_ENGINE = 300,
+  EXECUTION_PLAN_HANDLE = 400, EXECUTION_PLAN_ENGINE_CONFIG, EXECUTION_PLAN_WORKSPACE_SIZE,
+  FORWARD_ALPHA = 700, // Then beta, the convolution, and the tensors, each pass in its own order.
+  BACKWARD_DATA_ALPHA = 706,
+  BACKWARD_FILTER_ALPHA = 712,
+  OPERATIONGRAPH_HANDLE = 800, OPERATIONGRAPH_OPS,
+  TENSOR_BYTE_ALIGNMENT = 900, TENSOR_DATA_TYPE, TENSOR_DIMENSIONS, TENSOR_STRIDES, TENSOR_UNIQUE_ID = 906,
+  VARIANT_PACK_UNIQUE_IDS = 1000, VARIANT_PACK_DATA_POINTERS, VARIANT_PACK_INTERMEDIATES, VARIANT_PACK_WORKSPACE,
+  ENGINE_NUMERICAL_NOTE = 1303,
+};
+
+// Descriptions.
+enum {
+  CONVOLUTION = 1, ENGINE, ENGINECFG, ENGINEHEUR, EXECUTION_PLAN, FORWARD = 10, BACKWARD_FILTER, BACKWARD_DATA,
+  OPERATIONGRAPH = 15, VARIANT_PACK, TENSOR, DEVICEPROP = 38,
+};
 
 typedef struct {
-  int bf16, n, c, h, w;
-} tensor;
-typedef struct {
-  int padding, math, set;
-} convolution;
+  int name, type;
+  int64_t count;
+  char data[64];
+} attribute;
+
+typedef struct description {
+  int kind, finalized, attributes;
+  attribute attribute[12];
+  // Of an engine or its configuration: which engine; of a configuration, the graph.
+  int engine;
+  struct description *graph;
+} description;
+
+// The engines that the heuristics name: the first adds in no fixed order, the second uses tensor cores.
+enum { UNORDERED, TENSOR_CORES, PLAIN, ENGINES };
+
+static size_t size_of(int type) {
+  switch (type) {
+    case 0: case 3: case 6: case 15: return 8; // Handle, 64-bit number, pointer, description
+    case 1: case 4: case 7: case 8: return 4;  // Data type, float, modes
+    default: emulator_fail("cuDNN: attributes of type %d are not emulated", type);
+  }
+}
+
+static const attribute *find(const description *d, int name) {
+  for (int i = 0; i < d->attributes; ++i)
+    if (d->attribute[i].name == name) return &d->attribute[i];
+  emulator_fail("cuDNN: description %d lacks attribute %d", d->kind, name);
+}
+
+static int64_t number(const description *d, int name, int at) {
+  const attribute *a = find(d, name);
+  if (a->type != 3 || at >= a->count) emulator_fail("cuDNN: attribute %d", name);
+  return ((const int64_t *)a->data)[at];
+}
+
+static int choice(const description *d, int name) { return *(const int *)find(d, name)->data; }
+
+static description *part(const description *d, int name, int kind) {
+  const attribute *a = find(d, name);
+  description *p = *(description *const *)a->data;
+  if (a->type != 15 || a->count != 1 || p->kind != kind || !p->finalized)
+    emulator_fail("cuDNN: attribute %d is no finalized description %d", name, kind);
+  return p;
+}
 
 result cudnnCreate(void **made) { return *made = &handle, SUCCESS; }
 result cudnnDestroy(void *made) { return SUCCESS; }
 result cudnnSetStream(void *made, void *stream) { return SUCCESS; }
-static result make(void **made, size_t bytes) { return *made = calloc(1, bytes), SUCCESS; }
-static result destroy(void *made) { return free(made), SUCCESS; }
-result cudnnCreateTensorDescriptor(void **made) { return make(made, sizeof(tensor)); }
-result cudnnDestroyTensorDescriptor(void *made) { return destroy(made); }
-result cudnnCreateFilterDescriptor(void **made) { return make(made, sizeof(tensor)); }
-result cudnnDestroyFilterDescriptor(void *made) { return destroy(made); }
-result cudnnCreateConvolutionDescriptor(void **made) { return make(made, sizeof(convolution)); }
-result cudnnDestroyConvolutionDescriptor(void *made) { return destroy(made); }
 
-static result set(tensor *t, int format, int type, int n, int c, int h, int w) {
-  if (format != CUDNN_NHWC || (type != CUDNN_FLOAT && type != CUDNN_BF16))
-    emulator_fail("cuDNN: format %d and type %d are not emulated", format, type);
-  *t = (tensor){type == CUDNN_BF16, n, c, h, w};
+result cudnnBackendCreateDescriptor(int kind, description **made) {
+  if (kind == DEVICEPROP) return NOT_SUPPORTED;
+  *made = calloc(1, sizeof **made);
+  (*made)->kind = kind;
   return SUCCESS;
 }
-result cudnnSetTensor4dDescriptor(tensor *t, int format, int type, int n, int c, int h, int w) {
-  return set(t, format, type, n, c, h, w);
-}
-result cudnnSetFilter4dDescriptor(tensor *t, int type, int format, int k, int c, int h, int w) {
-  return set(t, format, type, k, c, h, w);
-}
-result cudnnSetConvolution2dDescriptor(convolution *v, int pad_h, int pad_w, int stride_h, int stride_w,
-                                       int dilation_h, int dilation_w, int mode, int type) {
-  if (pad_h != pad_w || stride_h != 1 || stride_w != 1 || dilation_h != 1 || dilation_w != 1 ||
-      mode != CUDNN_CROSS_CORRELATION || type != CUDNN_FLOAT)
-    emulator_fail("cuDNN: this convolution is not emulated");
-  *v = (convolution){pad_h, 0, 1};
+result cudnnBackendDestroyDescriptor(description *d) { return free(d), SUCCESS; }
+result cudnnBackendSetAttribute(description *d, int name, int type, int64_t count, const void *values) {
+  size_t bytes = count * size_of(type);
+  if (d->finalized || d->attributes == 12 || bytes > sizeof d->attribute[0].data)
+    emulator_fail("cuDNN: attribute %d cannot be set", name);
+  attribute *a = &d->attribute[d->attributes++];
+  *a = (attribute){name, type, count};
+  memcpy(a->data, values, bytes);
   return SUCCESS;
 }
-result cudnnSetConvolutionMathType(convolution *v, int math) { return v->math = math, SUCCESS; }
-
-typedef struct {
-  int algorithm, status;
-  float time;
-  size_t memory;
-  int determinism, math, reserved[3];
-} performance;
-
-// The heuristics recommend the algorithms that must not be used, where there are such.
-static result recommend(int algorithm, int asked, int *count, performance *found) {
-  if (asked < 1) emulator_fail("cuDNN: no room for an algorithm");
-  *count = 1;
-  found[0] = (performance){.algorithm = algorithm};
-  return SUCCESS;
-}
-result cudnnGetConvolutionForwardAlgorithm_v7(void *h, tensor *x, tensor *w, convolution *v, tensor *y,
-                                              int asked, int *count, performance *found) {
-  return recommend(1, asked, count, found);
-}
-result cudnnGetConvolutionBackwardDataAlgorithm_v7(void *h, tensor *w, tensor *dy, convolution *v, tensor *dx,
-                                                   int asked, int *count, performance *found) {
-  return recommend(0, asked, count, found);
-}
-result cudnnGetConvolutionBackwardFilterAlgorithm_v7(void *h, tensor *x, tensor *dy, convolution *v,
-                                                     tensor *dw, int asked, int *count, performance *found) {
-  return recommend(3, asked, count, found);
+result cudnnBackendFinalize(description *d) {
+  switch (d->kind) {
+    case TENSOR:
+      if (number(d, TENSOR_BYTE_ALIGNMENT, 0) != 16) emulator_fail("cuDNN: alignment");
+      break;
+    case OPERATIONGRAPH: find(d, OPERATIONGRAPH_HANDLE); break;
+    case ENGINEHEUR: part(d, ENGINEHEUR_OPERATION_GRAPH, OPERATIONGRAPH); break;
+    case EXECUTION_PLAN:
+      find(d, EXECUTION_PLAN_HANDLE);
+      part(d, EXECUTION_PLAN_ENGINE_CONFIG, ENGINECFG);
+      break;
+  }
+  return d->finalized = 1, SUCCESS;
 }
 
 #define WORKSPACE 4096
-result cudnnGetConvolutionForwardWorkspaceSize(void *h, tensor *x, tensor *w, convolution *v, tensor *y,
-                                               int algorithm, size_t *bytes) {
-  return *bytes = WORKSPACE, SUCCESS;
+result cudnnBackendGetAttribute(description *d, int name, int type, int64_t room, int64_t *count, void *values) {
+  description **parts = values;
+  switch (name) {
+    case ENGINEHEUR_RESULTS:
+      // The second mode knows no more.
+      *count = choice(d, ENGINEHEUR_MODE) == 3 ? ENGINES : 0;
+      if (type != 15 || room < *count) emulator_fail("cuDNN: no room for engines");
+      for (int i = 0; i < *count; ++i) {
+        if (parts[i]->kind != ENGINECFG) emulator_fail("cuDNN: no configuration");
+        parts[i]->engine = i;
+        parts[i]->finalized = 1;
+        parts[i]->graph = part(d, ENGINEHEUR_OPERATION_GRAPH, OPERATIONGRAPH);
+      }
+      return SUCCESS;
+    case ENGINECFG_ENGINE:
+      if (type != 15 || room != 1 || parts[0]->kind != ENGINE) emulator_fail("cuDNN: no engine");
+      parts[0]->engine = d->engine;
+      return *count = 1, SUCCESS;
+    case ENGINE_NUMERICAL_NOTE:
+      if (type != 11 || room < 1) emulator_fail("cuDNN: no room for notes");
+      *count = d->engine == PLAIN ? 0 : 1;
+      if (*count) *(int *)values = d->engine == UNORDERED ? 4 : 0;
+      return SUCCESS;
+    case EXECUTION_PLAN_WORKSPACE_SIZE:
+      if (type != 3 || room < 1) emulator_fail("cuDNN: no room for a size");
+      *(int64_t *)values = WORKSPACE;
+      return *count = 1, SUCCESS;
+  }
+  emulator_fail("cuDNN: attribute %d is not emulated", name);
 }
-result cudnnGetConvolutionBackwardDataWorkspaceSize(void *h, tensor *w, tensor *dy, convolution *v, tensor *dx,
-                                                    int algorithm, size_t *bytes) {
-  return *bytes = WORKSPACE, SUCCESS;
+
+typedef struct {
+  int bf16, n, c, h, w, id;
+} tensor;
+typedef struct {
+  int padding;
+} convolution;
+
+static tensor tensor_of(const description *d) {
+  int type = choice(d, TENSOR_DATA_TYPE);
+  int64_t sizes[4], strides[4];
+  for (int i = 0; i < 4; ++i) {
+    sizes[i] = number(d, TENSOR_DIMENSIONS, i);
+    strides[i] = number(d, TENSOR_STRIDES, i);
+  }
+  if ((type != CUDNN_FLOAT && type != CUDNN_BF16) || strides[1] != 1 || strides[3] != sizes[1] ||
+      strides[2] != sizes[1] * sizes[3] || strides[0] != sizes[1] * sizes[2] * sizes[3])
+    emulator_fail("cuDNN: a tensor that is not channels last is not emulated");
+  return (tensor){type == CUDNN_BF16, sizes[0], sizes[1], sizes[2], sizes[3], number(d, TENSOR_UNIQUE_ID, 0)};
 }
-result cudnnGetConvolutionBackwardFilterWorkspaceSize(void *h, tensor *x, tensor *dy, convolution *v,
-                                                      tensor *dw, int algorithm, size_t *bytes) {
-  return *bytes = WORKSPACE, SUCCESS;
+
+static convolution convolution_of(const description *d) {
+  int64_t padding = number(d, CONVOLUTION_PRE_PADDINGS, 0);
+  for (int i = 0; i < 2; ++i)
+    if (number(d, CONVOLUTION_DILATIONS, i) != 1 || number(d, CONVOLUTION_FILTER_STRIDES, i) != 1 ||
+        number(d, CONVOLUTION_PRE_PADDINGS, i) != padding || number(d, CONVOLUTION_POST_PADDINGS, i) != padding)
+      emulator_fail("cuDNN: this convolution is not emulated");
+  if (choice(d, CONVOLUTION_COMP_TYPE) != CUDNN_FLOAT || choice(d, CONVOLUTION_CONV_MODE) != 1 ||
+      number(d, CONVOLUTION_SPATIAL_DIMS, 0) != 2)
+    emulator_fail("cuDNN: this convolution is not emulated");
+  return (convolution){padding};
+}
+
+static void *pointer(const description *pack, int id) {
+  const attribute *ids = find(pack, VARIANT_PACK_UNIQUE_IDS), *at = find(pack, VARIANT_PACK_DATA_POINTERS);
+  if (at->type != 6 || ids->count != at->count) emulator_fail("cuDNN: the pack's pointers");
+  for (int i = 0; i < ids->count; ++i)
+    if (((const int64_t *)ids->data)[i] == id) return ((void *const *)at->data)[i];
+  emulator_fail("cuDNN: tensor %d is not in the pack", id);
 }
 
 static size_t count(const tensor *t) { return (size_t)t->n * t->c * t->h * t->w; }
 
-static void check(const tensor *x, const tensor *w, const convolution *v, const tensor *y, void *workspace,
-                  size_t bytes, const void *alpha, const void *beta) {
-  if (x->n != y->n || x->c != w->c || w->n != y->c || !v->set ||
-      y->h != x->h + 2 * v->padding + 1 - w->h || y->w != x->w + 2 * v->padding + 1 - w->w ||
-      x->bf16 != w->bf16 || x->bf16 != y->bf16)
-    emulator_fail("cuDNN: the descriptors do not fit one another");
-  if (x->c % (x->bf16 ? 8 : 4)) emulator_fail("cuDNN: %d input channels are not padded", x->c);
-  if (*(const float *)alpha != 1.0f || *(const float *)beta != 0.0f) emulator_fail("cuDNN: factors");
-  if (bytes < WORKSPACE) emulator_fail("cuDNN: a workspace of %zu bytes", bytes);
-  emulator_check(workspace, bytes, "cuDNN's workspace");
-  memset(workspace, 0x5A, WORKSPACE);
+static void check(const tensor *x, const tensor *w, const convolution *v, const tensor *y) {
+  if (x->n != y->n || x->c != w->c || w->n != y->c || y->h != x->h + 2 * v->padding + 1 - w->h ||
+      y->w != x->w + 2 * v->padding + 1 - w->w || x->bf16 != w->bf16 || x->bf16 != y->bf16)
+    emulator_fail("cuDNN: the tensors do not fit one another");
+  if (x->c % (x->bf16 ? 8 : 4) || y->c % (x->bf16 ? 8 : 4))
+    emulator_fail("cuDNN: %d and %d channels are not padded", x->c, y->c);
 }
 
 // Calls BODY for every pair of an image's pixel and one of its results that a tap of the kernel joins, with
@@ -192,45 +281,53 @@ FAST static void backward_filter(float *X, float *W, float *Y, const tensor *x, 
   })
 }
 
-result cudnnConvolutionForward(void *h, const void *alpha, tensor *x, const void *xp, tensor *w,
-                               const void *wp, convolution *v, int algorithm, void *workspace, size_t bytes,
-                               const void *beta, tensor *y, void *yp) {
-  check(x, w, v, y, workspace, bytes, alpha, beta);
-  float *X = widened(xp, x->bf16, count(x), "x"), *W = widened(wp, w->bf16, count(w), "w");
-  float *Y = calloc(count(y) + 1, sizeof *Y);
-  forward(X, W, Y, x, w, v, y);
-  put(yp, y->bf16, Y, count(y), "y");
-  free(X), free(W), free(Y);
-  return SUCCESS;
-}
-
-result cudnnConvolutionBackwardData(void *h, const void *alpha, tensor *w, const void *wp, tensor *y,
-                                    const void *yp, convolution *v, int algorithm, void *workspace,
-                                    size_t bytes, const void *beta, tensor *x, void *xp) {
-  if (algorithm == 0) return NOT_SUPPORTED; // Its sums have no fixed order.
-  check(x, w, v, y, workspace, bytes, alpha, beta);
-  float *Y = widened(yp, y->bf16, count(y), "dy"), *W = widened(wp, w->bf16, count(w), "w");
-  float *X = calloc(count(x) + 1, sizeof *X);
-  backward_data(X, W, Y, x, w, v, y);
-  put(xp, x->bf16, X, count(x), "dx");
-  free(X), free(W), free(Y);
-  return SUCCESS;
-}
-
-result cudnnConvolutionBackwardFilter(void *h, const void *alpha, tensor *x, const void *xp, tensor *y,
-                                      const void *yp, convolution *v, int algorithm, void *workspace,
-                                      size_t bytes, const void *beta, tensor *w, void *wp) {
-  if (algorithm == 0 || algorithm == 3) return NOT_SUPPORTED; // Their sums have no fixed order.
-  check(x, w, v, y, workspace, bytes, alpha, beta);
-  float *X = widened(xp, x->bf16, count(x), "x"), *Y = widened(yp, y->bf16, count(y), "dy");
-  float *W = calloc(count(w) + 1, sizeof *W);
-  backward_filter(X, W, Y, x, w, v, y);
-  put(wp, w->bf16, W, count(w), "dw");
+result cudnnBackendExecute(void *h, description *plan, description *pack) {
+  if (plan->kind != EXECUTION_PLAN || !plan->finalized || pack->kind != VARIANT_PACK || !pack->finalized)
+    emulator_fail("cuDNN: no plan or no pack");
+  const description *configuration = part(plan, EXECUTION_PLAN_ENGINE_CONFIG, ENGINECFG);
+  if (configuration->engine == UNORDERED) emulator_fail("cuDNN: an engine without a fixed order is used");
+  const description *operation = *(description *const *)find(configuration->graph, OPERATIONGRAPH_OPS)->data;
+  // Where alpha is; then beta, the convolution, and the tensors.
+  int first, kind = operation->kind;
+  switch (kind) {
+    case FORWARD: first = FORWARD_ALPHA; break;
+    case BACKWARD_DATA: first = BACKWARD_DATA_ALPHA; break;
+    case BACKWARD_FILTER: first = BACKWARD_FILTER_ALPHA; break;
+    default: emulator_fail("cuDNN: operation %d is not emulated", kind);
+  }
+  if (*(const float *)find(operation, first)->data != 1.0f || *(const float *)find(operation, first + 1)->data != 0.0f)
+    emulator_fail("cuDNN: factors");
+  convolution cv = convolution_of(part(operation, first + 2, CONVOLUTION));
+  // In the order of the numbers: W, X, Y forward; W, DX, DY for the data; DW, X, DY for the filter.
+  tensor tw = tensor_of(part(operation, first + 3, TENSOR)), tx = tensor_of(part(operation, first + 4, TENSOR)),
+         ty = tensor_of(part(operation, first + 5, TENSOR));
+  const tensor *x = &tx, *w = &tw, *y = &ty;
+  check(x, w, &cv, y);
+  void *workspace = *(void *const *)find(pack, VARIANT_PACK_WORKSPACE)->data;
+  emulator_check(workspace, WORKSPACE, "cuDNN's workspace");
+  memset(workspace, 0x5A, WORKSPACE);
+  void *xp = pointer(pack, x->id), *wp = pointer(pack, w->id), *yp = pointer(pack, y->id);
+  float *X = kind == BACKWARD_DATA ? calloc(count(x) + 1, sizeof *X) : widened(xp, x->bf16, count(x), "x");
+  float *W = kind == BACKWARD_FILTER ? calloc(count(w) + 1, sizeof *W) : widened(wp, w->bf16, count(w), "weight");
+  float *Y = kind == FORWARD ? calloc(count(y) + 1, sizeof *Y) : widened(yp, y->bf16, count(y), "y");
+  if (kind == FORWARD) {
+    forward(X, W, Y, x, w, &cv, y);
+    put(yp, y->bf16, Y, count(y), "y");
+  } else if (kind == BACKWARD_DATA) {
+    backward_data(X, W, Y, x, w, &cv, y);
+    put(xp, x->bf16, X, count(x), "x");
+  } else {
+    backward_filter(X, W, Y, x, w, &cv, y);
+    put(wp, w->bf16, W, count(w), "weight");
+  }
   free(X), free(W), free(Y);
   return SUCCESS;
 }
 
 // ---- cuBLASLt ----
+
+static result make(void **made, size_t bytes) { return *made = calloc(1, bytes), SUCCESS; }
+static result destroy(void *made) { return free(made), SUCCESS; }
 
 enum { REAL_F32 = 0, REAL_BF16 = 14, COMPUTE_F32 = 68, COMPUTE_TF32 = 77 };
 

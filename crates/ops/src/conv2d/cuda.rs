@@ -3,25 +3,20 @@
 //! Images and weights are given to cuDNN channels last. Where channels are no multiple of 16 bytes (three, at
 //! the entrance of the first layer), channels of zeros are added.
 
+use super::Conv2d;
 use super::geometry::Geometry;
-use super::{Conv2d, Convolution};
 use crate::Activation;
 use crate::cuda::{
-    Activations, Argument, Libraries, Program, launch, libraries, narrowed, room, slice, tensor,
-    with_activations,
+    Activations, Argument, Libraries, Pass, Plan, Program, Target, Task, launch, libraries,
+    narrowed, room, slice, tensor, with_activations,
 };
 use crate::max_pool2d::Windows;
-use crate::precision::{Arithmetic, Precision};
+use crate::precision::Arithmetic;
 use crate::tape::ParameterGradients;
-use candle_core::cuda::cudarc::cudnn::{
-    ConvBackwardData, ConvBackwardFilter, ConvDescriptor, ConvForward, CudnnError,
-    FilterDescriptor, TensorDescriptor, sys,
-};
-use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView};
-use candle_core::{CudaDevice, Error, Result, Tensor};
-use sys::cudnnConvolutionBwdDataAlgo_t as DataAlgorithm;
-use sys::cudnnConvolutionBwdFilterAlgo_t as FilterAlgorithm;
-use sys::cudnnConvolutionFwdAlgo_t as ForwardAlgorithm;
+use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView, DevicePtr};
+use candle_core::{CudaDevice, DType, Result, Tensor, bail};
+use std::marker::PhantomData;
+use std::rc::Rc;
 
 /// What the gradient needs of a convolution that was computed.
 pub(crate) struct Kept {
@@ -31,29 +26,6 @@ pub(crate) struct Kept {
     weight: Tensor,
     /// For each result, the place of the maximum in its window, where there is pooling.
     places: Option<CudaSlice<u8>>,
-}
-
-/// What decides which algorithm is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Task {
-    pass: Pass,
-    geometry: Geometry,
-    arithmetic: Arithmetic,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Pass {
-    Forward,
-    InputGradient,
-    WeightGradient,
-}
-
-/// The algorithm that is used, and the bytes that it needs.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Chosen {
-    Forward(ForwardAlgorithm, usize),
-    InputGradient(DataAlgorithm, usize),
-    WeightGradient(FilterAlgorithm, usize),
 }
 
 /// As [`super::Computed::forward`].
@@ -322,91 +294,70 @@ fn arrange_gradient<T: Activations>(
     Ok(tensor(gradient, shape, device))
 }
 
-/// One convolution as cuDNN knows it.
+/// One convolution on cuDNN.
 struct Cudnn<'a, T> {
     device: &'a CudaDevice,
-    libraries: std::rc::Rc<Libraries>,
+    libraries: Rc<Libraries>,
     geometry: Geometry,
     arithmetic: Arithmetic,
-    convolution: ConvDescriptor<f32>,
-    x: TensorDescriptor<T>,
-    weight: FilterDescriptor<T>,
-    y: TensorDescriptor<T>,
-}
-
-fn failed(error: CudnnError) -> Error {
-    crate::cuda::failed(error)
+    activations: PhantomData<T>,
 }
 
 impl<'a, T: Activations> Cudnn<'a, T> {
     fn new(device: &'a CudaDevice, g: &Geometry, arithmetic: Arithmetic) -> Result<Self> {
-        let libraries = libraries(device)?;
-        let cudnn = &libraries.cudnn;
-        let number = |value: usize| i32::try_from(value).map_err(Error::wrap);
-        let padding = number(g.padding)?;
-        let mut convolution = cudnn
-            .create_conv2d::<f32>(
-                [padding; 2],
-                [1; 2],
-                [1; 2],
-                sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION,
-            )
-            .map_err(failed)?;
-        convolution
-            .set_math_type(match arithmetic.precision {
-                // The default would compute in TF32 where the device can.
-                Precision::F32 => sys::cudnnMathType_t::CUDNN_FMA_MATH,
-                Precision::Tf32 | Precision::Bf16 => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
-            })
-            .map_err(failed)?;
-        let last = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NHWC;
-        let [batch, in_channels, out_channels, kernel] =
-            [g.batch, g.in_channels, g.out_channels, g.kernel].map(number);
-        let (batch, in_channels, out_channels, kernel) =
-            (batch?, in_channels?, out_channels?, kernel?);
-        // The order of the numbers is that of channels first, whatever the format.
-        let x = [batch, in_channels, number(g.height)?, number(g.width)?];
-        let y = [
-            batch,
-            out_channels,
-            number(g.out_height())?,
-            number(g.out_width())?,
-        ];
-        let weight = [out_channels, in_channels, kernel, kernel];
         Ok(Self {
             device,
-            x: cudnn.create_4d_tensor(last, x).map_err(failed)?,
-            y: cudnn.create_4d_tensor(last, y).map_err(failed)?,
-            weight: cudnn.create_4d_filter(last, weight).map_err(failed)?,
-            libraries,
+            libraries: libraries(device)?,
             geometry: *g,
             arithmetic,
-            convolution,
+            activations: PhantomData,
         })
     }
 
-    /// What was chosen for this shape before, or what `choose` chooses now.
-    fn chosen(
-        &self,
-        pass: Pass,
-        choose: impl FnOnce() -> std::result::Result<Chosen, CudnnError>,
-    ) -> Result<Chosen> {
+    /// The plan that was made for this shape before, or that is made now.
+    fn plan(&self, pass: Pass) -> Result<Rc<Plan>> {
         let task = Task {
             pass,
             geometry: self.geometry,
+            bf16: T::DTYPE == DType::BF16,
             arithmetic: self.arithmetic,
         };
-        let known = self.libraries.convolutions.borrow().get(&task).copied();
-        if let Some(chosen) = known {
-            return Ok(chosen);
+        let known = self.libraries.convolutions.borrow().get(&task).cloned();
+        if let Some(plan) = known {
+            return Ok(plan);
         }
-        let chosen = choose().map_err(failed)?;
-        tracing::debug!(?task, ?chosen, "convolution");
+        let plan = Rc::new(Plan::new(&Target::Device(&self.libraries.cudnn), &task)?);
+        tracing::debug!(?task, workspace = plan.workspace, "convolution planned");
+        let mut plans = self.libraries.convolutions.borrow_mut();
+        plans.insert(task, plan.clone());
+        Ok(plan)
+    }
+
+    /// Computes one of the three tensors from the two others.
+    fn compute(
+        &self,
+        pass: Pass,
+        x: &CudaView<'_, T>,
+        weight: &CudaView<'_, T>,
+        y: &CudaView<'_, T>,
+    ) -> Result<()> {
+        let g = &self.geometry;
+        assert!(x.len() == g.batch * g.image() && weight.len() == g.weights());
+        assert_eq!(y.len(), g.batch * g.out_image());
+        let plan = self.plan(pass)?;
+        let stream = self.device.cuda_stream();
+        let addresses = [x, weight, y].map(|view| view.device_ptr(&stream).0);
+        if addresses.iter().any(|address| address % 16 != 0) {
+            bail!("conv2d: a tensor does not begin at a multiple of 16 bytes");
+        }
+        let bytes = plan.workspace;
         self.libraries
-            .convolutions
-            .borrow_mut()
-            .insert(task, chosen);
-        Ok(chosen)
+            .with_workspace(self.device, bytes, |workspace| {
+                let workspace = workspace.device_ptr(&stream).0;
+                // SAFETY: the lengths and the alignment were checked, the workspace has at least the size asked for,
+                // and whatever gives the memory back is ordered behind the work, on the same stream.
+                unsafe { plan.execute(&self.libraries.cudnn, addresses, workspace) }
+            })
     }
 
     fn forward(
@@ -415,31 +366,7 @@ impl<'a, T: Activations> Cudnn<'a, T> {
         weight: &CudaView<'_, T>,
         y: &mut CudaSlice<T>,
     ) -> Result<()> {
-        let operation = ConvForward {
-            conv: &self.convolution,
-            x: &self.x,
-            w: &self.weight,
-            y: &self.y,
-        };
-        let chosen = self.chosen(Pass::Forward, || {
-            let picked = operation.pick_algorithm()?;
-            let algorithm = forward_algorithm(picked, self.arithmetic.convolution);
-            Ok(Chosen::Forward(
-                algorithm,
-                operation.get_workspace_size(algorithm)?,
-            ))
-        })?;
-        let Chosen::Forward(algorithm, bytes) = chosen else {
-            candle_core::bail!("conv2d: no algorithm for the forward pass");
-        };
-        self.libraries
-            .with_workspace(self.device, bytes, |workspace| {
-                let factors = (T::ONE, T::ZERO);
-                // SAFETY: the memory is as large as the descriptors say, which `Geometry` and `room` made from
-                // the same sizes; the workspace is as large as was asked for.
-                unsafe { operation.launch(algorithm, Some(workspace), factors, x, weight, y) }
-                    .map_err(failed)
-            })
+        self.compute(Pass::Forward, x, weight, &y.as_view())
     }
 
     fn input_gradient(
@@ -448,32 +375,7 @@ impl<'a, T: Activations> Cudnn<'a, T> {
         grad_y: &CudaView<'_, T>,
         grad_x: &mut CudaSlice<T>,
     ) -> Result<()> {
-        let operation = ConvBackwardData {
-            conv: &self.convolution,
-            dx: &self.x,
-            w: &self.weight,
-            dy: &self.y,
-        };
-        let chosen = self.chosen(Pass::InputGradient, || {
-            let picked = operation.pick_algorithm()?;
-            let algorithm = data_algorithm(picked, self.arithmetic.convolution);
-            Ok(Chosen::InputGradient(
-                algorithm,
-                operation.get_workspace_size(algorithm)?,
-            ))
-        })?;
-        let Chosen::InputGradient(algorithm, bytes) = chosen else {
-            candle_core::bail!("conv2d: no algorithm for the gradient of the input");
-        };
-        self.libraries
-            .with_workspace(self.device, bytes, |workspace| {
-                let factors = (T::ONE, T::ZERO);
-                // SAFETY: as in `forward`.
-                unsafe {
-                    operation.launch(algorithm, Some(workspace), factors, grad_x, weight, grad_y)
-                }
-                .map_err(failed)
-            })
+        self.compute(Pass::InputGradient, &grad_x.as_view(), weight, grad_y)
     }
 
     fn weight_gradient(
@@ -482,112 +384,6 @@ impl<'a, T: Activations> Cudnn<'a, T> {
         grad_y: &CudaView<'_, T>,
         gradient: &mut CudaSlice<T>,
     ) -> Result<()> {
-        let operation = ConvBackwardFilter {
-            conv: &self.convolution,
-            x: &self.x,
-            dw: &self.weight,
-            dy: &self.y,
-        };
-        let chosen = self.chosen(Pass::WeightGradient, || {
-            let picked = operation.pick_algorithm()?;
-            let algorithm = filter_algorithm(picked, self.arithmetic.convolution);
-            Ok(Chosen::WeightGradient(
-                algorithm,
-                operation.get_workspace_size(algorithm)?,
-            ))
-        })?;
-        let Chosen::WeightGradient(algorithm, bytes) = chosen else {
-            candle_core::bail!("conv2d: no algorithm for the gradient of the weight");
-        };
-        self.libraries
-            .with_workspace(self.device, bytes, |workspace| {
-                let factors = (T::ONE, T::ZERO);
-                // SAFETY: as in `forward`.
-                unsafe {
-                    operation.launch(algorithm, Some(workspace), factors, x, gradient, grad_y)
-                }
-                .map_err(failed)
-            })
-    }
-}
-
-// cuDNN's heuristics look at the sizes and the device alone, so that their choice is the same in every
-// run. It is overruled where it adds in an order that changes from run to run (the reference of
-// `cudnnConvolutionBackwardFilter` and `...Data` names those algorithms), and, for
-// `Convolution::Direct`, where it computes in a transform domain.
-
-fn forward_algorithm(picked: ForwardAlgorithm, convolution: Convolution) -> ForwardAlgorithm {
-    use ForwardAlgorithm as A;
-    match picked {
-        A::CUDNN_CONVOLUTION_FWD_ALGO_FFT
-        | A::CUDNN_CONVOLUTION_FWD_ALGO_FFT_TILING
-        | A::CUDNN_CONVOLUTION_FWD_ALGO_WINOGRAD
-        | A::CUDNN_CONVOLUTION_FWD_ALGO_WINOGRAD_NONFUSED
-            if convolution == Convolution::Direct =>
-        {
-            A::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM
-        }
-        picked => picked,
-    }
-}
-
-fn data_algorithm(picked: DataAlgorithm, convolution: Convolution) -> DataAlgorithm {
-    use DataAlgorithm as A;
-    match picked {
-        A::CUDNN_CONVOLUTION_BWD_DATA_ALGO_0 => A::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1,
-        A::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1 => picked,
-        _ if convolution == Convolution::Direct => A::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1,
-        picked => picked,
-    }
-}
-
-fn filter_algorithm(picked: FilterAlgorithm, convolution: Convolution) -> FilterAlgorithm {
-    use FilterAlgorithm as A;
-    match picked {
-        A::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_0 | A::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_3 => {
-            A::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1
-        }
-        A::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1 => picked,
-        _ if convolution == Convolution::Direct => A::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1,
-        picked => picked,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_algorithms_that_add_in_a_fixed_order_are_used() {
-        let zero = DataAlgorithm::CUDNN_CONVOLUTION_BWD_DATA_ALGO_0;
-        for way in Convolution::ALL {
-            assert_ne!(data_algorithm(zero, way), zero);
-            for picked in [
-                FilterAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_0,
-                FilterAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_3,
-            ] {
-                assert_eq!(
-                    filter_algorithm(picked, way),
-                    FilterAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn direct_convolutions_stay_out_of_transform_domains() {
-        let picked = ForwardAlgorithm::CUDNN_CONVOLUTION_FWD_ALGO_WINOGRAD_NONFUSED;
-        assert_eq!(forward_algorithm(picked, Convolution::Fast), picked);
-        assert_eq!(
-            forward_algorithm(picked, Convolution::Direct),
-            ForwardAlgorithm::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM
-        );
-        assert_eq!(
-            filter_algorithm(
-                FilterAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_FFT,
-                Convolution::Direct
-            ),
-            FilterAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1
-        );
+        self.compute(Pass::WeightGradient, x, &gradient.as_view(), grad_y)
     }
 }

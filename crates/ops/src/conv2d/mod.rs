@@ -19,6 +19,9 @@ use crate::tape::ParameterGradients;
 use crate::{Activation, Arithmetic};
 use candle_core::{Result, Shape, Tensor, bail};
 use finish::{Gradients, Outputs};
+#[cfg(feature = "cuda")]
+pub(crate) use geometry::Geometry;
+#[cfg(not(feature = "cuda"))]
 use geometry::Geometry;
 use serde::{Deserialize, Serialize};
 use std::fmt;

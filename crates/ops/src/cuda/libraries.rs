@@ -1,12 +1,11 @@
 //! cuDNN and cuBLASLt: their handles, their workspace and the algorithms that they chose.
 
 use super::Program;
+use super::graph::{Handle, Plan, Task};
 use super::product::{self, Blas};
-use crate::conv2d;
 use candle_core::cuda::DeviceId;
-use candle_core::cuda::cudarc::cudnn::{Cudnn, CudnnError};
 use candle_core::cuda::cudarc::driver::{CudaFunction, CudaSlice, CudaStream};
-use candle_core::{CudaDevice, Error, Result};
+use candle_core::{CudaDevice, Result};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -14,7 +13,7 @@ use std::sync::Arc;
 
 /// The libraries as this thread uses them on one device.
 pub(crate) struct Libraries {
-    pub(crate) cudnn: Arc<Cudnn>,
+    pub(crate) cudnn: Handle,
     pub(super) blas: Blas,
     /// Memory that every call may use. All calls are ordered on one stream, so one is enough.
     workspace: RefCell<Option<CudaSlice<u8>>>,
@@ -22,8 +21,8 @@ pub(crate) struct Libraries {
     pub(super) stream: Arc<CudaStream>,
     /// The kernels of our own that have been used, so that starting one costs little.
     pub(super) kernels: RefCell<HashMap<(Program, &'static str), CudaFunction>>,
-    /// What was chosen for a convolution, once a shape.
-    pub(crate) convolutions: RefCell<HashMap<conv2d::cuda::Task, conv2d::cuda::Chosen>>,
+    /// How each pass of a convolution is computed, planned once a shape.
+    pub(crate) convolutions: RefCell<HashMap<Task, Rc<Plan>>>,
     /// What was chosen for a product, once a shape.
     pub(super) products: RefCell<HashMap<product::Key, product::Chosen>>,
 }
@@ -44,7 +43,7 @@ pub(crate) fn libraries(device: &CudaDevice) -> Result<Rc<Libraries>> {
             return Ok(found.clone());
         }
         let libraries = Rc::new(Libraries {
-            cudnn: Cudnn::new(device.cuda_stream()).map_err(failed)?,
+            cudnn: Handle::new(&device.cuda_stream())?,
             blas: Blas::new()?,
             workspace: RefCell::new(None),
             stream: device.cuda_stream(),
@@ -55,11 +54,6 @@ pub(crate) fn libraries(device: &CudaDevice) -> Result<Rc<Libraries>> {
         all.push((device.id(), libraries.clone()));
         Ok(libraries)
     })
-}
-
-/// An error of cuDNN.
-pub(crate) fn failed(error: CudnnError) -> Error {
-    Error::Msg(format!("cuDNN: {error:?}"))
 }
 
 impl Libraries {

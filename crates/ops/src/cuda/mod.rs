@@ -5,17 +5,18 @@
 //! it is computed. One stream also means that no memory is reused before the work on it is done.
 
 mod device;
+mod graph;
 mod libraries;
 mod product;
 mod program;
 
 pub use device::{DeviceError, Memory, is_out_of_memory, memory, name, open};
-pub(crate) use libraries::{Libraries, failed, libraries};
+pub(crate) use graph::{Pass, Plan, Target, Task};
+pub(crate) use libraries::{Libraries, libraries};
 pub(crate) use product::{Product, Stored, product};
 pub(crate) use program::{Argument, GROUP, Program, launch};
 
 use candle_core::cuda::cudarc::cublaslt::sys::cudaDataType;
-use candle_core::cuda::cudarc::cudnn::CudnnDataType;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 use candle_core::cuda::{CudaDType, CudaStorage};
 use candle_core::op::BackpropOp;
@@ -25,32 +26,24 @@ use candle_core::{CudaDevice, DType, Device, Layout, Result, Shape, Storage, Ten
 const MOST: usize = i32::MAX as usize;
 
 /// A type of activations.
-pub(crate) trait Activations:
-    CudaDType + CudnnDataType + DeviceRepr + Copy + 'static
-{
+pub(crate) trait Activations: CudaDType + DeviceRepr + Copy + 'static {
     /// Its name in CUDA's matrix products.
     const CUDA_TYPE: cudaDataType;
     const DTYPE: DType;
     /// Elements of 16 bytes.
     const PACK: usize;
-    const ONE: Self;
-    const ZERO: Self;
 }
 
 impl Activations for f32 {
     const CUDA_TYPE: cudaDataType = cudaDataType::CUDA_R_32F;
     const DTYPE: DType = DType::F32;
     const PACK: usize = 4;
-    const ONE: Self = 1.0;
-    const ZERO: Self = 0.0;
 }
 
 impl Activations for half::bf16 {
     const CUDA_TYPE: cudaDataType = cudaDataType::CUDA_R_16BF;
     const DTYPE: DType = DType::BF16;
     const PACK: usize = 8;
-    const ONE: Self = half::bf16::ONE;
-    const ZERO: Self = half::bf16::ZERO;
 }
 
 /// Runs `$body` with `$t` standing for the type of activations `$dtype`.
