@@ -1,6 +1,7 @@
 //! The checks that every change must pass.
 
 use crate::cuda;
+use crate::gpu_check;
 use crate::printer;
 use anyhow::{Context, bail};
 use std::env;
@@ -82,10 +83,9 @@ fn cuda_checks() -> anyhow::Result<()> {
         "cargo test --package end-to-end --test gpu (on an emulated GPU)",
         &mut behaviour,
     )?;
-    let exe = env::current_exe().context("cannot find this program")?;
-    let mut whole = Command::new(exe);
-    whole.args(["gpu-check", "--emulated", "--", "--quick"]);
-    check("cargo xtask gpu-check --emulated -- --quick", &mut whole)
+    printer::note("--- cargo xtask gpu-check --emulated -- --quick");
+    let folder = tempfile::tempdir().context("there is no temporary folder")?;
+    gpu_check::check_emulated(folder.path())
 }
 
 fn check(name: &str, command: &mut Command) -> anyhow::Result<()> {

@@ -21,6 +21,8 @@ pub(crate) struct Build {
     /// A configuration that lets the program open CUDA's libraries when it runs, so that it starts on every
     /// machine; none where the program is linked with an installed CUDA.
     configuration: Option<PathBuf>,
+    /// The folder of cargo's results.
+    target: PathBuf,
 }
 
 /// The scripts beside this crate's sources.
@@ -114,6 +116,7 @@ impl Build {
         Self {
             variables: Vec::new(),
             configuration: None,
+            target: target(),
         }
     }
 
@@ -146,6 +149,8 @@ impl Build {
                 ("CUDARC_CUDA_VERSION", "13000".into()),
             ],
             configuration: Some(configuration),
+            // Of its own, since cargo builds candle again for every other compiler.
+            target: directory.join("target"),
         })
     }
 
@@ -158,6 +163,8 @@ impl Build {
             command.arg("--config").arg(configuration);
         }
         command
+            .arg("--target-dir")
+            .arg(&self.target)
             .args(rest)
             .envs(self.variables.iter().map(|(name, value)| (*name, value)));
         command
@@ -166,8 +173,8 @@ impl Build {
     /// Where `cargo build` puts programs.
     pub(crate) fn programs(&self) -> PathBuf {
         match self.configuration {
-            Some(_) => target().join(TARGET).join("debug"),
-            None => target().join("debug"),
+            Some(_) => self.target.join(TARGET).join("debug"),
+            None => self.target.join("debug"),
         }
     }
 }

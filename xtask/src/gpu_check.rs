@@ -5,8 +5,8 @@ use crate::printer;
 use anyhow::{Context, bail};
 use std::ffi::OsString;
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus};
 
 /// What is asked of the command.
 #[derive(Debug, clap::Args)]
@@ -28,7 +28,41 @@ pub(crate) struct Args {
 /// The programs that check a GPU.
 const PROGRAMS: [&str; 2] = ["bench", "trainer"];
 
+/// Does what is asked, and gives the exit code.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let Some(status) = execute(args)? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// The least check of the emulated GPU.
+///
+/// # Errors
+/// When it fails.
+pub(crate) fn check_emulated(folder: &Path) -> anyhow::Result<()> {
+    let path = |name| folder.join(name).into_os_string();
+    let status = execute(&Args {
+        bundle: None,
+        emulated: true,
+        arguments: vec![
+            "--quick".into(),
+            "--out".into(),
+            path("gpu-check.json"),
+            "--run-dir".into(),
+            path("runs"),
+        ],
+    })?;
+    if status.is_some_and(|status| status.success()) {
+        Ok(())
+    } else {
+        bail!("the check of the emulated GPU failed")
+    }
+}
+
+/// Builds, and checks unless a bundle is asked for.
+fn execute(args: &Args) -> anyhow::Result<Option<ExitStatus>> {
     let (build, emulator) = if args.emulated {
         let (build, emulator) = stub()?;
         (build, Some(emulator))
@@ -59,7 +93,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             "{0}/bench and {0}/trainer; there: {0}/bench gpu-check",
             bundle.display()
         ));
-        return Ok(ExitCode::SUCCESS);
+        return Ok(None);
     }
     let mut command = Command::new(programs.join("bench"));
     command.arg("gpu-check").args(&args.arguments);
@@ -67,6 +101,5 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         command.env("LD_LIBRARY_PATH", emulator);
     }
     let status = command.status().context("cannot run the check")?;
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
-    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+    Ok(Some(status))
 }

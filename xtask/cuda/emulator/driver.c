@@ -159,6 +159,11 @@ result cuMemAllocAsync(uint64_t *address, size_t bytes, void *stream) { return a
 result cuMemAlloc_v2(uint64_t *address, size_t bytes) { return allocate(address, bytes); }
 result cuMemFreeAsync(uint64_t address, void *stream) { return release(address); }
 result cuMemFree_v2(uint64_t address) { return release(address); }
+result cuDeviceGetDefaultMemPool(void **pool, int device) { return *pool = &blocks, SUCCESS; }
+result cuMemPoolSetAttribute(void *pool, int attribute, void *value) {
+  // The threshold above which memory is given back to the system.
+  return attribute == 4 ? SUCCESS : INVALID_VALUE;
+}
 result cuMemGetInfo_v2(size_t *left, size_t *all) {
   *all = total();
   *left = *all - used;

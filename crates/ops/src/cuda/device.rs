@@ -6,8 +6,8 @@ use candle_core::cuda::cudarc::driver::{CudaContext, result, sys};
 use candle_core::{CudaDevice, Device, Error};
 use std::any::Any;
 use std::fmt::Debug;
-use std::panic;
 use std::sync::{Mutex, PoisonError};
+use std::{panic, ptr};
 
 /// Why a GPU cannot be used. Messages are sentences' beginnings and name what is missing.
 #[derive(Debug, thiserror::Error)]
@@ -90,10 +90,39 @@ fn open_or_panic(index: usize) -> Result<Device, DeviceError> {
         // SAFETY: the events order work on several streams. Here is one, that of the thread that opened the
         // device, and whoever uses the device does so from that thread: see `open`.
         unsafe { cuda.disable_event_tracking() };
+        keep_memory(cuda).map_err(failed)?;
         libraries(cuda).map_err(failed)?;
         Program::packed::<f32>(4).prepare(cuda).map_err(failed)?;
     }
     Ok(device)
+}
+
+/// Has the driver keep memory that was given back, for what is allocated next. Otherwise it returns it to the
+/// system whenever the GPU is waited for, and getting it again takes longer than a step.
+fn keep_memory(device: &CudaDevice) -> candle_core::Result<()> {
+    let stream = device.cuda_stream();
+    let context = stream.context();
+    let failed = |error: result::DriverError| Error::Cuda(error.into());
+    let pools = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
+    if context.attribute(pools).map_err(failed)? == 0 {
+        return Ok(());
+    }
+    let mut pool = ptr::null_mut();
+    let mut threshold = u64::MAX;
+    // SAFETY: the device is open, the library writes a pointer to its pool, and reads the threshold, which is of the
+    // type that the attribute has.
+    unsafe {
+        sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device())
+            .result()
+            .map_err(failed)?;
+        sys::cuMemPoolSetAttribute(
+            pool,
+            sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+            (&raw mut threshold).cast(),
+        )
+        .result()
+        .map_err(failed)
+    }
 }
 
 /// The error that a panic stands for.
