@@ -196,3 +196,20 @@ fn weights_move_between_the_gpu_and_the_processor() {
     let metrics = fs::read_to_string(runs.path().join("a/metrics.jsonl")).unwrap();
     assert_eq!(metrics.lines().count(), 3);
 }
+
+#[test]
+fn a_run_that_diverges_says_at_which_step() {
+    let Some((program, emulator)) = built() else {
+        return;
+    };
+    let runs = tempfile::tempdir().unwrap();
+    let mut command = run(&program, &emulator, runs.path(), "a");
+    let output = command.args(["--lr", "1e30"]).assert().code(1);
+    let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    // The first step's loss is that of the initial weights.
+    assert!(
+        message.contains("no longer finite in epoch 1 after 1 of its steps"),
+        "{message}"
+    );
+    assert!(!runs.path().join("a/last.safetensors").exists());
+}

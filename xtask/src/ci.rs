@@ -40,6 +40,14 @@ const CUDA_LINTS: &str = "clippy --features cuda --package ops --package models 
 /// What is tested on the emulated GPU: what compares a GPU with something.
 const CUDA_TESTS: &str = "test --features cuda --package ops --package reference gpu";
 
+/// What is tested with NVIDIA's own NVRTC and cuDNN where Python has them: that kernels compile and convolutions are
+/// planned, for neither of which a GPU is needed.
+const LIBRARY_TESTS: &str = "test --features cuda --package ops --lib cuda";
+
+/// Prints the folders of CUDA's libraries that came with Python packages.
+const PYTHON_LIBRARIES: &str = "import nvidia, glob; \
+    print(':'.join(d for p in nvidia.__path__ for d in sorted(glob.glob(p + '/*/lib'))))";
+
 /// Runs the checks, one after the other, and stops at the first that fails.
 pub(crate) fn run() -> anyhow::Result<()> {
     let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
@@ -71,16 +79,28 @@ fn cuda_checks() -> anyhow::Result<()> {
         &format!("cargo {CUDA_TESTS} (on an emulated GPU)"),
         &mut tests,
     )?;
+    let mut tests = cargo(LIBRARY_TESTS);
+    let python = Command::new("python3")
+        .args(["-c", PYTHON_LIBRARIES])
+        .output();
+    if let Ok(output) = python
+        && output.status.success()
+    {
+        let folders = String::from_utf8_lossy(&output.stdout);
+        tests.env("LD_LIBRARY_PATH", folders.trim());
+    }
+    check(&format!("cargo {LIBRARY_TESTS}"), &mut tests)?;
     let mut programs = cargo("build --features cuda --package bench --package trainer");
     check("building with the feature `cuda`", &mut programs)?;
     let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut behaviour = Command::new(cargo);
     behaviour
-        .args(["test", "--package", "end-to-end", "--test", "gpu"])
+        // The same selection of packages as before, so that nothing is built again.
+        .args(["test", "--workspace", "--test", "gpu"])
         .env("CUDA_TRAINER", build.programs().join("trainer"))
         .env("CUDA_EMULATOR", &emulator);
     check(
-        "cargo test --package end-to-end --test gpu (on an emulated GPU)",
+        "cargo test --workspace --test gpu (on an emulated GPU)",
         &mut behaviour,
     )?;
     printer::note("--- cargo xtask gpu-check --emulated -- --quick");

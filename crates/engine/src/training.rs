@@ -236,7 +236,9 @@ impl Training {
     }
 
     /// Trains until all epochs are done or `stop` says so; it is asked before every step. A
-    /// checkpoint is written after every epoch, after every `interval` inside one, and on stopping.
+    /// checkpoint is written after every epoch, after every `interval` inside one, and on stopping. On a GPU,
+    /// where an epoch may take less time than writing one, those after epochs are at least 20 seconds apart
+    /// but for the last.
     ///
     /// # Errors
     /// When the loss or the weights are no longer finite, a checkpoint cannot be written, the
@@ -249,6 +251,21 @@ impl Training {
         observe: &mut dyn FnMut(&Event<'_>) -> Observed,
     ) -> Result<Outcome, Error> {
         let mut observe = |event: Event<'_>| observe(&event).map_err(Error::Observer);
+        let outcome = self.all_epochs(checkpoints, interval, stop, &mut observe);
+        if outcome.is_err() {
+            // What was best before it failed is not lost. The first error is the one to report.
+            let _ = self.save_best(checkpoints, &mut observe);
+        }
+        outcome
+    }
+
+    fn all_epochs(
+        &mut self,
+        checkpoints: &Checkpoints,
+        interval: Duration,
+        stop: &dyn Fn() -> bool,
+        observe: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
+    ) -> Result<Outcome, Error> {
         let epochs = self.recipe.epochs.get();
         let mut saved = Instant::now();
         while self.position.epoch < epochs {
@@ -273,7 +290,7 @@ impl Training {
             while let Some(batch) = next() {
                 if stop() {
                     self.collect(&mut clock)?;
-                    return self.interrupted(checkpoints, &mut observe);
+                    return self.interrupted(checkpoints, observe);
                 }
                 let step = debug_span!("step", number = self.position.step)
                     .in_scope(|| self.step(&batch?));
@@ -295,7 +312,7 @@ impl Training {
                     images_per_second: images / self.position.seconds,
                 })?;
                 if due {
-                    self.save(checkpoints, &mut observe)?;
+                    self.save(checkpoints, observe)?;
                     saved = Instant::now();
                     clock = Instant::now();
                 }
@@ -311,7 +328,7 @@ impl Training {
                 )
             })?;
             let Some(evaluation) = evaluation else {
-                return self.interrupted(checkpoints, &mut observe);
+                return self.interrupted(checkpoints, observe);
             };
             let improved = self.finish_epoch(&evaluation, clock.elapsed().as_secs_f64())?;
             // Where epochs are short, not each of them is worth a checkpoint; its weights are kept if they are
@@ -322,7 +339,7 @@ impl Training {
                 self.best_weights = Some(self.weights(!due)?);
             }
             if due {
-                self.save_best(checkpoints, &mut observe)?;
+                self.save_best(checkpoints, observe)?;
             }
             if let Some(best) = self.best {
                 observe(Event::EpochFinished {
@@ -332,7 +349,7 @@ impl Training {
                 })?;
             }
             if due {
-                self.save(checkpoints, &mut observe)?;
+                self.save(checkpoints, observe)?;
                 saved = Instant::now();
             }
         }

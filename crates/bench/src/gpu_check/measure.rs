@@ -63,7 +63,7 @@ pub(crate) struct Steps {
     pub(crate) milliseconds_per_step: f64,
     /// What the host needs to hand a step to the GPU. Less than the step takes: the GPU never waits.
     pub(crate) host_milliseconds_per_step: f64,
-    /// Memory of the GPU that is not free, that of the driver included.
+    /// Memory of the GPU that it took, that of the driver and the libraries' handles excepted.
     pub(crate) device_bytes: usize,
 }
 
@@ -108,6 +108,7 @@ fn training(args: &Args, device: &Device, gpu: &CudaDevice) -> anyhow::Result<St
     /// Steps of an epoch; the GPU is looked at twice in it.
     const STEPS: usize = 64;
     let spans = Spans::install()?;
+    let free = ops::cuda::memory(gpu)?.free;
     let batch_size = args.batch_size.get();
     let set = Dataset::synthetic(STEPS * batch_size, 1)?;
     let recipe = recipe(
@@ -172,7 +173,7 @@ fn training(args: &Args, device: &Device, gpu: &CudaDevice) -> anyhow::Result<St
         .into_iter()
         .filter_map(|name| times.get(&(name, String::new())))
         .sum();
-    let memory = ops::cuda::memory(gpu)?;
+    let left = ops::cuda::memory(gpu)?.free;
     let seconds = clock.time.as_secs_f64();
     let steps = clock.steps as f64;
     Ok(Steps {
@@ -180,7 +181,7 @@ fn training(args: &Args, device: &Device, gpu: &CudaDevice) -> anyhow::Result<St
         steps: clock.steps,
         milliseconds_per_step: 1e3 * seconds / steps,
         host_milliseconds_per_step: 1e3 * host.as_secs_f64() / steps,
-        device_bytes: memory.total - memory.free,
+        device_bytes: free.saturating_sub(left),
     })
 }
 
