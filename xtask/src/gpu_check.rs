@@ -48,6 +48,8 @@ pub(crate) fn check_emulated(folder: &Path) -> anyhow::Result<()> {
         emulated: true,
         arguments: vec![
             "--quick".into(),
+            // The emulated GPU computes the third as the first.
+            "--precisions=f32,bf16".into(),
             "--out".into(),
             path("gpu-check.json"),
             "--run-dir".into(),
