@@ -67,7 +67,7 @@ impl Feed {
         #[cfg(feature = "cuda")]
         if let Some(resident) = &self.resident {
             let plan = self.loader.training_plan(seed, epoch, augmentation, first);
-            return Ok(Pass(Place::Gpu(resident.clone(), Box::new(plan))));
+            return Ok(Pass(Place::Gpu(gpu::Pass::new(resident.clone(), plan)?)));
         }
         let batches = self.loader.training(seed, epoch, augmentation, first)?;
         Ok(Pass(Place::Host(batches)))
@@ -77,10 +77,8 @@ impl Feed {
     pub(crate) fn evaluation(&self) -> Result<Pass> {
         #[cfg(feature = "cuda")]
         if let Some(resident) = &self.resident {
-            return Ok(Pass(Place::Gpu(
-                resident.clone(),
-                Box::new(self.loader.evaluation_plan()),
-            )));
+            let plan = self.loader.evaluation_plan();
+            return Ok(Pass(Place::Gpu(gpu::Pass::new(resident.clone(), plan)?)));
         }
         Ok(Pass(Place::Host(self.loader.evaluation()?)))
     }
@@ -94,10 +92,7 @@ enum Place {
     /// Made by a thread of their own, which ends with this.
     Host(Batches),
     #[cfg(feature = "cuda")]
-    Gpu(
-        Arc<gpu::Resident>,
-        Box<dyn Iterator<Item = Vec<cifar::Seen>>>,
-    ),
+    Gpu(gpu::Pass),
 }
 
 impl Iterator for Pass {
@@ -107,7 +102,7 @@ impl Iterator for Pass {
         match &mut self.0 {
             Place::Host(batches) => batches.next(),
             #[cfg(feature = "cuda")]
-            Place::Gpu(resident, plan) => plan.next().map(|seen| resident.batch(&seen)),
+            Place::Gpu(pass) => pass.next(),
         }
     }
 }
@@ -116,12 +111,15 @@ impl Iterator for Pass {
 mod gpu {
     use candle_core::{DType, Device, Result, Tensor};
     use cifar::{Batch, Loader, Seen};
-    use ops::{Images, Precision, View};
+    use ops::{Images, Precision, View, Views};
+    use std::ops::Range;
+    use std::sync::Arc;
+    use std::vec;
 
     /// A set of images in a GPU's memory.
-    pub(crate) struct Resident {
+    pub(super) struct Resident {
         images: Images,
-        /// By number of the image. They stay on the host, which sends those of a batch.
+        /// By number of the image, on the host, which sends them in a pass's order.
         labels: Vec<u32>,
         device: Device,
         dtype: DType,
@@ -145,25 +143,68 @@ mod gpu {
                 },
             })
         }
+    }
 
-        pub(super) fn batch(&self, seen: &[Seen]) -> Result<Batch> {
-            let views: Vec<View> = seen
-                .iter()
-                .map(|Seen { index, view }| View {
-                    image: *index,
-                    top: view.top,
-                    left: view.left,
-                    mirrored: view.flipped,
-                })
-                .collect();
-            let labels: Vec<u32> = seen
-                .iter()
-                .map(|seen| self.labels[seen.index as usize])
-                .collect();
-            Ok(Batch {
-                images: self.images.batch(&views, self.dtype)?,
-                labels: Tensor::from_vec(labels, seen.len(), &self.device)?,
+    /// One pass. All of its order is sent at once: sending a part may wait for the GPU.
+    pub(super) struct Pass {
+        resident: Arc<Resident>,
+        views: Views,
+        labels: Tensor,
+        batches: vec::IntoIter<Range<usize>>,
+    }
+
+    impl Pass {
+        pub(super) fn new(
+            resident: Arc<Resident>,
+            plan: impl Iterator<Item = Vec<Seen>>,
+        ) -> Result<Self> {
+            let (mut views, mut labels, mut batches) = (Vec::new(), Vec::new(), Vec::new());
+            for seen in plan {
+                batches.push(views.len()..views.len() + seen.len());
+                for Seen { index, view } in seen {
+                    labels.push(resident.labels[index as usize]);
+                    views.push(View {
+                        image: index,
+                        top: view.top,
+                        left: view.left,
+                        mirrored: view.flipped,
+                    });
+                }
+            }
+            if labels.is_empty() {
+                // A GPU has no memory of no size. Nothing looks at this image: there is no batch.
+                labels.push(0);
+                views.push(View {
+                    image: 0,
+                    top: 0,
+                    left: 0,
+                    mirrored: false,
+                });
+            }
+            let count = labels.len();
+            Ok(Self {
+                views: resident.images.views(&views)?,
+                labels: Tensor::from_vec(labels, count, &resident.device)?,
+                batches: batches.into_iter(),
+                resident,
             })
+        }
+
+        fn batch(&self, range: Range<usize>) -> Result<Batch> {
+            let Resident { images, dtype, .. } = &*self.resident;
+            Ok(Batch {
+                labels: self.labels.narrow(0, range.start, range.len())?,
+                images: images.batch(&self.views, range, *dtype)?,
+            })
+        }
+    }
+
+    impl Iterator for Pass {
+        type Item = Result<Batch>;
+
+        fn next(&mut self) -> Option<Self::Item> {
+            let range = self.batches.next()?;
+            Some(self.batch(range))
         }
     }
 }

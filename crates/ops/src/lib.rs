@@ -43,7 +43,7 @@ pub use sgd::{Sgd, sgd_step};
 pub use tally::{Tally, Totals};
 pub use tape::Tape;
 #[cfg(feature = "cuda")]
-pub use views::{Images, View};
+pub use views::{Images, View, Views};
 
 /// What follows a convolution or a linear layer in the same pass over memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,9 @@
 //! Batches of a data set that lies on a GPU as bytes.
 
 use crate::cuda::{Argument, Program, launch, room, slice, tensor, upload, with_activations};
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::cuda::cudarc::driver::CudaSlice;
+use candle_core::{CudaDevice, DType, Device, Result, Tensor, bail};
+use std::ops::Range;
 
 /// One image of a batch, and how it is seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,9 @@ impl View {
         [self.image, view]
     }
 }
+
+/// Images and how they are seen, on a GPU, in an order.
+pub struct Views(CudaSlice<u32>);
 
 /// A set of images `[count, channels, height, width]` on a GPU, as bytes, and what they stand for.
 pub struct Images {
@@ -57,26 +62,36 @@ impl Images {
         })
     }
 
-    /// The images of `views`, `[views, channels, height, width]` of `dtype`, which is `f32` or `bf16`.
+    /// Sends the images of many batches, and how they are seen, to the GPU.
     ///
     /// # Errors
     /// When an image is not in the set, or there is no memory.
-    pub fn batch(&self, views: &[View], dtype: DType) -> Result<Tensor> {
-        let (count, channels, height, width) = self.bytes.dims4()?;
-        let Device::Cuda(device) = self.bytes.device() else {
-            bail!("the images do not lie on a GPU");
-        };
+    pub fn views(&self, views: &[View]) -> Result<Views> {
+        let count = self.bytes.dim(0)?;
         if let Some(view) = views.iter().find(|view| view.image as usize >= count) {
             bail!("there is no image {} among {count}", view.image);
         }
         let words: Vec<u32> = views.iter().flat_map(|view| view.words()).collect();
-        let words = upload(device, &words)?;
+        Ok(Views(upload(self.device()?, &words)?))
+    }
+
+    /// The images of `range` of `views`, `[range, channels, height, width]` of `dtype`, which is `f32` or `bf16`.
+    ///
+    /// # Errors
+    /// When the range is outside, or there is no memory.
+    pub fn batch(&self, views: &Views, range: Range<usize>, dtype: DType) -> Result<Tensor> {
+        let (_, channels, height, width) = self.bytes.dims4()?;
+        let device = self.device()?;
+        if range.start > range.end || 2 * range.end > views.0.len() {
+            bail!("there are {} views, not {range:?}", views.0.len() / 2);
+        }
+        let words = views.0.slice(2 * range.start..2 * range.end);
         let (bytes, bytes_layout) = self.bytes.storage_and_layout();
         let (numbers, numbers_layout) = self.numbers.storage_and_layout();
         let bytes = slice::<u8>("views", &bytes, bytes_layout)?;
         let numbers = slice::<f32>("views", &numbers, numbers_layout)?;
         with_activations!("views", dtype, T => {
-            let length = views.len() * channels * height * width;
+            let length = range.len() * channels * height * width;
             let mut y = room::<T>(device, length)?;
             let program = Program::packed::<T>(width);
             let packs = program.packs(length);
@@ -86,9 +101,9 @@ impl Images {
                 "views",
                 packs,
                 &[
-                    Argument::read(device, &bytes),
-                    Argument::read(device, &words.as_view()),
-                    Argument::read(device, &numbers),
+                    Argument::read_singly(device, &bytes),
+                    Argument::read_singly(device, &words),
+                    Argument::read_singly(device, &numbers),
                     Argument::write(device, &mut y),
                     packs.into(),
                     channels.into(),
@@ -96,7 +111,14 @@ impl Images {
                     width.into(),
                 ],
             )?;
-            Ok(tensor(y, (views.len(), channels, height, width), device))
+            Ok(tensor(y, (range.len(), channels, height, width), device))
         })
+    }
+
+    fn device(&self) -> Result<&CudaDevice> {
+        match self.bytes.device() {
+            Device::Cuda(device) => Ok(device),
+            _ => bail!("the images do not lie on a GPU"),
+        }
     }
 }

@@ -120,6 +120,7 @@ void emulator_check(const void *address, unsigned long bytes, const char *what) 
 }
 
 static result allocate(uint64_t *address, size_t bytes) {
+  if (!bytes) return INVALID_VALUE;
   pthread_mutex_lock(&lock);
   if (used + bytes > total()) {
     pthread_mutex_unlock(&lock);

@@ -178,6 +178,11 @@ impl<'a> Argument<'a> {
         Self::new(Value::Address(memory.device_ptr(&device.cuda_stream()).0))
     }
 
+    /// Memory that the kernel reads one element at a time, so that it may begin anywhere.
+    pub(crate) fn read_singly<T>(device: &CudaDevice, memory: &'a CudaView<'_, T>) -> Self {
+        Self::new(Value::Long(memory.device_ptr(&device.cuda_stream()).0))
+    }
+
     /// Memory that the kernel writes to, or changes.
     pub(crate) fn write<T>(device: &CudaDevice, memory: &'a mut CudaSlice<T>) -> Self {
         Self::new(Value::Address(memory.device_ptr(&device.cuda_stream()).0))
