@@ -90,6 +90,8 @@ fn execute(args: &Args) -> anyhow::Result<Option<ExitStatus>> {
             let to = bundle.join(program);
             fs::copy(programs.join(program), &to)
                 .with_context(|| format!("cannot write `{}`", to.display()))?;
+            // Half the size without symbols; it runs as well with them, where there is no `strip`.
+            let _ = Command::new("strip").arg(&to).status();
         }
         printer::note(&format!(
             "{0}/bench and {0}/trainer; there: {0}/bench gpu-check",
