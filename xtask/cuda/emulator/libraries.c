@@ -12,7 +12,7 @@ enum { SUCCESS = 0, NOT_SUPPORTED = 3000, BLAS_NOT_SUPPORTED = 15 };
 
 // Compiled for several instruction sets, of which the best is taken.
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
-#define FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define FAST __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define FAST
 #endif
