@@ -213,3 +213,37 @@ fn a_run_that_diverges_says_at_which_step() {
     );
     assert!(!runs.path().join("a/last.safetensors").exists());
 }
+
+#[test]
+fn the_best_weights_are_those_of_the_best_epoch() {
+    let Some((program, emulator)) = built() else {
+        return;
+    };
+    let runs = tempfile::tempdir().unwrap();
+    // Epochs are shorter than the pause between checkpoints, so the best weights wait on the GPU while later
+    // steps change the network's.
+    let mut command = run(&program, &emulator, runs.path(), "a");
+    command.args(["--lr", "0.02"]).assert().success();
+    let metrics = fs::read_to_string(runs.path().join("a/metrics.jsonl")).unwrap();
+    let epochs: Vec<serde_json::Value> = metrics
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let number = |epoch: &serde_json::Value, key: &str| epoch[key].as_f64().unwrap();
+    let [first, second] = &epochs[..] else {
+        panic!("{metrics}");
+    };
+    assert!(
+        number(second, "test_accuracy") <= number(first, "test_accuracy"),
+        "the second epoch is the better one, which shows nothing: {metrics}"
+    );
+    let mut command = trainer(&program, &emulator);
+    command
+        .args(["eval", "--dataset", "synthetic", "--limit-test", "10"])
+        .args(["--json", "--device", "cuda", "--checkpoint"])
+        .arg(runs.path().join("a/best.safetensors"));
+    let output = command.assert().success();
+    let best: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+    assert_eq!(number(&best, "loss"), number(first, "test_loss"));
+    assert_ne!(number(&best, "loss"), number(second, "test_loss"));
+}

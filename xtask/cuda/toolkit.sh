@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # toolkit.sh DIR: a toolkit that builds the feature `cuda` on an x86-64 Linux machine without CUDA (candle's own
-# kernels for compute capability 9.0): NVIDIA's compiler from Python wheels (105 MB), and libraries to link with, of which
+# kernels for compute capability 9.0): NVIDIA's compiler from Python wheels (271 MB on the disk), and libraries to link with, of which
 # nothing is used, since the program opens CUDA's libraries when it runs. Needs python3 with pip, and a C and
 # a C++ compiler. May be run again.
 set -euo pipefail

@@ -391,7 +391,7 @@ fn ratio(of: &Row, to: &Row, name: String) -> Ratio {
 }
 
 /// The middle one, or the mean of the middle two.
-fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {

@@ -7,7 +7,7 @@ use crate::throughput::{batch, network, sgd};
 use candle_core::Device;
 use candle_nn::Optimizer;
 use models::{Architecture, DropoutMasks, IMAGE, Layer, Network};
-use ops::{Activation, Arithmetic, Conv2d, Convolution, Precision, Tape, cross_entropy_gradient};
+use ops::{Activation, Arithmetic, Conv2d, Convolution, Tape, cross_entropy_gradient};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
@@ -124,10 +124,7 @@ pub(crate) fn profile(
 
 /// Bytes of an activation or gradient.
 fn width(arithmetic: Arithmetic) -> u64 {
-    match arithmetic.precision {
-        Precision::F32 | Precision::Tf32 => 4,
-        Precision::Bf16 => 2,
-    }
+    arithmetic.precision.activations().size_in_bytes() as u64
 }
 
 /// What a pass has to do at least.

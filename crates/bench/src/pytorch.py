@@ -2,7 +2,7 @@
 
 The step is the one that the Rust program times: a batch of normalised images in, forward, softmax cross-entropy, backward,
 SGD with momentum and weight decay. The batch lies ready in memory, so nothing is spent on loading or augmenting it.
-Prints one JSON object.
+`NETWORKS` is what pytorch_networks.py defines. Prints one JSON object.
 """
 
 import argparse
@@ -13,34 +13,6 @@ import time
 
 import torch
 from torch import nn
-
-
-def alexnet():
-    return nn.Sequential(
-        nn.Conv2d(3, 96, 4), nn.ReLU(),
-        nn.Conv2d(96, 256, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
-        nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(384, 384, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
-        nn.Flatten(),
-        nn.Dropout(0.5), nn.Linear(9216, 4096), nn.ReLU(),
-        nn.Dropout(0.5), nn.Linear(4096, 4096), nn.ReLU(),
-        nn.Linear(4096, 10),
-    )
-
-
-def small_alexnet():
-    return nn.Sequential(
-        nn.Conv2d(3, 64, 7), nn.ReLU(),
-        nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
-        nn.Conv2d(192, 256, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(256, 128, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
-        nn.Flatten(),
-        nn.Dropout(0.5), nn.Linear(3200, 2048), nn.ReLU(),
-        nn.Dropout(0.5), nn.Linear(2048, 2048), nn.ReLU(),
-        nn.Linear(2048, 10),
-    )
 
 
 def main():
@@ -56,7 +28,7 @@ def main():
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     memory_format = torch.channels_last if args.layout == "channels-last" else torch.contiguous_format
-    network = {"alexnet": alexnet, "small-alexnet": small_alexnet}[args.model]().to(memory_format=memory_format)
+    network = NETWORKS[args.model]().to(memory_format=memory_format)
     images = torch.randn(args.batch_size, 3, 32, 32).contiguous(memory_format=memory_format)
     labels = torch.randint(0, 10, (args.batch_size,))
     loss_of = nn.CrossEntropyLoss()

@@ -2,7 +2,7 @@
 
 PyTorch at its best: images and labels lie on the GPU, normalised and ready (so it neither loads nor augments), channels last,
 cuDNN chooses its algorithms by trying them, SGD is fused, the loss is read at the end alone; once as it is and once compiled.
-Prints one JSON object as its last line.
+`NETWORKS` is what pytorch_networks.py defines. Prints one JSON object as its last line.
 """
 
 import argparse
@@ -14,37 +14,9 @@ import torch
 from torch import nn
 
 
-def alexnet():
-    return nn.Sequential(
-        nn.Conv2d(3, 96, 4), nn.ReLU(),
-        nn.Conv2d(96, 256, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
-        nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(384, 384, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
-        nn.Flatten(),
-        nn.Dropout(0.5), nn.Linear(9216, 4096), nn.ReLU(),
-        nn.Dropout(0.5), nn.Linear(4096, 4096), nn.ReLU(),
-        nn.Linear(4096, 10),
-    )
-
-
-def small_alexnet():
-    return nn.Sequential(
-        nn.Conv2d(3, 64, 7), nn.ReLU(),
-        nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
-        nn.Conv2d(192, 256, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(256, 128, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
-        nn.Flatten(),
-        nn.Dropout(0.5), nn.Linear(3200, 2048), nn.ReLU(),
-        nn.Dropout(0.5), nn.Linear(2048, 2048), nn.ReLU(),
-        nn.Linear(2048, 10),
-    )
-
-
 def rate(args, compiled):
     torch.manual_seed(0)
-    network = {"alexnet": alexnet, "small-alexnet": small_alexnet}[args.model]()
+    network = NETWORKS[args.model]()
     network = network.cuda().to(memory_format=torch.channels_last)
     images = torch.randn(args.batch_size, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (args.batch_size,), device="cuda")

@@ -3,13 +3,17 @@
 use crate::throughput::{Measured, Pass};
 use anyhow::{Context, bail};
 use models::Architecture;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// The script, handed to Python on its standard input.
+/// The networks, which every script needs.
+const NETWORKS: &str = include_str!("pytorch_networks.py");
+
+/// The script for a processor.
 const SCRIPT: &str = include_str!("pytorch.py");
 
 /// How PyTorch lays out images.
@@ -55,20 +59,41 @@ pub(crate) fn measure(
     (batch_size, threads): (NonZeroUsize, NonZeroUsize),
     seconds: f64,
 ) -> anyhow::Result<Measured> {
+    ask(
+        python,
+        SCRIPT,
+        &[
+            ("--model", model.name().to_owned()),
+            ("--pass", pass.name().to_owned()),
+            ("--layout", layout.name().to_owned()),
+            ("--batch-size", batch_size.to_string()),
+            ("--threads", threads.to_string()),
+            ("--seconds", seconds.to_string()),
+        ],
+    )
+}
+
+/// Hands the networks and `script` to Python, and reads the last line that it prints.
+pub(crate) fn ask<T: DeserializeOwned>(
+    python: &Path,
+    script: &str,
+    arguments: &[(&str, String)],
+) -> anyhow::Result<T> {
     let mut child = Command::new(python)
         .arg("-")
-        .args(["--model", model.name(), "--pass", pass.name()])
-        .args(["--layout", layout.name()])
-        .args(["--batch-size", &batch_size.to_string()])
-        .args(["--threads", &threads.to_string()])
-        .args(["--seconds", &seconds.to_string()])
+        .args(
+            arguments
+                .iter()
+                .flat_map(|(flag, value)| [*flag, value.as_str()]),
+        )
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run `{}`", python.display()))?;
     if let Some(mut input) = child.stdin.take() {
-        input.write_all(SCRIPT.as_bytes())?;
+        input.write_all(NETWORKS.as_bytes())?;
+        input.write_all(script.as_bytes())?;
     }
     let output = child.wait_with_output()?;
     if !output.status.success() {
@@ -78,5 +103,7 @@ pub(crate) fn measure(
             text.lines().last().unwrap_or("it said nothing")
         );
     }
-    serde_json::from_slice(&output.stdout).context("PyTorch's answer is not understood")
+    let text = String::from_utf8_lossy(&output.stdout);
+    let last = text.lines().last().unwrap_or_default();
+    serde_json::from_str(last).context("PyTorch's answer is not understood")
 }

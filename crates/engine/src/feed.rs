@@ -137,10 +137,7 @@ mod gpu {
                 images: Images::new(images, numbers)?,
                 labels,
                 device: device.clone(),
-                dtype: match precision {
-                    Precision::F32 | Precision::Tf32 => DType::F32,
-                    Precision::Bf16 => DType::BF16,
-                },
+                dtype: precision.activations(),
             })
         }
     }

@@ -388,10 +388,7 @@ impl Training {
         if let Error::Tensor(cause) = &error
             && ops::cuda::is_out_of_memory(cause)
         {
-            let width = match self.arithmetic.precision {
-                ops::Precision::F32 | ops::Precision::Tf32 => 4,
-                ops::Precision::Bf16 => 2,
-            };
+            let width = self.arithmetic.precision.activations().size_in_bytes();
             let architecture = self.network.architecture();
             // The parameters' gradients, in bf16 with the weights as they are used, and what the libraries need.
             let fixed = 4 * architecture.parameter_count() + LIBRARIES;

@@ -1,9 +1,7 @@
 //! In what numbers operations compute.
 
 use crate::Convolution;
-#[cfg(feature = "cuda")]
-use candle_core::DType;
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -32,6 +30,15 @@ impl Precision {
             Self::F32 => "f32",
             Self::Tf32 => "tf32",
             Self::Bf16 => "bf16",
+        }
+    }
+
+    /// The type of activations and gradients on a GPU.
+    #[must_use]
+    pub fn activations(self) -> DType {
+        match self {
+            Self::F32 | Self::Tf32 => DType::F32,
+            Self::Bf16 => DType::BF16,
         }
     }
 }

@@ -9,11 +9,15 @@ use ops::{
     cross_entropy_gradient, max_pool2d, sgd_step,
 };
 use proptest::prelude::*;
+use random::{Purpose, Stream, unit};
 
-#[path = "../../reference/src/uniform.rs"]
-#[allow(unreachable_pub)] // It is a crate's own there.
-mod uniform;
-use uniform::uniform;
+/// `count` numbers in `-bound..bound`.
+fn uniform(seed: u64, count: usize, bound: f32) -> Vec<f32> {
+    let stream = Stream::new(seed, Purpose::Synthetic, 0);
+    let words = (0..count.div_ceil(4) as u64).flat_map(|block| stream.words(block));
+    let numbers = words.map(|word| (2.0 * unit(word) - 1.0) * bound);
+    numbers.take(count).collect()
+}
 
 fn tensor(seed: u64, shape: &[usize]) -> Tensor {
     let values = uniform(seed, shape.iter().product(), 1.0);

@@ -8,6 +8,7 @@ mod values;
 use crate::printer;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
+use models::Architecture;
 use ops::Precision;
 use serde::Serialize;
 use std::fmt::Write;
@@ -70,6 +71,28 @@ pub(crate) struct Args {
     /// Write everything to this file, as JSON, as it is found.
     #[arg(long, value_name = "FILE", default_value = "gpu-check.json")]
     out: PathBuf,
+}
+
+impl Args {
+    /// The networks; the quick check looks at the small one.
+    fn architectures(&self) -> &'static [Architecture] {
+        if self.quick {
+            &[Architecture::SmallAlexNet]
+        } else {
+            &Architecture::ALL
+        }
+    }
+}
+
+/// The largest error; infinite where one is no number.
+fn worst(errors: impl IntoIterator<Item = f64>) -> f64 {
+    errors.into_iter().fold(0.0, |worst, error| {
+        if error.is_nan() {
+            f64::INFINITY
+        } else {
+            worst.max(error)
+        }
+    })
 }
 
 /// A part of the check.

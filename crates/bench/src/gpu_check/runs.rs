@@ -1,6 +1,6 @@
 //! Whole runs: the processor against the GPU, a run again, a run that is killed and goes on, CIFAR-10.
 
-use super::{Args, Report, has_cifar, trainer};
+use super::{Args, Report, has_cifar, trainer, worst};
 use crate::throughput::recipe;
 use anyhow::{Context, bail};
 use candle_core::{DType, Device, Tensor};
@@ -85,14 +85,7 @@ pub(super) fn compare_with_processor(
         };
         let found = losses(device, arithmetic)?;
         let errors = found.iter().zip(&expected);
-        let worst = errors.fold(0.0_f64, |worst, (found, expected)| {
-            let error = (found - expected).abs() / expected;
-            if error.is_nan() {
-                f64::INFINITY
-            } else {
-                worst.max(error)
-            }
-        });
+        let worst = worst(errors.map(|(found, expected)| (found - expected).abs() / expected));
         let limit = match precision {
             Precision::F32 => 1e-4,
             Precision::Tf32 => 1e-3,
@@ -277,12 +270,7 @@ pub(super) fn kill_and_resume(args: &Args, report: &mut Report) -> anyhow::Resul
 pub(super) fn train_both(args: &Args, report: &mut Report) -> anyhow::Result<()> {
     let real = has_cifar(&args.data_dir);
     let epochs = if args.full { 50 } else { 2 };
-    let architectures = if args.quick {
-        &Architecture::ALL[1..]
-    } else {
-        &Architecture::ALL[..]
-    };
-    for &model in architectures {
+    for &model in args.architectures() {
         for &precision in &args.precisions {
             let name = format!("{model}-{precision}-{epochs}");
             let folder = clear(args, &name)?;

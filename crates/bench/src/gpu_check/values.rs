@@ -1,6 +1,6 @@
 //! What the GPU computes, against PyTorch's values and against the processor.
 
-use super::{Args, Report};
+use super::{Args, Report, worst};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use cifar::{Augmentation, Dataset, Loader, Normalisation};
 use models::{Architecture, DropoutMasks, Layer, Network, initial_parameters};
@@ -52,29 +52,14 @@ fn golden(
         arithmetic: arithmetic(precision),
     };
     let limit = limit(precision);
-    let largest = |deviations: &[Deviation]| {
-        let norms = deviations.iter().map(|deviation| deviation.norm);
-        norms.fold(0.0, |largest: f64, norm| {
-            if norm.is_nan() {
-                f64::INFINITY
-            } else {
-                largest.max(norm)
-            }
-        })
-    };
     let mut say = |what: String, deviations: &[Deviation]| {
-        let norm = largest(deviations);
+        let norm = worst(deviations.iter().map(|deviation| deviation.norm));
         let found = format!("norms within {norm:.1e} (limit {limit:.0e})");
         report.check(PART, what, norm <= limit, found)
     };
     let operations = reference::operations(&setting)?;
     say(format!("PyTorch's operations, {precision}"), &operations)?;
-    let architectures = if args.quick {
-        &Architecture::ALL[1..]
-    } else {
-        &Architecture::ALL[..]
-    };
-    for &architecture in architectures {
+    for &architecture in args.architectures() {
         let found = reference::network(architecture, &setting)?;
         for (what, deviations) in [
             ("logits and loss", &found.values),
@@ -204,12 +189,7 @@ fn networks(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let batch = if args.quick { 2 } else { 8 };
-    let architectures = if args.quick {
-        &Architecture::ALL[1..]
-    } else {
-        &Architecture::ALL[..]
-    };
-    for &architecture in architectures {
+    for &architecture in args.architectures() {
         let images = numbers(1, &[batch, 3, 32, 32], 2.0, DType::F32)?;
         let labels: Vec<u32> = (0..batch as u32).map(|image| image % 10).collect();
         let masks = DropoutMasks {
@@ -241,13 +221,7 @@ fn networks(
         for (found, expected) in found.iter().zip(&expected) {
             errors.push(relative_error(found, expected)?);
         }
-        let worst = errors.iter().copied().fold(0.0, |worst: f64, error| {
-            if error.is_nan() {
-                f64::INFINITY
-            } else {
-                worst.max(error)
-            }
-        });
+        let worst = worst(errors.iter().copied());
         let limit = match precision {
             Precision::F32 => 1e-2,
             Precision::Tf32 => 5e-2,
@@ -400,7 +374,7 @@ fn loss(device: &Device, report: &mut Report) -> anyhow::Result<()> {
     let gradient = relative_error(&found.1, &expected.1)?;
     let loss = (found.0 - expected.0).abs() / expected.0;
     let total = (found.2.loss - expected.2.loss).abs() / expected.2.loss;
-    let worst = gradient.max(loss).max(total);
+    let worst = worst([gradient, loss, total]);
     let same = found.2.confusion == expected.2.confusion && found.2.diverged.is_none();
     report.check(
         PART,
@@ -430,7 +404,7 @@ fn update(device: &Device, report: &mut Report) -> anyhow::Result<()> {
         momentum: 0.9,
         weight_decay: 0.01,
     };
-    let mut worst = 0.0_f64;
+    let mut errors = Vec::new();
     for precision in [Precision::F32, Precision::Bf16] {
         let sizes: Vec<usize> = (0..40)
             .map(|n| 1 + n * n * 7)
@@ -471,14 +445,10 @@ fn update(device: &Device, report: &mut Report) -> anyhow::Result<()> {
             Ok(parameters.chain(velocities).collect())
         };
         for (found, expected) in compute(device)?.iter().zip(compute(&Device::Cpu)?) {
-            let error = relative_error(found, &expected)?;
-            worst = if error.is_nan() {
-                f64::INFINITY
-            } else {
-                worst.max(error)
-            };
+            errors.push(relative_error(found, &expected)?);
         }
     }
+    let worst = worst(errors);
     report.check(
         PART,
         "gradient descent on 43 tensors",

@@ -93,7 +93,7 @@ pub(crate) fn slice<'a, T: CudaDType>(
 /// The elements of a contiguous tensor.
 ///
 /// # Errors
-/// When the tensor is not contiguous, has another type or too many elements.
+/// When the tensor is not contiguous or has another type.
 pub(crate) fn contiguous<'a, T: CudaDType>(
     operation: &str,
     storage: &'a CudaStorage,

@@ -159,6 +159,7 @@ pub(crate) struct Argument<'a> {
 enum Value<'a> {
     Address(u64),
     Unsigned(u32),
+    TooLarge(usize),
     Long(u64),
     Signed(i32),
     Float(f32),
@@ -210,10 +211,9 @@ impl<'a> Argument<'a> {
 }
 
 impl From<usize> for Argument<'_> {
-    /// A count. All counts are below 2^31, which `room` sees to; a larger one would not fit a kernel's
-    /// argument and makes it do nothing.
+    /// A count; [`launch`] refuses one that a kernel cannot take.
     fn from(count: usize) -> Self {
-        Self::new(Value::Unsigned(u32::try_from(count).unwrap_or(0)))
+        Self::new(u32::try_from(count).map_or(Value::TooLarge(count), Value::Unsigned))
     }
 }
 
@@ -255,6 +255,11 @@ pub(crate) fn launch(
     if packed && arguments.iter().any(odd) {
         bail!("{name}: a tensor does not begin at a multiple of 16 bytes");
     }
+    for argument in arguments {
+        if let Value::TooLarge(count) = argument.value {
+            bail!("{name}: {count} is more than the GPU's kernels can count");
+        }
+    }
     let libraries = libraries(device)?;
     let mut kernels = libraries.kernels.borrow_mut();
     let kernel = match kernels.entry((program, name)) {
@@ -286,6 +291,8 @@ fn push<'a>(builder: &mut LaunchArgs<'a>, argument: &'a Argument<'_>) {
     match &argument.value {
         Value::Address(value) | Value::Long(value) => builder.arg(value),
         Value::Unsigned(value) => builder.arg(value),
+        // `launch` has refused it.
+        Value::TooLarge(_) => builder,
         Value::Signed(value) => builder.arg(value),
         Value::Float(value) => builder.arg(value),
         Value::Table(value) => builder.arg(*value),
