@@ -22,6 +22,8 @@ pub struct Evaluation {
     pub accuracy: f64,
     /// How many images of class `row` were taken for class `column`.
     pub confusion: [[u64; CLASSES]; CLASSES],
+    /// The network's output for every image, in the set's order.
+    pub logits: Vec<[f32; CLASSES]>,
 }
 
 impl Evaluation {
@@ -64,6 +66,7 @@ pub fn evaluate(
     stop: impl Fn() -> bool,
 ) -> Result<Option<Evaluation>> {
     let mut tally = Tally::new(CLASSES, device)?;
+    let mut outputs = Vec::new();
     for (number, batch) in (0..).zip(feed.evaluation()?) {
         if stop() {
             return Ok(None);
@@ -71,12 +74,19 @@ pub fn evaluate(
         let batch = batch?;
         let mut tape = Tape::forgetting(arithmetic);
         let mut logits = network.forward(&mut tape, &batch.images, None)?;
+        outputs.push(logits.clone());
         if device.is_cpu() {
             logits = logits.to_dtype(DType::F64)?;
         }
         tally.add(&logits, &batch.labels, number)?;
     }
     let totals = tally.take()?;
+    // After the tally, for which a GPU was waited for already.
+    let mut logits = Vec::with_capacity(feed.images());
+    for output in outputs {
+        let numbers = output.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+        logits.extend(numbers.as_chunks::<CLASSES>().0);
+    }
     let images = feed.images() as f64;
     let loss = match totals.diverged {
         Some(_) => f64::NAN,
@@ -87,5 +97,6 @@ pub fn evaluate(
         loss,
         accuracy: totals.right() as f64 / images,
         confusion: std::array::from_fn(|row| std::array::from_fn(|column| count(row, column))),
+        logits,
     }))
 }

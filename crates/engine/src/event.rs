@@ -1,6 +1,8 @@
 //! What the engine says while it works.
 
+use crate::evaluation::Evaluation;
 use crate::training::{BestEpoch, EpochResult};
+use models::Network;
 use std::path::Path;
 
 /// Something that happened. Epochs are counted from 1, as people do.
@@ -43,6 +45,10 @@ pub enum Event<'a> {
         history: &'a [EpochResult],
         /// The best one.
         best: BestEpoch,
+        /// What the epoch's weights made of the test images.
+        evaluation: &'a Evaluation,
+        /// The network with the epoch's weights.
+        network: &'a Network,
         /// Epochs in all.
         epochs: u32,
     },

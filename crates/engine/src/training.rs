@@ -14,6 +14,7 @@ use cifar::{Batch, Split};
 use models::{CLASSES, DropoutMasks, Network};
 use ops::{Arithmetic, Tally, Tape};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
 use tracing::debug_span;
 
@@ -36,7 +37,7 @@ pub struct Position {
 
 /// What an epoch came to. Accuracies are shares, 0 to 1; losses and accuracies are means over
 /// images.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochResult {
     /// Its number, from 1.
     pub epoch: u32,
@@ -54,6 +55,10 @@ pub struct EpochResult {
     pub seconds: f64,
     /// Training images a second, evaluation not counted.
     pub images_per_second: f64,
+    /// SHA-256, in hexadecimal, of the weights after the epoch: their numbers in the order of PyTorch's `state_dict`,
+    /// little-endian. On a GPU only of epochs after which a checkpoint was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights_sha256: Option<String>,
 }
 
 /// The epoch with the best test accuracy, the first of equals.
@@ -330,11 +335,13 @@ impl Training {
             let Some(evaluation) = evaluation else {
                 return self.interrupted(checkpoints, observe);
             };
-            let improved = self.finish_epoch(&evaluation, clock.elapsed().as_secs_f64())?;
             // Where epochs are short, not each of them is worth a checkpoint; its weights are kept if they are
             // the best, and the last epoch's always.
-            let last = self.position.epoch == epochs;
+            let last = self.position.epoch + 1 == epochs;
             let due = self.device.is_cpu() || last || saved.elapsed() >= GPU_PAUSE;
+            let seconds = clock.elapsed().as_secs_f64();
+            let digest = due.then(|| self.weights_digest()).transpose()?;
+            let improved = self.finish_epoch(&evaluation, seconds, digest)?;
             if improved {
                 self.best_weights = Some(self.weights(!due)?);
             }
@@ -345,6 +352,8 @@ impl Training {
                 observe(Event::EpochFinished {
                     history: &self.history,
                     best,
+                    evaluation: &evaluation,
+                    network: &self.network,
                     epochs,
                 })?;
             }
@@ -438,6 +447,16 @@ impl Training {
             .collect()
     }
 
+    /// SHA-256 of all weights, in hexadecimal.
+    fn weights_digest(&self) -> candle_core::Result<String> {
+        let mut hasher = Sha256::new();
+        for (_, weight) in on_host(self.weights(false)?)? {
+            hasher.update(safetensors::View::data(&weight));
+        }
+        let digest = hasher.finalize();
+        Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
     /// Writes `best.safetensors` where it is behind.
     fn save_best(
         &mut self,
@@ -452,7 +471,12 @@ impl Training {
     }
 
     /// Takes an epoch's evaluation in; whether it is the best so far.
-    fn finish_epoch(&mut self, evaluation: &Evaluation, seconds: f64) -> Result<bool, Error> {
+    fn finish_epoch(
+        &mut self,
+        evaluation: &Evaluation,
+        seconds: f64,
+        weights_sha256: Option<String>,
+    ) -> Result<bool, Error> {
         if !evaluation.loss.is_finite() {
             return Err(self.diverged("test loss"));
         }
@@ -468,6 +492,7 @@ impl Training {
             learning_rate: self.plateau.learning_rate(),
             seconds: position.seconds + seconds,
             images_per_second: images / position.seconds,
+            weights_sha256,
         });
         self.plateau = self.plateau.after(evaluation.loss);
         self.position = Position {

@@ -85,6 +85,23 @@ impl Layer {
         }
     }
 
+    /// Multiplications, each with an addition, that make one `output` of that shape.
+    #[must_use]
+    pub fn multiply_adds(&self, output: &[usize]) -> usize {
+        match *self {
+            Self::Conv2d {
+                in_channels,
+                kernel,
+                ..
+            } => output.iter().product::<usize>() * in_channels * kernel * kernel,
+            Self::Linear {
+                in_features,
+                out_features,
+            } => in_features * out_features,
+            Self::Relu | Self::MaxPool2d { .. } | Self::Dropout => 0,
+        }
+    }
+
     /// Shapes of the weight and the bias, where the layer has them.
     #[must_use]
     pub fn parameter_shapes(&self) -> Option<[Vec<usize>; 2]> {
@@ -430,6 +447,14 @@ mod tests {
             }
             assert_eq!(shape, [CLASSES]);
         }
+    }
+
+    #[test]
+    fn multiplications_are_counted() {
+        // AlexNet's second layer: 256 maps of 29 by 29, each number from 96 maps of 5 by 5.
+        let layer = Architecture::AlexNet.layers().nth(2).unwrap();
+        assert_eq!(layer.multiply_adds(&[256, 29, 29]), 256 * 29 * 29 * 96 * 25);
+        assert_eq!(Layer::Relu.multiply_adds(&[256, 29, 29]), 0);
     }
 
     #[test]

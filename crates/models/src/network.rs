@@ -3,6 +3,7 @@
 use crate::architecture::{Architecture, Layer};
 use candle_core::{Tensor, Var};
 use ops::{Activation, Conv2d, Dropout, Pool, Tape};
+use std::fmt;
 
 /// What can be wrong with a network's parameters.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +47,12 @@ pub struct Network {
     architecture: Architecture,
     /// In the architecture's order.
     variables: Vec<(String, Var)>,
+}
+
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Network({})", self.architecture)
+    }
 }
 
 impl Network {

@@ -208,6 +208,7 @@ mod tests {
                 learning_rate: 0.01,
                 seconds: 1.0,
                 images_per_second: 1.0,
+                weights_sha256: None,
             })
             .collect()
     }

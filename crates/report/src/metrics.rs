@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// One epoch of a run. Accuracies are shares, 0 to 1; losses and accuracies are means over images.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Epoch {
     /// Its number, from 1.
     pub epoch: u32,
@@ -24,6 +24,9 @@ pub struct Epoch {
     pub seconds: f64,
     /// Training images a second, evaluation not counted.
     pub images_per_second: f64,
+    /// SHA-256, in hexadecimal, of the weights after the epoch, where it was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights_sha256: Option<String>,
 }
 
 /// What can be wrong with a file of metrics.
@@ -128,6 +131,7 @@ mod tests {
                 learning_rate: v[4],
                 seconds: v[5],
                 images_per_second: v[6],
+                weights_sha256: (v[0] < 5.0).then(|| "0a".repeat(32)),
             }).collect();
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("metrics.jsonl");

@@ -191,6 +191,7 @@ mod tests {
             loss: 1.25,
             accuracy: 0.5,
             confusion,
+            logits: Vec::new(),
         }
     }
 

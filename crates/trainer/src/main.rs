@@ -5,6 +5,7 @@ mod data;
 mod device;
 mod evaluate;
 mod exit;
+mod layer_times;
 mod predict;
 mod printer;
 mod progress;

@@ -71,6 +71,7 @@ impl Progress {
                 history,
                 best,
                 epochs,
+                ..
             } => {
                 if let Some(epoch) = history.last() {
                     let mark = if best.epoch == epoch.epoch {

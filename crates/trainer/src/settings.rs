@@ -127,7 +127,6 @@ pub(crate) struct Given {
     /// What a run record adds to its settings; not a setting.
     #[arg(skip)]
     #[serde(skip_serializing)]
-    #[allow(dead_code)]
     made_by: Option<Table>,
 }
 
@@ -219,7 +218,7 @@ impl Given {
                 path.display()
             ))
         })?;
-        toml::from_str(&text).map_err(|error| {
+        let given: Self = toml::from_str(&text).map_err(|error| {
             let place = error.span().map_or_else(String::new, |span| {
                 let line = text[..span.start.min(text.len())].matches('\n').count();
                 format!(
@@ -233,8 +232,17 @@ impl Given {
                 path.display(),
                 error.message().replace('\n', "; ")
             ))
-            .into()
-        })
+        })?;
+        let version = given.made_by.as_ref().and_then(|made_by| made_by.get(report::RECORD_VERSION_KEY));
+        match version {
+            Some(version) if version.as_integer() != Some(report::RECORD_VERSION.into()) => Err(Usage(format!(
+                "`{}` is a run record of version {version}, and this program knows version {}; use a later version of it",
+                path.display(),
+                report::RECORD_VERSION
+            ))
+            .into()),
+            _ => Ok(given),
+        }
     }
 
     /// The settings that are there.

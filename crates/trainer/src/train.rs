@@ -3,16 +3,19 @@
 use crate::args::{LogLevel, TrainArgs, use_threads};
 use crate::data::Data;
 use crate::exit::Ended;
+use crate::layer_times::LayerTimes;
 use crate::progress::Progress;
 use crate::run_folder::{RECORD, RunFolder};
 use crate::settings::{Given, Settings};
 use crate::{device, printer};
 use anyhow::Context;
 use candle_core::Device;
-use engine::{Checkpoints, Event, Inputs, Outcome, Training, Weights};
-use models::{Network, initial_parameters};
+use engine::{Checkpoints, Evaluation, Event, Inputs, Outcome, Training, Weights};
+use models::{Architecture, Network, initial_parameters};
 use ops::{Arithmetic, Precision};
 use serde::Serialize;
+use report::MADE_BY;
+use std::collections::BTreeMap;
 use std::io::BufWriter;
 use std::path::Path;
 use std::process;
@@ -72,7 +75,8 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
             )
         }
     };
-    let _trace_until_the_end = start_log(&folder, args.log_level, trace)?;
+    let layer_times = LayerTimes::default();
+    let _trace_until_the_end = start_log(&folder, args.log_level, trace, &layer_times)?;
     write_record(&folder, &settings, &data, &place)?;
     train(
         &settings,
@@ -80,6 +84,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
         &place,
         &folder,
         training,
+        &layer_times,
         !args.no_progress,
         &stop,
     )
@@ -202,6 +207,7 @@ fn checkpoints(settings: &Settings, data: &Data, folder: &RunFolder) -> Checkpoi
 /// What a run record says beside the settings.
 #[derive(Serialize)]
 struct MadeBy {
+    record_version: u32,
     version: &'static str,
     commit: &'static str,
     device: &'static str,
@@ -214,9 +220,6 @@ struct MadeBy {
     data_sha256: String,
 }
 
-/// The table in which a run record holds [`MadeBy`].
-const MADE_BY: &str = "made_by";
-
 fn write_record(
     folder: &RunFolder,
     settings: &Settings,
@@ -224,6 +227,7 @@ fn write_record(
     place: &Place,
 ) -> anyhow::Result<()> {
     let made_by = MadeBy {
+        record_version: report::RECORD_VERSION,
         version: env!("CARGO_PKG_VERSION"),
         commit: env!("BUILT_FROM"),
         device: device::name(&place.device),
@@ -269,6 +273,7 @@ fn start_log(
     folder: &RunFolder,
     level: LogLevel,
     trace: Option<Unfinished>,
+    layer_times: &LayerTimes,
 ) -> anyhow::Result<Option<FlushGuard>> {
     let level = match level {
         LogLevel::Off => LevelFilter::OFF,
@@ -296,6 +301,7 @@ fn start_log(
         })
         .unzip();
     tracing_subscriber::registry()
+        .with(layer_times.clone().with_filter(LevelFilter::DEBUG))
         .with(trace.with_filter(LevelFilter::DEBUG))
         .with(file.with_filter(level))
         .with(
@@ -313,6 +319,7 @@ fn train(
     place: &Place,
     folder: &RunFolder,
     mut training: Training,
+    layer_times: &LayerTimes,
     show_bar: bool,
     stop: &AtomicBool,
 ) -> anyhow::Result<Ended> {
@@ -352,7 +359,19 @@ fn train(
         &|| stop.load(Ordering::SeqCst),
         &mut |event| {
             log(event);
-            if let Event::EpochFinished { history, .. } = event {
+            if let Event::EpochFinished {
+                history,
+                epochs,
+                evaluation,
+                network,
+                ..
+            } = event
+            {
+                // Before the metrics, so that the last epoch's are there only where these are.
+                if history.len() == *epochs as usize {
+                    write_predictions(folder, data, *epochs, evaluation, network)?;
+                    write_layers(folder, settings.run.model, place, layer_times)?;
+                }
                 write_metrics(folder, history)?;
                 drawn = false;
                 if last_drawn.is_none_or(|time| time.elapsed() >= BETWEEN_CURVES) {
@@ -406,6 +425,55 @@ fn write_metrics(folder: &RunFolder, history: &[engine::EpochResult]) -> anyhow:
     )?)
 }
 
+/// What the last epoch's weights made of the test images.
+fn write_predictions(
+    folder: &RunFolder,
+    data: &Data,
+    epoch: u32,
+    evaluation: &Evaluation,
+    network: &Network,
+) -> anyhow::Result<()> {
+    let (_, first) = network.variables().first().context("a network without weights")?;
+    let filters = report::Filters {
+        side: first.dim(3)?,
+        weights: first.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?,
+    };
+    let predictions = data.test.with_bytes(|labels, pixels| {
+        let picture = |number: usize| {
+            pixels[number * report::PICTURE_BYTES..][..report::PICTURE_BYTES].to_vec()
+        };
+        report::Predictions::new(epoch, &data.class_names, labels, &evaluation.logits, picture, filters)
+    })?;
+    Ok(predictions.write(&folder.path().join(report::PREDICTIONS))?)
+}
+
+/// The layers and, on a processor, the time that each took. A GPU works behind the host's back.
+fn write_layers(
+    folder: &RunFolder,
+    model: Architecture,
+    place: &Place,
+    times: &LayerTimes,
+) -> anyhow::Result<()> {
+    let times = if place.device.is_cpu() { times.means() } else { BTreeMap::new() };
+    let mut shape = models::IMAGE.to_vec();
+    let layers: Vec<_> = model
+        .named_layers()
+        .map(|(name, layer)| {
+            shape = layer.output_shape(&shape);
+            report::Layer {
+                kind: layer.type_name().to_owned(),
+                output: shape.clone(),
+                parameters: layer.parameter_count() as u64,
+                multiply_adds: layer.multiply_adds(&shape) as u64,
+                seconds: times.get(&name).copied(),
+                name,
+            }
+        })
+        .collect();
+    let path = folder.path().join(report::LAYERS);
+    report::write_layers(&path, &layers).with_context(|| format!("cannot write `{}`", path.display()))
+}
+
 fn write_curves(
     folder: &RunFolder,
     settings: &Settings,
@@ -435,6 +503,7 @@ fn epoch_record(epoch: &engine::EpochResult) -> report::Epoch {
         learning_rate: epoch.learning_rate,
         seconds: epoch.seconds,
         images_per_second: epoch.images_per_second,
+        weights_sha256: epoch.weights_sha256.clone(),
     }
 }
 
