@@ -1,18 +1,32 @@
-//! What a run leaves behind, written and read back: metrics and curves. It knows files and
-//! pictures, not tensors.
+//! What runs leave behind, written and read back: records, metrics, predictions, curves, and reports that lay runs side
+//! by side. It knows files and pictures, not tensors.
 
+mod chart;
+mod comparison;
+mod contents;
 mod curves;
+mod html;
 mod layers;
+mod markdown;
 mod metrics;
+mod picture;
 mod predictions;
+mod run;
 pub mod statistics;
 
+pub use comparison::{Comparison, Error as ComparisonError, Group, network_name};
 pub use curves::{Error as CurvesError, curves_png, curves_svg};
+pub use html::html;
 pub use layers::{LAYERS, Layer, read_layers, write_layers};
+pub use markdown::markdown;
 pub use metrics::{Epoch, Error as MetricsError, read_metrics, write_metrics};
 pub use predictions::{
     CLASSES, Error as PredictionsError, Filters, PICTURE_BYTES, PREDICTIONS, Predictions,
 };
+pub use run::{Error as RunError, METRICS, MadeBy, RECORD, Run};
+
+use std::io;
+use std::path::{Path, PathBuf};
 
 /// The version of a run record (`run.toml`) that this program writes, and the latest that it reads.
 pub const RECORD_VERSION: u32 = 1;
@@ -22,3 +36,24 @@ pub const MADE_BY: &str = "made_by";
 
 /// The key of [`MADE_BY`] that holds the record's version; it is 1 where there is none.
 pub const RECORD_VERSION_KEY: &str = "record_version";
+
+/// How the block of a report begins that two reports on the same runs, or on repeated ones, need not have in common.
+pub const TIMES_BEGIN: &str = "times and dates: begin";
+
+/// How it ends.
+pub const TIMES_END: &str = "times and dates: end";
+
+/// Writes `report.md` and `report.html` into `folder`, which is made where it is missing, and gives their paths.
+///
+/// # Errors
+/// When they cannot be written.
+pub fn write_report(folder: &Path, comparison: &Comparison) -> io::Result<[PathBuf; 2]> {
+    std::fs::create_dir_all(folder)?;
+    let written = chrono::Local::now().format("%Y-%m-%d at %H:%M").to_string();
+    let paths = ["report.md", "report.html"].map(|name| folder.join(name));
+    let texts = [markdown(comparison, &written), html(comparison, &written)];
+    for (path, text) in paths.iter().zip(texts) {
+        whole_file::write(path, text.as_bytes())?;
+    }
+    Ok(paths)
+}

@@ -190,10 +190,20 @@ impl Predictions {
         let count = self.pictures.len();
         let parts: [(&str, Dtype, Vec<usize>, &[u8]); 5] = [
             ("labels", Dtype::U8, vec![images], &self.labels),
-            ("probabilities", Dtype::F32, vec![images, CLASSES], &probabilities),
+            (
+                "probabilities",
+                Dtype::F32,
+                vec![images, CLASSES],
+                &probabilities,
+            ),
             ("picture_numbers", Dtype::U32, vec![count], &numbers),
             ("pictures", Dtype::U8, vec![count, 3, 32, 32], &pictures),
-            ("filters", Dtype::F32, vec![filters, 3, side, side], &weights),
+            (
+                "filters",
+                Dtype::F32,
+                vec![filters, 3, side, side],
+                &weights,
+            ),
         ];
         let mut views = Vec::new();
         for (name, dtype, shape, bytes) in parts {
@@ -247,21 +257,35 @@ impl Predictions {
         let tensor = |name: &str, dtype, shape: &[Option<usize>]| {
             let tensor = tensors.tensor(name).map_err(|error| error.to_string())?;
             let fits = tensor.shape().len() == shape.len()
-                && shape.iter().zip(tensor.shape()).all(|(want, found)| want.is_none_or(|want| want == *found));
+                && shape
+                    .iter()
+                    .zip(tensor.shape())
+                    .all(|(want, found)| want.is_none_or(|want| want == *found));
             if tensor.dtype() != dtype || !fits {
                 return Err(format!("`{name}` has another type or shape than expected"));
             }
             Ok(tensor)
         };
         let floats = |bytes: &[u8]| -> Vec<f32> {
-            bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+            bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|bytes| f32::from_le_bytes(*bytes))
+                .collect()
         };
         let labels = tensor("labels", Dtype::U8, &[None])?.data().to_vec();
         let images = Some(labels.len());
         let probabilities = tensor("probabilities", Dtype::F32, &[images, Some(CLASSES)])?;
         let probabilities = floats(probabilities.data()).as_chunks().0.to_vec();
         let numbers = tensor("picture_numbers", Dtype::U32, &[None])?;
-        let numbers: Vec<_> = numbers.data().as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        let numbers: Vec<_> = numbers
+            .data()
+            .as_chunks()
+            .0
+            .iter()
+            .map(|bytes| u32::from_le_bytes(*bytes))
+            .collect();
         let shape = [Some(numbers.len()), Some(3), Some(32), Some(32)];
         let pictures = tensor("pictures", Dtype::U8, &shape)?.data().to_vec();
         let filters = tensor("filters", Dtype::F32, &[None, Some(3), None, None])?;
@@ -269,10 +293,15 @@ impl Predictions {
         if filters.shape()[3] != side {
             return Err("its filters are not square".to_owned());
         }
-        if labels.iter().any(|label| usize::from(*label) >= CLASSES) || record.class_names.len() != CLASSES {
+        if labels.iter().any(|label| usize::from(*label) >= CLASSES)
+            || record.class_names.len() != CLASSES
+        {
             return Err(format!("it has other than {CLASSES} classes"));
         }
-        if numbers.iter().any(|number| *number as usize >= labels.len()) {
+        if numbers
+            .iter()
+            .any(|number| *number as usize >= labels.len())
+        {
             return Err("a picture's number is that of no test image".to_owned());
         }
         Ok(Self {
@@ -280,8 +309,14 @@ impl Predictions {
             class_names: record.class_names,
             probabilities,
             labels,
-            pictures: numbers.into_iter().zip(pictures.chunks(PICTURE_BYTES).map(<[u8]>::to_vec)).collect(),
-            filters: Filters { side, weights: floats(filters.data()) },
+            pictures: numbers
+                .into_iter()
+                .zip(pictures.chunks(PICTURE_BYTES).map(<[u8]>::to_vec))
+                .collect(),
+            filters: Filters {
+                side,
+                weights: floats(filters.data()),
+            },
         })
     }
 }
@@ -299,14 +334,19 @@ mod tests {
     use proptest::prelude::*;
 
     fn predictions(logits: &[[f32; CLASSES]]) -> Predictions {
-        let labels: Vec<u8> = (0..logits.len()).map(|number| (number % 10) as u8).collect();
+        let labels: Vec<u8> = (0..logits.len())
+            .map(|number| (number % 10) as u8)
+            .collect();
         Predictions::new(
             3,
             &["a"; CLASSES],
             &labels,
             logits,
             |number| vec![number as u8; PICTURE_BYTES],
-            Filters { side: 2, weights: vec![0.5; 24] },
+            Filters {
+                side: 2,
+                weights: vec![0.5; 24],
+            },
         )
     }
 
@@ -355,7 +395,10 @@ mod tests {
         let path = folder.path().join(PREDICTIONS);
         let bytes = predictions(&[[0.0; CLASSES]]).encode().unwrap();
         let text: Vec<u8> = bytes.clone();
-        let place = text.windows(12).position(|w| w == b"version\\\":1,").unwrap();
+        let place = text
+            .windows(12)
+            .position(|w| w == b"version\\\":1,")
+            .unwrap();
         let mut later = bytes;
         later[place + 10] = b'7';
         fs::write(&path, later).unwrap();

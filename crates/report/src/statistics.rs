@@ -33,7 +33,12 @@ impl Sample {
             let t = StudentsT::new(0.0, 1.0, n - 1.0).ok()?;
             Some(t.inverse_cdf(0.975) * deviation / n.sqrt())
         });
-        Some(Self { count, mean, deviation, half_width })
+        Some(Self {
+            count,
+            mean,
+            deviation,
+            half_width,
+        })
     }
 }
 
@@ -79,7 +84,10 @@ mod tests {
     use super::*;
 
     fn close(found: f64, expected: f64) {
-        assert!((found - expected).abs() <= 1e-9 * expected.abs().max(1e-3), "{found} is not {expected}");
+        assert!(
+            (found - expected).abs() <= 1e-9 * expected.abs().max(1e-3),
+            "{found} is not {expected}"
+        );
     }
 
     // import numpy as np; from scipy import stats
@@ -113,7 +121,13 @@ mod tests {
     #[test]
     fn mcnemars_test_is_scipys() {
         // stats.binomtest(a, a + b, 0.5).pvalue
-        for (a, b, p) in [(1, 9, 0.021484375), (30, 45, 0.10534226887460482), (480, 700, 1.6222463977551117e-10), (0, 3, 0.25), (812, 799, 0.7649706113927086)] {
+        for (a, b, p) in [
+            (1, 9, 0.021484375),
+            (30, 45, 0.10534226887460482),
+            (480, 700, 1.6222463977551117e-10),
+            (0, 3, 0.25),
+            (812, 799, 0.7649706113927086),
+        ] {
             close(mcnemar(a, b), p);
             close(mcnemar(b, a), p);
         }

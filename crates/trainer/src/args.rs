@@ -3,7 +3,7 @@
 use crate::data::Source;
 use crate::exit::{Ended, Usage};
 use crate::settings::{Given, architecture, convolution, precision};
-use crate::{device, evaluate, predict, printer, train};
+use crate::{device, evaluate, predict, printer, train, write_report};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use models::Architecture;
 use ops::{Convolution, Precision};
@@ -73,6 +73,8 @@ enum Command {
     Eval(EvalArgs),
     /// Say what is in pictures.
     Predict(PredictArgs),
+    /// Write a report on runs, side by side, as Markdown and as one HTML file.
+    Report(ReportArgs),
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -147,6 +149,22 @@ pub(crate) struct PredictArgs {
     pub(crate) images: Vec<PathBuf>,
 }
 
+/// What is asked of a report.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ReportArgs {
+    /// The runs: their folders, or their names in the folder of runs.
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+
+    /// The folder of runs.
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub(crate) run_dir: PathBuf,
+
+    /// The folder for report.md and report.html.
+    #[arg(long, value_name = "DIR", default_value = "report")]
+    pub(crate) out: PathBuf,
+}
+
 /// Levels of the log.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum LogLevel {
@@ -176,6 +194,7 @@ impl Args {
             Some(Command::Summary { model }) => printer::text(&models::summary(model)),
             Some(Command::Eval(args)) => evaluate::run(&args)?,
             Some(Command::Predict(args)) => predict::run(&args)?,
+            Some(Command::Report(args)) => write_report::run(&args)?,
             Some(Command::Completions { shell }) => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "trainer", &mut script);

@@ -12,6 +12,7 @@ mod progress;
 mod run_folder;
 mod settings;
 mod train;
+mod write_report;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -6,8 +6,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The run's settings and what made it.
-pub(crate) const RECORD: &str = "run.toml";
+pub(crate) use report::RECORD;
 
 /// The log. Who writes to the folder holds a lock on it, which ends with the process.
 const LOG: &str = "log.txt";

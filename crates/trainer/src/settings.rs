@@ -233,7 +233,10 @@ impl Given {
                 error.message().replace('\n', "; ")
             ))
         })?;
-        let version = given.made_by.as_ref().and_then(|made_by| made_by.get(report::RECORD_VERSION_KEY));
+        let version = given
+            .made_by
+            .as_ref()
+            .and_then(|made_by| made_by.get(report::RECORD_VERSION_KEY));
         match version {
             Some(version) if version.as_integer() != Some(report::RECORD_VERSION.into()) => Err(Usage(format!(
                 "`{}` is a run record of version {version}, and this program knows version {}; use a later version of it",

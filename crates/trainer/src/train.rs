@@ -13,8 +13,8 @@ use candle_core::Device;
 use engine::{Checkpoints, Evaluation, Event, Inputs, Outcome, Training, Weights};
 use models::{Architecture, Network, initial_parameters};
 use ops::{Arithmetic, Precision};
-use serde::Serialize;
 use report::MADE_BY;
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::BufWriter;
 use std::path::Path;
@@ -433,7 +433,10 @@ fn write_predictions(
     evaluation: &Evaluation,
     network: &Network,
 ) -> anyhow::Result<()> {
-    let (_, first) = network.variables().first().context("a network without weights")?;
+    let (_, first) = network
+        .variables()
+        .first()
+        .context("a network without weights")?;
     let filters = report::Filters {
         side: first.dim(3)?,
         weights: first.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?,
@@ -442,7 +445,14 @@ fn write_predictions(
         let picture = |number: usize| {
             pixels[number * report::PICTURE_BYTES..][..report::PICTURE_BYTES].to_vec()
         };
-        report::Predictions::new(epoch, &data.class_names, labels, &evaluation.logits, picture, filters)
+        report::Predictions::new(
+            epoch,
+            &data.class_names,
+            labels,
+            &evaluation.logits,
+            picture,
+            filters,
+        )
     })?;
     Ok(predictions.write(&folder.path().join(report::PREDICTIONS))?)
 }
@@ -454,7 +464,11 @@ fn write_layers(
     place: &Place,
     times: &LayerTimes,
 ) -> anyhow::Result<()> {
-    let times = if place.device.is_cpu() { times.means() } else { BTreeMap::new() };
+    let times = if place.device.is_cpu() {
+        times.means()
+    } else {
+        BTreeMap::new()
+    };
     let mut shape = models::IMAGE.to_vec();
     let layers: Vec<_> = model
         .named_layers()
@@ -471,7 +485,8 @@ fn write_layers(
         })
         .collect();
     let path = folder.path().join(report::LAYERS);
-    report::write_layers(&path, &layers).with_context(|| format!("cannot write `{}`", path.display()))
+    report::write_layers(&path, &layers)
+        .with_context(|| format!("cannot write `{}`", path.display()))
 }
 
 fn write_curves(

@@ -1,0 +1,261 @@
+//! Line charts inside a page: SVG whose colours come from the page's style, so that they follow light and dark.
+
+use maud::{Markup, html};
+use std::fmt::Write;
+
+/// One line.
+pub(crate) struct Series {
+    /// What it is called in the legend; lines of the same name are named once.
+    pub(crate) name: String,
+    /// The style's class for its colour and dashes.
+    pub(crate) class: String,
+    /// Places along both axes.
+    pub(crate) points: Vec<(f64, f64)>,
+    /// Lower and upper bound by place.
+    pub(crate) band: Vec<(f64, f64, f64)>,
+    /// Thin and without a legend: one run of many.
+    pub(crate) thin: bool,
+}
+
+/// A chart.
+pub(crate) struct Chart {
+    pub(crate) title: String,
+    pub(crate) x: &'static str,
+    pub(crate) y: &'static str,
+    pub(crate) series: Vec<Series>,
+    /// Powers of ten up the side, for learning rates.
+    pub(crate) logarithmic: bool,
+    /// Ticks along the bottom at whole numbers only.
+    pub(crate) whole: bool,
+}
+
+/// The picture's size and the room around the axes, in its own units: pixels at full size.
+const WIDTH: f64 = 420.0;
+const HEIGHT: f64 = 260.0;
+const LEFT: f64 = 52.0;
+const RIGHT: f64 = 10.0;
+const TOP: f64 = 10.0;
+const BOTTOM: f64 = 42.0;
+
+/// The range of an axis and its ticks.
+struct Axis {
+    low: f64,
+    high: f64,
+    ticks: Vec<(f64, String)>,
+}
+
+impl Axis {
+    fn linear(values: impl Iterator<Item = f64>, whole: bool) -> Self {
+        let (mut low, mut high) = range(values);
+        if whole {
+            low = low.min(1.0);
+            high = high.max(2.0);
+        } else {
+            let room = 0.05 * (high - low).max(1e-9 + 1e-3 * high.abs());
+            low -= room;
+            high += room;
+        }
+        let mut step = step((high - low) / 5.0);
+        if whole {
+            step = step.max(1.0);
+        }
+        let decimals = (-step.log10().floor()).max(0.0) as usize;
+        let first = (low / step).ceil() as i64;
+        let last = (high / step).floor() as i64;
+        let ticks = (first..=last).map(|tick| tick as f64 * step);
+        Self {
+            low,
+            high,
+            ticks: ticks
+                .map(|tick| (tick, format!("{tick:.decimals$}")))
+                .collect(),
+        }
+    }
+
+    /// Values are logarithms to base ten.
+    fn logarithmic(values: impl Iterator<Item = f64>) -> Self {
+        let (low, high) = range(values);
+        let (low, high) = ((low - 0.1).floor(), (high + 0.1).ceil());
+        let ticks = (low as i64..=high as i64)
+            .map(|power| (power as f64, format!("10{}", superscript(power))));
+        Self {
+            low,
+            high,
+            ticks: ticks.collect(),
+        }
+    }
+
+    fn share(&self, value: f64) -> f64 {
+        (value - self.low) / (self.high - self.low)
+    }
+}
+
+fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (low, high) = values
+        .filter(|value| value.is_finite())
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+            (low.min(value), high.max(value))
+        });
+    if low <= high { (low, high) } else { (0.0, 1.0) }
+}
+
+/// The smallest of 1, 2 and 5 times a power of ten that is not below `least`.
+fn step(least: f64) -> f64 {
+    let power = 10_f64.powf(least.log10().floor());
+    let step = [1.0, 2.0, 5.0]
+        .into_iter()
+        .map(|factor| factor * power)
+        .find(|step| *step >= least * (1.0 - 1e-9));
+    step.unwrap_or(10.0 * power)
+}
+
+fn superscript(number: i64) -> String {
+    let digit = |digit: char| match digit {
+        '-' => '⁻',
+        '0' => '⁰',
+        '1' => '¹',
+        '2' => '²',
+        '3' => '³',
+        '4' => '⁴',
+        '5' => '⁵',
+        '6' => '⁶',
+        '7' => '⁷',
+        '8' => '⁸',
+        _ => '⁹',
+    };
+    number.to_string().chars().map(digit).collect()
+}
+
+impl Chart {
+    /// The chart with its title and legend.
+    pub(crate) fn figure(&self) -> Markup {
+        let mut named: Vec<(&str, &str)> = Vec::new();
+        for series in self.series.iter().filter(|series| !series.thin) {
+            if named.iter().all(|(name, _)| *name != series.name) {
+                named.push((&series.name, &series.class));
+            }
+        }
+        html! {
+            figure class="chart" {
+                figcaption {
+                    strong { (self.title) }
+                    span class="legend" {
+                        @for (name, class) in named {
+                            span {
+                                svg viewBox="0 0 28 10" width="28" height="10" aria-hidden="true" {
+                                    line class={"line " (class)} x1="1" y1="5" x2="27" y2="5" {}
+                                }
+                                " " (name)
+                            }
+                        }
+                    }
+                }
+                (self.svg())
+            }
+        }
+    }
+
+    fn svg(&self) -> Markup {
+        let value = |value: f64| {
+            if self.logarithmic {
+                value.log10()
+            } else {
+                value
+            }
+        };
+        let all = || self.series.iter().flat_map(|series| &series.points);
+        let x = Axis::linear(all().map(|point| point.0), self.whole);
+        let bounds = self
+            .series
+            .iter()
+            .flat_map(|series| &series.band)
+            .flat_map(|band| [band.1, band.2]);
+        let heights = all().map(|point| point.1).chain(bounds).map(value);
+        let y = if self.logarithmic {
+            Axis::logarithmic(heights)
+        } else {
+            Axis::linear(heights, false)
+        };
+        let across = |place: f64| LEFT + x.share(place) * (WIDTH - LEFT - RIGHT);
+        let up = |place: f64| HEIGHT - BOTTOM - y.share(place) * (HEIGHT - TOP - BOTTOM);
+        let path = |points: &mut dyn Iterator<Item = (f64, f64)>| {
+            let mut path = String::new();
+            for (place, height) in
+                points.filter(|(place, height)| place.is_finite() && height.is_finite())
+            {
+                let command = if path.is_empty() { 'M' } else { 'L' };
+                let _ = write!(
+                    path,
+                    "{command}{:.1} {:.1}",
+                    across(place),
+                    up(value(height))
+                );
+            }
+            path
+        };
+        html! {
+            svg viewBox={"0 0 " (WIDTH) " " (HEIGHT)} role="img" aria-label={(self.title) ": " (self.y) " against " (self.x)} {
+                @for (tick, label) in &y.ticks {
+                    line class="grid" x1=(LEFT) x2=(WIDTH - RIGHT) y1=(format!("{:.1}", up(*tick))) y2=(format!("{:.1}", up(*tick))) {}
+                    text x=(LEFT - 6.0) y=(format!("{:.1}", up(*tick) + 4.0)) text-anchor="end" { (label) }
+                }
+                @for (tick, label) in &x.ticks {
+                    line class="grid" y1=(TOP) y2=(HEIGHT - BOTTOM) x1=(format!("{:.1}", across(*tick))) x2=(format!("{:.1}", across(*tick))) {}
+                    text x=(format!("{:.1}", across(*tick))) y=(HEIGHT - BOTTOM + 16.0) text-anchor="middle" { (label) }
+                }
+                text x=((LEFT + WIDTH - RIGHT) / 2.0) y=(HEIGHT - 6.0) text-anchor="middle" { (self.x) }
+                text transform={"translate(12 " ((TOP + HEIGHT - BOTTOM) / 2.0) ") rotate(-90)"} text-anchor="middle" { (self.y) }
+                @for series in self.series.iter().filter(|series| !series.band.is_empty()) {
+                    @let outline = series.band.iter().map(|band| (band.0, band.2)).chain(series.band.iter().rev().map(|band| (band.0, band.1)));
+                    path class={"band " (series.class)} d={(path(&mut outline.clone())) "Z"} {}
+                }
+                @for series in &self.series {
+                    path class={(if series.thin { "line thin " } else { "line " }) (series.class)} d=(path(&mut series.points.iter().copied())) {}
+                    @if !series.thin && series.points.len() <= 20 {
+                        @for (place, height) in &series.points {
+                            circle class={"dot " (series.class)} cx=(format!("{:.1}", across(*place))) cy=(format!("{:.1}", up(value(*height)))) r="2.5" {}
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_round() {
+        for (least, expected) in [
+            (0.9, 1.0),
+            (1.1, 2.0),
+            (2.5, 5.0),
+            (6.0, 10.0),
+            (0.03, 0.05),
+            (40.0, 50.0),
+        ] {
+            assert!((step(least) - expected).abs() < 1e-9, "{least}");
+        }
+    }
+
+    #[test]
+    fn ticks_lie_on_the_axis() {
+        let labels = |axis: &Axis| {
+            axis.ticks
+                .iter()
+                .map(|tick| tick.1.clone())
+                .collect::<Vec<_>>()
+        };
+        let epochs = Axis::linear([1.0, 50.0].into_iter(), true);
+        assert_eq!(labels(&epochs), ["10", "20", "30", "40", "50"]);
+        let loss = Axis::linear([0.31, 2.3].into_iter(), false);
+        assert_eq!(labels(&loss), ["0.5", "1.0", "1.5", "2.0"]);
+        let rate = Axis::logarithmic([-2.0, -4.0].into_iter());
+        assert_eq!(labels(&rate), ["10⁻⁵", "10⁻⁴", "10⁻³", "10⁻²", "10⁻¹"]);
+        // One value, or none, is a chart as well.
+        assert!(!Axis::linear([0.5].into_iter(), false).ticks.is_empty());
+        assert!(!Axis::linear(std::iter::empty(), true).ticks.is_empty());
+    }
+}

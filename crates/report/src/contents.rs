@@ -1,0 +1,777 @@
+//! What a report says: tables and sentences, for Markdown and HTML alike.
+
+use crate::comparison::{Comparison, Group, network_name};
+use crate::run::Run;
+use crate::statistics::{Sample, mcnemar, paired_test};
+use toml::Value;
+
+/// A table. The first column names the rows.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Table {
+    pub(crate) header: Vec<String>,
+    pub(crate) rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(crate) fn new<const N: usize>(header: [&str; N]) -> Self {
+        Self {
+            header: header.map(str::to_owned).to_vec(),
+            rows: Vec::new(),
+        }
+    }
+}
+
+/// What the post says of a network: <https://github.com/gratus907/Pytorch-Cifar10> and the article about it. One run
+/// each, on a GTX 1070 Ti with PyTorch.
+struct Post {
+    model: &'static str,
+    accuracy: f64,
+    minutes: f64,
+}
+
+const POST: [Post; 2] = [
+    Post {
+        model: "alexnet",
+        accuracy: 0.8503,
+        minutes: 76.0,
+    },
+    Post {
+        model: "small-alexnet",
+        accuracy: 0.8316,
+        minutes: 31.0,
+    },
+];
+
+/// Epochs and training images of the post's runs.
+const POST_EPOCHS: usize = 50;
+const POST_IMAGES: u64 = 50_000;
+
+/// What a column of the post is called.
+fn post_label(post: &Post) -> String {
+    format!("the post: {}", network_name(post.model))
+}
+
+/// The post's columns: the networks that are compared.
+fn posts(comparison: &Comparison) -> impl Iterator<Item = &'static Post> {
+    POST.iter().filter(|post| {
+        comparison
+            .groups
+            .iter()
+            .any(|group| group.model == post.model)
+    })
+}
+
+pub(crate) fn percent(share: f64) -> String {
+    format!("{:.2} %", 100.0 * share)
+}
+
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut grouped = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+/// Seconds for people.
+fn duration(seconds: f64) -> String {
+    if seconds < 120.0 {
+        format!("{seconds:.1} s")
+    } else if seconds < 7200.0 {
+        format!("{:.1} min", seconds / 60.0)
+    } else {
+        format!("{:.2} h", seconds / 3600.0)
+    }
+}
+
+fn interval(sample: &Sample) -> String {
+    sample.half_width.map_or_else(
+        || "needs two seeds".to_owned(),
+        |half| {
+            format!(
+                "{:.2} to {:.2} %",
+                100.0 * (sample.mean - half),
+                100.0 * (sample.mean + half)
+            )
+        },
+    )
+}
+
+/// The report's title.
+pub(crate) fn title(comparison: &Comparison) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for group in &comparison.groups {
+        let name = network_name(&group.model);
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    format!(
+        "{} on {}",
+        names.join(" and "),
+        dataset_name(&comparison.dataset)
+    )
+}
+
+fn dataset_name(dataset: &str) -> &str {
+    match dataset {
+        "cifar10" => "CIFAR-10",
+        "synthetic" => "the synthetic set",
+        other => other,
+    }
+}
+
+/// What was run, in a sentence or two.
+pub(crate) fn setting(comparison: &Comparison) -> Vec<String> {
+    let runs: Vec<_> = comparison.runs().collect();
+    let Some(first) = runs.first() else {
+        return Vec::new();
+    };
+    let images = first.made_by.train_images;
+    let shortest = runs.iter().map(|run| run.epochs.len()).min().unwrap_or(0);
+    let longest = runs.iter().map(|run| run.epochs.len()).max().unwrap_or(0);
+    let epochs = if shortest == longest {
+        format!("{longest}")
+    } else {
+        format!("{shortest} to {longest}")
+    };
+    let mut sentences = vec![format!(
+        "{} runs, {epochs} epochs each, on {} training images of {}, tested with {} images.",
+        runs.len(),
+        grouped(images),
+        dataset_name(&comparison.dataset),
+        grouped(first.made_by.test_images),
+    )];
+    if comparison.dataset != "cifar10"
+        || images != POST_IMAGES
+        || shortest != POST_EPOCHS
+        || longest != POST_EPOCHS
+    {
+        sentences.push(format!(
+            "The post trained on all {} images of CIFAR-10 for {POST_EPOCHS} epochs, so its accuracies are not to be expected here.",
+            grouped(POST_IMAGES)
+        ));
+    }
+    for run in runs.iter().filter(|run| !run.finished()) {
+        sentences.push(format!(
+            "The run {} is not finished: {} epochs are done.",
+            run.name,
+            run.epochs.len()
+        ));
+    }
+    sentences
+}
+
+/// Share of the parameters that lie in convolutions.
+fn convolution_share(run: &Run) -> Option<f64> {
+    let layers = run.layers.as_ref()?;
+    let all: u64 = layers.iter().map(|layer| layer.parameters).sum();
+    let convolutions = layers.iter().filter(|layer| layer.kind == "Conv2d");
+    let convolutions: u64 = convolutions.map(|layer| layer.parameters).sum();
+    (all > 0).then(|| convolutions as f64 / all as f64)
+}
+
+/// The table of the post with ours beside it.
+pub(crate) fn results(comparison: &Comparison) -> Table {
+    let posts: Vec<_> = posts(comparison).collect();
+    let mut table = Table::new([""]);
+    table
+        .header
+        .extend(posts.iter().map(|post| post_label(post)));
+    table
+        .header
+        .extend(comparison.groups.iter().map(|group| group.label.clone()));
+    let mut row =
+        |name: &str, post: &dyn Fn(&Post) -> String, ours: &dyn Fn(&Group) -> Option<String>| {
+            let mut cells = vec![name.to_owned()];
+            cells.extend(posts.iter().map(|the| post(the)));
+            cells.extend(
+                comparison
+                    .groups
+                    .iter()
+                    .map(|group| ours(group).unwrap_or_else(|| "–".to_owned())),
+            );
+            table.rows.push(cells);
+        };
+    let of_network = |model: &str, value: &dyn Fn(&Run) -> Option<String>| {
+        comparison
+            .runs()
+            .filter(|run| run.model == model)
+            .find_map(value)
+            .unwrap_or_else(|| "–".to_owned())
+    };
+    let none = |_: &Post| "–".to_owned();
+    let parameters = |run: &Run| Some(grouped(run.made_by.parameters));
+    let share = |run: &Run| convolution_share(run).map(percent);
+    row(
+        "parameters",
+        &|post| of_network(post.model, &parameters),
+        &|group| Some(of_network(&group.model, &parameters)),
+    );
+    row(
+        "of these in convolutions",
+        &|post| of_network(post.model, &share),
+        &|group| Some(of_network(&group.model, &share)),
+    );
+    row("epochs", &|_| POST_EPOCHS.to_string(), &|group| {
+        let epochs = group.sample(|run| run.epochs.len() as f64)?;
+        Some(if epochs.deviation.unwrap_or(0.0) > 0.0 {
+            format!("{:.1} on average", epochs.mean)
+        } else {
+            epochs.mean.to_string()
+        })
+    });
+    row("seeds", &|_| "1".to_owned(), &|group| {
+        Some(group.runs.len().to_string())
+    });
+    row(
+        "test accuracy after the last epoch",
+        &|post| percent(post.accuracy),
+        &|group| Some(percent(group.sample(|run| run.last().test_accuracy)?.mean)),
+    );
+    row("its standard deviation over seeds", &none, &|group| {
+        let sample = group.sample(|run| run.last().test_accuracy)?;
+        Some(sample.deviation.map_or_else(
+            || "needs two seeds".to_owned(),
+            |deviation| format!("{:.2} points", 100.0 * deviation),
+        ))
+    });
+    row("95 % interval of the mean", &none, &|group| {
+        Some(interval(&group.sample(|run| run.last().test_accuracy)?))
+    });
+    row("best test accuracy of any epoch", &none, &|group| {
+        Some(percent(group.sample(Run::best_accuracy)?.mean))
+    });
+    row("test loss after the last epoch", &none, &|group| {
+        Some(format!(
+            "{:.4}",
+            group.sample(|run| run.last().test_loss)?.mean
+        ))
+    });
+    row("training accuracy in the last epoch", &none, &|group| {
+        Some(percent(group.sample(|run| run.last().train_accuracy)?.mean))
+    });
+    table
+}
+
+/// How the accuracies relate, in sentences.
+pub(crate) fn ratios(comparison: &Comparison) -> Vec<String> {
+    let mut sentences = Vec::new();
+    for (a, b) in comparison.pairs() {
+        let (Some(first), Some(second)) = (
+            a.sample(|run| run.last().test_accuracy),
+            b.sample(|run| run.last().test_accuracy),
+        ) else {
+            continue;
+        };
+        let parameters =
+            |group: &Group| group.runs.first().map_or(0, |run| run.made_by.parameters) as f64;
+        sentences.push(format!(
+            "{} has {:.2} times the parameters of {} and reaches {:.3} times its test accuracy ({} against {}).",
+            b.label,
+            parameters(b) / parameters(a),
+            a.label,
+            second.mean / first.mean,
+            percent(second.mean),
+            percent(first.mean),
+        ));
+    }
+    if posts(comparison).count() == 2 {
+        sentences.push(format!(
+            "In the post, {} reaches {:.3} times the test accuracy of {}.",
+            network_name(POST[1].model),
+            POST[1].accuracy / POST[0].accuracy,
+            network_name(POST[0].model),
+        ));
+    }
+    sentences
+}
+
+/// The table of times.
+pub(crate) fn times(comparison: &Comparison) -> Table {
+    let mut table = Table::new(["", "time an epoch", "time in all", "images/s", "where"]);
+    for post in posts(comparison) {
+        let seconds = 60.0 * post.minutes;
+        table.rows.push(vec![
+            post_label(post),
+            duration(seconds / POST_EPOCHS as f64),
+            format!("{:.0} min", post.minutes),
+            format!(
+                "about {:.0}, evaluation counted in",
+                POST_IMAGES as f64 * POST_EPOCHS as f64 / seconds
+            ),
+            "GTX 1070 Ti, PyTorch".to_owned(),
+        ]);
+    }
+    for group in &comparison.groups {
+        let mean = |value: &dyn Fn(&Run) -> f64| {
+            group.sample(value).map_or(f64::NAN, |sample| sample.mean)
+        };
+        let mut places: Vec<_> = group.runs.iter().map(place).collect();
+        places.dedup();
+        table.rows.push(vec![
+            group.label.clone(),
+            duration(mean(&|run| run.seconds() / run.epochs.len() as f64)),
+            duration(mean(&Run::seconds)),
+            format!("{:.0}", mean(&Run::images_per_second)),
+            places.join("; "),
+        ]);
+    }
+    table
+}
+
+/// Where a run computed.
+fn place(run: &Run) -> String {
+    let threads = run.settings.get("threads").and_then(Value::as_integer);
+    match (&run.made_by.gpu, threads) {
+        (Some(gpu), _) => format!("{gpu}, {}", run.made_by.precision),
+        (None, Some(1)) => format!("{}, 1 thread", run.made_by.device),
+        (None, Some(threads)) => format!("{}, {threads} threads", run.made_by.device),
+        (None, None) => run.made_by.device.clone(),
+    }
+}
+
+/// How the times relate, in sentences.
+pub(crate) fn time_ratios(comparison: &Comparison) -> Vec<String> {
+    let mut sentences = Vec::new();
+    for (a, b) in comparison.pairs() {
+        let epoch = |group: &Group| {
+            group
+                .sample(|run| run.seconds() / run.epochs.len() as f64)
+                .map(|sample| sample.mean)
+        };
+        if let (Some(first), Some(second)) = (epoch(a), epoch(b)) {
+            sentences.push(format!(
+                "An epoch of {} takes {:.2} times as long as one of {}.",
+                b.label,
+                second / first,
+                a.label
+            ));
+        }
+    }
+    if posts(comparison).count() == 2 {
+        sentences.push(format!(
+            "In the post it is {:.2} times as long ({:.0} against {:.0} minutes).",
+            POST[1].minutes / POST[0].minutes,
+            POST[1].minutes,
+            POST[0].minutes
+        ));
+    }
+    sentences
+}
+
+/// The time of each layer in a training step.
+pub(crate) fn layer_times(run: &Run) -> Option<Table> {
+    let layers: Vec<_> = run
+        .layers
+        .as_ref()?
+        .iter()
+        .filter_map(|layer| Some((layer, layer.seconds?)))
+        .collect();
+    let all: f64 = layers.iter().flat_map(|(_, seconds)| seconds).sum();
+    if all <= 0.0 {
+        return None;
+    }
+    let mut table = Table::new(["layer", "forward", "backward", "share of the step's layers"]);
+    for (layer, [forward, backward]) in layers {
+        table.rows.push(vec![
+            format!("{} {}", layer.name, layer.kind),
+            format!("{:.2} ms", 1e3 * forward),
+            format!("{:.2} ms", 1e3 * backward),
+            format!("{:.1} %", 100.0 * (forward + backward) / all),
+        ]);
+    }
+    Some(table)
+}
+
+/// A probability for people.
+fn chance(p: f64) -> String {
+    if p < 0.0001 {
+        "less than 0.01 %".to_owned()
+    } else if p < 0.1 {
+        format!("{:.2} %", 100.0 * p)
+    } else {
+        format!("{:.0} %", 100.0 * p)
+    }
+}
+
+/// The probability below which a difference is called real.
+const CALLED_REAL: f64 = 0.05;
+
+/// Whether the differences are real, in words.
+pub(crate) fn tests(comparison: &Comparison) -> Vec<String> {
+    let mut sentences = Vec::new();
+    for (a, b) in comparison.pairs() {
+        let pairs: Vec<_> = a
+            .paired(b)
+            .map(|(a, b)| (a.last().test_accuracy, b.last().test_accuracy))
+            .collect();
+        sentences.push(match paired_test(&pairs) {
+            None => format!(
+                "{} against {}, over seeds: the spread between seeds is seen with two seeds or more that both have; here it is {}.",
+                a.label,
+                b.label,
+                if pairs.len() == 1 { "one" } else { "none" }
+            ),
+            Some(test) => {
+                let mean = test.difference.mean;
+                let (better, worse) = if mean >= 0.0 { (a, b) } else { (b, a) };
+                let half = test.difference.half_width.unwrap_or(0.0);
+                let sign = if mean >= 0.0 { 1.0 } else { -1.0 };
+                let mut text = format!(
+                    "Over {} seeds, {} is {:.2} points better than {} on average (95 % interval {:.2} to {:.2} points). \
+                     If both were equally good, seeds would differ this much by chance in {} of such comparisons \
+                     (paired t-test): ",
+                    pairs.len(),
+                    better.label,
+                    100.0 * mean.abs(),
+                    worse.label,
+                    100.0 * (sign * mean - half),
+                    100.0 * (sign * mean + half),
+                    chance(test.p),
+                );
+                text += if test.p < CALLED_REAL {
+                    "the difference is larger than what seeds do."
+                } else {
+                    "it may be the seeds' doing."
+                };
+                if pairs.len() < 5 {
+                    text += &format!(" With {} seeds, only a difference much larger than the spread can be told from chance.", pairs.len());
+                }
+                text
+            }
+        });
+        for (first, second) in a.paired(b) {
+            if let (Some(of_a), Some(of_b)) = (&first.predictions, &second.predictions)
+                && of_a.labels == of_b.labels
+            {
+                let count = |wanted: (bool, bool)| {
+                    (0..of_a.labels.len())
+                        .filter(|n| (of_a.right(*n), of_b.right(*n)) == wanted)
+                        .count() as u64
+                };
+                let (only_a, only_b) = (count((true, false)), count((false, true)));
+                let p = mcnemar(only_a, only_b);
+                sentences.push(format!(
+                    "Seed {}: of {} test images, {} are right with {} alone and {} with {} alone. If both networks were \
+                     equally good, a split at least this uneven would come up by chance in {} of such comparisons \
+                     (McNemar's exact test): {}",
+                    first.seed,
+                    grouped(of_a.labels.len() as u64),
+                    grouped(only_a),
+                    a.label,
+                    grouped(only_b),
+                    b.label,
+                    chance(p),
+                    if p < CALLED_REAL {
+                        "for these two trained networks, the difference is not chance in the choice of test images."
+                    } else {
+                        "other test images might turn it round."
+                    }
+                ));
+            }
+        }
+    }
+    sentences
+}
+
+/// Where overfitting begins, in words.
+pub(crate) fn overfitting(group: &Group) -> Option<String> {
+    let epochs = group.runs.iter().map(|run| run.epochs.len()).min()?;
+    let mean = |epoch: usize, value: &dyn Fn(&crate::Epoch) -> f64| {
+        group
+            .runs
+            .iter()
+            .map(|run| value(&run.epochs[epoch]))
+            .sum::<f64>()
+            / group.runs.len() as f64
+    };
+    let losses: Vec<_> = (0..epochs)
+        .map(|epoch| mean(epoch, &|epoch| epoch.test_loss))
+        .collect();
+    let lowest = (0..epochs).min_by(|a, b| losses[*a].total_cmp(&losses[*b]))?;
+    let trained = |epoch: usize| mean(epoch, &|epoch| epoch.train_loss);
+    Some(if lowest + 1 == epochs {
+        format!(
+            "{}: the mean test loss is lowest after the last epoch ({:.4}), so overfitting has not begun; more epochs may help.",
+            group.label, losses[lowest]
+        )
+    } else if trained(epochs - 1) < trained(lowest) {
+        format!(
+            "{}: the mean test loss is lowest after epoch {} ({:.4}) and ends at {:.4}, while the training loss falls on \
+             from {:.4} to {:.4}: overfitting begins there.",
+            group.label,
+            lowest + 1,
+            losses[lowest],
+            losses[epochs - 1],
+            trained(lowest),
+            trained(epochs - 1)
+        )
+    } else {
+        format!(
+            "{}: the mean test loss is lowest after epoch {} ({:.4}); the training loss does not fall after it either.",
+            group.label,
+            lowest + 1,
+            losses[lowest]
+        )
+    })
+}
+
+/// Accuracy by class: the mean over runs whose predictions were recorded.
+pub(crate) fn classes(comparison: &Comparison) -> Option<Table> {
+    let names = comparison
+        .runs()
+        .find_map(|run| Some(run.predictions.as_ref()?.class_names.clone()))?;
+    let mut table = Table::new(["class"]);
+    table
+        .header
+        .extend(comparison.groups.iter().map(|group| group.label.clone()));
+    for (class, name) in names.into_iter().enumerate() {
+        let mut row = vec![name];
+        row.extend(comparison.groups.iter().map(|group| {
+            confusion(group)
+                .and_then(|confusion| class_share(&confusion, class))
+                .map_or_else(|| "–".to_owned(), |share| format!("{:.1} %", 100.0 * share))
+        }));
+        table.rows.push(row);
+    }
+    Some(table)
+}
+
+/// How many images of class `row` were taken for class `column`, over all runs of the group.
+pub(crate) fn confusion(group: &Group) -> Option<[[u64; 10]; 10]> {
+    let mut predictions = group
+        .runs
+        .iter()
+        .filter_map(|run| run.predictions.as_ref())
+        .peekable();
+    predictions.peek()?;
+    let mut sum = [[0; 10]; 10];
+    for confusion in predictions.map(crate::Predictions::confusion) {
+        for (sum, count) in sum
+            .iter_mut()
+            .flatten()
+            .zip(confusion.into_iter().flatten())
+        {
+            *sum += count;
+        }
+    }
+    Some(sum)
+}
+
+/// The share of a class's images that were classified rightly.
+fn class_share(confusion: &[[u64; 10]; 10], class: usize) -> Option<f64> {
+    let images: u64 = confusion[class].iter().sum();
+    (images > 0).then(|| confusion[class][class] as f64 / images as f64)
+}
+
+/// One test image, and what networks made of it.
+pub(crate) struct Seen {
+    pub(crate) number: usize,
+    /// The right class.
+    pub(crate) class: String,
+    /// Who took it for what, with what probability.
+    pub(crate) guesses: Vec<(String, String, f32)>,
+    /// Red, green and blue plane.
+    pub(crate) picture: Vec<u8>,
+}
+
+/// Images that are shown of a kind.
+const SHOWN: usize = 24;
+
+fn seen(number: usize, runs: &[(&str, &Run)]) -> Option<Seen> {
+    let predictions: Vec<_> = runs
+        .iter()
+        .filter_map(|(label, run)| Some((*label, run.predictions.as_ref()?)))
+        .collect();
+    let picture = predictions
+        .iter()
+        .find_map(|(_, predictions)| predictions.pictures.get(&u32::try_from(number).ok()?))?;
+    let (_, first) = predictions.first()?;
+    let guesses = predictions.iter().map(|(label, predictions)| {
+        let (class, probability) = predictions.guess(number);
+        (
+            (*label).to_owned(),
+            predictions.class_names[class].clone(),
+            probability,
+        )
+    });
+    Some(Seen {
+        number,
+        class: first.class_names[usize::from(first.labels[number])].clone(),
+        guesses: guesses.collect(),
+        picture: picture.clone(),
+    })
+}
+
+/// The images on which exactly one of two networks is right, and the other one most sure of itself: of each pair of
+/// groups, the first seed that both have.
+pub(crate) fn disagreements(comparison: &Comparison) -> Vec<(String, Vec<Seen>)> {
+    let mut all = Vec::new();
+    for (a, b) in comparison.pairs() {
+        let Some((first, second)) = a.paired(b).next() else {
+            continue;
+        };
+        let (Some(of_a), Some(of_b)) = (&first.predictions, &second.predictions) else {
+            continue;
+        };
+        if of_a.labels != of_b.labels {
+            continue;
+        }
+        // From each side's mistakes in turn, the most confident first.
+        let wrong = |wrong: &crate::Predictions, right: &crate::Predictions| -> Vec<usize> {
+            wrong
+                .mistakes()
+                .into_iter()
+                .filter(|number| right.right(*number))
+                .take(SHOWN / 2)
+                .collect()
+        };
+        let runs = [(a.label.as_str(), first), (b.label.as_str(), second)];
+        let seed = first.seed;
+        for (numbers, right) in [(wrong(of_b, of_a), &a.label), (wrong(of_a, of_b), &b.label)] {
+            let images = numbers
+                .into_iter()
+                .filter_map(|number| seen(number, &runs))
+                .collect();
+            all.push((format!("Only {right} is right (seed {seed})"), images));
+        }
+    }
+    all
+}
+
+/// The most confident mistakes of each group's first run.
+pub(crate) fn mistakes(comparison: &Comparison) -> Vec<(String, Vec<Seen>)> {
+    let mut all = Vec::new();
+    for group in &comparison.groups {
+        let Some(run) = group.runs.iter().find(|run| run.predictions.is_some()) else {
+            continue;
+        };
+        let Some(predictions) = &run.predictions else {
+            continue;
+        };
+        let runs = [(group.label.as_str(), run)];
+        let numbers = predictions.mistakes().into_iter().take(SHOWN / 2);
+        all.push((
+            format!("{}, seed {}", group.label, run.seed),
+            numbers.filter_map(|number| seen(number, &runs)).collect(),
+        ));
+    }
+    all
+}
+
+/// The layers of a network, and where its parameters and multiplications lie.
+pub(crate) fn layers(run: &Run) -> Option<Table> {
+    let layers = run.layers.as_ref()?;
+    let parameters: u64 = layers.iter().map(|layer| layer.parameters).sum();
+    let multiply_adds: u64 = layers.iter().map(|layer| layer.multiply_adds).sum();
+    let share = |part: u64, all: u64| {
+        if part == 0 {
+            String::new()
+        } else {
+            format!("{:.1} %", 100.0 * part as f64 / all as f64)
+        }
+    };
+    let number = |number: u64| {
+        if number == 0 {
+            String::new()
+        } else {
+            grouped(number)
+        }
+    };
+    let mut table = Table::new([
+        "layer",
+        "type",
+        "output",
+        "parameters",
+        "share",
+        "multiply-adds an image",
+        "share",
+    ]);
+    for layer in layers {
+        let shape: Vec<_> = layer.output.iter().map(ToString::to_string).collect();
+        table.rows.push(vec![
+            layer.name.clone(),
+            layer.kind.clone(),
+            shape.join(" × "),
+            number(layer.parameters),
+            share(layer.parameters, parameters),
+            number(layer.multiply_adds),
+            share(layer.multiply_adds, multiply_adds),
+        ]);
+    }
+    table.rows.push(vec![
+        "all".to_owned(),
+        String::new(),
+        String::new(),
+        grouped(parameters),
+        String::new(),
+        grouped(multiply_adds),
+        String::new(),
+    ]);
+    Some(table)
+}
+
+/// The first run of every network.
+pub(crate) fn one_of_each_network(comparison: &Comparison) -> Vec<&Run> {
+    let mut runs: Vec<&Run> = Vec::new();
+    for run in comparison.runs() {
+        if runs.iter().all(|other| other.model != run.model) && run.layers.is_some() {
+            runs.push(run);
+        }
+    }
+    runs
+}
+
+/// Everything that made each run: a column a run.
+pub(crate) fn provenance(comparison: &Comparison) -> Table {
+    let runs: Vec<_> = comparison.runs().collect();
+    let mut table = Table::new(["run"]);
+    table.header.extend(runs.iter().map(|run| run.name.clone()));
+    let mut keys: Vec<&str> = Vec::new();
+    for key in runs.iter().flat_map(|run| run.settings.keys()) {
+        // A folder of this machine says nothing of the run: the digest names the data.
+        if !keys.contains(&key.as_str()) && key != "data_dir" {
+            keys.push(key);
+        }
+    }
+    let mut row = |name: &str, value: &dyn Fn(&Run) -> String| {
+        let mut cells = vec![name.to_owned()];
+        cells.extend(runs.iter().map(|run| value(run)));
+        table.rows.push(cells);
+    };
+    for key in keys {
+        let name = key.replace('_', " ");
+        row(&name, &|run| {
+            run.settings.get(key).map_or_else(
+                || "–".to_owned(),
+                |value| value.to_string().trim_matches('"').to_owned(),
+            )
+        });
+    }
+    row("computed on", &|run| {
+        run.made_by
+            .gpu
+            .clone()
+            .unwrap_or_else(|| run.made_by.device.clone())
+    });
+    row("computed in", &|run| run.made_by.precision.clone());
+    row("version", &|run| run.made_by.version.clone());
+    row("commit", &|run| run.made_by.commit.clone());
+    row("training images", &|run| grouped(run.made_by.train_images));
+    row("test images", &|run| grouped(run.made_by.test_images));
+    row("SHA-256 of the data", &|run| {
+        run.made_by.data_sha256.clone()
+    });
+    row("SHA-256 of the last weights", &|run| {
+        run.last()
+            .weights_sha256
+            .clone()
+            .unwrap_or_else(|| "–".to_owned())
+    });
+    table
+}

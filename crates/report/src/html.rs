@@ -1,0 +1,377 @@
+//! A report as one HTML file: no scripts, nothing from elsewhere.
+
+use crate::chart::{Chart, Series};
+use crate::comparison::{Comparison, Group, network_name};
+use crate::contents::{self, Seen, Table};
+use crate::run::Run;
+use crate::{Epoch, TIMES_BEGIN, TIMES_END, picture};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+const STYLE: &str = include_str!("style.css");
+
+/// Colours that the style has for groups.
+const GROUP_COLOURS: usize = 6;
+
+/// The report. `written` is the date, which is shown in the block of times.
+#[must_use]
+pub fn html(comparison: &Comparison, written: &str) -> String {
+    let title = contents::title(comparison);
+    let several = comparison.groups.len() > 1;
+    let disagreements = contents::disagreements(comparison);
+    let mistakes = contents::mistakes(comparison);
+    let classes = contents::classes(comparison);
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                // Browsers ask for an icon where none is named.
+                link rel="icon" href="data:,";
+                title { (title) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                h1 { (title) }
+                @for sentence in contents::setting(comparison) { p { (sentence) } }
+                nav {
+                    a href="#results" { "Results" }
+                    a href="#time" { "Time" }
+                    @if several { a href="#real" { "Is the difference real?" } }
+                    a href="#curves" { "Curves" }
+                    @if classes.is_some() { a href="#classes" { "Classes" } a href="#pictures" { "Pictures" } }
+                    a href="#layers" { "Layers" }
+                    a href="#runs" { "What made the runs" }
+                }
+                h2 id="results" { "Results, beside the post's" }
+                (table(&contents::results(comparison)))
+                (list(&contents::ratios(comparison)))
+
+                (PreEscaped(format!("<!-- {TIMES_BEGIN} -->")))
+                h2 id="time" { "Time" }
+                (table(&contents::times(comparison)))
+                (list(&contents::time_ratios(comparison)))
+                div class="charts" {
+                    (wall_clock(comparison).figure())
+                }
+                @for run in contents::one_of_each_network(comparison) {
+                    @if let Some(times) = contents::layer_times(run) {
+                        h3 { "Layers of " (network_name(&run.model)) ", mean of the training steps of " (run.name) }
+                        (table(&times))
+                    }
+                }
+                p class="quiet" { "Written on " (written) "." }
+                (PreEscaped(format!("<!-- {TIMES_END} -->")))
+
+                @if several {
+                    h2 id="real" { "Is the difference real?" }
+                    (list(&contents::tests(comparison)))
+                }
+
+                h2 id="curves" { "Curves" }
+                p class="quiet" {
+                    "Lines are means over seeds; bands span the lowest and the highest seed. Training figures are taken while an epoch trains, test figures after it."
+                }
+                div class="charts" {
+                    (overlay(comparison, "Test accuracy", "test accuracy (%)", |epoch| 100.0 * epoch.test_accuracy).figure())
+                    (overlay(comparison, "Test loss", "test loss", |epoch| epoch.test_loss).figure())
+                    @for group in &comparison.groups {
+                        (train_and_test(&group.label, &group.runs, "loss", |epoch| (epoch.train_loss, epoch.test_loss)).figure())
+                    }
+                    (learning_rates(comparison).figure())
+                }
+                h3 { "Where overfitting begins" }
+                (list(&comparison.groups.iter().filter_map(contents::overfitting).collect::<Vec<_>>()))
+                h3 { "Each run, as in the post" }
+                div class="charts" {
+                    @for group in &comparison.groups {
+                        @for run in &group.runs {
+                            @let label = format!("{}, seed {}", group.label, run.seed);
+                            @let one = std::slice::from_ref(run);
+                            (train_and_test(&label, one, "loss", |epoch| (epoch.train_loss, epoch.test_loss)).figure())
+                            (train_and_test(&label, one, "accuracy (%)", |epoch| (100.0 * epoch.train_accuracy, 100.0 * epoch.test_accuracy)).figure())
+                        }
+                    }
+                }
+
+                @if let Some(classes) = classes {
+                    h2 id="classes" { "Accuracy by class" }
+                    (table(&classes))
+                    div class="charts" {
+                        @for group in &comparison.groups { (confusion(group)) }
+                    }
+                    h2 id="pictures" { "Pictures" }
+                    (images("Where the networks disagree", &disagreements))
+                    (images("The most confident mistakes", &mistakes))
+                    h3 { "Filters of the first layer" }
+                    p class="quiet" { "Each filter is scaled so that its weights span the whole range of brightness." }
+                    div class="charts" {
+                        @for group in &comparison.groups { (filters(group)) }
+                    }
+                }
+
+                h2 id="layers" { "Layers" }
+                @for run in contents::one_of_each_network(comparison) {
+                    @if let Some(layers) = contents::layers(run) {
+                        h3 { (network_name(&run.model)) }
+                        (table(&layers))
+                    }
+                }
+
+                h2 id="runs" { "What made the runs" }
+                div class="provenance" { (table(&contents::provenance(comparison))) }
+            }
+        }
+    };
+    page.into_string()
+}
+
+fn table(table: &Table) -> Markup {
+    html! {
+        div class="scroll" {
+            table {
+                thead { tr { @for cell in &table.header { th scope="col" { (cell) } } } }
+                tbody {
+                    @for row in &table.rows {
+                        tr {
+                            @for (column, cell) in row.iter().enumerate() {
+                                @if column == 0 { th scope="row" { (cell) } } @else { td { (cell) } }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn list(sentences: &[String]) -> Markup {
+    html! {
+        @if !sentences.is_empty() {
+            ul { @for sentence in sentences { li { (sentence) } } }
+        }
+    }
+}
+
+fn group_class(number: usize) -> String {
+    format!("g{}", number % GROUP_COLOURS)
+}
+
+/// Mean and range over runs of a value by epoch, as far as all of them came.
+fn over_seeds(name: &str, class: &str, runs: &[Run], value: impl Fn(&Epoch) -> f64) -> Series {
+    let epochs = runs.iter().map(|run| run.epochs.len()).min().unwrap_or(0);
+    let by_epoch = (0..epochs).map(|epoch| {
+        let values: Vec<_> = runs.iter().map(|run| value(&run.epochs[epoch])).collect();
+        let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let place = epoch as f64 + 1.0;
+        ((place, mean), (place, low, high))
+    });
+    let (points, band): (Vec<_>, Vec<_>) = by_epoch.unzip();
+    Series {
+        name: name.to_owned(),
+        class: class.to_owned(),
+        points,
+        band: if runs.len() > 1 { band } else { Vec::new() },
+        thin: false,
+    }
+}
+
+/// All runs over one another.
+fn overlay(
+    comparison: &Comparison,
+    title: &str,
+    y: &'static str,
+    value: impl Fn(&Epoch) -> f64,
+) -> Chart {
+    let mut series = Vec::new();
+    for (number, group) in comparison.groups.iter().enumerate() {
+        let class = group_class(number);
+        series.push(over_seeds(&group.label, &class, &group.runs, &value));
+        if group.runs.len() > 1 {
+            series.extend(group.runs.iter().map(|run| {
+                Series {
+                    name: group.label.clone(),
+                    class: class.clone(),
+                    points: run
+                        .epochs
+                        .iter()
+                        .map(|epoch| (f64::from(epoch.epoch), value(epoch)))
+                        .collect(),
+                    band: Vec::new(),
+                    thin: true,
+                }
+            }));
+        }
+    }
+    Chart {
+        title: title.to_owned(),
+        x: "epoch",
+        y,
+        series,
+        logarithmic: false,
+        whole: true,
+    }
+}
+
+/// Training blue, test orange, as in the post.
+fn train_and_test(
+    title: &str,
+    runs: &[Run],
+    y: &'static str,
+    values: impl Fn(&Epoch) -> (f64, f64),
+) -> Chart {
+    let series = vec![
+        over_seeds("training", "train", runs, |epoch| values(epoch).0),
+        over_seeds("test", "test", runs, |epoch| values(epoch).1),
+    ];
+    Chart {
+        title: title.to_owned(),
+        x: "epoch",
+        y,
+        series,
+        logarithmic: false,
+        whole: true,
+    }
+}
+
+fn learning_rates(comparison: &Comparison) -> Chart {
+    let series = comparison
+        .groups
+        .iter()
+        .enumerate()
+        .flat_map(|(number, group)| {
+            group.runs.iter().map(move |run| Series {
+                name: group.label.clone(),
+                class: group_class(number),
+                // A rate of 0 has no place among powers of ten.
+                points: run
+                    .epochs
+                    .iter()
+                    .map(|epoch| (f64::from(epoch.epoch), epoch.learning_rate))
+                    .filter(|point| point.1 > 0.0)
+                    .collect(),
+                band: Vec::new(),
+                thin: false,
+            })
+        });
+    Chart {
+        title: "Learning rate".to_owned(),
+        x: "epoch",
+        y: "learning rate",
+        series: series.collect(),
+        logarithmic: true,
+        whole: true,
+    }
+}
+
+/// Test accuracy against the time that it took.
+fn wall_clock(comparison: &Comparison) -> Chart {
+    let series = comparison
+        .groups
+        .iter()
+        .enumerate()
+        .flat_map(|(number, group)| {
+            group.runs.iter().map(move |run| {
+                let mut seconds = 0.0;
+                let points = run.epochs.iter().map(|epoch| {
+                    seconds += epoch.seconds;
+                    (seconds / 60.0, 100.0 * epoch.test_accuracy)
+                });
+                Series {
+                    name: group.label.clone(),
+                    class: group_class(number),
+                    points: points.collect(),
+                    band: Vec::new(),
+                    thin: false,
+                }
+            })
+        });
+    Chart {
+        title: "Test accuracy against time".to_owned(),
+        x: "minutes of training and evaluation",
+        y: "test accuracy (%)",
+        series: series.collect(),
+        logarithmic: false,
+        whole: false,
+    }
+}
+
+fn confusion(group: &Group) -> Markup {
+    let names = group
+        .runs
+        .iter()
+        .find_map(|run| Some(&run.predictions.as_ref()?.class_names));
+    let (Some(counts), Some(names)) = (contents::confusion(group), names) else {
+        return html! {};
+    };
+    html! {
+        figure class="chart" {
+            figcaption { strong { (group.label) } span class="legend" { "rows: what it is; columns: what it was taken for; % of the row" } }
+            div class="scroll" {
+                table class="confusion" {
+                    thead { tr { th {} @for name in names { th scope="col" { (name) } } } }
+                    tbody {
+                        @for (row, (name, counts)) in names.iter().zip(counts).enumerate() {
+                            @let images = counts.iter().sum::<u64>().max(1) as f64;
+                            tr {
+                                th scope="row" { (name) }
+                                @for (column, count) in counts.into_iter().enumerate() {
+                                    @let share = count as f64 / images;
+                                    td class=(if row == column { "hit" } else { "miss" }) style={"--s:" (format!("{:.3}", 0.75 * share))} {
+                                        @if count > 0 { (format!("{:.0}", 100.0 * share)) }
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn images(heading: &str, kinds: &[(String, Vec<Seen>)]) -> Markup {
+    html! {
+        @for (kind, images) in kinds {
+            @if !images.is_empty() {
+                h3 { (heading) ": " (kind) }
+                div class="pictures" {
+                    @for image in images {
+                        figure {
+                            @if let Some(source) = picture::image(&image.picture) {
+                                img src=(source) width="128" height="128" alt={"test image " (image.number) ", " (image.class)};
+                            }
+                            figcaption {
+                                strong { (image.class) }
+                                @for (label, class, probability) in &image.guesses {
+                                    span { (label) ": " (class) " " (format!("{:.1} %", 100.0 * probability)) }
+                                }
+                                span { "test image " (image.number) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn filters(group: &Group) -> Markup {
+    let run = group
+        .runs
+        .iter()
+        .find_map(|run| Some((run, run.predictions.as_ref()?)));
+    let Some((run, predictions)) = run else {
+        return html! {};
+    };
+    html! {
+        @if let Some((source, width)) = picture::filters(&predictions.filters) {
+            figure class="chart" {
+                figcaption { strong { (group.label) ", seed " (run.seed) } span class="legend" { (predictions.filters.side) " × " (predictions.filters.side) } }
+                img class="filters" src=(source) width=(width) alt={"filters of the first layer of " (group.label)};
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Pictures inside a page, as PNG in base64.
+
+use crate::predictions::Filters;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use image::{ImageFormat, Rgb, RgbImage};
+use std::io::Cursor;
+
+/// A test image, from its red, green and blue plane.
+pub(crate) fn image(planes: &[u8]) -> Option<String> {
+    let side = 32;
+    encode(&RgbImage::from_fn(side, side, |x, y| {
+        let place = (y * side + x) as usize;
+        Rgb([0, 1, 2].map(|channel| planes.get(channel * 1024 + place).copied().unwrap_or(0)))
+    }))
+}
+
+/// Filters in one row after the other, each scaled so that its weights span the whole range of brightness, and how
+/// many stand in a row.
+pub(crate) fn filters(filters: &Filters) -> Option<(String, u32)> {
+    let side = filters.side;
+    let numbers = 3 * side * side;
+    if numbers == 0 || filters.weights.len() < numbers {
+        return None;
+    }
+    let all: Vec<_> = filters.weights.chunks_exact(numbers).collect();
+    let columns = if all.len() > 64 { 16 } else { 8 }.min(all.len());
+    let rows = all.len().div_ceil(columns);
+    let cell = side + 1;
+    let picture = RgbImage::from_fn(
+        (columns * cell + 1) as u32,
+        (rows * cell + 1) as u32,
+        |x, y| {
+            let (x, y) = (x as usize, y as usize);
+            let number = y / cell * columns + x / cell;
+            let (column, row) = (x % cell, y % cell);
+            let Some(weights) = all.get(number).filter(|_| column > 0 && row > 0) else {
+                return Rgb([128; 3]);
+            };
+            let low = weights.iter().copied().fold(f32::INFINITY, f32::min);
+            let high = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            Rgb([0, 1, 2].map(|channel| {
+                let weight = weights[(channel * side + row - 1) * side + column - 1];
+                (255.0 * (weight - low) / (high - low).max(f32::MIN_POSITIVE)) as u8
+            }))
+        },
+    );
+    Some((encode(&picture)?, picture.width()))
+}
+
+fn encode(picture: &RgbImage) -> Option<String> {
+    let mut file = Cursor::new(Vec::new());
+    picture.write_to(&mut file, ImageFormat::Png).ok()?;
+    Some(format!(
+        "data:image/png;base64,{}",
+        STANDARD.encode(file.into_inner())
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoded(uri: &str) -> RgbImage {
+        let bytes = STANDARD
+            .decode(uri.strip_prefix("data:image/png;base64,").unwrap())
+            .unwrap();
+        image::load_from_memory(&bytes).unwrap().to_rgb8()
+    }
+
+    #[test]
+    fn planes_become_pixels() {
+        let planes: Vec<u8> = (0..3 * 1024)
+            .map(|place| (place / 1024 * 100 + place % 7) as u8)
+            .collect();
+        let picture = decoded(&image(&planes).unwrap());
+        assert_eq!(picture.get_pixel(3, 0).0, [3, 103, 203]);
+        assert_eq!(picture.get_pixel(0, 1).0, [4, 104, 204]);
+    }
+
+    #[test]
+    fn every_filter_spans_the_brightness() {
+        let weights = (0..9 * 12).map(|place| (place % 12) as f32 - 3.0).collect();
+        let (uri, width) = filters(&Filters { side: 2, weights }).unwrap();
+        let picture = decoded(&uri);
+        assert_eq!((width, picture.dimensions()), (25, (25, 7)));
+        assert_eq!(picture.get_pixel(0, 0).0, [128; 3]);
+        // Channels first: the red plane holds the lowest weights.
+        assert_eq!(picture.get_pixel(1, 1).0, [0, 92, 185]);
+        assert_eq!(picture.get_pixel(2, 2).0, [69, 162, 255]);
+        assert_eq!(
+            filters(&Filters {
+                side: 0,
+                weights: Vec::new()
+            }),
+            None
+        );
+    }
+}
