@@ -39,6 +39,19 @@ pub(crate) struct Args {
     force: bool,
 }
 
+impl Args {
+    /// The data into this folder, from the known addresses.
+    pub(crate) fn into(data_dir: PathBuf) -> Self {
+        Self {
+            mirrors: Vec::new(),
+            from_file: None,
+            sha256: None,
+            data_dir,
+            force: false,
+        }
+    }
+}
+
 /// Fetches the data, unless they are there.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let data_dir = &args.data_dir;

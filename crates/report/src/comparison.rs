@@ -5,8 +5,8 @@ use crate::statistics::Sample;
 use std::collections::BTreeMap;
 use toml::{Table, Value};
 
-/// Settings that do not change a run's result.
-const INDIFFERENT: [&str; 5] = [
+/// Settings by which runs of one group may differ: the seed, and what does not change a run's result.
+pub const INDIFFERENT: [&str; 5] = [
     "seed",
     "threads",
     "data_dir",

@@ -2,6 +2,7 @@
 //! by side. It knows files and pictures, not tensors.
 
 mod chart;
+mod checkpoint;
 mod comparison;
 mod contents;
 mod curves;
@@ -14,7 +15,8 @@ mod predictions;
 mod run;
 pub mod statistics;
 
-pub use comparison::{Comparison, Error as ComparisonError, Group, network_name};
+pub use checkpoint::{CHECKPOINT, Difference, checkpoint_epochs, weights_difference};
+pub use comparison::{Comparison, Error as ComparisonError, Group, INDIFFERENT, network_name};
 pub use curves::{Error as CurvesError, curves_png, curves_svg};
 pub use html::html;
 pub use layers::{LAYERS, Layer, read_layers, write_layers};

@@ -74,8 +74,8 @@ mod tests {
             .map(|place| (place / 1024 * 100 + place % 7) as u8)
             .collect();
         let picture = decoded(&image(&planes).unwrap());
-        assert_eq!(picture.get_pixel(3, 0).0, [3, 103, 203]);
-        assert_eq!(picture.get_pixel(0, 1).0, [4, 104, 204]);
+        assert_eq!(picture.get_pixel(3, 0).0, [3, 105, 200]);
+        assert_eq!(picture.get_pixel(0, 1).0, [4, 106, 201]);
     }
 
     #[test]

@@ -56,6 +56,11 @@ pub(crate) struct TrainArgs {
     #[arg(long)]
     pub(crate) no_progress: bool,
 
+    /// Stop, with a checkpoint, when standard input ends: for a program that starts this one through a pipe, so that
+    /// nothing goes on where that program is killed.
+    #[arg(long)]
+    pub(crate) stop_with_stdin: bool,
+
     /// Print the resolved settings as TOML and do nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,

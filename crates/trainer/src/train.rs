@@ -49,6 +49,14 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
     // Found at once: a file that cannot be written.
     let trace = args.trace.as_deref().map(trace_file).transpose()?;
     let stop = stop_on_interrupt()?;
+    if args.stop_with_stdin {
+        let stop = stop.clone();
+        std::thread::spawn(move || {
+            // Whatever ends it: an end, or a terminal that is gone.
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            stop.store(true, Ordering::SeqCst);
+        });
+    }
     use_threads(Some(settings.run.threads))?;
     let device = settings.run.device.device()?;
     let place = Place {

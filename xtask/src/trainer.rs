@@ -1,0 +1,120 @@
+//! The program `trainer`, built and run as a child process.
+
+use crate::{Usage, printer};
+use anyhow::{Context, bail};
+use std::env;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Where a program is.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Take this program for `trainer` instead of building it.
+    #[arg(long = "trainer", value_name = "FILE")]
+    program: Option<PathBuf>,
+}
+
+/// The built program.
+#[derive(Clone, Debug)]
+pub(crate) struct Trainer(PathBuf);
+
+impl Trainer {
+    /// The program that `args` name, or else the workspace's, built for `device`.
+    pub(crate) fn new(args: &Args, device: Option<&str>) -> anyhow::Result<Self> {
+        if let Some(program) = &args.program {
+            if !program.is_file() {
+                return Err(Usage(format!(
+                    "--trainer {}: there is no such program",
+                    program.display()
+                ))
+                .into());
+            }
+            return Ok(Self(program.clone()));
+        }
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(cargo);
+        command.args([
+            "build",
+            "--package",
+            "trainer",
+            "--message-format",
+            "json-render-diagnostics",
+        ]);
+        if device.is_some_and(|device| device.starts_with("cuda")) {
+            command.args(["--features", "cuda"]);
+        }
+        let output = command
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot run cargo")?;
+        if !output.status.success() {
+            bail!("the program `trainer` does not build");
+        }
+        let messages = String::from_utf8_lossy(&output.stdout);
+        let program = messages.lines().rev().find_map(|line| {
+            let message: serde_json::Value = serde_json::from_str(line).ok()?;
+            Some(PathBuf::from(message.get("executable")?.as_str()?))
+        });
+        program
+            .map(Self)
+            .context("cargo does not say where the program `trainer` is")
+    }
+
+    /// The program with nothing to read.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.0);
+        command.stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
+        command
+    }
+
+    /// What the program prints; its own words where it fails.
+    pub(crate) fn output<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> anyhow::Result<String> {
+        let output = self
+            .command()
+            .args(arguments)
+            .output()
+            .context("cannot run the program `trainer`")?;
+        if !output.status.success() {
+            let message = String::from_utf8_lossy(&output.stderr);
+            let message = message.trim().trim_start_matches("error: ").to_owned();
+            return Err(match output.status.code() {
+                Some(2) => Usage(message).into(),
+                _ => anyhow::anyhow!(message),
+            });
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// How long another process may take to finish its step and its checkpoint.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits until no other process writes to a run's folder, as one that was started by a killed command may for a while.
+pub(crate) fn wait_for_writer(run: &Path) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let mut told = false;
+    while File::open(run.join("log.txt")).is_ok_and(|log| log.try_lock().is_err()) {
+        if started.elapsed() > PATIENCE {
+            bail!(
+                "another process is writing to the run folder `{}`; wait until it is done, or stop it",
+                run.display()
+            );
+        }
+        if !told {
+            printer::note(&format!(
+                "waiting for another process that writes to `{}`",
+                run.display()
+            ));
+            told = true;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}

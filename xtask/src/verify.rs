@@ -1,0 +1,177 @@
+//! `cargo xtask verify`: trains a run again, and says whether it comes out the same.
+
+use crate::Usage;
+use crate::printer;
+use crate::trainer::{self, Trainer};
+use anyhow::{Context, bail};
+use report::{CHECKPOINT, Epoch, METRICS, RECORD, Run, checkpoint_epochs, weights_difference};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+
+/// What is asked of the command.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The run: its folder, or its name in runs/.
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+
+    /// Train its first N epochs only [default: all that are done].
+    #[arg(long, value_name = "N")]
+    epochs: Option<NonZeroU32>,
+
+    /// The folder that holds `cifar-10-batches-bin` [default: the run's].
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// Threads that compute; the result does not depend on them [default: one a core].
+    #[arg(long, value_name = "N")]
+    threads: Option<u32>,
+
+    #[command(flatten)]
+    trainer: trainer::Args,
+}
+
+/// Trains again, says what came of it, and gives the exit code: failure where anything differs.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let named = Path::new("runs").join(&args.run);
+    let folder = if !args.run.join(RECORD).exists() && named.join(RECORD).exists() {
+        named
+    } else {
+        args.run.clone()
+    };
+    let run = Run::read(&folder)?;
+    let done = run.epochs.len() as u32;
+    let epochs = args.epochs.map_or(done, NonZeroU32::get);
+    if epochs > done {
+        return Err(Usage(format!(
+            "--epochs {epochs}: the run `{}` has {done} epochs that are done",
+            folder.display()
+        ))
+        .into());
+    }
+    let device = &run.made_by.device;
+    let trainer = Trainer::new(&args.trainer, Some(device))?;
+    let again = tempfile::tempdir().context("cannot make a folder to train in")?;
+    let mut command = trainer.command();
+    command
+        .arg("--config")
+        .arg(folder.join(RECORD))
+        .arg("--run-dir")
+        .arg(again.path())
+        .args(["--name", "again"]);
+    command.args([
+        "--epochs",
+        &epochs.to_string(),
+        "--device",
+        device,
+        "--no-progress",
+    ]);
+    if let Some(data_dir) = &args.data_dir {
+        command.arg("--data-dir").arg(data_dir);
+    }
+    let threads = args.threads.map_or_else(
+        || std::thread::available_parallelism().map_or(1, usize::from),
+        |threads| threads as usize,
+    );
+    command.args(["--threads", &threads.to_string()]);
+    let status = command
+        .stderr(Stdio::inherit())
+        .status()
+        .context("cannot run the program `trainer`")?;
+    if !status.success() {
+        bail!("the run could not be trained again: {status}");
+    }
+    let again = again.path().join("again");
+    let repeated = report::read_metrics(&again.join(METRICS))?;
+    let sha = |path: &Path| -> anyhow::Result<String> { Ok(Run::read(path)?.made_by.data_sha256) };
+    if sha(&again)? != run.made_by.data_sha256 {
+        bail!(
+            "the data are others than those that the run `{}` was made with",
+            folder.display()
+        );
+    }
+    let first_other = run
+        .epochs
+        .iter()
+        .zip(&repeated)
+        .find(|(then, now)| !same(then, now));
+    // The weights themselves, where both stand after the same epoch.
+    let weights = folder.join(CHECKPOINT);
+    let weights = if checkpoint_epochs(&folder) == Some(epochs) {
+        Some(
+            weights_difference(&weights, &again.join(CHECKPOINT))
+                .context("cannot compare the weights")?,
+        )
+    } else {
+        None
+    };
+    match (first_other, weights) {
+        (None, None)
+            if run
+                .epochs
+                .iter()
+                .take(epochs as usize)
+                .any(|epoch| epoch.weights_sha256.is_none()) =>
+        {
+            printer::line(&format!(
+                "losses and accuracies of {epochs} epochs are the same, to the bit; the run kept no digests of their weights"
+            ));
+            Ok(ExitCode::SUCCESS)
+        }
+        (None, weights)
+            if weights
+                .as_ref()
+                .is_none_or(|weights| weights.different == 0) =>
+        {
+            printer::line(&format!(
+                "the same: after each of {epochs} epochs the weights agree to the bit"
+            ));
+            Ok(ExitCode::SUCCESS)
+        }
+        (other, weights) => {
+            let mut message = "not the same".to_owned();
+            if let Some((then, now)) = other {
+                message += &format!(
+                    ": from epoch {} on; its training loss was {} and is {}, its test loss was {} and is {}",
+                    then.epoch, then.train_loss, now.train_loss, then.test_loss, now.test_loss
+                );
+            }
+            match weights {
+                Some(weights) => {
+                    message += &format!(
+                        "; after epoch {epochs}, {} of {} weights differ, by at most {:e} (in {})",
+                        weights.different, weights.numbers, weights.largest, weights.tensor
+                    );
+                }
+                None => {
+                    message += &format!(
+                        "; the weights after epoch {epochs} are not kept, so these are all figures there are"
+                    );
+                }
+            }
+            printer::line(&message);
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// Whether two epochs came to the same, to the bit. Times do not count.
+fn same(then: &Epoch, now: &Epoch) -> bool {
+    let numbers = |epoch: &Epoch| {
+        [
+            epoch.train_loss,
+            epoch.train_accuracy,
+            epoch.test_loss,
+            epoch.test_accuracy,
+            epoch.learning_rate,
+        ]
+        .map(f64::to_bits)
+    };
+    // Runs of earlier versions have no digests.
+    let weights = match (&then.weights_sha256, &now.weights_sha256) {
+        (Some(then), Some(now)) => then == now,
+        _ => true,
+    };
+    numbers(then) == numbers(now) && weights
+}
