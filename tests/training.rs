@@ -71,9 +71,11 @@ fn a_run_leaves_everything_behind() {
         "curves.png",
         "curves.svg",
         "last.safetensors",
+        "layers.json",
         "log.txt",
         "metrics.jsonl",
         "momentum-2-0.safetensors",
+        "predictions.safetensors",
         "run.toml",
         "summary.txt",
     ];

@@ -131,10 +131,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let mut failed = Vec::new();
     if args.report_only {
-        for run in plan.iter().filter(|run| run.state != State::Finished) {
+        let (finished, others): (Vec<_>, Vec<_>) = plan
+            .into_iter()
+            .partition(|run| run.state == State::Finished);
+        plan = finished;
+        for run in others.iter().filter(|_| !plan.is_empty()) {
             printer::note(&format!("{}: left out, it is not finished", run.name));
         }
-        plan.retain(|run| run.state == State::Finished);
     } else {
         fs::create_dir_all(&args.out)
             .with_context(|| format!("cannot make the folder `{}`", args.out.display()))?;

@@ -124,8 +124,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 .as_ref()
                 .is_none_or(|weights| weights.different == 0) =>
         {
+            let epochs = if epochs == 1 {
+                "the one epoch".to_owned()
+            } else {
+                format!("each of {epochs} epochs")
+            };
             printer::line(&format!(
-                "the same: after each of {epochs} epochs the weights agree to the bit"
+                "the same: the weights after {epochs} agree to the bit"
             ));
             Ok(ExitCode::SUCCESS)
         }

@@ -32,7 +32,7 @@ pub(crate) struct Chart {
 /// The picture's size and the room around the axes, in its own units: pixels at full size.
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 260.0;
-const LEFT: f64 = 52.0;
+const LEFT: f64 = 58.0;
 const RIGHT: f64 = 10.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 42.0;
@@ -55,7 +55,7 @@ impl Axis {
             low -= room;
             high += room;
         }
-        let mut step = step((high - low) / 5.0);
+        let mut step = step((high - low) / 6.0);
         if whole {
             step = step.max(1.0);
         }

@@ -47,7 +47,7 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                 (table(&contents::results(comparison)))
                 (list(&contents::ratios(comparison)))
 
-                (PreEscaped(format!("<!-- {TIMES_BEGIN} -->")))
+                (PreEscaped(format!("\n<!-- {TIMES_BEGIN} -->\n")))
                 h2 id="time" { "Time" }
                 (table(&contents::times(comparison)))
                 (list(&contents::time_ratios(comparison)))
@@ -61,7 +61,7 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                     }
                 }
                 p class="quiet" { "Written on " (written) "." }
-                (PreEscaped(format!("<!-- {TIMES_END} -->")))
+                (PreEscaped(format!("\n<!-- {TIMES_END} -->\n")))
 
                 @if several {
                     h2 id="real" { "Is the difference real?" }
@@ -126,6 +126,18 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
     page.into_string()
 }
 
+/// Characters of a cell that stay on one line.
+const UNBROKEN: usize = 14;
+
+/// A short text that is not to be broken between a number and its unit.
+fn unbroken(text: &str) -> String {
+    if text.chars().count() <= UNBROKEN {
+        text.replace(' ', "\u{a0}")
+    } else {
+        text.to_owned()
+    }
+}
+
 fn table(table: &Table) -> Markup {
     html! {
         div class="scroll" {
@@ -135,7 +147,7 @@ fn table(table: &Table) -> Markup {
                     @for row in &table.rows {
                         tr {
                             @for (column, cell) in row.iter().enumerate() {
-                                @if column == 0 { th scope="row" { (cell) } } @else { td { (cell) } }
+                                @if column == 0 { th scope="row" { (cell) } } @else { td { (unbroken(cell)) } }
                             }
                         }
                     }
@@ -346,7 +358,7 @@ fn images(heading: &str, kinds: &[(String, Vec<Seen>)]) -> Markup {
                             figcaption {
                                 strong { (image.class) }
                                 @for (label, class, probability) in &image.guesses {
-                                    span { (label) ": " (class) " " (format!("{:.1} %", 100.0 * probability)) }
+                                    span { (label) ": " (class) " " (format!("{:.1}\u{a0}%", 100.0 * probability)) }
                                 }
                                 span { "test image " (image.number) }
                             }

@@ -1,0 +1,471 @@
+//! `cargo xtask compare`, `verify`, and the reports, whose page is opened in a browser where there is one.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
+
+use assert_cmd::Command;
+use end_to_end::{path, program, refused};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{self, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// `cargo xtask NAME`, with the trainer that is built.
+fn xtask(name: &str) -> Command {
+    let mut command = program("xtask");
+    command.arg(name).arg("--trainer").arg(path("trainer"));
+    command
+}
+
+/// What the comparisons here have in common: SmallAlexNet, two seeds, a few images.
+const FEW: [&str; 12] = [
+    "--models",
+    "small-alexnet",
+    "--seeds",
+    "0,1",
+    "--dataset",
+    "synthetic",
+    "--limit-train",
+    "12",
+    "--epochs",
+    "2",
+    "--device",
+    "cpu",
+];
+const FEW_FLAGS: [&str; 5] = ["--", "--limit-test", "20", "--batch-size", "6"];
+
+fn compare(out: &Path, more: &[&str]) -> Command {
+    let mut command = xtask("compare");
+    command
+        .args(FEW)
+        .arg("--out")
+        .arg(out)
+        .args(more)
+        .args(FEW_FLAGS);
+    command
+}
+
+fn printed(command: &mut Command) -> (String, String) {
+    let output = command.assert().success().get_output().clone();
+    (
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+/// Both reports without their blocks of times.
+fn reports(out: &Path) -> [String; 2] {
+    ["report.md", "report.html"].map(|name| {
+        let text = fs::read_to_string(out.join(name)).unwrap();
+        let (before, rest) = text.split_once(report::TIMES_BEGIN).unwrap();
+        let (times, after) = rest.split_once(report::TIMES_END).unwrap();
+        assert!(times.contains("Written on"), "{times}");
+        format!("{before}{after}")
+    })
+}
+
+#[test]
+fn what_is_missing_is_trained_and_all_is_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+    let (plan, _) = printed(&mut compare(&first, &["--dry-run"]));
+    assert!(
+        plan.contains("small-alexnet-reference-seed1: to be trained, 2 epochs, about"),
+        "{plan}"
+    );
+    assert!(plan.contains("in all about"), "{plan}");
+    assert!(!first.exists());
+    refused(&mut compare(&first, &["--report-only"]), 1, &[]);
+
+    let (said, progress) = printed(&mut compare(&first, &[]));
+    assert!(said.contains("report.html"), "{said}");
+    assert!(
+        progress.contains("seed0  epoch 2/2") && progress.contains("left for all"),
+        "{progress}"
+    );
+    for part in [
+        "the post: SmallAlexNet",
+        "83.16 %",
+        "31 min",
+        "GTX 1070 Ti",
+        "12,417,098",
+        "95 % interval",
+        "Accuracy by class",
+        "The most confident mistakes",
+        "conv_layer3.4",
+        "SHA-256 of the data",
+    ] {
+        for name in ["report.md", "report.html"] {
+            assert!(
+                fs::read_to_string(first.join(name)).unwrap().contains(part),
+                "{part} is not in {name}"
+            );
+        }
+    }
+
+    // Nothing is trained twice.
+    let weights = first.join("small-alexnet-reference-seed1/last.safetensors");
+    let modified = fs::metadata(&weights).unwrap().modified().unwrap();
+    let (_, progress) = printed(&mut compare(&first, &[]));
+    assert!(
+        progress.contains("2 of 2 runs are finished already") && !progress.contains("epoch"),
+        "{progress}"
+    );
+    assert_eq!(
+        modified,
+        fs::metadata(&weights).unwrap().modified().unwrap()
+    );
+    let (plan, _) = printed(&mut compare(&first, &["--dry-run"]));
+    assert!(plan.contains("seed1: finished"), "{plan}");
+
+    // Two at a time, elsewhere: the same.
+    printed(&mut compare(&second, &["--jobs", "2"]));
+    assert_eq!(reports(&first), reports(&second));
+    let before = fs::read_to_string(second.join("report.md")).unwrap();
+    fs::remove_file(second.join("report.md")).unwrap();
+    printed(&mut compare(&second, &["--report-only"]));
+    assert_eq!(
+        before.len(),
+        fs::read_to_string(second.join("report.md")).unwrap().len()
+    );
+
+    // Other settings do not fit; more epochs do.
+    let mut other = xtask("compare");
+    other.args(FEW).arg("--out").arg(&first).args([
+        "--",
+        "--limit-test",
+        "20",
+        "--batch-size",
+        "4",
+    ]);
+    refused(
+        &mut other,
+        2,
+        &["batch_size = 6", "batch_size = 4", "--out"],
+    );
+
+    verified(&first.join("small-alexnet-reference-seed1"));
+    opened(&first.join("report.html"));
+}
+
+/// `verify` on a run that is as it was, and on one that is not.
+fn verified(run: &Path) {
+    let (said, _) = printed(xtask("verify").arg(run));
+    assert!(
+        said.contains("the same: the weights after each of 2 epochs agree to the bit"),
+        "{said}"
+    );
+    let (said, _) = printed(
+        xtask("verify")
+            .arg(run)
+            .args(["--epochs", "1", "--threads", "1"]),
+    );
+    assert!(said.contains("after the one epoch"), "{said}");
+    refused(
+        xtask("verify").arg(run).args(["--epochs", "3"]),
+        2,
+        &["has 2 epochs"],
+    );
+
+    let metrics = run.join("metrics.jsonl");
+    let text = fs::read_to_string(&metrics).unwrap();
+    let mut lines: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    lines[1]["weights_sha256"] = "0".repeat(64).into();
+    let changed: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    fs::write(&metrics, changed).unwrap();
+    let output = xtask("verify")
+        .arg(run)
+        .assert()
+        .code(1)
+        .get_output()
+        .clone();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        said.contains("not the same: from epoch 2 on")
+            && said.contains("0 of 12417098 weights differ"),
+        "{said}"
+    );
+    fs::write(&metrics, text).unwrap();
+}
+
+/// The page needs nothing but itself. In a browser, where there is one: nothing on the console, nothing from the
+/// network.
+fn opened(page: &Path) {
+    let text = fs::read_to_string(page).unwrap();
+    for outside in [
+        "http:", "https:", "//", "<script", "@import", "url(", "<iframe",
+    ] {
+        let place = text.find(outside);
+        // base64 may hold two slashes.
+        let place = place.filter(|place| {
+            !text[..*place].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '+')
+        });
+        assert!(
+            place.is_none(),
+            "`{outside}` is in the page: {}",
+            &text[place.unwrap()..][..80]
+        );
+    }
+    let browsers = ["chromium", "chromium-browser", "google-chrome"];
+    let there = |name: &&&str| {
+        process::Command::new(name)
+            .arg("--version")
+            .output()
+            .is_ok_and(|output| output.status.success())
+    };
+    let Some(browser) = browsers.iter().find(there) else {
+        eprintln!("skipped: no browser to open the page in");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let open = |page: &Path, log: &Path| {
+        let mut command = process::Command::new(browser);
+        command.args([
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+        ]);
+        command.args([
+            "--disable-component-update",
+            "--no-first-run",
+            "--enable-logging=stderr",
+            "--v=0",
+            "--dump-dom",
+        ]);
+        command.arg(format!(
+            "--user-data-dir={}",
+            folder.path().join("profile").display()
+        ));
+        command
+            .arg(format!("--log-net-log={}", log.display()))
+            .arg(format!("file://{}", page.display()));
+        let output = command.output().unwrap();
+        let document = String::from_utf8_lossy(&output.stdout).into_owned();
+        let console = String::from_utf8_lossy(&output.stderr)
+            .lines()
+            .filter(|line| line.contains("CONSOLE"))
+            .count();
+        let log: String = fs::read_to_string(log).unwrap_or_default();
+        // The browser's own services have addresses of their own; the page's would be this one.
+        (document, console, log.matches("nowhere.invalid").count())
+    };
+    let (document, console, _) = open(page, &folder.path().join("page.json"));
+    assert!(
+        document.contains("What made the runs") && document.contains("</html>"),
+        "{document}"
+    );
+    assert_eq!(console, 0);
+    // The check sees what it looks for.
+    let bad = folder.path().join("bad.html");
+    fs::write(&bad, "<html><body><img src='http://nowhere.invalid/a.png'><script>console.error('bad')</script></body></html>").unwrap();
+    let (_, console, requests) = open(&bad, &folder.path().join("bad.json"));
+    assert!(console > 0 && requests > 0, "{console} {requests}");
+    let log = fs::read_to_string(folder.path().join("page.json")).unwrap_or_default();
+    assert!(
+        log.contains("constants"),
+        "the browser kept no log of the network"
+    );
+    let urls: Vec<_> = log
+        .split("\"url\":\"")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').next())
+        .collect();
+    let foreign: Vec<_> = urls
+        .iter()
+        .filter(|url| {
+            !url.starts_with("file:") && !url.starts_with("data:") && !url.contains("google")
+        })
+        .collect();
+    assert!(foreign.is_empty(), "{foreign:?}");
+}
+
+#[test]
+fn killed_at_any_moment_it_ends_in_the_same_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
+    let started = Instant::now();
+    printed(&mut compare(&whole, &[]));
+    let takes = started.elapsed();
+    let start = || {
+        let mut command = process::Command::new(path("xtask"));
+        command
+            .arg("compare")
+            .arg("--trainer")
+            .arg(path("trainer"))
+            .args(FEW)
+            .arg("--out")
+            .arg(&killed)
+            .args(FEW_FLAGS);
+        command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let mut kills = 0;
+    for _ in 0..8 {
+        let mut child = start();
+        // Moments that differ from call to call, spread over the whole.
+        let moment = u64::from(started.elapsed().subsec_nanos()) % (takes.as_nanos() as u64 / 2);
+        thread::sleep(Duration::from_nanos(moment));
+        if child.try_wait().unwrap().is_none() {
+            child.kill().unwrap();
+            kills += 1;
+        }
+        child.wait().unwrap();
+    }
+    assert!(kills > 0);
+    printed(&mut compare(&killed, &[]));
+    assert_eq!(reports(&whole), reports(&killed), "after {kills} kills");
+}
+
+#[test]
+fn a_failed_run_does_not_stop_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let arguments = [
+        "--models",
+        "small-alexnet",
+        "--dataset",
+        "synthetic",
+        "--limit-train",
+        "12",
+        "--device",
+        "cpu",
+    ];
+    let begun = |seeds: &str, epochs: &str| {
+        let mut command = xtask("compare");
+        command
+            .args(arguments)
+            .args(["--seeds", seeds, "--epochs", epochs])
+            .arg("--out")
+            .arg(&out)
+            .args(FEW_FLAGS);
+        command
+    };
+    begun("0", "1").assert().success();
+    // Its checkpoint is damaged, and two epochs are asked for.
+    let checkpoint = out.join("small-alexnet-reference-seed0/last.safetensors");
+    fs::write(&checkpoint, "damaged").unwrap();
+    let output = begun("0,1", "2").assert().code(1).get_output().clone();
+    let said = String::from_utf8(output.stderr).unwrap();
+    for part in [
+        "small-alexnet-reference-seed0 failed",
+        "last.safetensors",
+        "the end of",
+        "epoch ends",
+        "seed1  epoch 2/2",
+        "not in the report",
+    ] {
+        assert!(said.contains(part), "`{part}` is not in {said}");
+    }
+    let report = fs::read_to_string(out.join("report.md")).unwrap();
+    assert!(
+        report.contains("small-alexnet-reference-seed1") && !report.contains("seed0"),
+        "{report}"
+    );
+}
+
+#[test]
+fn what_cannot_be_compared_is_said() {
+    let runs = tempfile::tempdir().unwrap();
+    let runs = runs.path();
+    for (name, more) in [
+        ("a", ["--seed", "0"]),
+        ("b", ["--seed", "0"]),
+        ("c", ["--seed", "1"]),
+        ("d", ["--limit-train", "18"]),
+    ] {
+        let mut arguments: BTreeMap<&str, &str> = [
+            ("--model", "small-alexnet"),
+            ("--dataset", "synthetic"),
+            ("--limit-train", "12"),
+            ("--limit-test", "10"),
+            ("--batch-size", "6"),
+        ]
+        .into();
+        arguments.insert(more[0], more[1]);
+        let mut command = program("trainer");
+        command
+            .args(arguments.iter().flat_map(|(flag, value)| [*flag, *value]))
+            .args(["--epochs", "1", "--name", name, "--run-dir"]);
+        command.arg(runs).assert().success();
+    }
+    let out = runs.join("report");
+    let report = |names: &[&str]| {
+        let mut command = program("trainer");
+        command
+            .arg("report")
+            .arg("--run-dir")
+            .arg(runs)
+            .arg("--out")
+            .arg(&out)
+            .args(names);
+        command
+    };
+    refused(&mut report(&["a", "b"]), 1, &["`a`", "`b`", "same seed 0"]);
+    refused(&mut report(&["a", "a"]), 1, &["same seed 0"]);
+    refused(
+        &mut report(&["a", "d"]),
+        1,
+        &["different data", "12 training", "18 training"],
+    );
+    refused(&mut report(&["a", "none"]), 1, &["none", "run.toml"]);
+    refused(&mut report(&[]), 2, &["RUN"]);
+    fs::create_dir(runs.join("empty")).unwrap();
+    refused(&mut report(&["empty"]), 1, &["is no run"]);
+    let record = fs::read_to_string(runs.join("a/run.toml")).unwrap();
+    fs::write(runs.join("empty/run.toml"), &record).unwrap();
+    refused(
+        &mut report(&["empty"]),
+        1,
+        &["no epoch that is done", "--resume"],
+    );
+    let later = record.replace("record_version = 1", "record_version = 2");
+    assert_ne!(later, record);
+    fs::write(runs.join("b/run.toml"), later).unwrap();
+    refused(&mut report(&["b"]), 1, &["version 2", "version 1"]);
+    refused(
+        program("trainer").arg("--resume").arg(runs.join("b")),
+        2,
+        &["version 2"],
+    );
+    fs::write(runs.join("b/run.toml"), "model = ").unwrap();
+    refused(&mut report(&["b"]), 1, &["damaged"]);
+    let metrics = runs.join("c/metrics.jsonl");
+    fs::write(&metrics, "{}\n").unwrap();
+    refused(&mut report(&["c"]), 1, &["metrics.jsonl", "line 1"]);
+    assert!(!out.exists());
+    report(&["a"]).assert().success();
+    assert!(out.join("report.html").exists());
+
+    for (flag, value) in [
+        ("--seeds", "0,0"),
+        ("--models", "alexnet,alexnet"),
+        ("--recipe", "reference,reference"),
+    ] {
+        refused(xtask("compare").args([flag, value]), 2, &[flag, "twice"]);
+    }
+    refused(
+        xtask("compare").args(["--models", "resnet"]),
+        2,
+        &["resnet"],
+    );
+    refused(
+        xtask("compare").args(["--recipe", "none"]),
+        2,
+        &["none", "reference"],
+    );
+    refused(xtask("verify").arg(runs.join("nothing")), 1, &["is no run"]);
+    let mut missing = program("xtask");
+    refused(
+        missing.args(["compare", "--trainer", "no/such/program"]),
+        2,
+        &["no/such/program"],
+    );
+}
