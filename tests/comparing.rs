@@ -1,6 +1,6 @@
 //! `cargo xtask compare`, `verify`, and the reports, whose page is opened in a browser where there is one.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)] // Also in what the tests share.
 
 use assert_cmd::Command;
 use end_to_end::{path, program, refused};

@@ -63,6 +63,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
         precision: device::precision(settings.run.precision, &device)?,
         model: device::model(&device)?,
         device,
+        layer_times: LayerTimes::default(),
     };
     // Before the data, which take time: what must not be touched is found at once.
     let resumed = resumed.map(|run| RunFolder::lock(&run)).transpose()?;
@@ -83,8 +84,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
             )
         }
     };
-    let layer_times = LayerTimes::default();
-    let _trace_until_the_end = start_log(&folder, args.log_level, trace, &layer_times)?;
+    let _trace_until_the_end = start_log(&folder, args.log_level, trace, &place.layer_times)?;
     write_record(&folder, &settings, &data, &place)?;
     train(
         &settings,
@@ -92,7 +92,6 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
         &place,
         &folder,
         training,
-        &layer_times,
         !args.no_progress,
         &stop,
     )
@@ -104,6 +103,8 @@ struct Place {
     precision: Precision,
     /// A GPU's own name.
     model: Option<String>,
+    /// How long layers take there.
+    layer_times: LayerTimes,
 }
 
 impl Place {
@@ -327,7 +328,6 @@ fn train(
     place: &Place,
     folder: &RunFolder,
     mut training: Training,
-    layer_times: &LayerTimes,
     show_bar: bool,
     stop: &AtomicBool,
 ) -> anyhow::Result<Ended> {
@@ -378,7 +378,7 @@ fn train(
                 // Before the metrics, so that the last epoch's are there only where these are.
                 if history.len() == *epochs as usize {
                     write_predictions(folder, data, *epochs, evaluation, network)?;
-                    write_layers(folder, settings.run.model, place, layer_times)?;
+                    write_layers(folder, settings.run.model, place)?;
                 }
                 write_metrics(folder, history)?;
                 drawn = false;
@@ -466,14 +466,9 @@ fn write_predictions(
 }
 
 /// The layers and, on a processor, the time that each took. A GPU works behind the host's back.
-fn write_layers(
-    folder: &RunFolder,
-    model: Architecture,
-    place: &Place,
-    times: &LayerTimes,
-) -> anyhow::Result<()> {
+fn write_layers(folder: &RunFolder, model: Architecture, place: &Place) -> anyhow::Result<()> {
     let times = if place.device.is_cpu() {
-        times.means()
+        place.layer_times.means()
     } else {
         BTreeMap::new()
     };
