@@ -84,7 +84,8 @@ pub fn evaluate(
     // After the tally, for which a GPU was waited for already.
     let mut logits = Vec::with_capacity(feed.images());
     for output in outputs {
-        let numbers = output.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+        let output = output.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let numbers = output.flatten_all()?.to_vec1()?;
         logits.extend(numbers.as_chunks::<CLASSES>().0);
     }
     let images = feed.images() as f64;
