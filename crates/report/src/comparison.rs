@@ -237,3 +237,52 @@ fn labels(keys: &[&Table]) -> Vec<String> {
     }
     keys.iter().map(|key| label(key, &names)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::tests::made_up;
+
+    fn labels_of(runs: Vec<Run>) -> Vec<String> {
+        let comparison = Comparison::new(runs).unwrap();
+        comparison
+            .groups
+            .into_iter()
+            .map(|group| group.label)
+            .collect()
+    }
+
+    #[test]
+    fn groups_are_named_by_what_tells_them_apart() {
+        let run = |model, seed, settings| made_up(model, seed, settings, &[(1.0, 1.0, 0.5)]);
+        let both = vec![
+            run("alexnet", 0, "patience = 5"),
+            run("small-alexnet", 0, "patience = 2"),
+            run("alexnet", 1, "patience = 5"),
+        ];
+        assert_eq!(labels_of(both), ["AlexNet", "SmallAlexNet"]);
+        // A recipe's own settings need no mention.
+        let recipes = vec![
+            run("alexnet", 0, "recipe = 'reference'\nbatch_size = 500"),
+            run("alexnet", 0, "recipe = 'best'\nbatch_size = 100"),
+        ];
+        assert_eq!(labels_of(recipes), ["AlexNet, reference", "AlexNet, best"]);
+        let rates = vec![
+            run("alexnet", 0, "learning_rate = 0.01\nthreads = 1"),
+            run("alexnet", 0, "learning_rate = 0.02"),
+            run("alexnet", 1, "learning_rate = 0.01"),
+        ];
+        assert_eq!(
+            labels_of(rates),
+            ["AlexNet, learning rate 0.01", "AlexNet, learning rate 0.02"]
+        );
+    }
+
+    #[test]
+    fn runs_are_in_the_order_of_their_seeds() {
+        let run = |seed| made_up("alexnet", seed, "", &[(1.0, 1.0, 0.5)]);
+        let comparison = Comparison::new(vec![run(2), run(0), run(1)]).unwrap();
+        assert!(comparison.runs().map(|run| run.seed).eq(0..3));
+        assert!(matches!(Comparison::new(Vec::new()), Err(Error::NoRuns)));
+    }
+}

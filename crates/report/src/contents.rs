@@ -775,3 +775,146 @@ pub(crate) fn provenance(comparison: &Comparison) -> Table {
     });
     table
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::tests::made_up;
+    use crate::{CLASSES, Filters, Predictions};
+
+    #[test]
+    fn numbers_are_written_for_people() {
+        assert_eq!(grouped(58_292_074), "58,292,074");
+        assert_eq!(
+            (duration(37.2), duration(1860.0), duration(9000.0)),
+            (
+                "37.2 s".to_owned(),
+                "31.0 min".to_owned(),
+                "2.50 h".to_owned()
+            )
+        );
+        assert_eq!(
+            (chance(0.00001), chance(0.0213), chance(0.25)),
+            (
+                "less than 0.01 %".to_owned(),
+                "2.13 %".to_owned(),
+                "25 %".to_owned()
+            )
+        );
+    }
+
+    #[test]
+    fn the_posts_setting_is_recognised() {
+        let epochs = [(1.0, 1.0, 0.8); 50];
+        let run = made_up("alexnet", 0, "epochs = 50", &epochs);
+        assert_eq!(setting(&Comparison::new(vec![run]).unwrap()).len(), 1);
+        let run = made_up("alexnet", 0, "epochs = 50", &epochs[..49]);
+        let sentences = setting(&Comparison::new(vec![run]).unwrap());
+        assert!(
+            sentences[1].contains("not to be expected") && sentences[2].contains("is not finished"),
+            "{sentences:?}"
+        );
+    }
+
+    #[test]
+    fn overfitting_begins_where_the_test_loss_is_lowest() {
+        let sentence = |epochs: &[(f64, f64, f64)]| {
+            let comparison = Comparison::new(vec![made_up("alexnet", 0, "", epochs)]).unwrap();
+            overfitting(&comparison.groups[0]).unwrap()
+        };
+        assert!(sentence(&[(2.0, 2.0, 0.1), (1.0, 1.0, 0.2)]).contains("has not begun"));
+        let text = sentence(&[(2.0, 2.0, 0.1), (1.0, 1.0, 0.2), (0.5, 1.25, 0.3)]);
+        assert!(
+            text.contains("lowest after epoch 2 (1.0000) and ends at 1.2500")
+                && text.contains("overfitting begins there"),
+            "{text}"
+        );
+        assert!(
+            sentence(&[(1.0, 1.0, 0.2), (1.5, 1.25, 0.3)])
+                .contains("does not fall after it either")
+        );
+    }
+
+    #[test]
+    fn differences_are_put_into_words() {
+        // The pairs of `statistics`: stats.ttest_rel gives p = 0.00828, and half an interval of 0.00849.
+        let accuracies = [
+            ("alexnet", [0.8503, 0.8479, 0.8532, 0.8461]),
+            ("small-alexnet", [0.8316, 0.8342, 0.8301, 0.8350]),
+        ];
+        let mut runs = Vec::new();
+        for (model, accuracies) in accuracies {
+            runs.extend(
+                (0..)
+                    .zip(accuracies)
+                    .map(|(seed, accuracy)| made_up(model, seed, "", &[(1.0, 1.0, accuracy)])),
+            );
+        }
+        // Ten images; the first network alone is right on nine, the second alone on one: binomtest(1, 10).pvalue = 0.0215.
+        let logits = |right: &dyn Fn(usize) -> bool| -> Vec<[f32; CLASSES]> {
+            (0..10)
+                .map(|number| {
+                    std::array::from_fn(|class| {
+                        f32::from(
+                            class
+                                == if right(number) {
+                                    number
+                                } else {
+                                    (number + 1) % 10
+                                },
+                        )
+                    })
+                })
+                .collect()
+        };
+        for (run, right) in [
+            (0, &(|number: usize| number > 0) as &dyn Fn(usize) -> bool),
+            (4, &|number: usize| number == 0),
+        ] {
+            let labels: Vec<u8> = (0..10).collect();
+            let filters = Filters {
+                side: 1,
+                weights: vec![0.0; 3],
+            };
+            runs[run].predictions = Some(Predictions::new(
+                1,
+                &["a"; 10],
+                &labels,
+                &logits(right),
+                |_| vec![0; 3072],
+                filters,
+            ));
+        }
+        let comparison = Comparison::new(runs).unwrap();
+        let sentences = tests(&comparison);
+        assert_eq!(sentences.len(), 2);
+        for part in [
+            "Over 4 seeds, AlexNet is 1.66 points better than SmallAlexNet",
+            "0.82 to 2.51 points",
+            "0.83 %",
+            "larger than what seeds do",
+            "With 4 seeds",
+        ] {
+            assert!(
+                sentences[0].contains(part),
+                "{part} is not in {}",
+                sentences[0]
+            );
+        }
+        for part in [
+            "9 are right with AlexNet alone and 1 with SmallAlexNet alone",
+            "2.15 %",
+            "not chance",
+        ] {
+            assert!(
+                sentences[1].contains(part),
+                "{part} is not in {}",
+                sentences[1]
+            );
+        }
+        let shown = disagreements(&comparison);
+        assert_eq!((shown[0].1.len(), shown[1].1.len()), (9, 1));
+        assert_eq!(shown[1].1[0].number, 0);
+        assert_eq!(mistakes(&comparison).len(), 2);
+    }
+}

@@ -246,9 +246,65 @@ fn folder_name(folder: &Path) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// A run that never was: its losses and accuracies by epoch.
+    pub(crate) fn made_up(
+        model: &str,
+        seed: u64,
+        settings: &str,
+        epochs: &[(f64, f64, f64)],
+    ) -> Run {
+        let mut all: Table = settings.parse().unwrap();
+        all.insert("model".to_owned(), model.into());
+        all.insert("dataset".to_owned(), "cifar10".into());
+        all.insert("seed".to_owned(), Value::Integer(seed as i64));
+        let recipe = all
+            .get("recipe")
+            .and_then(Value::as_str)
+            .unwrap_or("reference")
+            .to_owned();
+        Run {
+            name: format!("{model}-{recipe}-seed{seed}"),
+            model: model.to_owned(),
+            recipe,
+            seed,
+            settings: all,
+            made_by: MadeBy {
+                version: "0.1.0".to_owned(),
+                commit: "0".to_owned(),
+                device: "cpu".to_owned(),
+                gpu: None,
+                precision: "f32".to_owned(),
+                parameters: if model == "alexnet" {
+                    58_292_074
+                } else {
+                    12_417_098
+                },
+                train_images: 50_000,
+                test_images: 10_000,
+                data_sha256: "00".to_owned(),
+            },
+            epochs: (1..)
+                .zip(epochs)
+                .map(|(epoch, (train_loss, test_loss, test_accuracy))| Epoch {
+                    epoch,
+                    train_loss: *train_loss,
+                    train_accuracy: 0.5,
+                    test_loss: *test_loss,
+                    test_accuracy: *test_accuracy,
+                    learning_rate: 0.01,
+                    seconds: 60.0,
+                    images_per_second: 1000.0,
+                    weights_sha256: None,
+                })
+                .collect(),
+            predictions: None,
+            layers: None,
+        }
+    }
 
     proptest! {
         #[test]

@@ -166,7 +166,7 @@ pub(crate) struct ReportArgs {
     pub(crate) run_dir: PathBuf,
 
     /// The folder for report.md and report.html.
-    #[arg(long, value_name = "DIR", default_value = "report")]
+    #[arg(long, value_name = "DIR", default_value = "runs/report")]
     pub(crate) out: PathBuf,
 }
 
