@@ -276,10 +276,20 @@ fn opened(page: &Path) {
         .skip(1)
         .filter_map(|rest| rest.split('"').next())
         .collect();
+    // Files, pictures inside the page, and what the browser fetches for itself, such as dictionaries.
+    let expected = [
+        "file:",
+        "data:",
+        "chrome:",
+        "chrome-extension:",
+        "devtools:",
+    ];
+    let of_the_browser = ["google", "gvt1.com", "gstatic.com"];
     let foreign: Vec<_> = urls
         .iter()
         .filter(|url| {
-            !url.starts_with("file:") && !url.starts_with("data:") && !url.contains("google")
+            !expected.iter().any(|scheme| url.starts_with(scheme))
+                && !of_the_browser.iter().any(|host| url.contains(host))
         })
         .collect();
     assert!(foreign.is_empty(), "{foreign:?}");
