@@ -92,11 +92,9 @@ fn interval(sample: &Sample) -> String {
     sample.half_width.map_or_else(
         || "needs two seeds".to_owned(),
         |half| {
-            format!(
-                "{:.2} to {:.2} %",
-                100.0 * (sample.mean - half),
-                100.0 * (sample.mean + half)
-            )
+            // No accuracy lies outside.
+            let (low, high) = ((sample.mean - half).max(0.0), (sample.mean + half).min(1.0));
+            format!("{:.2} to {:.2} %", 100.0 * low, 100.0 * high)
         },
     )
 }
@@ -301,7 +299,7 @@ pub(crate) fn times(comparison: &Comparison) -> Table {
             duration(seconds / POST_EPOCHS as f64),
             format!("{:.0} min", post.minutes),
             format!(
-                "about {:.0}, evaluation counted in",
+                "about {:.0}",
                 POST_IMAGES as f64 * POST_EPOCHS as f64 / seconds
             ),
             "GTX 1070 Ti, PyTorch".to_owned(),
@@ -355,7 +353,7 @@ pub(crate) fn time_ratios(comparison: &Comparison) -> Vec<String> {
     }
     if posts(comparison).count() == 2 {
         sentences.push(format!(
-            "In the post it is {:.2} times as long ({:.0} against {:.0} minutes).",
+            "In the post it is {:.2} times as long ({:.0} against {:.0} minutes); its images/s are computed from these, evaluation counted in.",
             POST[1].minutes / POST[0].minutes,
             POST[1].minutes,
             POST[0].minutes

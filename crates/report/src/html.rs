@@ -44,7 +44,7 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                     a href="#runs" { "What made the runs" }
                 }
                 h2 id="results" { "Results, beside the post's" }
-                (table(&contents::results(comparison)))
+                div class="results" { (table(&contents::results(comparison))) }
                 (list(&contents::ratios(comparison)))
 
                 (PreEscaped(format!("\n<!-- {TIMES_BEGIN} -->\n")))
