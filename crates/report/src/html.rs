@@ -44,12 +44,12 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                     a href="#runs" { "What made the runs" }
                 }
                 h2 id="results" { "Results, beside the post's" }
-                div class="results" { (table(&contents::results(comparison))) }
+                div class="stacked" { (table(&contents::results(comparison))) }
                 (list(&contents::ratios(comparison)))
 
                 (PreEscaped(format!("\n<!-- {TIMES_BEGIN} -->\n")))
                 h2 id="time" { "Time" }
-                (table(&contents::times(comparison)))
+                div class="stacked" { (table(&contents::times(comparison))) }
                 (list(&contents::time_ratios(comparison)))
                 div class="charts" {
                     (wall_clock(comparison).figure())
@@ -147,7 +147,7 @@ fn table(table: &Table) -> Markup {
                     @for row in &table.rows {
                         tr {
                             @for (column, cell) in row.iter().enumerate() {
-                                @if column == 0 { th scope="row" { (cell) } } @else { td { (unbroken(cell)) } }
+                                @if column == 0 { th scope="row" { (cell) } } @else { td data-label=(table.header[column]) { (unbroken(cell)) } }
                             }
                         }
                     }
