@@ -109,18 +109,28 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             return Err(Usage(format!("{flag}: `{twice}` is given twice; give each once")).into());
         }
     }
+    if args.report_only {
+        // From the records alone: nothing is built.
+        let (finished, others): (Vec<_>, Vec<_>) =
+            names(args).partition(|name| is_finished(&args.out.join(name)));
+        for name in others.iter().filter(|_| !finished.is_empty()) {
+            printer::note(&format!("{name}: left out, it is not finished"));
+        }
+        write_report(args, &finished)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let trainer = Trainer::new(&args.trainer, args.device.as_deref())?;
     let mut plan = Vec::new();
     // Seed by seed, so that every network has a run early.
     for seed in &args.seeds {
         for recipe in &args.recipe {
             for model in &args.models {
-                let name = format!("{model}-{recipe}-seed{seed}");
+                let arguments = arguments(args, model, recipe, *seed);
                 plan.push(Planned::new(
                     &trainer,
                     &args.out,
-                    name,
-                    arguments(args, model, recipe, *seed),
+                    name(model, recipe, *seed),
+                    arguments,
                 )?);
             }
         }
@@ -129,45 +139,62 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         dry_run(&trainer, &plan)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut failed = Vec::new();
-    if args.report_only {
-        let (finished, others): (Vec<_>, Vec<_>) = plan
-            .into_iter()
-            .partition(|run| run.state == State::Finished);
-        plan = finished;
-        for run in others.iter().filter(|_| !plan.is_empty()) {
-            printer::note(&format!("{}: left out, it is not finished", run.name));
+    fs::create_dir_all(&args.out)
+        .with_context(|| format!("cannot make the folder `{}`", args.out.display()))?;
+    let failed = match train(&trainer, &plan, args.jobs)? {
+        Ended::Interrupted => {
+            printer::note("interrupted; the same command goes on where it stopped");
+            return Ok(ExitCode::from(INTERRUPTED));
         }
-    } else {
-        fs::create_dir_all(&args.out)
-            .with_context(|| format!("cannot make the folder `{}`", args.out.display()))?;
-        match train(&trainer, &plan, args.jobs)? {
-            Ended::Interrupted => {
-                printer::note("interrupted; the same command goes on where it stopped");
-                return Ok(ExitCode::from(INTERRUPTED));
-            }
-            Ended::Done(names) => failed = names,
-        }
-        plan.retain(|run| !failed.contains(&run.name));
+        Ended::Done(failed) => failed,
+    };
+    let trained: Vec<_> = names(args).filter(|name| !failed.contains(name)).collect();
+    write_report(args, &trained)?;
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
     }
-    if plan.is_empty() {
+    printer::note(&format!(
+        "error: failed, and not in the report: {}",
+        failed.join(", ")
+    ));
+    Ok(ExitCode::FAILURE)
+}
+
+/// The name of a run in the comparison's folder.
+fn name(model: &str, recipe: &str, seed: u64) -> String {
+    format!("{model}-{recipe}-seed{seed}")
+}
+
+/// The names of all runs in the report's order: network by network, as the post has them.
+fn names(args: &Args) -> impl Iterator<Item = String> {
+    args.models.iter().flat_map(move |model| {
+        let recipes = args.recipe.iter();
+        recipes.flat_map(move |recipe| {
+            args.seeds
+                .iter()
+                .map(move |seed| name(model, recipe, *seed))
+        })
+    })
+}
+
+/// Whether all epochs are done that the run in `folder` was asked for, and its last weights are there.
+fn is_finished(folder: &Path) -> bool {
+    Run::read(folder).is_ok_and(|run| {
+        run.finished()
+            && report::checkpoint_epochs(folder)
+                .is_some_and(|epochs| epochs as usize >= run.epochs.len())
+    })
+}
+
+/// Writes the report on the runs of these names, and says where it is.
+fn write_report(args: &Args, names: &[String]) -> anyhow::Result<()> {
+    if names.is_empty() {
         bail!(
             "there is no finished run in `{}` to report on",
             args.out.display()
         );
     }
-    // Network by network, as the post has them.
-    let of = |model: &String, recipe: &String| {
-        let start = format!("{model}-{recipe}-seed");
-        plan.iter().filter(move |run| run.name.starts_with(&start))
-    };
-    let order = args
-        .models
-        .iter()
-        .flat_map(|model| args.recipe.iter().map(move |recipe| (model, recipe)));
-    let runs = order
-        .flat_map(|(model, recipe)| of(model, recipe))
-        .map(|run| Run::read(&run.folder));
+    let runs = names.iter().map(|name| Run::read(&args.out.join(name)));
     let comparison = Comparison::new(runs.collect::<Result<_, _>>()?)?;
     let [markdown, html] = report::write_report(&args.out, &comparison)
         .with_context(|| format!("cannot write the report into `{}`", args.out.display()))?;
@@ -176,15 +203,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         markdown.display(),
         html.display()
     ));
-    if failed.is_empty() {
-        Ok(ExitCode::SUCCESS)
-    } else {
-        printer::note(&format!(
-            "error: failed, and not in the report: {}",
-            failed.join(", ")
-        ));
-        Ok(ExitCode::FAILURE)
-    }
+    Ok(())
 }
 
 /// The trainer's arguments for a run.
