@@ -36,8 +36,8 @@ pub struct Predictions {
     pub class_names: Vec<String>,
     /// The right class of every test image, in the set's order.
     pub labels: Vec<u8>,
-    /// The probability of every class for every test image.
-    pub probabilities: Vec<[f32; CLASSES]>,
+    /// The network's output for every test image.
+    pub logits: Vec<[f32; CLASSES]>,
     /// By number of the test image: red, green and blue plane of those that were confidently mistaken.
     pub pictures: BTreeMap<u32, Vec<u8>>,
     /// The first layer's filters.
@@ -110,7 +110,7 @@ impl Predictions {
             epoch,
             class_names: class_names.iter().map(|name| (*name).to_owned()).collect(),
             labels: labels.to_vec(),
-            probabilities: logits.iter().map(softmax).collect(),
+            logits: logits.to_vec(),
             pictures: BTreeMap::new(),
             filters,
         };
@@ -126,13 +126,14 @@ impl Predictions {
     /// The class that image `number` was taken for, the first of equals, and its probability.
     #[must_use]
     pub fn guess(&self, number: usize) -> (usize, f32) {
-        let mut best = (0, f32::NEG_INFINITY);
-        for (class, probability) in self.probabilities[number].iter().enumerate() {
-            if *probability > best.1 {
-                best = (class, *probability);
+        let logits = &self.logits[number];
+        let mut best = 0;
+        for (class, logit) in logits.iter().enumerate() {
+            if *logit > logits[best] {
+                best = class;
             }
         }
-        best
+        (best, softmax(logits)[best])
     }
 
     /// Whether image `number` was classified rightly.
@@ -183,19 +184,14 @@ impl Predictions {
         let images = self.labels.len();
         let side = self.filters.side;
         let filters = self.filters.weights.len() / (3 * side * side).max(1);
-        let probabilities = floats(&mut self.probabilities.iter().flatten().copied());
+        let logits = floats(&mut self.logits.iter().flatten().copied());
         let numbers: Vec<u8> = self.pictures.keys().flat_map(|n| n.to_le_bytes()).collect();
         let pictures: Vec<u8> = self.pictures.values().flatten().copied().collect();
         let weights = floats(&mut self.filters.weights.iter().copied());
         let count = self.pictures.len();
         let parts: [(&str, Dtype, Vec<usize>, &[u8]); 5] = [
             ("labels", Dtype::U8, vec![images], &self.labels),
-            (
-                "probabilities",
-                Dtype::F32,
-                vec![images, CLASSES],
-                &probabilities,
-            ),
+            ("logits", Dtype::F32, vec![images, CLASSES], &logits),
             ("picture_numbers", Dtype::U32, vec![count], &numbers),
             ("pictures", Dtype::U8, vec![count, 3, 32, 32], &pictures),
             (
@@ -276,8 +272,8 @@ impl Predictions {
         };
         let labels = tensor("labels", Dtype::U8, &[None])?.data().to_vec();
         let images = Some(labels.len());
-        let probabilities = tensor("probabilities", Dtype::F32, &[images, Some(CLASSES)])?;
-        let probabilities = floats(probabilities.data()).as_chunks().0.to_vec();
+        let logits = tensor("logits", Dtype::F32, &[images, Some(CLASSES)])?;
+        let logits = floats(logits.data()).as_chunks().0.to_vec();
         let numbers = tensor("picture_numbers", Dtype::U32, &[None])?;
         let numbers: Vec<_> = numbers
             .data()
@@ -307,7 +303,7 @@ impl Predictions {
         Ok(Self {
             epoch: record.epoch,
             class_names: record.class_names,
-            probabilities,
+            logits,
             labels,
             pictures: numbers
                 .into_iter()
@@ -385,7 +381,7 @@ mod tests {
         assert!(predictions.pictures.keys().eq(&[1, 2]));
         assert_eq!(predictions.confusion()[2][7], 1);
         assert_eq!(predictions.confusion()[0][0], 1);
-        let total: f32 = predictions.probabilities[2].iter().sum();
+        let total: f32 = softmax(&predictions.logits[2]).iter().sum();
         assert!((total - 1.0).abs() < 1e-6);
     }
 
