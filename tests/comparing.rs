@@ -146,6 +146,13 @@ fn what_is_missing_is_trained_and_all_is_reported() {
         &["batch_size = 6", "batch_size = 4", "--out"],
     );
 
+    // What was predicted is what was counted.
+    let run = report::Run::read(&first.join("small-alexnet-reference-seed1")).unwrap();
+    let confusion = run.predictions.as_ref().unwrap().confusion();
+    let right: u64 = (0..10).map(|class| confusion[class][class]).sum();
+    let all: u64 = confusion.iter().flatten().sum();
+    assert_eq!(right as f64 / all as f64, run.last().test_accuracy);
+
     verified(&first.join("small-alexnet-reference-seed1"));
     opened(&first.join("report.html"));
 }

@@ -13,7 +13,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -92,7 +92,7 @@ pub(crate) struct Args {
 }
 
 /// Exit code of a command that Ctrl-C stopped, as shells report it.
-const INTERRUPTED: u8 = 130;
+pub(crate) const INTERRUPTED: u8 = 130;
 
 /// Does what is asked, and gives the exit code.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -234,28 +234,42 @@ fn arguments(args: &Args, model: &str, recipe: &str, seed: u64) -> Vec<String> {
         args.limit_train.map(|images| images.to_string()),
     );
     add("--device", args.device.clone());
-    if args.jobs.get() > 1 {
-        let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        add("--threads", Some((cores / args.jobs).max(1).to_string()));
-    }
+    add("--threads", threads(args.jobs));
     arguments.extend(args.flags.iter().cloned());
     arguments
 }
 
 /// How training ended.
-enum Ended {
+pub(crate) enum Ended {
     /// The names of runs that failed.
     Done(Vec<String>),
     Interrupted,
 }
 
+/// What Ctrl-C sets. The runs see the same Ctrl-C, and make a checkpoint.
+fn stop_on_interrupt() -> anyhow::Result<&'static AtomicBool> {
+    static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    if STOP.get().is_none() {
+        let asked = STOP.get_or_init(Arc::default).clone();
+        ctrlc::set_handler(move || asked.store(true, Ordering::SeqCst))
+            .context("cannot watch for Ctrl-C")?;
+    }
+    Ok(STOP.get_or_init(Arc::default))
+}
+
+/// How many threads each of several runs at a time is given; `None` for one run, which takes all.
+pub(crate) fn threads(jobs: NonZeroUsize) -> Option<String> {
+    let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    (jobs.get() > 1).then(|| (cores / jobs).max(1).to_string())
+}
+
 /// Trains what is not finished, `jobs` runs at a time.
-fn train(trainer: &Trainer, plan: &[Planned], jobs: NonZeroUsize) -> anyhow::Result<Ended> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    // The runs see the same Ctrl-C, and make a checkpoint.
-    ctrlc::set_handler(move || asked.store(true, Ordering::SeqCst))
-        .context("cannot watch for Ctrl-C")?;
+pub(crate) fn train(
+    trainer: &Trainer,
+    plan: &[Planned],
+    jobs: NonZeroUsize,
+) -> anyhow::Result<Ended> {
+    let stop = stop_on_interrupt()?;
     let progress = Progress::new(plan);
     let waiting: VecDeque<&Planned> = plan
         .iter()
@@ -585,8 +599,17 @@ fn dry_run(trainer: &Trainer, plan: &[Planned]) -> anyhow::Result<()> {
                 .into_iter()
                 .find(|(name, ..)| *name == dataset)
                 .unwrap_or(ALL_IMAGES[0]);
-            let train = run.number("limit_train").unwrap_or(train) as f64;
-            let test = run.number("limit_test").unwrap_or(test) as f64;
+            let mut train = run.number("limit_train").unwrap_or(train);
+            let mut test = run.number("limit_test").unwrap_or(test);
+            if let Some(images) = run.number("validation") {
+                (train, test) = (train.saturating_sub(images), images);
+            }
+            let batch = run.number("batch_size").unwrap_or(1);
+            if let Some(batches) = run.number("overfit_batches") {
+                train = batches.saturating_mul(batch);
+                test = train;
+            }
+            let (train, test) = (train as f64, test as f64);
             f64::from(left) * (train / pace.training + test / pace.evaluation)
         };
         all += seconds;
@@ -640,6 +663,8 @@ impl Pace {
         ] {
             table.insert(key.to_owned(), toml::Value::Integer(value as i64));
         }
+        table.remove("validation");
+        table.remove("overfit_batches");
         table.insert(
             "dataset".to_owned(),
             toml::Value::String("synthetic".to_owned()),

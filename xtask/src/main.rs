@@ -1,4 +1,4 @@
-//! The project's chores: `cargo xtask fetch-data`, `compare`, `reproduce`, `verify`, `bench`, `gpu-check`, `cuda-toolkit`, `ci`.
+//! The project's chores: `cargo xtask fetch-data`, `compare`, `reproduce`, `tune`, `verify`, `bench`, `gpu-check`, `cuda-toolkit`, `ci`.
 
 mod archive;
 mod bench;
@@ -12,6 +12,7 @@ mod plan;
 mod printer;
 mod reproduce;
 mod trainer;
+mod tune;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +34,8 @@ enum Command {
     Compare(compare::Args),
     /// Everything in one command: the data, both networks, the report.
     Reproduce(reproduce::Args),
+    /// Search for the best settings, judged on training images that are held out.
+    Tune(tune::Args),
     /// Train a run again and say whether its weights come out the same, to the bit.
     Verify(verify::Args),
     /// Measure training and evaluation on this machine, layer by layer and against PyTorch.
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::FetchData(args) => fetch_data::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Compare(args) => compare::run(&args),
         Command::Reproduce(args) => reproduce::run(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::GpuCheck(args) => gpu_check::run(&args),

@@ -3,7 +3,7 @@
 use crate::Usage;
 use crate::trainer::Trainer;
 use anyhow::Context;
-use report::{INDIFFERENT, MADE_BY, RECORD};
+use report::{INDIFFERENT, MADE_BY, RECORD, Run};
 use std::fs;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -120,9 +120,12 @@ fn state(folder: &Path, settings: &Table) -> anyhow::Result<State> {
     }
     let done = report::checkpoint_epochs(folder).unwrap_or(0);
     let all = wanted.and_then(|epochs| u32::try_from(epochs).ok());
-    Ok(if all.is_some_and(|all| done >= all) {
-        State::Finished
-    } else {
-        State::Begun(done)
-    })
+    let stopped_early = || Run::read(folder).is_ok_and(|run| run.last().stopped_early);
+    Ok(
+        if all.is_some_and(|all| done >= all) || (done > 0 && stopped_early()) {
+            State::Finished
+        } else {
+            State::Begun(done)
+        },
+    )
 }

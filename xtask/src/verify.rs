@@ -60,8 +60,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .arg("--run-dir")
         .arg(again.path())
         .args(["--name", "again"]);
+    // Not `--epochs`: the learning rate may follow a schedule over all of them.
     command.args([
-        "--epochs",
+        "--stop-after",
         &epochs.to_string(),
         "--device",
         device,

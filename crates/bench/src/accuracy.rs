@@ -90,7 +90,7 @@ fn trained(
     let network = network(model)?;
     let mut optimiser = sgd(&network)?;
     let loader = Loader::new(set.training(), batch_size, recipe.normalisation());
-    let epochs = (0..).map(|epoch| loader.training(0, epoch, recipe.augment, 0));
+    let epochs = (0..).map(|epoch| loader.training(0, epoch, recipe.augmentation(), 0));
     let mut number = 0;
     for batches in epochs {
         for batch in batches? {

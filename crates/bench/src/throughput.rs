@@ -10,7 +10,7 @@ use candle_nn::Optimizer;
 use cifar::Dataset;
 use clap::ValueEnum;
 use engine::{Checkpoints, Event, Inputs, Recipe, Training};
-use models::{Architecture, Network, initial_parameters};
+use models::{Architecture, Initialisation, Network, initial_parameters};
 use ops::{Convolution, Tape};
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
@@ -131,7 +131,7 @@ pub(crate) fn inputs(recipe: &Recipe, set: &Dataset) -> Inputs {
 }
 
 pub(crate) fn network(architecture: Architecture) -> anyhow::Result<Network> {
-    let parameters = initial_parameters(architecture, 0, &Device::Cpu)?;
+    let parameters = initial_parameters(architecture, Initialisation::PyTorch, 0, &Device::Cpu)?;
     Ok(Network::new(architecture, parameters)?)
 }
 
@@ -281,6 +281,7 @@ pub(crate) fn sgd(network: &Network) -> candle_core::Result<engine::Sgd> {
             learning_rate: 0.01,
             momentum: 0.9,
             weight_decay: 5e-4,
+            ..ops::Sgd::default()
         },
     )
 }

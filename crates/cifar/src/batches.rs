@@ -37,6 +37,7 @@ pub struct Loader {
     split: Split,
     batch_size: NonZeroUsize,
     normalisation: Normalisation,
+    shuffled: bool,
 }
 
 /// One picture, `[3, 32, 32]` bytes, as a batch of one: `f32` `[1, 3, 32, 32]`, normalised.
@@ -48,7 +49,7 @@ pub fn picture(bytes: &[u8], normalisation: &Normalisation) -> Result<Tensor> {
     if bytes.len() != IMAGE_BYTES {
         candle_core::bail!("a picture has {IMAGE_BYTES} bytes, not {}", bytes.len());
     }
-    normalisation.write(bytes, Augmentation::None.view(0, 0, 0), &mut image);
+    normalisation.write(bytes, View::WHOLE, &mut image);
     Tensor::from_vec(image, (1, 3, 32, 32), &Device::Cpu)
 }
 
@@ -59,8 +60,11 @@ enum Pass {
         seed: u64,
         epoch: u32,
         augmentation: Augmentation,
+        shuffled: bool,
     },
-    Evaluation,
+    Evaluation {
+        view: View,
+    },
 }
 
 impl Loader {
@@ -71,7 +75,15 @@ impl Loader {
             split,
             batch_size,
             normalisation,
+            shuffled: true,
         }
+    }
+
+    /// The same in the set's order, in training as well: every epoch has the same batches.
+    #[must_use]
+    pub fn in_order(mut self) -> Self {
+        self.shuffled = false;
+        self
     }
 
     /// The images.
@@ -111,22 +123,24 @@ impl Loader {
         augmentation: Augmentation,
         first: usize,
     ) -> Result<Batches> {
-        self.start(
-            Pass::Training {
-                seed,
-                epoch,
-                augmentation,
-            },
-            first,
-        )
+        self.start(self.pass(seed, epoch, augmentation), first)
     }
 
-    /// All images in the set's order, as they are.
+    /// All images in the set's order, each of them in this view.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn evaluation(&self) -> Result<Batches> {
-        self.start(Pass::Evaluation, 0)
+    pub fn evaluation(&self, view: View) -> Result<Batches> {
+        self.start(Pass::Evaluation { view }, 0)
+    }
+
+    fn pass(&self, seed: u64, epoch: u32, augmentation: Augmentation) -> Pass {
+        Pass::Training {
+            seed,
+            epoch,
+            augmentation,
+            shuffled: self.shuffled,
+        }
     }
 
     fn start(&self, pass: Pass, first: usize) -> Result<Batches> {
@@ -158,17 +172,12 @@ impl Loader {
         augmentation: Augmentation,
         first: usize,
     ) -> impl Iterator<Item = Vec<Seen>> + use<> {
-        let pass = Pass::Training {
-            seed,
-            epoch,
-            augmentation,
-        };
-        self.plan(pass, first)
+        self.plan(self.pass(seed, epoch, augmentation), first)
     }
 
     /// What [`Loader::evaluation`] gives, in the same way.
-    pub fn evaluation_plan(&self) -> impl Iterator<Item = Vec<Seen>> + use<> {
-        self.plan(Pass::Evaluation, 0)
+    pub fn evaluation_plan(&self, view: View) -> impl Iterator<Item = Vec<Seen>> + use<> {
+        self.plan(Pass::Evaluation { view }, 0)
     }
 
     fn plan(&self, pass: Pass, first: usize) -> impl Iterator<Item = Vec<Seen>> + use<> {
@@ -208,7 +217,13 @@ impl Pass {
     /// The images in the order in which they are cut into batches.
     fn order(self, count: usize) -> Vec<u32> {
         let mut order: Vec<u32> = (0..count as u32).collect();
-        if let Self::Training { seed, epoch, .. } = self {
+        if let Self::Training {
+            seed,
+            epoch,
+            shuffled: true,
+            ..
+        } = self
+        {
             // Fisher and Yates, with the number of the swap as the index.
             let stream = Stream::new(seed, Purpose::Order, epoch);
             for last in (1..count).rev() {
@@ -225,8 +240,9 @@ impl Pass {
                 seed,
                 epoch,
                 augmentation,
+                ..
             } => augmentation.view(seed, epoch, u64::from(index)),
-            Self::Evaluation => Augmentation::None.view(0, 0, u64::from(index)),
+            Self::Evaluation { view } => view,
         }
     }
 }
@@ -299,25 +315,25 @@ mod tests {
     #[test]
     fn an_epoch_resumes_where_it_was() {
         let loader = loader(23, 5);
-        let all = bits(loader.training(1, 2, Augmentation::Standard, 0).unwrap());
+        let all = bits(loader.training(1, 2, Augmentation::STANDARD, 0).unwrap());
         assert_eq!(all.len(), 5);
         assert_eq!(loader.batches(), 5);
         assert_eq!(all[4].len(), 3 * (IMAGE_BYTES + 1));
         for first in 0..=5 {
             let rest = bits(
                 loader
-                    .training(1, 2, Augmentation::Standard, first)
+                    .training(1, 2, Augmentation::STANDARD, first)
                     .unwrap(),
             );
             assert_eq!(rest, all[first..]);
         }
         assert_ne!(
             all,
-            bits(loader.training(1, 3, Augmentation::Standard, 0).unwrap())
+            bits(loader.training(1, 3, Augmentation::STANDARD, 0).unwrap())
         );
         assert_ne!(
             all,
-            bits(loader.training(2, 2, Augmentation::Standard, 0).unwrap())
+            bits(loader.training(2, 2, Augmentation::STANDARD, 0).unwrap())
         );
     }
 
@@ -328,6 +344,7 @@ mod tests {
                 seed: 9,
                 epoch,
                 augmentation: Augmentation::None,
+                shuffled: true,
             }
             .order(1000)
         };
@@ -345,6 +362,7 @@ mod tests {
                 seed: 0,
                 epoch,
                 augmentation: Augmentation::None,
+                shuffled: true,
             }
             .order(3);
             counts[(order[0] * 2 + u32::from(order[1] > order[2])) as usize] += 1;
@@ -360,13 +378,24 @@ mod tests {
     fn a_batch_of_the_whole_set_is_the_set() {
         let loader = loader(17, 17);
         let training = bits(loader.training(5, 0, Augmentation::None, 0).unwrap());
-        assert_eq!(training, bits(loader.evaluation().unwrap()));
+        assert_eq!(training, bits(loader.evaluation(View::WHOLE).unwrap()));
+    }
+
+    #[test]
+    fn in_order_every_epoch_has_the_same_batches() {
+        let ordered = loader(17, 5).in_order();
+        let whole = bits(ordered.evaluation(View::WHOLE).unwrap());
+        for epoch in 0..2 {
+            let training = ordered.training(5, epoch, Augmentation::None, 0).unwrap();
+            assert_eq!(bits(training), whole);
+        }
+        assert_ne!(whole, bits(ordered.evaluation(View::MIRRORED).unwrap()));
     }
 
     #[test]
     fn dropping_an_epoch_half_way_ends_its_thread() {
         let mut batches = loader(50, 1)
-            .training(0, 0, Augmentation::Standard, 0)
+            .training(0, 0, Augmentation::STANDARD, 0)
             .unwrap();
         assert!(batches.next().is_some());
         drop(batches);

@@ -4,6 +4,7 @@ use crate::layout::{self, CLASS_NAMES, Error, IMAGE_BYTES, TEST_FILE, TRAINING_F
 use crate::synthetic;
 use candle_core::{Device, Result as TensorResult, Tensor};
 use candle_datasets::vision;
+use random::{Purpose, Stream};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
@@ -157,6 +158,50 @@ impl Split {
         })
     }
 
+    /// Two parts: all images but `count`, and these, for choosing settings by. The same seed holds out the same
+    /// images, as many of each class as of every other (one more of the first classes where ten does not divide
+    /// the count). Both parts keep the set's order.
+    ///
+    /// # Errors
+    /// When a class has too few images for at least one to be left.
+    pub fn hold_out(&self, count: usize, seed: u64) -> TensorResult<(Self, Self)> {
+        let classes = CLASS_NAMES.len();
+        let labels = self.labels.to_vec1::<u8>()?;
+        let mut held_out = vec![false; labels.len()];
+        for class in 0..classes {
+            let mut members: Vec<usize> = (0..labels.len())
+                .filter(|index| usize::from(labels[*index]) == class)
+                .collect();
+            let wanted = count / classes + usize::from(class < count % classes);
+            if wanted >= members.len().max(1) {
+                candle_core::bail!(
+                    "{wanted} of class {class}'s {} images cannot be held out: one at least must be left to train on",
+                    members.len()
+                );
+            }
+            // Fisher and Yates, as far as is needed.
+            let stream = Stream::new(seed, Purpose::Validation, class as u32);
+            for place in 0..wanted {
+                let rest = (members.len() - place) as u64;
+                members.swap(place, place + stream.below(place as u64, rest) as usize);
+                held_out[members[place]] = true;
+            }
+        }
+        let part = |held: bool| {
+            let indices: Vec<u32> = (0..)
+                .zip(&held_out)
+                .filter(|(_, is)| **is == held)
+                .map(|(index, _)| index)
+                .collect();
+            let indices = Tensor::new(indices, &Device::Cpu)?;
+            TensorResult::Ok(Self {
+                images: self.images.index_select(&indices, 0)?,
+                labels: self.labels.index_select(&indices, 0)?,
+            })
+        };
+        Ok((part(false)?, part(true)?))
+    }
+
     /// Runs `read` with the labels and the pixels, without a copy.
     ///
     /// # Errors
@@ -176,5 +221,41 @@ impl Split {
             bytes(&*labels, labels_layout)?,
             bytes(&*images, images_layout)?,
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn images(split: &Split) -> Vec<(u8, Vec<u8>)> {
+        split
+            .with_bytes(|labels, pixels| {
+                let images = pixels.chunks_exact(IMAGE_BYTES).map(<[u8]>::to_vec);
+                labels.iter().copied().zip(images).collect()
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn what_is_held_out_is_balanced_and_no_longer_trained_on() {
+        let all = Dataset::synthetic(500, 1).unwrap().training();
+        let (rest, held_out) = all.hold_out(43, 7).unwrap();
+        assert_eq!((rest.len(), held_out.len()), (457, 43));
+        let mut counts = [0; 10];
+        for (label, _) in images(&held_out) {
+            counts[usize::from(label)] += 1;
+        }
+        assert_eq!(counts, [5, 5, 5, 4, 4, 4, 4, 4, 4, 4]);
+        let mut both = [images(&rest), images(&held_out)].concat();
+        let mut expected = images(&all);
+        both.sort();
+        expected.sort();
+        assert_eq!(both, expected);
+        let again = all.hold_out(43, 7).unwrap().1;
+        assert_eq!(images(&again), images(&held_out));
+        let other = all.hold_out(43, 8).unwrap().1;
+        assert_ne!(images(&other), images(&held_out));
+        assert!(all.hold_out(500, 7).is_err());
     }
 }

@@ -16,7 +16,7 @@ mod dataset;
 mod synthetic;
 
 #[cfg(feature = "tensors")]
-pub use augmentation::{Augmentation, Normalisation, View};
+pub use augmentation::{Augmentation, Edges, Flip, Hole, Normalisation, View};
 #[cfg(feature = "tensors")]
 pub use batches::{Batch, Batches, Loader, Seen, picture};
 #[cfg(feature = "tensors")]

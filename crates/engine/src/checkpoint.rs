@@ -4,10 +4,11 @@
 //! PyTorch's shapes, and nothing else among its tensors, so that `load_state_dict` takes it as it is.
 //! What else belongs to it is text in the file's metadata: format version, network and, in
 //! `last.safetensors`, the whole [`Progress`]. The momentum, as large as the weights, lies beside it
-//! in a file of the same shape, `momentum-<step>.safetensors`, which the metadata names.
+//! in a file of the same shape, `momentum-<step>.safetensors`, which the metadata names; and so does the weights'
+//! moving average, where there is one, in `average-<step>.safetensors`.
 //!
-//! `last.safetensors` takes its place only after its momentum file has, and an older momentum file
-//! is removed only after that: killed at any instant, the two that belong together are there.
+//! `last.safetensors` takes its place only after these have, and older ones are removed only after that: killed at
+//! any instant, those that belong together are there.
 
 use crate::error::Error;
 use crate::plateau::Plateau;
@@ -70,6 +71,8 @@ pub struct Checkpoint {
     pub weights: Weights,
     /// The momentum of each parameter, in the network's order.
     pub velocities: Vec<Tensor>,
+    /// The moving average of each parameter, in the network's order, where there is one.
+    pub averages: Option<Vec<Tensor>>,
     /// Everything else.
     pub progress: Progress,
 }
@@ -81,6 +84,7 @@ mod key {
     pub(super) const INPUTS: &str = "inputs";
     pub(super) const PROGRESS: &str = "progress";
     pub(super) const MOMENTUM: &str = "momentum";
+    pub(super) const AVERAGE: &str = "average";
 }
 
 impl Weights {
@@ -136,27 +140,37 @@ impl Checkpoints {
         Ok(path)
     }
 
-    /// Writes `last.safetensors` and its momentum.
+    /// Writes `last.safetensors`, its momentum and, where there is one, its moving average.
     pub(crate) fn write_last(
         &self,
         architecture: Architecture,
         weights: &[(String, Tensor)],
         velocities: &[(String, Tensor)],
+        averages: Option<&[(String, Tensor)]>,
         progress: &Progress,
     ) -> Result<PathBuf, Error> {
-        let momentum = format!(
-            "{MOMENTUM_PREFIX}{}-{}{SUFFIX}",
-            progress.position.epoch, progress.position.step
-        );
+        let position = progress.position;
+        let name = |prefix: &str| format!("{prefix}{}-{}{SUFFIX}", position.epoch, position.step);
+        let momentum = name(MOMENTUM_PREFIX);
         write(&self.folder.join(&momentum), architecture, velocities, [])?;
+        let average = averages.map(|averages| {
+            let average = name(AVERAGE_PREFIX);
+            let path = self.folder.join(&average);
+            // Weights to evaluate by, as those of `best.safetensors`.
+            let entries = [(key::INPUTS, text(&path, &self.inputs)?)];
+            write(&path, architecture, averages, entries)?;
+            Ok::<_, Error>(average)
+        });
+        let average = average.transpose()?;
         let path = self.last_path();
-        let entries = [
+        let mut entries = vec![
             (key::INPUTS, text(&path, &self.inputs)?),
             (key::PROGRESS, text(&path, progress)?),
             (key::MOMENTUM, momentum.clone()),
         ];
+        entries.extend(average.clone().map(|average| (key::AVERAGE, average)));
         write(&path, architecture, weights, entries)?;
-        self.remove_momentum_except(&momentum);
+        self.remove_older(&[Some(momentum), average]);
         Ok(path)
     }
 
@@ -184,37 +198,45 @@ impl Checkpoints {
             .filter(|name| name.starts_with(MOMENTUM_PREFIX) && !name.contains(['/', '\\']))
             .ok_or_else(|| not_resumable("it does not name its momentum file"))?;
         let momentum = File::read(&self.folder.join(momentum))?.weights(Some(architecture))?;
-        let velocities = momentum
-            .tensors
-            .into_iter()
-            .map(|(_, tensor)| tensor)
-            .collect();
+        let average = file.metadata.get(key::AVERAGE).map(|name| {
+            if !name.starts_with(AVERAGE_PREFIX) || name.contains(['/', '\\']) {
+                return Err(not_resumable("it names no proper file of averages"));
+            }
+            File::read(&self.folder.join(name))?.weights(Some(architecture))
+        });
+        let tensors = |weights: Weights| {
+            let tensors = weights.tensors.into_iter();
+            tensors.map(|(_, tensor)| tensor).collect()
+        };
         Ok(Some(Checkpoint {
             weights,
-            velocities,
+            velocities: tensors(momentum),
+            averages: average.transpose()?.map(tensors),
             progress,
         }))
     }
 
-    /// Older momentum files. One that cannot be removed does no harm but to the space it takes.
-    fn remove_momentum_except(&self, current: &str) {
+    /// Older files of momentum and averages. One that cannot be removed does no harm but to the space it takes.
+    fn remove_older(&self, current: &[Option<String>]) {
         let Ok(entries) = fs::read_dir(&self.folder) else {
             return;
         };
         for entry in entries.flatten() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            if name.starts_with(MOMENTUM_PREFIX)
-                && name != current
+            let ours = name.starts_with(MOMENTUM_PREFIX) || name.starts_with(AVERAGE_PREFIX);
+            if ours
+                && !current.iter().flatten().any(|current| *current == name)
                 && let Err(error) = fs::remove_file(entry.path())
             {
-                tracing::warn!(file = %entry.path().display(), %error, "cannot remove old momentum");
+                tracing::warn!(file = %entry.path().display(), %error, "cannot remove an older checkpoint's file");
             }
         }
     }
 }
 
 const MOMENTUM_PREFIX: &str = "momentum-";
+const AVERAGE_PREFIX: &str = "average-";
 const SUFFIX: &str = ".safetensors";
 
 fn text(path: &Path, value: &impl Serialize) -> Result<String, Error> {
@@ -224,11 +246,11 @@ fn text(path: &Path, value: &impl Serialize) -> Result<String, Error> {
     })
 }
 
-fn write<const N: usize>(
+fn write<'a>(
     path: &Path,
     architecture: Architecture,
     tensors: &[(String, Tensor)],
-    entries: [(&str, String); N],
+    entries: impl IntoIterator<Item = (&'a str, String)>,
 ) -> Result<(), Error> {
     let mut metadata = HashMap::from([
         // What Hugging Face's readers look for.
@@ -236,6 +258,7 @@ fn write<const N: usize>(
         (key::VERSION.to_owned(), FORMAT_VERSION.to_string()),
         (key::MODEL.to_owned(), architecture.name().to_owned()),
     ]);
+    let entries = entries.into_iter();
     metadata.extend(entries.map(|(key, value)| (key.to_owned(), value)));
     let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
     let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(std::io::Error::other);

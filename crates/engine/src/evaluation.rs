@@ -1,8 +1,8 @@
 //! How well a network does on a set of images.
 
 use crate::feed::Feed;
-use candle_core::{DType, Device, Result};
-use cifar::{Normalisation, Split};
+use candle_core::{DType, Device, Result, Tensor};
+use cifar::{Normalisation, Split, View};
 use models::{CLASSES, Network};
 use ops::{Arithmetic, Precision, Tally, Tape};
 use std::num::NonZeroUsize;
@@ -12,6 +12,15 @@ const BATCH: NonZeroUsize = NonZeroUsize::MIN.saturating_add(249);
 
 /// The same on a GPU, which has more to do at once.
 const GPU_BATCH: NonZeroUsize = NonZeroUsize::MIN.saturating_add(999);
+
+/// How a network looks at the images that it is evaluated on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Views {
+    /// As they are.
+    Whole,
+    /// As they are and mirrored, with the mean of both outputs as the output: test-time augmentation.
+    WithMirrored,
+}
 
 /// A network's result on a set of images.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,8 +62,8 @@ pub fn evaluation_feed(
     Feed::new(images, batch, normalisation, device, precision)
 }
 
-/// Evaluates `network` on the images of `feed`, without dropout and augmentation. `None` where `stop` turned
-/// true meanwhile; it is asked before every batch.
+/// Evaluates `network` on the images of `feed`, without dropout. `None` where `stop` turned true meanwhile; it is
+/// asked before every batch.
 ///
 /// # Errors
 /// When a tensor operation fails.
@@ -63,29 +72,50 @@ pub fn evaluate(
     arithmetic: Arithmetic,
     feed: &Feed,
     device: &Device,
+    views: Views,
     stop: impl Fn() -> bool,
 ) -> Result<Option<Evaluation>> {
-    let mut tally = Tally::new(CLASSES, device)?;
-    let mut outputs = Vec::new();
-    for (number, batch) in (0..).zip(feed.evaluation()?) {
-        if stop() {
+    let pass = |view| -> Result<Option<Vec<[Tensor; 2]>>> {
+        let mut outputs = Vec::new();
+        for batch in feed.evaluation(view)? {
+            if stop() {
+                return Ok(None);
+            }
+            let batch = batch?;
+            let mut tape = Tape::forgetting(arithmetic);
+            let logits = network.forward(&mut tape, &batch.images, None)?;
+            outputs.push([logits, batch.labels]);
+        }
+        Ok(Some(outputs))
+    };
+    let Some(mut outputs) = pass(View::WHOLE)? else {
+        return Ok(None);
+    };
+    let mut place = device;
+    if views == Views::WithMirrored {
+        let Some(mirrored) = pass(View::MIRRORED)? else {
             return Ok(None);
+        };
+        place = &Device::Cpu;
+        for ([logits, labels], [other, _]) in outputs.iter_mut().zip(mirrored) {
+            let other = on_host(&other)?;
+            *logits = ((on_host(logits)? + other)? * 0.5)?;
+            *labels = labels.to_device(place)?;
         }
-        let batch = batch?;
-        let mut tape = Tape::forgetting(arithmetic);
-        let mut logits = network.forward(&mut tape, &batch.images, None)?;
-        outputs.push(logits.clone());
-        if device.is_cpu() {
-            logits = logits.to_dtype(DType::F64)?;
+    }
+    let mut tally = Tally::new(CLASSES, place)?;
+    for (number, [logits, labels]) in (0..).zip(&outputs) {
+        if place.is_cpu() {
+            tally.add(&logits.to_dtype(DType::F64)?, labels, number)?;
+        } else {
+            tally.add(logits, labels, number)?;
         }
-        tally.add(&logits, &batch.labels, number)?;
     }
     let totals = tally.take()?;
     // After the tally, for which a GPU was waited for already.
     let mut logits = Vec::with_capacity(feed.images());
-    for output in outputs {
-        let output = output.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-        let numbers = output.flatten_all()?.to_vec1()?;
+    for [output, _] in outputs {
+        let numbers = on_host(&output)?.flatten_all()?.to_vec1()?;
         logits.extend(numbers.as_chunks::<CLASSES>().0);
     }
     let images = feed.images() as f64;
@@ -100,4 +130,9 @@ pub fn evaluate(
         confusion: std::array::from_fn(|row| std::array::from_fn(|column| count(row, column))),
         logits,
     }))
+}
+
+/// Logits in the host's memory, as `f32`.
+fn on_host(logits: &Tensor) -> Result<Tensor> {
+    logits.to_device(&Device::Cpu)?.to_dtype(DType::F32)
 }

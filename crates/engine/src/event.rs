@@ -18,7 +18,7 @@ pub enum Event<'a> {
         done: usize,
         /// Steps of the epoch.
         steps: usize,
-        /// The learning rate that holds for the epoch.
+        /// The learning rate of the epoch's first step.
         learning_rate: f64,
     },
     /// A training step was done.
@@ -49,8 +49,8 @@ pub enum Event<'a> {
         evaluation: &'a Evaluation,
         /// The network with the epoch's weights.
         network: &'a Network,
-        /// Epochs in all.
-        epochs: u32,
+        /// Whether it is the run's last.
+        last: bool,
     },
     /// A checkpoint lies complete on the disk.
     CheckpointWritten {

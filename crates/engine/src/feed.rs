@@ -1,7 +1,7 @@
 //! Batches on the device that computes.
 
 use candle_core::{Device, Result};
-use cifar::{Augmentation, Batch, Batches, Loader, Normalisation, Split};
+use cifar::{Augmentation, Batch, Batches, Loader, Normalisation, Split, View};
 use std::num::NonZeroUsize;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
@@ -41,6 +41,13 @@ impl Feed {
         })
     }
 
+    /// The same in the set's order, in training as well.
+    #[must_use]
+    pub fn in_order(mut self) -> Self {
+        self.loader = self.loader.in_order();
+        self
+    }
+
     /// Images of a pass.
     #[must_use]
     pub fn images(&self) -> usize {
@@ -73,14 +80,14 @@ impl Feed {
         Ok(Pass(Place::Host(batches)))
     }
 
-    /// All images in the set's order, as they are.
-    pub(crate) fn evaluation(&self) -> Result<Pass> {
+    /// All images in the set's order, each of them in this view.
+    pub(crate) fn evaluation(&self, view: View) -> Result<Pass> {
         #[cfg(feature = "cuda")]
         if let Some(resident) = &self.resident {
-            let plan = self.loader.evaluation_plan();
+            let plan = self.loader.evaluation_plan(view);
             return Ok(Pass(Place::Gpu(gpu::Pass::new(resident.clone(), plan)?)));
         }
-        Ok(Pass(Place::Host(self.loader.evaluation()?)))
+        Ok(Pass(Place::Host(self.loader.evaluation(view)?)))
     }
 }
 
@@ -110,7 +117,7 @@ impl Iterator for Pass {
 #[cfg(feature = "cuda")]
 mod gpu {
     use candle_core::{DType, Device, Result, Tensor};
-    use cifar::{Batch, Loader, Seen};
+    use cifar::{Batch, Edges, Loader, Seen};
     use ops::{Images, Precision, View, Views};
     use std::ops::Range;
     use std::sync::Arc;
@@ -165,6 +172,13 @@ mod gpu {
                         top: view.top,
                         left: view.left,
                         mirrored: view.flipped,
+                        reflected: view.edges == Edges::Reflect,
+                        hole: [
+                            view.hole.top,
+                            view.hole.left,
+                            view.hole.bottom,
+                            view.hole.right,
+                        ],
                     });
                 }
             }
@@ -176,6 +190,8 @@ mod gpu {
                     top: 0,
                     left: 0,
                     mirrored: false,
+                    reflected: false,
+                    hole: [0; 4],
                 });
             }
             let count = labels.len();

@@ -1,7 +1,8 @@
 //! What is done to a network, as numbers: the recipe, and the types that keep them in range.
 
-use cifar::{Augmentation, Normalisation};
-use models::Architecture;
+use crate::schedule::Schedule;
+use cifar::{Augmentation, Edges, Flip, Normalisation};
+use models::{Architecture, Initialisation};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -13,6 +14,15 @@ use std::str::FromStr;
 pub struct OutOfRange {
     found: String,
     expected: &'static str,
+}
+
+impl OutOfRange {
+    pub(crate) fn new(found: impl fmt::Display, expected: &'static str) -> Self {
+        Self {
+            found: found.to_string(),
+            expected,
+        }
+    }
 }
 
 /// A number type with a range, read from text and from files.
@@ -86,6 +96,67 @@ ranged!(
     OpenFraction, "a number above 0 and below 1", value => value > 0.0 && value < 1.0
 );
 
+/// What weight decay is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DecayOn {
+    /// All parameters.
+    All,
+    /// Weights, but not biases.
+    Weights,
+}
+
+/// What is done to training images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Augment {
+    /// Nothing.
+    None,
+    /// Pad, random crop, flip and, where it is asked for, a hole.
+    Standard,
+}
+
+/// Side of the hole that is cut into training images, in pixels: 0, for none, to 32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Cutout(u8);
+
+impl Cutout {
+    const EXPECTED: &'static str = "a number of pixels, 0 to 32";
+}
+
+impl TryFrom<u32> for Cutout {
+    type Error = OutOfRange;
+
+    fn try_from(side: u32) -> Result<Self, OutOfRange> {
+        match side {
+            0..=32 => Ok(Self(side as u8)),
+            _ => Err(OutOfRange {
+                found: side.to_string(),
+                expected: Self::EXPECTED,
+            }),
+        }
+    }
+}
+
+impl From<Cutout> for u32 {
+    fn from(cutout: Cutout) -> Self {
+        cutout.0.into()
+    }
+}
+
+impl FromStr for Cutout {
+    type Err = OutOfRange;
+
+    fn from_str(text: &str) -> Result<Self, OutOfRange> {
+        let side: u32 = text.parse().map_err(|_| OutOfRange {
+            found: format!("`{text}`"),
+            expected: Self::EXPECTED,
+        })?;
+        Self::try_from(side)
+    }
+}
+
 /// In how many epochs, from the first, dropout is active.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "expected \"all\" or a number of epochs")]
@@ -138,18 +209,47 @@ pub struct Recipe {
     pub epochs: NonZeroU32,
     /// Images a step; the last step of an epoch may have fewer.
     pub batch_size: NonZeroUsize,
-    /// Step size at the start.
+    /// How initial weights are drawn.
+    pub initialisation: Initialisation,
+    /// Step size, at its highest.
     pub learning_rate: NonNegative,
+    /// How the step size changes.
+    pub schedule: Schedule,
+    /// Epochs, or parts of one, in which the step size rises to its highest.
+    pub warmup_epochs: NonNegative,
+    /// The first step's size where it rises, as a share of the highest.
+    pub warmup_start: Fraction,
+    /// What the schedules `cosine` and `one-cycle` end at, as a share of the highest.
+    pub final_rate: Fraction,
     /// How much of the last direction is kept.
     pub momentum: Fraction,
+    /// Whether the momentum is Nesterov's.
+    pub nesterov: bool,
     /// The parameter's share that is added to its gradient.
     pub weight_decay: NonNegative,
+    /// Which parameters that is done to.
+    pub weight_decay_on: DecayOn,
+    /// The most that the norm of all gradients together may be, to which they are scaled down
+    /// (`torch.nn.utils.clip_grad_norm_`); 0 for no limit.
+    pub clip_norm: NonNegative,
+    /// The share of the labels that is spread over all classes.
+    pub label_smoothing: Fraction,
+    /// How much of the weights' moving average is kept in a step; 0 for no average.
+    pub average_decay: Fraction,
     /// The share of features that dropout sets to 0.
     pub dropout: Fraction,
     /// In how many epochs dropout is active.
     pub dropout_epochs: DropoutEpochs,
+    /// Epochs, from the first, over which that share rises from 0 in equal steps.
+    pub dropout_rise: u32,
     /// What is done to training images.
-    pub augment: Augmentation,
+    pub augment: Augment,
+    /// What lies beyond their edges.
+    pub padding: Edges,
+    /// When they are mirrored.
+    pub flip: Flip,
+    /// The hole that is cut into them.
+    pub cutout: Cutout,
     /// Mean of each channel, taken out of the images; on a scale of 0 to 1.
     pub mean: [f64; 3],
     /// Standard deviation of each channel, by which the images are divided.
@@ -160,9 +260,37 @@ pub struct Recipe {
     pub plateau_factor: OpenFraction,
     /// By what share of the best loss another must be lower to be better.
     pub plateau_threshold: Fraction,
+    /// Epochs without a lower test loss after which the run ends; 0 for never.
+    pub early_stopping: u32,
 }
 
 impl Recipe {
+    /// What is done to training images.
+    #[must_use]
+    pub fn augmentation(&self) -> Augmentation {
+        match self.augment {
+            Augment::None => Augmentation::None,
+            Augment::Standard => Augmentation::Standard {
+                edges: self.padding,
+                flip: self.flip,
+                cutout: self.cutout.0,
+            },
+        }
+    }
+
+    /// The share of features that dropout sets to 0 in an epoch, the first being 0.
+    #[must_use]
+    pub fn dropout_in(&self, epoch: u32) -> f64 {
+        let share = self.dropout.get();
+        if !self.dropout_epochs.contains(epoch) {
+            0.0
+        } else if epoch < self.dropout_rise {
+            share * f64::from(epoch) / f64::from(self.dropout_rise)
+        } else {
+            share
+        }
+    }
+
     /// How pixels become numbers.
     #[must_use]
     pub fn normalisation(&self) -> Normalisation {
@@ -174,7 +302,11 @@ impl Recipe {
 }
 
 /// The recipes that are compiled in, by name.
-const BUILT_IN: [(&str, &str); 1] = [("reference", include_str!("../recipes/reference.toml"))];
+const BUILT_IN: [(&str, &str); 3] = [
+    ("reference", include_str!("../recipes/reference.toml")),
+    ("best", include_str!("../recipes/best.toml")),
+    ("sprint", include_str!("../recipes/sprint.toml")),
+];
 
 /// The keys of a compiled-in recipe as they hold for a network, or `None` where there is no recipe
 /// of that name. A recipe file gives keys for every network and, in a table of the network's name,
@@ -221,6 +353,19 @@ mod tests {
         assert_eq!(recipe.weight_decay.get(), 5e-4);
         assert_eq!(recipe.dropout.get(), 0.5);
         assert_eq!(recipe.dropout_epochs, DropoutEpochs::All(All::All));
+        assert_eq!(recipe.schedule, Schedule::Plateau);
+        assert_eq!(recipe.augmentation(), Augmentation::STANDARD);
+        assert_eq!(recipe.initialisation, Initialisation::PyTorch);
+        assert_eq!(recipe.weight_decay_on, DecayOn::All);
+        assert!(!recipe.nesterov && recipe.early_stopping == 0);
+        for off in [
+            recipe.warmup_epochs.get(),
+            recipe.clip_norm.get(),
+            recipe.label_smoothing.get(),
+            recipe.average_decay.get(),
+        ] {
+            assert_eq!(off, 0.0);
+        }
         assert_eq!(recipe.patience, 5);
         assert_eq!(recipe.plateau_factor.get(), 0.1);
         assert_eq!(recipe.plateau_threshold.get(), 1e-4);
@@ -246,11 +391,24 @@ mod tests {
         assert!("1".parse::<Fraction>().is_err());
         assert!("0".parse::<OpenFraction>().is_err());
         assert!("some".parse::<DropoutEpochs>().is_err());
+        assert!("33".parse::<Cutout>().is_err());
+        assert!("-1".parse::<Cutout>().is_err());
         assert_eq!("0".parse::<Fraction>().unwrap().get(), 0.0);
         assert_eq!(
             "x".parse::<Fraction>().unwrap_err().to_string(),
             "`x` is out of range: expected a number of at least 0 and below 1"
         );
+    }
+
+    #[test]
+    fn dropout_rises_and_ends() {
+        let recipe = Recipe {
+            dropout_rise: 4,
+            dropout_epochs: DropoutEpochs::First(6),
+            ..reference(Architecture::AlexNet)
+        };
+        let shares: Vec<f64> = (0..8).map(|epoch| recipe.dropout_in(epoch)).collect();
+        assert_eq!(shares, [0.0, 0.125, 0.25, 0.375, 0.5, 0.5, 0.0, 0.0]);
     }
 
     #[test]

@@ -2,12 +2,14 @@
 
 use crate::checkpoint::{Checkpoints, Progress, not_finite};
 use crate::error::Error;
-use crate::evaluation::{Evaluation, evaluate, evaluation_feed};
+use crate::evaluation::{Evaluation, Views, evaluate, evaluation_feed};
 use crate::event::Event;
 use crate::feed::Feed;
 use crate::optimiser::Sgd;
 use crate::plateau::Plateau;
+use crate::range_test::{self, RangeTest, Tried};
 use crate::recipe::Recipe;
+use crate::schedule::Rates;
 use candle_core::{Device, Tensor};
 use candle_nn::Optimizer;
 use cifar::{Batch, Split};
@@ -49,9 +51,9 @@ pub struct EpochResult {
     pub test_loss: f64,
     /// Accuracy on the test images, after the epoch.
     pub test_accuracy: f64,
-    /// Learning rate of the epoch.
+    /// Learning rate of the epoch's first step.
     pub learning_rate: f64,
-    /// Wall-clock time of training and evaluation.
+    /// Wall-clock time of training and evaluation; without that with mirrored views.
     pub seconds: f64,
     /// Training images a second, evaluation not counted.
     pub images_per_second: f64,
@@ -59,6 +61,19 @@ pub struct EpochResult {
     /// little-endian. On a GPU only of epochs after which a checkpoint was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights_sha256: Option<String>,
+    /// Loss of the weights' moving average on the test images, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average_test_loss: Option<f64>,
+    /// Its accuracy on them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average_test_accuracy: Option<f64>,
+    /// Accuracy on the test images where the mean of the outputs for an image and for its mirror image counts; after
+    /// the run's last epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirrored_test_accuracy: Option<f64>,
+    /// Whether the run ended with this epoch because the test loss had not become lower for long enough.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopped_early: bool,
 }
 
 /// The epoch with the best test accuracy, the first of equals.
@@ -96,6 +111,9 @@ pub struct Training {
     /// What the steps came to that `position` does not count yet.
     tally: Tally,
     plateau: Plateau,
+    rates: Rates,
+    /// The weights' moving average, in the network's order; from the first step on where the recipe has one.
+    averages: Option<Vec<Tensor>>,
     history: Vec<EpochResult>,
     best: Option<BestEpoch>,
     /// The best epoch's weights, where they are not written yet.
@@ -142,8 +160,12 @@ impl Training {
                 learning_rate: recipe.learning_rate.get(),
                 momentum: recipe.momentum.get(),
                 weight_decay: recipe.weight_decay.get(),
+                nesterov: recipe.nesterov,
+                ..ops::Sgd::default()
             },
-        )?;
+        )?
+        .with_decay_on(recipe.weight_decay_on)
+        .with_clip_norm(recipe.clip_norm.get());
         let train = Feed::new(
             train,
             recipe.batch_size,
@@ -152,6 +174,7 @@ impl Training {
             arithmetic.precision,
         )?;
         let test = evaluation_feed(test, recipe.normalisation(), &device, arithmetic.precision)?;
+        let batches = train.batches();
         #[cfg(feature = "cuda")]
         let free = match &device {
             Device::Cuda(gpu) => ops::cuda::memory(gpu)?.free,
@@ -162,6 +185,8 @@ impl Training {
             test,
             tally: Tally::new(CLASSES, &device)?,
             plateau: Plateau::new(&recipe),
+            rates: Rates::new(&recipe, batches),
+            averages: None,
             recipe,
             seed,
             device,
@@ -177,15 +202,23 @@ impl Training {
         })
     }
 
-    /// The same at the place that a checkpoint's progress says, with its momentum. The network must
+    /// The same with the training images in the set's order in every epoch.
+    #[must_use]
+    pub fn in_order(mut self) -> Self {
+        self.train = self.train.in_order();
+        self
+    }
+
+    /// The same at the place that a checkpoint's progress says, with its momentum and averages. The network must
     /// hold the checkpoint's weights already.
     ///
     /// # Errors
-    /// When the checkpoint was made with another seed, batch size or number of images.
+    /// When the checkpoint was made with another seed, batch size or number of images, or lacks the averages.
     pub fn resumed(
         mut self,
         checkpoints: &Checkpoints,
-        velocities: Vec<candle_core::Tensor>,
+        velocities: Vec<Tensor>,
+        averages: Option<Vec<Tensor>>,
         progress: Progress,
     ) -> Result<Self, Error> {
         let not_resumable = |reason: String| Error::NotResumable {
@@ -216,10 +249,20 @@ impl Training {
         {
             return Err(not_resumable("its progress contradicts itself".to_owned()));
         }
-        let velocities = velocities
-            .iter()
-            .map(|velocity| velocity.to_device(&self.device))
-            .collect::<Result<_, _>>()?;
+        let begun = progress.position != Position::default();
+        if self.recipe.average_decay.get() > 0.0 && begun && averages.is_none() {
+            return Err(not_resumable(
+                "it has no moving average of the weights".to_owned(),
+            ));
+        }
+        let on_device = |tensors: Vec<Tensor>| -> candle_core::Result<Vec<Tensor>> {
+            let tensors = tensors.iter();
+            tensors
+                .map(|tensor| tensor.to_device(&self.device))
+                .collect()
+        };
+        self.averages = averages.map(on_device).transpose()?;
+        let velocities = on_device(velocities)?;
         self.optimiser = self.optimiser.with_velocities(velocities)?;
         self.position = progress.position;
         self.plateau = progress.plateau;
@@ -264,6 +307,51 @@ impl Training {
         outcome
     }
 
+    /// Takes a step at each rate of a search, from the present weights on, which it spends. It ends early where the
+    /// loss explodes, or `stop` says so.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn range_test(
+        &mut self,
+        test: RangeTest,
+        stop: &dyn Fn() -> bool,
+        observe: &mut dyn FnMut(&Tried),
+    ) -> Result<Vec<Tried>, Error> {
+        let mut all = Vec::new();
+        let mut rates = test.rates();
+        for epoch in 0.. {
+            self.position = Position {
+                epoch,
+                ..Position::default()
+            };
+            let augmentation = self.recipe.augmentation();
+            let batches = self.train.training(self.seed, epoch, augmentation, 0)?;
+            for batch in batches {
+                let Some(rate) = rates.next() else {
+                    return Ok(all);
+                };
+                if stop() {
+                    return Ok(all);
+                }
+                let before = self.position;
+                let stepped = self.step_at(&batch?, rate).and_then(|()| self.count());
+                match stepped {
+                    Err(Error::Diverged { .. }) => return Ok(all),
+                    other => other.map_err(|error| self.explained(error))?,
+                }
+                let images = (self.position.images - before.images) as f64;
+                let loss = (self.position.loss_sum - before.loss_sum) / images;
+                let Some(tried) = range_test::tried(&all, rate, loss) else {
+                    return Ok(all);
+                };
+                observe(&tried);
+                all.push(tried);
+            }
+        }
+        Ok(all)
+    }
+
     fn all_epochs(
         &mut self,
         checkpoints: &Checkpoints,
@@ -273,21 +361,19 @@ impl Training {
     ) -> Result<Outcome, Error> {
         let epochs = self.recipe.epochs.get();
         let mut saved = Instant::now();
-        while self.position.epoch < epochs {
+        while self.position.epoch < epochs && !self.stopped_early() {
             let epoch = self.position.epoch + 1;
-            self.optimiser
-                .set_learning_rate(self.plateau.learning_rate());
             observe(Event::EpochStarted {
                 epoch,
                 epochs,
                 done: self.position.step,
                 steps: self.train.batches(),
-                learning_rate: self.plateau.learning_rate(),
+                learning_rate: self.learning_rate(0),
             })?;
             let mut batches = self.train.training(
                 self.seed,
                 self.position.epoch,
-                self.recipe.augment,
+                self.recipe.augmentation(),
                 self.position.step,
             )?;
             let mut clock = Instant::now();
@@ -323,25 +409,42 @@ impl Training {
                 }
             }
             observe(Event::EvaluationStarted { epoch })?;
-            let evaluation = debug_span!("evaluation").in_scope(|| {
-                evaluate(
-                    &self.network,
-                    self.arithmetic,
-                    &self.test,
-                    &self.device,
-                    stop,
-                )
-            })?;
-            let Some(evaluation) = evaluation else {
+            let Some(evaluation) = self.evaluate(&self.network, Views::Whole, stop)? else {
                 return self.interrupted(checkpoints, observe);
+            };
+            let average = self.average_network()?.map(|network| {
+                let evaluation = self.evaluate(&network, Views::Whole, stop)?;
+                Ok::<_, Error>(evaluation)
+            });
+            let average = match average.transpose()? {
+                Some(None) => return self.interrupted(checkpoints, observe),
+                average => average.flatten(),
+            };
+            // With mirrored views the time says nothing about an epoch.
+            let seconds = clock.elapsed().as_secs_f64();
+            let stops_early = self.stops_early_after(evaluation.loss);
+            let last = self.position.epoch + 1 == epochs || stops_early;
+            let mirrored = if last {
+                let mirrored = self.evaluate(&self.network, Views::WithMirrored, stop)?;
+                match mirrored {
+                    None => return self.interrupted(checkpoints, observe),
+                    mirrored => mirrored,
+                }
+            } else {
+                None
             };
             // Where epochs are short, not each of them is worth a checkpoint; its weights are kept if they are
             // the best, and the last epoch's always.
-            let last = self.position.epoch + 1 == epochs;
             let due = self.device.is_cpu() || last || saved.elapsed() >= GPU_PAUSE;
-            let seconds = clock.elapsed().as_secs_f64();
             let digest = due.then(|| self.weights_digest()).transpose()?;
-            let improved = self.finish_epoch(&evaluation, seconds, digest)?;
+            let improved = self.finish_epoch(EpochEnd {
+                evaluation: &evaluation,
+                average,
+                mirrored,
+                seconds,
+                weights_sha256: digest,
+                stops_early,
+            })?;
             if improved {
                 self.best_weights = Some(self.weights(!due)?);
             }
@@ -354,7 +457,7 @@ impl Training {
                     best,
                     evaluation: &evaluation,
                     network: &self.network,
-                    epochs,
+                    last,
                 })?;
             }
             if due {
@@ -365,17 +468,20 @@ impl Training {
         Ok(Outcome::Finished)
     }
 
-    /// One step of gradient descent. What it came to is in the tally.
+    /// The epoch's next step of gradient descent.
     fn step(&mut self, batch: &Batch) -> Result<(), Error> {
+        self.step_at(batch, self.learning_rate(self.position.step))
+    }
+
+    /// One step of gradient descent. What it came to is in the tally.
+    fn step_at(&mut self, batch: &Batch, learning_rate: f64) -> Result<(), Error> {
         let position = self.position;
         let labels = &batch.labels;
-        let probability = self.recipe.dropout.get() as f32;
-        let active = probability > 0.0 && self.recipe.dropout_epochs.contains(position.epoch);
-        let dropout = active.then(|| DropoutMasks {
+        let probability = self.recipe.dropout_in(position.epoch) as f32;
+        let dropout = (probability > 0.0).then(|| DropoutMasks {
             probability,
             seed: self.seed,
-            step: (u64::from(position.epoch) * self.train.batches() as u64 + position.step as u64)
-                as u32,
+            step: self.steps_before(position.step) as u32,
         });
         let mut tape = Tape::recording(self.arithmetic);
         let logits = self.network.forward(&mut tape, &batch.images, dropout)?;
@@ -384,10 +490,103 @@ impl Training {
             // Nothing is waited for here, so a loss that is not finite is seen before it does harm.
             self.count()?;
         }
-        let gradients = tape.backward(ops::cross_entropy_gradient(&logits, labels)?)?;
-        debug_span!("update").in_scope(|| self.optimiser.step(&gradients))?;
+        let smoothing = self.recipe.label_smoothing.get();
+        let slope = ops::smoothed_cross_entropy_gradient(&logits, labels, smoothing)?;
+        let gradients = tape.backward(slope)?;
+        self.optimiser.set_learning_rate(learning_rate);
+        debug_span!("update").in_scope(|| {
+            self.optimiser.step(&gradients)?;
+            self.average()
+        })?;
         self.position.step += 1;
         Ok(())
+    }
+
+    /// Steps of the run before that one of the current epoch.
+    fn steps_before(&self, step: usize) -> u64 {
+        u64::from(self.position.epoch) * self.train.batches() as u64 + step as u64
+    }
+
+    /// The rate of a step of the current epoch.
+    fn learning_rate(&self, step: usize) -> f64 {
+        self.rates.at(self.steps_before(step), &self.plateau)
+    }
+
+    /// Takes the weights into their moving average, which begins with those of the first step.
+    fn average(&mut self) -> candle_core::Result<()> {
+        let decay = self.recipe.average_decay.get();
+        if decay == 0.0 {
+            return Ok(());
+        }
+        match &self.averages {
+            None => {
+                let weights = self.weights(true)?.into_iter();
+                self.averages = Some(weights.map(|(_, weight)| weight).collect());
+                Ok(())
+            }
+            Some(averages) => {
+                let variables = self.network.variables().iter();
+                let pairs: Vec<[&Tensor; 2]> = averages
+                    .iter()
+                    .zip(variables)
+                    .map(|(average, (_, variable))| [average, variable.as_tensor()])
+                    .collect();
+                ops::average_step(decay, &pairs)
+            }
+        }
+    }
+
+    /// The moving averages by their parameters' names.
+    fn named_averages(&self) -> Option<Vec<(String, Tensor)>> {
+        let averages = self.averages.as_ref()?;
+        let names = self.network.variables().iter().map(|(name, _)| name);
+        Some(names.cloned().zip(averages.iter().cloned()).collect())
+    }
+
+    /// The network with the moving average for its weights.
+    fn average_network(&self) -> Result<Option<Network>, Error> {
+        let network = self
+            .named_averages()
+            .map(|averages| Network::new(self.network.architecture(), averages));
+        let network = network.transpose();
+        Ok(network.map_err(candle_core::Error::wrap)?)
+    }
+
+    fn evaluate(
+        &self,
+        network: &Network,
+        views: Views,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Evaluation>, Error> {
+        let evaluation = debug_span!("evaluation").in_scope(|| {
+            evaluate(
+                network,
+                self.arithmetic,
+                &self.test,
+                &self.device,
+                views,
+                stop,
+            )
+        });
+        Ok(evaluation?)
+    }
+
+    /// Whether the run ended before all its epochs were done.
+    #[must_use]
+    pub fn stopped_early(&self) -> bool {
+        self.history.last().is_some_and(|last| last.stopped_early)
+    }
+
+    /// Whether an epoch with this test loss is the last because none was lower for as long as the recipe waits.
+    fn stops_early_after(&self, loss: f64) -> bool {
+        let patience = self.recipe.early_stopping as usize;
+        let losses = || {
+            let before = self.history.iter().map(|epoch| epoch.test_loss);
+            before.chain([loss])
+        };
+        let lowest = losses().fold(f64::INFINITY, f64::min);
+        let since = losses().skip_while(|loss| *loss > lowest).count();
+        patience > 0 && since > patience
     }
 
     /// The error of a step; want of memory on a GPU with what would fit.
@@ -470,13 +669,9 @@ impl Training {
         observe(Event::CheckpointWritten { path: &path })
     }
 
-    /// Takes an epoch's evaluation in; whether it is the best so far.
-    fn finish_epoch(
-        &mut self,
-        evaluation: &Evaluation,
-        seconds: f64,
-        weights_sha256: Option<String>,
-    ) -> Result<bool, Error> {
+    /// Takes in what an epoch came to; whether it is the best so far.
+    fn finish_epoch(&mut self, end: EpochEnd<'_>) -> Result<bool, Error> {
+        let evaluation = end.evaluation;
         if !evaluation.loss.is_finite() {
             return Err(self.diverged("test loss"));
         }
@@ -489,10 +684,14 @@ impl Training {
             train_accuracy: position.right as f64 / images,
             test_loss: evaluation.loss,
             test_accuracy: evaluation.accuracy,
-            learning_rate: self.plateau.learning_rate(),
-            seconds: position.seconds + seconds,
+            learning_rate: self.learning_rate(0),
+            seconds: position.seconds + end.seconds,
             images_per_second: images / position.seconds,
-            weights_sha256,
+            weights_sha256: end.weights_sha256,
+            average_test_loss: end.average.as_ref().map(|average| average.loss),
+            average_test_accuracy: end.average.as_ref().map(|average| average.accuracy),
+            mirrored_test_accuracy: end.mirrored.map(|mirrored| mirrored.accuracy),
+            stopped_early: end.stops_early,
         });
         self.plateau = self.plateau.after(evaluation.loss);
         self.position = Position {
@@ -532,6 +731,7 @@ impl Training {
         let weights = on_host(self.weights(false)?)?;
         let names = weights.iter().map(|(name, _)| name.clone());
         let velocities = on_host(names.zip(self.optimiser.velocities().cloned()).collect())?;
+        let averages = self.named_averages().map(on_host).transpose()?;
         for (_, tensor) in weights.iter().chain(&velocities) {
             if not_finite(tensor)?.is_some() {
                 return Err(self.diverged("network"));
@@ -547,7 +747,9 @@ impl Training {
             best: self.best,
         };
         let architecture = self.network.architecture();
-        let path = checkpoints.write_last(architecture, &weights, &velocities, &progress)?;
+        let averages = averages.as_deref();
+        let path =
+            checkpoints.write_last(architecture, &weights, &velocities, averages, &progress)?;
         observe(Event::CheckpointWritten { path: &path })
     }
 
@@ -558,6 +760,16 @@ impl Training {
             steps: self.position.step,
         }
     }
+}
+
+/// What is known at the end of an epoch.
+struct EpochEnd<'a> {
+    evaluation: &'a Evaluation,
+    average: Option<Evaluation>,
+    mirrored: Option<Evaluation>,
+    seconds: f64,
+    weights_sha256: Option<String>,
+    stops_early: bool,
 }
 
 /// Tensors in the host's memory.

@@ -9,6 +9,6 @@ mod summary;
 pub use architecture::{
     Architecture, Block, CLASSES, IMAGE, Layer, ParameterShape, UnknownArchitecture,
 };
-pub use initialisation::initial_parameters;
+pub use initialisation::{Initialisation, initial_parameters};
 pub use network::{DropoutMasks, Error, Network};
 pub use summary::summary;

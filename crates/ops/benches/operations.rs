@@ -202,6 +202,7 @@ fn ends(criterion: &mut Criterion) {
         learning_rate: 1e-6,
         momentum: 0.9,
         weight_decay: 5e-4,
+        ..Sgd::default()
     };
     for (name, inputs, outputs, _) in LINEAR {
         let [parameter, velocity, gradient] = [(); 3].map(|()| noise((outputs, inputs)));

@@ -50,9 +50,23 @@ pub fn predictions(logits: &Tensor) -> Result<Vec<usize>> {
 /// # Errors
 /// As for [`cross_entropy`].
 pub fn cross_entropy_gradient(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    smoothed_cross_entropy_gradient(logits, labels, 0.0)
+}
+
+/// The gradient of the cross-entropy with smoothed labels, `[batch, classes]`: the label's class is the right one
+/// with probability `1 - smoothing + smoothing / classes`, every other with `smoothing / classes`
+/// (`label_smoothing` of `torch.nn.functional.cross_entropy`).
+///
+/// # Errors
+/// As for [`cross_entropy`].
+pub fn smoothed_cross_entropy_gradient(
+    logits: &Tensor,
+    labels: &Tensor,
+    smoothing: f64,
+) -> Result<Tensor> {
     logits
         .contiguous()?
-        .apply_op2_no_bwd(&labels.contiguous()?, &LogitsGradient)
+        .apply_op2_no_bwd(&labels.contiguous()?, &LogitsGradient { smoothing })
 }
 
 struct CrossEntropy;
@@ -107,13 +121,15 @@ impl CustomOp2 for CrossEntropy {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let gradient = logits
             .contiguous()?
-            .apply_op2_no_bwd(labels, &LogitsGradient)?;
+            .apply_op2_no_bwd(labels, &LogitsGradient { smoothing: 0.0 })?;
         Ok((Some(gradient.broadcast_mul(grad_res)?), None))
     }
 }
 
-/// `(softmax(logits) - one-hot(labels)) / batch`.
-struct LogitsGradient;
+/// `(softmax(logits) - smoothed one-hot(labels)) / batch`.
+struct LogitsGradient {
+    smoothing: f64,
+}
 
 impl CustomOp2 for LogitsGradient {
     fn name(&self) -> &'static str {
@@ -131,11 +147,13 @@ impl CustomOp2 for LogitsGradient {
         let labels = contiguous::<u32>(self.name(), labels, labels_layout)?;
         with_float!(self.name(), logits, T => {
             let logits = contiguous::<T>(self.name(), logits, logits_layout)?;
+            let everywhere = self.smoothing / classes as f64;
+            let right = 1.0 - self.smoothing + everywhere;
             let mut gradient = Vec::with_capacity(logits.len());
             for (row, label) in logits.chunks_exact(classes).zip(labels) {
                 let offset = log_sum_exp(row);
                 gradient.extend(row.iter().zip(0_u32..).map(|(value, class)| {
-                    let target = if class == *label { 1.0 } else { 0.0 };
+                    let target = if class == *label { right } else { everywhere };
                     T::from_f64(((value.to_f64() - offset).exp() - target) / batch as f64)
                 }));
             }
@@ -151,7 +169,11 @@ impl CustomOp2 for LogitsGradient {
         labels: &CudaStorage,
         labels_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let gradient = cuda::gradient((logits, logits_layout), (labels, labels_layout))?;
+        let gradient = cuda::gradient(
+            (logits, logits_layout),
+            (labels, labels_layout),
+            self.smoothing,
+        )?;
         Ok((gradient, logits_layout.shape().clone()))
     }
 }
@@ -218,6 +240,7 @@ pub(crate) mod cuda {
     pub(super) fn gradient(
         (logits, logits_layout): Stored<'_>,
         (labels, labels_layout): Stored<'_>,
+        smoothing: f64,
     ) -> Result<CudaStorage> {
         let device = logits.device();
         let sizes = logits_layout.shape().dims2()?;
@@ -225,7 +248,14 @@ pub(crate) mod cuda {
         let labels = contiguous::<u32>("cross-entropy", labels, labels_layout)?;
         let mut gradient = room::<f32>(device, logits.len())?;
         let to = Argument::write(device, &mut gradient);
-        run(device, (&logits, &labels), sizes, to, Argument::null(), 0)?;
+        run(
+            device,
+            (&logits, &labels),
+            sizes,
+            (to, smoothing),
+            Argument::null(),
+            0,
+        )?;
         Ok(CudaStorage::wrap_cuda_slice(gradient, device.clone()))
     }
 
@@ -243,7 +273,7 @@ pub(crate) mod cuda {
             device,
             batch,
             (rows, classes),
-            Argument::null(),
+            (Argument::null(), 0.0),
             tally,
             step,
         )
@@ -253,7 +283,7 @@ pub(crate) mod cuda {
         device: &CudaDevice,
         (logits, labels): (&CudaView<'_, f32>, &CudaView<'_, u32>),
         (rows, classes): (usize, usize),
-        gradient: Argument<'_>,
+        (gradient, smoothing): (Argument<'_>, f64),
         tally: Argument<'_>,
         step: u64,
     ) -> Result<()> {
@@ -275,6 +305,7 @@ pub(crate) mod cuda {
                 tally,
                 rows.into(),
                 classes.into(),
+                (smoothing as f32).into(),
                 Argument::long(step),
             ],
         )

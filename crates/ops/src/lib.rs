@@ -33,13 +33,15 @@ mod tape;
 mod views;
 
 pub use conv2d::{Conv2d, Convolution, UnknownConvolution};
-pub use cross_entropy::{cross_entropy, cross_entropy_gradient, predictions};
+pub use cross_entropy::{
+    cross_entropy, cross_entropy_gradient, predictions, smoothed_cross_entropy_gradient,
+};
 pub use dropout::Dropout;
 pub use flatten::channels_last;
 pub use max_pool2d::{Pool, max_pool2d};
 pub use precision::{Arithmetic, Precision, UnknownPrecision, activations};
 pub use recycling::Recycling;
-pub use sgd::{Sgd, sgd_step};
+pub use sgd::{Sgd, average_step, norm, sgd_step};
 pub use tally::{Tally, Totals};
 pub use tape::Tape;
 #[cfg(feature = "cuda")]

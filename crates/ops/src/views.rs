@@ -10,20 +10,28 @@ use std::ops::Range;
 pub struct View {
     /// The image's number in the set.
     pub image: u32,
-    /// Row of the original that the first row shows; rows outside are 0.
+    /// Row of the original that the first row shows.
     pub top: i8,
-    /// Column of the original that the first column shows; columns outside are 0.
+    /// Column of the original that the first column shows.
     pub left: i8,
     /// Whether left and right are exchanged.
     pub mirrored: bool,
+    /// Whether what lies outside is the original's reflection; else it is 0.
+    pub reflected: bool,
+    /// Rows from the first to before the third and columns from the second to before the fourth, in which all
+    /// numbers become 0.
+    pub hole: [u8; 4],
 }
 
 impl View {
     /// As the kernel reads it.
-    fn words(self) -> [u32; 2] {
+    fn words(self) -> [u32; 3] {
         let offset = |value: i8| (i32::from(value) + 128) as u32;
-        let view = offset(self.top) | offset(self.left) << 8 | u32::from(self.mirrored) << 16;
-        [self.image, view]
+        let view = offset(self.top)
+            | offset(self.left) << 8
+            | u32::from(self.mirrored) << 16
+            | u32::from(self.reflected) << 17;
+        [self.image, view, u32::from_le_bytes(self.hole)]
     }
 }
 
@@ -82,10 +90,10 @@ impl Images {
     pub fn batch(&self, views: &Views, range: Range<usize>, dtype: DType) -> Result<Tensor> {
         let (_, channels, height, width) = self.bytes.dims4()?;
         let device = self.device()?;
-        if range.start > range.end || 2 * range.end > views.0.len() {
-            bail!("there are {} views, not {range:?}", views.0.len() / 2);
+        if range.start > range.end || 3 * range.end > views.0.len() {
+            bail!("there are {} views, not {range:?}", views.0.len() / 3);
         }
-        let words = views.0.slice(2 * range.start..2 * range.end);
+        let words = views.0.slice(3 * range.start..3 * range.end);
         let (bytes, bytes_layout) = self.bytes.storage_and_layout();
         let (numbers, numbers_layout) = self.numbers.storage_and_layout();
         let bytes = slice::<u8>("views", &bytes, bytes_layout)?;

@@ -509,6 +509,7 @@ fn sgd_moves_as_pytorch_does() -> Result<()> {
         learning_rate: 0.1,
         momentum: 0.9,
         weight_decay: 0.01,
+        ..Sgd::default()
     };
     let parameter = Var::from_tensor(&Tensor::new(&[1.0_f64, -2.0], device)?)?;
     let velocity = parameter.zeros_like()?;
@@ -518,6 +519,83 @@ fn sgd_moves_as_pytorch_does() -> Result<()> {
     gradient = Tensor::new(&[-1.0_f64, 0.25], device)?;
     sgd_step(sgd, &[[parameter.as_tensor(), &velocity, &gradient]])?;
     assert_close(&values(&parameter), &[1.002_151, -2.209_102], 1e-12);
+    Ok(())
+}
+
+/// Parameters after each step of
+/// `torch.optim.SGD([p], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)` from `p = [1, -2]`, and their
+/// average by `AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(0.75))`, which begins with the first step's.
+#[test]
+fn nesterov_and_averages_move_as_pytorch_does() -> Result<()> {
+    let device = &Device::Cpu;
+    let sgd = Sgd {
+        learning_rate: 0.1,
+        momentum: 0.9,
+        weight_decay: 0.01,
+        nesterov: true,
+        ..Sgd::default()
+    };
+    let parameter = Var::from_tensor(&Tensor::new(&[1.0_f64, -2.0], device)?)?;
+    let velocity = parameter.zeros_like()?;
+    let mut average: Option<Tensor> = None;
+    for (gradient, after, averaged) in [
+        ([0.5_f64, 1.0], [0.9031, -2.1862], [0.9031, -2.1862]),
+        (
+            [-1.0, 0.25],
+            [1.050_074_11, -2.308_926_22],
+            [0.939_843_527_5, -2.216_881_555],
+        ),
+        (
+            [0.3, -0.2],
+            [1.034_168_458_191, -2.356_460_438_182],
+            [0.963_424_760_172_75, -2.251_776_275_795_5],
+        ),
+    ] {
+        let gradient = Tensor::new(&gradient, device)?;
+        sgd_step(sgd, &[[parameter.as_tensor(), &velocity, &gradient]])?;
+        assert_close(&values(&parameter), &after, 1e-12);
+        match &average {
+            None => average = Some(parameter.as_tensor().copy()?),
+            Some(average) => ops::average_step(0.75, &[[average, parameter.as_tensor()]])?,
+        }
+        assert_close(
+            &average.iter().flat_map(values).collect::<Vec<_>>(),
+            &averaged,
+            1e-12,
+        );
+    }
+    Ok(())
+}
+
+/// `F.cross_entropy(x, torch.tensor([1, 0]), label_smoothing=0.2)`.
+#[test]
+fn smoothed_labels_have_pytorchs_gradient() -> Result<()> {
+    let device = &Device::Cpu;
+    let logits = Tensor::new(&[[1.0_f64, 2.0, -1.0], [0.5, 0.0, 3.0]], device)?;
+    let labels = Tensor::new(&[1_u32, 0], device)?;
+    let gradient = ops::smoothed_cross_entropy_gradient(&logits, &labels, 0.2)?;
+    let expected = [
+        0.096_414_896_837_876_24,
+        -0.080_641_076_984_212_75,
+        -0.015_773_819_853_663_468,
+        -0.397_072_610_492_959_5,
+        -0.011_340_093_187_304_41,
+        0.408_412_703_680_263_83,
+    ];
+    assert_close(&values(&gradient), &expected, 1e-12);
+    Ok(())
+}
+
+#[test]
+fn a_norm_is_that_of_all_tensors_on_any_number_of_threads() -> Result<()> {
+    let tensors = [tensor(1, &[70_001]), tensor(2, &[3, 5])];
+    let all: f64 = tensors
+        .iter()
+        .flat_map(values)
+        .map(|value| value * value)
+        .sum();
+    assert!((ops::norm(&tensors)? - all.sqrt()).abs() < 1e-9 * all.sqrt());
+    same_on_any_threads(|| vec![vec![ops::norm(&tensors).unwrap().to_bits()]]);
     Ok(())
 }
 
@@ -592,6 +670,7 @@ fn results_are_the_same_bits_on_any_number_of_threads() {
             learning_rate: 0.1,
             momentum: 0.9,
             weight_decay: 0.01,
+            ..Sgd::default()
         };
         let parameter = Var::from_tensor(&single(7, &[100_003])).unwrap();
         let velocity = single(8, &[100_003]);

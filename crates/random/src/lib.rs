@@ -21,6 +21,10 @@ pub enum Purpose {
     Dropout = 4,
     /// The drawing of the synthetic data set.
     Synthetic = 5,
+    /// Which training images are held out for validation; the epoch is the class.
+    Validation = 6,
+    /// A search's trials; the epoch is the trial, the index the key's number.
+    Search = 7,
 }
 
 /// All random numbers for one seed, purpose and epoch, by index.

@@ -85,6 +85,7 @@ pub fn network(architecture: Architecture, setting: &Setting) -> Result<NetworkD
         learning_rate: case.sgd.lr,
         momentum: case.sgd.momentum,
         weight_decay: case.sgd.weight_decay,
+        ..Sgd::default()
     };
     let velocities = network
         .variables()

@@ -173,8 +173,14 @@ fn text(settings: &Table, key: &str) -> String {
 
 fn data(run: &Run) -> String {
     let made_by = &run.made_by;
+    let evaluated =
+        match ["validation", "overfit_batches"].map(|key| run.settings.contains_key(key)) {
+            [false, false] => "test",
+            [true, _] => "validation",
+            [_, true] => "memorised",
+        };
     format!(
-        "{}, {} training and {} test images, SHA-256 {}",
+        "{}, {} training and {} {evaluated} images, SHA-256 {}",
         text(&run.settings, "dataset"),
         made_by.train_images,
         made_by.test_images,

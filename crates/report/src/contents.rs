@@ -154,6 +154,24 @@ pub(crate) fn setting(comparison: &Comparison) -> Vec<String> {
             grouped(POST_IMAGES)
         ));
     }
+    if let Some(images) = first.settings.get("validation") {
+        sentences.push(format!(
+            "These runs held out {images} training images and were evaluated on them: wherever test images are mentioned, these are meant.",
+        ));
+    }
+    if first.settings.contains_key("overfit_batches") {
+        sentences.push(
+            "These runs were evaluated on the images that they were trained on: wherever test images are mentioned, these are meant."
+                .to_owned(),
+        );
+    }
+    for run in runs.iter().filter(|run| run.last().stopped_early) {
+        sentences.push(format!(
+            "The run {} stopped early, after {} epochs.",
+            run.name,
+            run.epochs.len()
+        ));
+    }
     for run in runs.iter().filter(|run| !run.finished()) {
         sentences.push(format!(
             "The run {} is not finished: {} epochs are done.",
@@ -241,6 +259,23 @@ pub(crate) fn results(comparison: &Comparison) -> Table {
     row("95 % interval of the mean", &none, &|group| {
         Some(interval(&group.sample(|run| run.last().test_accuracy)?))
     });
+    // Beside the accuracies of the weights themselves, where runs have them.
+    for (name, accuracy) in [
+        (
+            "the same by the weights' moving average",
+            (|run| run.last().average_test_accuracy) as fn(&Run) -> Option<f64>,
+        ),
+        ("the same with mirrored views", |run| {
+            run.last().mirrored_test_accuracy
+        }),
+    ] {
+        if comparison.runs().any(|run| accuracy(run).is_some()) {
+            row(name, &none, &|group| {
+                let known: Option<Vec<f64>> = group.runs.iter().map(accuracy).collect();
+                Some(percent(Sample::of(&known?)?.mean))
+            });
+        }
+    }
     row("best test accuracy of any epoch", &none, &|group| {
         Some(percent(group.sample(Run::best_accuracy)?.mean))
     });

@@ -1,10 +1,11 @@
 //! The curves of a run, as in the post: loss on the left, accuracy on the right, training blue,
-//! test orange, one point an epoch.
+//! test orange, one point an epoch; and the loss against the rates of a search.
 
-use crate::metrics::Epoch;
+use crate::metrics::{Epoch, Evaluated};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
+use serde::Serialize;
 use std::io::Cursor;
 
 /// A picture that could not be drawn or encoded.
@@ -26,27 +27,77 @@ const FONT: &str = "sans-serif";
 ///
 /// # Errors
 /// When they cannot be drawn.
-pub fn curves_svg(title: &str, epochs: &[Epoch]) -> Result<String, Error> {
-    let mut text = String::new();
-    draw(
-        &SVGBackend::with_string(&mut text, SIZE).into_drawing_area(),
-        title,
-        epochs,
-    )?;
-    Ok(text)
+pub fn curves_svg(title: &str, evaluated: Evaluated, epochs: &[Epoch]) -> Result<String, Error> {
+    svg(title, Figure::Curves(evaluated, epochs))
 }
 
 /// The curves as a PNG file.
 ///
 /// # Errors
 /// When they cannot be drawn.
-pub fn curves_png(title: &str, epochs: &[Epoch]) -> Result<Vec<u8>, Error> {
+pub fn curves_png(title: &str, evaluated: Evaluated, epochs: &[Epoch]) -> Result<Vec<u8>, Error> {
+    png(title, Figure::Curves(evaluated, epochs))
+}
+
+/// One step of a search for a learning rate.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct TriedRate {
+    /// The step's rate.
+    pub learning_rate: f64,
+    /// The loss of its images.
+    pub loss: f64,
+    /// The loss as a moving average.
+    pub smoothed_loss: f64,
+}
+
+/// The loss against the rates of a search, with the suggested one marked, as an SVG document.
+///
+/// # Errors
+/// When it cannot be drawn.
+pub fn rates_svg(
+    title: &str,
+    tried: &[TriedRate],
+    suggestion: Option<f64>,
+) -> Result<String, Error> {
+    svg(title, Figure::Rates(tried, suggestion))
+}
+
+/// The same as a PNG file.
+///
+/// # Errors
+/// When it cannot be drawn.
+pub fn rates_png(
+    title: &str,
+    tried: &[TriedRate],
+    suggestion: Option<f64>,
+) -> Result<Vec<u8>, Error> {
+    png(title, Figure::Rates(tried, suggestion))
+}
+
+/// What is drawn.
+#[derive(Clone, Copy)]
+enum Figure<'a> {
+    Curves(Evaluated, &'a [Epoch]),
+    Rates(&'a [TriedRate], Option<f64>),
+}
+
+fn svg(title: &str, figure: Figure<'_>) -> Result<String, Error> {
+    let mut text = String::new();
+    draw(
+        &SVGBackend::with_string(&mut text, SIZE).into_drawing_area(),
+        title,
+        figure,
+    )?;
+    Ok(text)
+}
+
+fn png(title: &str, figure: Figure<'_>) -> Result<Vec<u8>, Error> {
     let (width, height) = SIZE;
     let mut pixels = vec![0; (width * height * 3) as usize];
     draw(
         &BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area(),
         title,
-        epochs,
+        figure,
     )?;
     let picture = image::RgbImage::from_raw(width, height, pixels)
         .ok_or_else(|| Error("a picture of another size".to_owned()))?;
@@ -85,15 +136,20 @@ const PANELS: [Panel; 2] = [
 fn draw<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
     title: &str,
-    epochs: &[Epoch],
+    figure: Figure<'_>,
 ) -> Result<(), Error> {
     register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT)
         .map_err(|_| error("the font is damaged"))?;
     area.fill(&WHITE).map_err(error)?;
     let area = area.margin(14, 0, 0, 0);
     let area = area.titled(title, (FONT, 30)).map_err(error)?;
-    for (panel, area) in PANELS.iter().zip(area.split_evenly((1, 2))) {
-        draw_panel(&area, panel, epochs)?;
+    match figure {
+        Figure::Curves(evaluated, epochs) => {
+            for (panel, area) in PANELS.iter().zip(area.split_evenly((1, 2))) {
+                draw_panel(&area, panel, evaluated, epochs)?;
+            }
+        }
+        Figure::Rates(tried, suggestion) => draw_rates(&area, tried, suggestion)?,
     }
     area.present().map_err(error)
 }
@@ -101,6 +157,7 @@ fn draw<B: DrawingBackend>(
 fn draw_panel<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
     panel: &Panel,
+    evaluated: Evaluated,
     epochs: &[Epoch],
 ) -> Result<(), Error> {
     let points = |side: fn((f64, f64)) -> f64| {
@@ -110,11 +167,15 @@ fn draw_panel<B: DrawingBackend>(
     };
     let curves = [
         (
-            "training",
+            "training".to_owned(),
             TRAINING,
             points(|values| values.0).collect::<Vec<_>>(),
         ),
-        ("test", TEST, points(|values| values.1).collect()),
+        (
+            evaluated.to_string(),
+            TEST,
+            points(|values| values.1).collect(),
+        ),
     ];
     let (low, high) = curves
         .iter()
@@ -193,6 +254,88 @@ fn draw_panel<B: DrawingBackend>(
     Ok(())
 }
 
+/// The loss of each step in grey, its moving average in the colour of training, the suggestion as a line.
+fn draw_rates<B: DrawingBackend>(
+    area: &DrawingArea<B, Shift>,
+    tried: &[TriedRate],
+    suggestion: Option<f64>,
+) -> Result<(), Error> {
+    let (Some(first), Some(last)) = (tried.first(), tried.last()) else {
+        return Ok(());
+    };
+    let all = || {
+        tried
+            .iter()
+            .flat_map(|tried| [tried.smoothed_loss, tried.loss])
+    };
+    let low = all().fold(f64::INFINITY, f64::min);
+    // A step far above the others would press these to the bottom.
+    let smoothed = tried.iter().map(|tried| tried.smoothed_loss);
+    let high = smoothed.fold(f64::NEG_INFINITY, f64::max);
+    let room = 0.1 * (high - low).max(0.1);
+    let (low, high) = ((low - room).max(0.0), high + room);
+    // One step is a point; room on both sides shows it.
+    let rates = 0.9 * first.learning_rate..1.1 * last.learning_rate;
+    let mut chart = ChartBuilder::on(area)
+        .margin(20)
+        .x_label_area_size(60)
+        .y_label_area_size(80)
+        .build_cartesian_2d(rates.log_scale(), low..high)
+        .map_err(error)?;
+    chart
+        .configure_mesh()
+        .x_desc("Learning rate")
+        .y_desc("Training loss")
+        .x_label_formatter(&|rate| format!("{rate:.0e}"))
+        .y_label_formatter(&|loss| format!("{loss:.2}"))
+        .label_style((FONT, 20))
+        .axis_desc_style((FONT, 22))
+        .light_line_style(WHITE)
+        .draw()
+        .map_err(error)?;
+    let inside = tried
+        .iter()
+        .filter(|tried| (low..=high).contains(&tried.loss))
+        .map(|tried| {
+            Circle::new(
+                (tried.learning_rate, tried.loss),
+                3,
+                BLACK.mix(0.3).filled(),
+            )
+        });
+    chart
+        .draw_series(inside)
+        .map_err(error)?
+        .label("of one step")
+        .legend(|(x, y)| Circle::new((x + 12, y), 3, BLACK.mix(0.3).filled()));
+    let line = tried
+        .iter()
+        .map(|tried| (tried.learning_rate, tried.smoothed_loss));
+    chart
+        .draw_series(LineSeries::new(line, TRAINING.stroke_width(3)))
+        .map_err(error)?
+        .label("moving average")
+        .legend(|(x, y)| PathElement::new([(x, y), (x + 24, y)], TRAINING.stroke_width(3)));
+    if let Some(rate) = suggestion {
+        chart
+            .draw_series(LineSeries::new(
+                [(rate, low), (rate, high)],
+                TEST.stroke_width(3),
+            ))
+            .map_err(error)?
+            .label(format!("suggested: {rate:.2e}"))
+            .legend(|(x, y)| PathElement::new([(x, y), (x + 24, y)], TEST.stroke_width(3)));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperMiddle)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .label_font((FONT, 20))
+        .draw()
+        .map_err(error)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,6 +352,10 @@ mod tests {
                 seconds: 1.0,
                 images_per_second: 1.0,
                 weights_sha256: None,
+                average_test_loss: None,
+                average_test_accuracy: None,
+                mirrored_test_accuracy: None,
+                stopped_early: false,
             })
             .collect()
     }
@@ -229,7 +376,7 @@ mod tests {
     fn both_curves_are_seen_for_any_number_of_epochs() {
         for count in [1, 2, 3, 50] {
             assert_eq!(
-                colours(&curves_png("title", &epochs(count)).unwrap()),
+                colours(&curves_png("title", Evaluated::Test, &epochs(count)).unwrap()),
                 2,
                 "{count}"
             );
@@ -238,7 +385,7 @@ mod tests {
 
     #[test]
     fn the_svg_holds_title_axes_and_both_curves() {
-        let svg = curves_svg("a <title> & more", &epochs(7)).unwrap();
+        let svg = curves_svg("a <title> & more", Evaluated::Test, &epochs(7)).unwrap();
         for part in [
             "a &lt;title&gt; &amp; more",
             "Loss",
@@ -250,6 +397,24 @@ mod tests {
             "#FF7F0E",
         ] {
             assert!(svg.contains(part), "{part} is not in {svg}");
+        }
+    }
+
+    #[test]
+    fn a_search_shows_its_steps_and_its_suggestion() {
+        let tried: Vec<_> = (0..50)
+            .map(|step| TriedRate {
+                learning_rate: 1e-5 * 1.25_f64.powi(step),
+                loss: 2.3 - 0.02 * f64::from(step) + 0.01 * f64::from(step % 3),
+                smoothed_loss: 2.3 - 0.02 * f64::from(step),
+            })
+            .collect();
+        let picture = rates_png("title", &tried, Some(1e-3)).unwrap();
+        assert_eq!(colours(&picture), 2);
+        let svg = rates_svg("title", &tried, Some(1e-3)).unwrap();
+        assert!(svg.contains("suggested: 1.00e-3"), "{svg}");
+        for count in [0, 1, 2] {
+            rates_svg("title", &tried[..count], None).unwrap();
         }
     }
 }

@@ -17,11 +17,11 @@ pub mod statistics;
 
 pub use checkpoint::{CHECKPOINT, Difference, checkpoint_epochs, weights_difference};
 pub use comparison::{Comparison, Error as ComparisonError, Group, INDIFFERENT, network_name};
-pub use curves::{Error as CurvesError, curves_png, curves_svg};
+pub use curves::{Error as CurvesError, TriedRate, curves_png, curves_svg, rates_png, rates_svg};
 pub use html::html;
 pub use layers::{LAYERS, Layer, read_layers, write_layers};
 pub use markdown::markdown;
-pub use metrics::{Epoch, Error as MetricsError, read_metrics, write_metrics};
+pub use metrics::{Epoch, Error as MetricsError, Evaluated, read_metrics, write_metrics};
 pub use predictions::{
     CLASSES, Error as PredictionsError, Filters, PICTURE_BYTES, PREDICTIONS, Predictions,
 };

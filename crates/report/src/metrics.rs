@@ -1,9 +1,33 @@
 //! `metrics.jsonl`: one JSON object an epoch.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+/// The images that a run was evaluated on after every epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evaluated {
+    /// The test images.
+    Test,
+    /// Training images: held out for validation, or, to see whether they can be learnt by heart, those trained on.
+    Validation,
+}
+
+impl fmt::Display for Evaluated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Test => "test",
+            Self::Validation => "validation",
+        })
+    }
+}
+
+/// What begins the keys of what was measured on these images: `test_loss` or `validation_loss`.
+const TEST_KEYS: &str = "test_";
+const VALIDATION_KEYS: &str = "validation_";
 
 /// One epoch of a run. Accuracies are shares, 0 to 1; losses and accuracies are means over images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,11 +38,11 @@ pub struct Epoch {
     pub train_loss: f64,
     /// Accuracy on the training images, as they came up while training.
     pub train_accuracy: f64,
-    /// Loss on the test images, after the epoch.
+    /// Loss on the test images (or those of [`Evaluated::Validation`]), after the epoch.
     pub test_loss: f64,
-    /// Accuracy on the test images, after the epoch.
+    /// Accuracy on them, after the epoch.
     pub test_accuracy: f64,
-    /// Learning rate of the epoch.
+    /// Learning rate of the epoch's first step.
     pub learning_rate: f64,
     /// Wall-clock time of training and evaluation.
     pub seconds: f64,
@@ -27,6 +51,18 @@ pub struct Epoch {
     /// SHA-256, in hexadecimal, of the weights after the epoch, where it was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights_sha256: Option<String>,
+    /// Loss of the weights' moving average on the test images, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average_test_loss: Option<f64>,
+    /// Its accuracy on them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average_test_accuracy: Option<f64>,
+    /// Accuracy where the mean of the outputs for an image and for its mirror image counts; after the last epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirrored_test_accuracy: Option<f64>,
+    /// Whether the run ended with this epoch because the loss had not become lower for long enough.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopped_early: bool,
 }
 
 /// What can be wrong with a file of metrics.
@@ -76,11 +112,13 @@ pub fn read_metrics(path: &Path) -> Result<Vec<Epoch>, Error> {
     })?;
     let mut epochs = Vec::new();
     for (line, text) in (1..).zip(text.lines()) {
-        let epoch: Epoch = serde_json::from_str(text).map_err(|source| Error::Line {
-            path: path.to_owned(),
-            line,
-            source,
-        })?;
+        let epoch = serde_json::from_str(text)
+            .and_then(|keys| serde_json::from_value::<Epoch>(test_keys(keys).into()))
+            .map_err(|source| Error::Line {
+                path: path.to_owned(),
+                line,
+                source,
+            })?;
         if epoch.epoch as usize != line {
             return Err(Error::Order {
                 path: path.to_owned(),
@@ -93,18 +131,30 @@ pub fn read_metrics(path: &Path) -> Result<Vec<Epoch>, Error> {
     Ok(epochs)
 }
 
+/// The same values under the keys for test images.
+fn test_keys(keys: Map<String, Value>) -> Map<String, Value> {
+    let keys = keys.into_iter();
+    keys.map(|(key, value)| (key.replace(VALIDATION_KEYS, TEST_KEYS), value))
+        .collect()
+}
+
 /// Writes all epochs of a run so far, in place of the file that was there.
 ///
 /// # Errors
 /// When the file cannot be written; what was there before is unchanged then.
-pub fn write_metrics(path: &Path, epochs: &[Epoch]) -> Result<(), Error> {
+pub fn write_metrics(path: &Path, evaluated: Evaluated, epochs: &[Epoch]) -> Result<(), Error> {
     let mut text = String::new();
     for (line, epoch) in (1..).zip(epochs) {
-        text += &serde_json::to_string(epoch).map_err(|source| Error::Line {
+        let object = serde_json::to_string(epoch).map_err(|source| Error::Line {
             path: path.to_owned(),
             line,
             source,
         })?;
+        // There is no text in it but the keys and a digest.
+        text += &match evaluated {
+            Evaluated::Test => object,
+            Evaluated::Validation => object.replace(TEST_KEYS, VALIDATION_KEYS),
+        };
         text.push('\n');
     }
     whole_file::write(path, text.as_bytes()).map_err(|source| Error::File {
@@ -132,11 +182,19 @@ mod tests {
                 seconds: v[5],
                 images_per_second: v[6],
                 weights_sha256: (v[0] < 5.0).then(|| "0a".repeat(32)),
+                average_test_loss: (v[1] < 5.0).then_some(v[0]),
+                average_test_accuracy: (v[1] < 5.0).then_some(v[1]),
+                mirrored_test_accuracy: (v[2] < 5.0).then_some(v[2]),
+                stopped_early: v[3] < 5.0,
             }).collect();
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("metrics.jsonl");
-            write_metrics(&path, &epochs).unwrap();
-            prop_assert_eq!(read_metrics(&path).unwrap(), epochs);
+            for evaluated in [Evaluated::Test, Evaluated::Validation] {
+                write_metrics(&path, evaluated, &epochs).unwrap();
+                let text = fs::read_to_string(&path).unwrap();
+                prop_assert_eq!(text.contains("\"test_loss\":"), evaluated == Evaluated::Test);
+                prop_assert_eq!(&read_metrics(&path).unwrap(), &epochs);
+            }
         }
 
         #[test]

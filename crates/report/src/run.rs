@@ -196,9 +196,12 @@ impl Run {
         })
     }
 
-    /// Whether all epochs are done that its settings ask for.
+    /// Whether all epochs are done that its settings ask for, or it stopped early.
     #[must_use]
     pub fn finished(&self) -> bool {
+        if self.last().stopped_early {
+            return true;
+        }
         let epochs = self.settings.get("epochs").and_then(Value::as_integer);
         epochs.is_none_or(|epochs| self.epochs.len() as i64 >= epochs)
     }
@@ -299,6 +302,10 @@ pub(crate) mod tests {
                     seconds: 60.0,
                     images_per_second: 1000.0,
                     weights_sha256: None,
+                    average_test_loss: None,
+                    average_test_accuracy: None,
+                    mirrored_test_accuracy: None,
+                    stopped_early: false,
                 })
                 .collect(),
             predictions: None,

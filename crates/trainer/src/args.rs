@@ -3,12 +3,15 @@
 use crate::data::Source;
 use crate::exit::{Ended, Usage};
 use crate::settings::{Given, architecture, convolution, precision};
-use crate::{device, evaluate, predict, printer, train, write_report};
+use crate::{device, evaluate, lr_find, predict, printer, train, write_report};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use engine::Positive;
 use models::Architecture;
 use ops::{Convolution, Precision};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
 /// Trains AlexNet and SmallAlexNet on CIFAR-10, exactly reproducibly.
 ///
@@ -61,9 +64,55 @@ pub(crate) struct TrainArgs {
     #[arg(long)]
     pub(crate) stop_with_stdin: bool,
 
+    /// Stop, with a checkpoint, when this process has trained for so long: as 90s, 30m, 2h 15m, or DD:HH:MM:SS.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) max_time: Option<MaxTime>,
+
+    /// Stop, with a checkpoint, after epoch N of the run; its schedule stays that of all its epochs.
+    #[arg(long, value_name = "N")]
+    pub(crate) stop_after: Option<NonZeroU32>,
+
+    /// Take one step and evaluate one batch, to see that everything works; nothing is kept.
+    #[arg(long, conflicts_with_all = ["resume", "name", "dry_run"])]
+    pub(crate) fast_dev_run: bool,
+
     /// Print the resolved settings as TOML and do nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+/// A time span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MaxTime(pub(crate) Duration);
+
+impl FromStr for MaxTime {
+    type Err = Usage;
+
+    fn from_str(text: &str) -> Result<Self, Usage> {
+        let wrong = || {
+            Usage(format!(
+                "`{text}` is no time: give it as 90s, 30m, 2h 15m, or DD:HH:MM:SS"
+            ))
+        };
+        if !text.contains(':') {
+            return humantime::parse_duration(text)
+                .map(Self)
+                .map_err(|_| wrong());
+        }
+        let parts: Vec<u64> = text
+            .split(':')
+            .map(|part| part.parse().map_err(|_| wrong()))
+            .collect::<Result<_, _>>()?;
+        let &[days, hours, minutes, seconds] = parts.as_slice() else {
+            return Err(wrong());
+        };
+        let total = days
+            .checked_mul(24)
+            .and_then(|total| total.checked_add(hours)?.checked_mul(60))
+            .and_then(|total| total.checked_add(minutes)?.checked_mul(60))
+            .and_then(|total| total.checked_add(seconds));
+        total.map(Duration::from_secs).map(Self).ok_or_else(wrong)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -74,6 +123,8 @@ enum Command {
         #[arg(long, value_parser = architecture())]
         model: Architecture,
     },
+    /// Search for a learning rate: the loss against a rate that rises from step to step.
+    LrFind(LrFindArgs),
     /// Evaluate a checkpoint on the test images.
     Eval(EvalArgs),
     /// Say what is in pictures.
@@ -116,6 +167,33 @@ pub(crate) struct WeightArgs {
     pub(crate) precision: Option<Precision>,
 }
 
+/// What is asked of a search for a learning rate.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LrFindArgs {
+    #[command(flatten)]
+    pub(crate) given: Given,
+
+    /// Take settings from this TOML file: what --dry-run prints, or the run.toml of a run.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Steps of the search.
+    #[arg(long, value_name = "N", default_value = "100")]
+    pub(crate) steps: u32,
+
+    /// The rate of the first step.
+    #[arg(long, value_name = "RATE", default_value = "1e-5")]
+    pub(crate) min_lr: Positive,
+
+    /// The rate of the last step.
+    #[arg(long, value_name = "RATE", default_value = "1")]
+    pub(crate) max_lr: Positive,
+
+    /// The folder for lr-find.svg, lr-find.png and lr-find.json.
+    #[arg(long, value_name = "DIR", default_value = "runs/lr-find")]
+    pub(crate) out: PathBuf,
+}
+
 /// What is asked of an evaluation.
 #[derive(Debug, clap::Args)]
 pub(crate) struct EvalArgs {
@@ -133,6 +211,10 @@ pub(crate) struct EvalArgs {
     /// Use the first N test images only.
     #[arg(long, value_name = "N")]
     pub(crate) limit_test: Option<NonZeroUsize>,
+
+    /// Take the mean of the outputs for each image and for its mirror image (test-time augmentation).
+    #[arg(long)]
+    pub(crate) mirrored: bool,
 
     /// Print JSON.
     #[arg(long)]
@@ -197,6 +279,7 @@ impl Args {
         match self.command {
             None => return train::run(&self.train),
             Some(Command::Summary { model }) => printer::text(&models::summary(model)),
+            Some(Command::LrFind(args)) => return lr_find::run(&args),
             Some(Command::Eval(args)) => evaluate::run(&args)?,
             Some(Command::Predict(args)) => predict::run(&args)?,
             Some(Command::Report(args)) => write_report::run(&args)?,
@@ -237,6 +320,31 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        for (text, seconds) in [
+            ("90s", 90),
+            ("2h 15m", 8100),
+            ("00:00:30:00", 1800),
+            ("01:02:03:04", 93_784),
+        ] {
+            let time: MaxTime = text.parse().unwrap();
+            assert_eq!(time.0.as_secs(), seconds, "{text}");
+        }
+        for text in [
+            "",
+            "5",
+            "1:2",
+            "a:b:c:d",
+            "99999999999999999999:0:0:0",
+            "-5m",
+        ] {
+            assert!(text.parse::<MaxTime>().is_err(), "{text}");
+        }
+        let huge = format!("{}:0:0:0", u64::MAX);
+        assert!(huge.parse::<MaxTime>().is_err());
     }
 
     #[test]

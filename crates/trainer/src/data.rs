@@ -3,6 +3,7 @@
 use crate::exit::Usage;
 use anyhow::Context;
 use cifar::{Dataset, Split};
+use report::Evaluated;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -23,22 +24,33 @@ pub(crate) enum Source {
     Synthetic,
 }
 
+/// Which part of a data set is asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Limits {
+    /// The first training images only.
+    pub(crate) train: Option<NonZeroUsize>,
+    /// The first test images only.
+    pub(crate) test: Option<NonZeroUsize>,
+    /// Training images to be held out, and evaluated on; with the seed that chooses them.
+    pub(crate) validation: Option<(NonZeroUsize, u64)>,
+    /// Training images that are trained on, and evaluated on.
+    pub(crate) overfit: Option<NonZeroUsize>,
+}
+
 /// A data set with the limits applied.
 pub(crate) struct Data {
     pub(crate) train: Split,
+    /// The images that are evaluated on.
     pub(crate) test: Split,
+    /// Which these are.
+    pub(crate) evaluated: Evaluated,
     pub(crate) class_names: [&'static str; 10],
     /// SHA-256 of the set, limits not counted (those of the synthetic set do count: they are its size).
     pub(crate) digest: String,
 }
 
 impl Data {
-    pub(crate) fn load(
-        source: Source,
-        data_dir: &Path,
-        limit_train: Option<NonZeroUsize>,
-        limit_test: Option<NonZeroUsize>,
-    ) -> anyhow::Result<Self> {
+    pub(crate) fn load(source: Source, data_dir: &Path, limits: Limits) -> anyhow::Result<Self> {
         let count = |limit: Option<NonZeroUsize>, all| limit.map_or(all, NonZeroUsize::get);
         let dataset = match source {
             Source::Cifar10 => Dataset::cifar10(data_dir).with_context(|| {
@@ -53,7 +65,7 @@ impl Data {
                 )
             })?,
             Source::Synthetic => {
-                let (train, test) = (count(limit_train, SYNTHETIC.0), count(limit_test, SYNTHETIC.1));
+                let (train, test) = (count(limits.train, SYNTHETIC.0), count(limits.test, SYNTHETIC.1));
                 for (flag, images) in [("--limit-train", train), ("--limit-test", test)] {
                     if images > MOST_SYNTHETIC {
                         return Err(Usage(format!(
@@ -73,9 +85,24 @@ impl Data {
             }
             Ok(split.first(wanted)?)
         };
+        let mut train = limited("--limit-train", dataset.training(), limits.train)?;
+        let mut test = limited("--limit-test", dataset.test(), limits.test)?;
+        let mut evaluated = Evaluated::Test;
+        if let Some((images, seed)) = limits.validation {
+            (train, test) = train
+                .hold_out(images.get(), seed)
+                .map_err(|error| Usage(format!("--validation {images}: {error}")))?;
+            evaluated = Evaluated::Validation;
+        }
+        if let Some(images) = limits.overfit {
+            train = limited("--overfit-batches", train, Some(images))?;
+            test = train.clone();
+            evaluated = Evaluated::Validation;
+        }
         Ok(Self {
-            train: limited("--limit-train", dataset.training(), limit_train)?,
-            test: limited("--limit-test", dataset.test(), limit_test)?,
+            train,
+            test,
+            evaluated,
             class_names: dataset.class_names(),
             digest: dataset.digest()?,
         })

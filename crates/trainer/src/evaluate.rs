@@ -1,12 +1,12 @@
 //! The command that evaluates a checkpoint.
 
 use crate::args::{EvalArgs, WeightArgs, use_threads};
-use crate::data::Data;
+use crate::data::{Data, Limits};
 use crate::exit::Usage;
 use crate::{device, printer};
 use anyhow::Context;
 use candle_core::Device;
-use engine::{Evaluation, Inputs, Recipe, Weights};
+use engine::{Evaluation, Inputs, Recipe, Views, Weights};
 use models::{Architecture, Network};
 use ops::Arithmetic;
 use serde::Serialize;
@@ -83,7 +83,12 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let loaded = load(&args.weights)?;
     let one = std::num::NonZeroUsize::MIN;
     let limit_train = (args.dataset == crate::data::Source::Synthetic).then_some(one);
-    let data = Data::load(args.dataset, &args.data_dir, limit_train, args.limit_test)?;
+    let limits = Limits {
+        train: limit_train,
+        test: args.limit_test,
+        ..Limits::default()
+    };
+    let data = Data::load(args.dataset, &args.data_dir, limits)?;
     if loaded.inputs_are_known && loaded.inputs.class_names != data.class_names {
         return Err(Usage(format!(
             "`{}` was trained on other classes ({}) than --dataset has ({})",
@@ -105,6 +110,11 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         loaded.arithmetic,
         &feed,
         &loaded.device,
+        if args.mirrored {
+            Views::WithMirrored
+        } else {
+            Views::Whole
+        },
         || false,
     )?;
     let evaluation = evaluation.context("the evaluation was stopped")?;

@@ -6,6 +6,7 @@ mod device;
 mod evaluate;
 mod exit;
 mod layer_times;
+mod lr_find;
 mod predict;
 mod printer;
 mod progress;

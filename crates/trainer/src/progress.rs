@@ -3,6 +3,7 @@
 use crate::printer;
 use engine::Event;
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use report::Evaluated;
 use std::io::{IsTerminal, stderr};
 use std::time::Duration;
 
@@ -12,10 +13,12 @@ pub(crate) struct Progress {
     epochs: u32,
     /// Training images of an epoch.
     images: usize,
+    /// What is evaluated on.
+    evaluated: Evaluated,
 }
 
 impl Progress {
-    pub(crate) fn new(show_bar: bool, images: usize) -> Self {
+    pub(crate) fn new(show_bar: bool, images: usize, evaluated: Evaluated) -> Self {
         let bar = if show_bar && stderr().is_terminal() {
             ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(5))
         } else {
@@ -29,6 +32,7 @@ impl Progress {
             bar,
             epochs: 0,
             images,
+            evaluated,
         }
     }
 
@@ -65,14 +69,11 @@ impl Progress {
                 ));
             }
             Event::EvaluationStarted { .. } => {
-                self.bar.set_message("evaluating on the test images")
+                let message = format!("evaluating on the {} images", self.evaluated);
+                self.bar.set_message(message);
             }
-            Event::EpochFinished {
-                history,
-                best,
-                epochs,
-                ..
-            } => {
+            Event::EpochFinished { history, best, .. } => {
+                let (epochs, evaluated) = (self.epochs, self.evaluated);
                 if let Some(epoch) = history.last() {
                     let mark = if best.epoch == epoch.epoch {
                         "  best"
@@ -81,14 +82,14 @@ impl Progress {
                     };
                     let width = epochs.to_string().len();
                     self.print(&format!(
-                        "epoch {:>width$}/{epochs}  train loss {:.4} accuracy {:.2} %  test loss {:.4} accuracy {:.2} %  \
+                        "epoch {:>width$}/{epochs}  train loss {:.4} accuracy {:.2} %  {evaluated} loss {:.4} accuracy {:.2} %  \
                          lr {}  {:.1} s  {:.1} images/s{mark}",
                         epoch.epoch,
                         epoch.train_loss,
                         100.0 * epoch.train_accuracy,
                         epoch.test_loss,
                         100.0 * epoch.test_accuracy,
-                        epoch.learning_rate,
+                        four_digits(epoch.learning_rate),
                         epoch.seconds,
                         epoch.images_per_second,
                     ));
@@ -109,6 +110,11 @@ impl Drop for Progress {
     }
 }
 
+/// A number with four digits that count, and no more than needed.
+fn four_digits(number: f64) -> f64 {
+    format!("{number:.3e}").parse().unwrap_or(number)
+}
+
 fn style() -> Result<ProgressStyle, indicatif::style::TemplateError> {
     Ok(
         ProgressStyle::with_template("{prefix}  {bar:24} step {pos}/{len}  {msg}")?
@@ -118,6 +124,13 @@ fn style() -> Result<ProgressStyle, indicatif::style::TemplateError> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn rates_are_short() {
+        for (rate, text) in [(0.01, "0.01"), (7.0 / 1200.0, "0.005833"), (0.0, "0")] {
+            assert_eq!(super::four_digits(rate).to_string(), text);
+        }
+    }
+
     #[test]
     fn the_bars_template_is_right() {
         super::style().unwrap();

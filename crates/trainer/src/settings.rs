@@ -5,11 +5,15 @@ use crate::data::Source;
 use crate::device;
 use crate::exit::Usage;
 use anyhow::Context;
-use cifar::Augmentation;
+use cifar::{Edges, Flip};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use engine::{DropoutEpochs, Fraction, NonNegative, OpenFraction, Positive, Recipe};
-use models::Architecture;
+use engine::{
+    Augment, Cutout, DecayOn, DropoutEpochs, Fraction, NonNegative, OpenFraction, Positive, Recipe,
+    Schedule,
+};
+use models::{Architecture, Initialisation};
 use ops::{Convolution, Precision};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -53,17 +57,58 @@ pub(crate) struct Given {
     #[arg(long, value_name = "N")]
     pub(crate) batch_size: Option<NonZeroUsize>,
 
-    /// Learning rate at the start.
+    /// How initial weights are drawn: as PyTorch does, or by Kaiming's bounds for rectifiers, with biases of 0.
+    #[arg(long, value_parser = named::<Initialisation>(["pytorch", "kaiming"]))]
+    pub(crate) initialisation: Option<Initialisation>,
+
+    /// Learning rate, at its highest.
     #[arg(long = "lr", value_name = "RATE", allow_negative_numbers = true)]
     pub(crate) learning_rate: Option<NonNegative>,
+
+    /// How the learning rate changes: not at all, down when the test loss falls no more, along half a cosine, or in
+    /// a straight line.
+    #[arg(long, value_parser = named::<Schedule>(["constant", "plateau", "cosine", "one-cycle"]))]
+    pub(crate) schedule: Option<Schedule>,
+
+    /// Epochs, or parts of one, in which the learning rate rises first.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) warmup_epochs: Option<NonNegative>,
+
+    /// Where it rises from, as a share of the highest rate.
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub(crate) warmup_start: Option<Fraction>,
+
+    /// Where the schedules cosine and one-cycle end, as a share of the highest rate.
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub(crate) final_rate: Option<Fraction>,
 
     /// Momentum of the gradient descent.
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     pub(crate) momentum: Option<Fraction>,
 
+    /// Whether the momentum is Nesterov's.
+    #[arg(long, value_name = "true|false")]
+    pub(crate) nesterov: Option<bool>,
+
     /// Share of each weight that is added to its gradient.
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     pub(crate) weight_decay: Option<NonNegative>,
+
+    /// Whether that is done to all parameters or to weights alone, not to biases.
+    #[arg(long, value_parser = named::<DecayOn>(["all", "weights"]))]
+    pub(crate) weight_decay_on: Option<DecayOn>,
+
+    /// The most that the norm of all gradients may be, to which they are scaled down; 0 for no limit.
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
+    pub(crate) clip_norm: Option<NonNegative>,
+
+    /// Share of the labels that is spread over all classes.
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub(crate) label_smoothing: Option<Fraction>,
+
+    /// How much of the weights' moving average is kept in a step; it is evaluated beside the weights. 0 for none.
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub(crate) average_decay: Option<Fraction>,
 
     /// Share of features that dropout sets to 0.
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
@@ -73,9 +118,25 @@ pub(crate) struct Given {
     #[arg(long, value_name = "N|all")]
     pub(crate) dropout_epochs: Option<DropoutEpochs>,
 
-    /// What is done to training images: nothing, or pad, random crop and random flip.
-    #[arg(long, value_parser = augmentation())]
-    pub(crate) augment: Option<Augmentation>,
+    /// Epochs, from the first, over which that share rises from 0.
+    #[arg(long, value_name = "N")]
+    pub(crate) dropout_rise: Option<u32>,
+
+    /// What is done to training images: nothing, or pad, random crop and flip.
+    #[arg(long, value_parser = named::<Augment>(["none", "standard"]))]
+    pub(crate) augment: Option<Augment>,
+
+    /// What crops show beyond an image's edges: black, or its reflection.
+    #[arg(long, value_parser = named::<Edges>(["zero", "reflect"]))]
+    pub(crate) padding: Option<Edges>,
+
+    /// When training images are mirrored: at random, or at random in the first epoch and then in every other one.
+    #[arg(long, value_parser = named::<Flip>(["random", "alternating"]))]
+    pub(crate) flip: Option<Flip>,
+
+    /// Side of a square hole in training images, in pixels; 0 for none.
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
+    pub(crate) cutout: Option<Cutout>,
 
     #[arg(skip)]
     mean: Option<[f64; 3]>,
@@ -92,6 +153,19 @@ pub(crate) struct Given {
 
     #[arg(skip)]
     plateau_threshold: Option<Fraction>,
+
+    /// Epochs without a lower test loss after which the run ends; 0 for never.
+    #[arg(long, value_name = "N")]
+    pub(crate) early_stopping: Option<u32>,
+
+    /// Hold out N training images, as many of each class, and evaluate on them: the test images are not looked at.
+    #[arg(long, value_name = "N", conflicts_with = "overfit_batches")]
+    pub(crate) validation: Option<NonZeroUsize>,
+
+    /// Train and evaluate on the first N batches alone, in the same order in every epoch: a network that works learns
+    /// them by heart.
+    #[arg(long, value_name = "N")]
+    pub(crate) overfit_batches: Option<NonZeroUsize>,
 
     /// Decides every random number of the run [default: 0].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
@@ -148,11 +222,12 @@ pub(crate) fn precision() -> impl TypedValueParser<Value = Precision> {
         .try_map(|name| name.parse::<Precision>())
 }
 
-fn augmentation() -> impl TypedValueParser<Value = Augmentation> {
-    PossibleValuesParser::new(["none", "standard"]).map(|name| match name.as_str() {
-        "none" => Augmentation::None,
-        _ => Augmentation::Standard,
-    })
+/// The values of a setting by the names that they have in files, as clap offers them.
+fn named<T>(names: impl IntoIterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
+where
+    T: DeserializeOwned + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name| T::deserialize(toml::Value::String(name)))
 }
 
 /// Settings of a run, all resolved.
@@ -172,6 +247,8 @@ pub(crate) struct Run {
     pub(crate) data_dir: PathBuf,
     pub(crate) limit_train: Option<NonZeroUsize>,
     pub(crate) limit_test: Option<NonZeroUsize>,
+    pub(crate) validation: Option<NonZeroUsize>,
+    pub(crate) overfit_batches: Option<NonZeroUsize>,
     pub(crate) seed: u64,
     pub(crate) threads: NonZeroUsize,
     pub(crate) device: device::Choice,
@@ -183,13 +260,15 @@ pub(crate) struct Run {
 }
 
 /// The keys of [`Run`]; all others are the recipe's.
-const RUN_KEYS: [&str; 13] = [
+const RUN_KEYS: [&str; 15] = [
     "model",
     "recipe",
     "dataset",
     "data_dir",
     "limit_train",
     "limit_test",
+    "validation",
+    "overfit_batches",
     "seed",
     "threads",
     "device",
@@ -261,6 +340,14 @@ impl Given {
         let model = model.ok_or_else(|| {
             Usage("which network? name it with --model alexnet or --model small-alexnet".to_owned())
         })?;
+        let both = ["validation", "overfit_batches"].map(|key| given.contains_key(key));
+        if both == [true; 2] {
+            return Err(Usage(
+                "validation and overfit_batches: a run is evaluated on one of them; give one"
+                    .to_owned(),
+            )
+            .into());
+        }
         let name = given
             .get("recipe")
             .and_then(|name| name.as_str())
@@ -310,7 +397,19 @@ impl Given {
                 .into());
             }
         }
-        self.resolve(Some(of_run))
+        let settings = self.resolve(Some(of_run))?;
+        if settings.recipe.schedule.depends_on_length()
+            && let Some(epochs) = of_run.epochs
+            && epochs != settings.recipe.epochs
+        {
+            return Err(Usage(format!(
+                "--epochs {}: the learning rate of the run `{}` follows a schedule over its {epochs} epochs; start a new run for another number",
+                settings.recipe.epochs,
+                run.display()
+            ))
+            .into());
+        }
+        Ok(settings)
     }
 }
 

@@ -1,12 +1,12 @@
 //! The command that trains.
 
 use crate::args::{LogLevel, TrainArgs, use_threads};
-use crate::data::Data;
+use crate::data::{Data, Limits};
 use crate::exit::Ended;
 use crate::layer_times::LayerTimes;
 use crate::progress::Progress;
 use crate::run_folder::{RECORD, RunFolder};
-use crate::settings::{Given, Settings};
+use crate::settings::{self, Given, Settings};
 use crate::{device, printer};
 use anyhow::Context;
 use candle_core::Device;
@@ -15,9 +15,10 @@ use models::{Architecture, Network, initial_parameters};
 use ops::{Arithmetic, Precision};
 use report::MADE_BY;
 use serde::Serialize;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::BufWriter;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,6 +47,46 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
         printer::text(&settings.to_toml()?);
         return Ok(Ended::Done);
     }
+    if args.fast_dev_run {
+        return fast_dev_run(args, settings);
+    }
+    run_with(args, &settings, resumed, &args.run_dir)
+}
+
+/// One step, one batch of test images and all files, in a folder that is removed again.
+fn fast_dev_run(args: &TrainArgs, mut settings: Settings) -> anyhow::Result<Ended> {
+    let one = std::num::NonZeroU32::MIN;
+    settings.recipe.epochs = one;
+    let batch = settings.recipe.batch_size;
+    settings.run.limit_train = settings
+        .run
+        .limit_train
+        .map_or(Some(batch), |limit| Some(limit.min(batch)));
+    settings.run.limit_test = Some(
+        settings
+            .run
+            .limit_test
+            .map_or(batch, |limit| limit.min(batch)),
+    );
+    settings.run.validation = None;
+    settings.run.overfit_batches = None;
+    let folder = tempfile::tempdir().context("cannot make a folder for the run")?;
+    let ended = run_with(args, &settings, None, folder.path())?;
+    if ended == Ended::Done {
+        printer::line(
+            "everything ran: one step, one batch of test images, all files of a run; nothing was kept",
+        );
+    }
+    Ok(ended)
+}
+
+/// Trains by these settings, in a new folder or in that of a run.
+fn run_with(
+    args: &TrainArgs,
+    settings: &Settings,
+    resumed: Option<PathBuf>,
+    run_dir: &Path,
+) -> anyhow::Result<Ended> {
     // Found at once: a file that cannot be written.
     let trace = args.trace.as_deref().map(trace_file).transpose()?;
     let stop = stop_on_interrupt()?;
@@ -58,47 +99,46 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
         });
     }
     use_threads(Some(settings.run.threads))?;
-    let device = settings.run.device.device()?;
-    let place = Place {
-        precision: device::precision(settings.run.precision, &device)?,
-        model: device::model(&device)?,
-        device,
-        layer_times: LayerTimes::default(),
-    };
+    let place = Place::of(&settings.run)?;
     // Before the data, which take time: what must not be touched is found at once.
     let resumed = resumed.map(|run| RunFolder::lock(&run)).transpose()?;
-    let run = &settings.run;
-    let data = Data::load(run.dataset, &run.data_dir, run.limit_train, run.limit_test)?;
+    let data = data(settings)?;
     let (folder, training) = match resumed {
         Some(folder) => {
-            let training = resume(&settings, &data, &place, &folder)?;
+            let training = resume(settings, &data, &place, &folder)?;
             (folder, training)
         }
         None => {
             // The folder is made last, so that nothing is left behind where something is wrong.
-            let training = start(&settings, &data, &place)?;
+            let training = start(settings, &data, &place)?;
             let name = args.name.as_deref();
             (
-                RunFolder::create(&args.run_dir, name, &settings.default_name())?,
+                RunFolder::create(run_dir, name, &settings.default_name())?,
                 training,
             )
         }
     };
     let _trace_until_the_end = start_log(&folder, args.log_level, trace, &place.layer_times)?;
-    write_record(&folder, &settings, &data, &place)?;
-    train(
-        &settings,
-        &data,
-        &place,
-        &folder,
-        training,
-        !args.no_progress,
-        &stop,
-    )
+    write_record(&folder, settings, &data, &place)?;
+    train(args, settings, &data, &place, &folder, training, &stop)
+}
+
+/// The images that the settings ask for.
+pub(crate) fn data(settings: &Settings) -> anyhow::Result<Data> {
+    let run = &settings.run;
+    let limits = Limits {
+        train: run.limit_train,
+        test: run.limit_test,
+        validation: run.validation.map(|images| (images, run.seed)),
+        overfit: run
+            .overfit_batches
+            .map(|batches| batches.saturating_mul(settings.recipe.batch_size)),
+    };
+    Data::load(run.dataset, &run.data_dir, limits)
 }
 
 /// Where a run computes, and in what numbers.
-struct Place {
+pub(crate) struct Place {
     device: Device,
     precision: Precision,
     /// A GPU's own name.
@@ -108,6 +148,17 @@ struct Place {
 }
 
 impl Place {
+    /// What the settings ask for.
+    pub(crate) fn of(run: &settings::Run) -> anyhow::Result<Self> {
+        let device = run.device.device()?;
+        Ok(Self {
+            precision: device::precision(run.precision, &device)?,
+            model: device::model(&device)?,
+            device,
+            layer_times: LayerTimes::default(),
+        })
+    }
+
     /// For people.
     fn description(&self) -> String {
         let device = device::name(&self.device);
@@ -119,7 +170,7 @@ impl Place {
 }
 
 /// The first Ctrl-C asks to stop after the step; the second ends the process.
-fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
+pub(crate) fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let asked = stop.clone();
     ctrlc::set_handler(move || {
@@ -133,12 +184,12 @@ fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
 }
 
 /// Training from its first step on.
-fn start(settings: &Settings, data: &Data, place: &Place) -> anyhow::Result<Training> {
+pub(crate) fn start(settings: &Settings, data: &Data, place: &Place) -> anyhow::Result<Training> {
     let run = &settings.run;
     let device = &place.device;
     let parameters = match &run.init {
         Some(path) => on_device(Weights::read(path, Some(run.model))?.tensors, device)?,
-        None => initial_parameters(run.model, run.seed, device)?,
+        None => initial_parameters(run.model, settings.recipe.initialisation, run.seed, device)?,
     };
     let network = Network::new(run.model, parameters)?;
     training(settings, data, place, network)
@@ -169,7 +220,12 @@ fn resume(
         on_device(checkpoint.weights.tensors, &place.device)?,
     )?;
     let training = training(settings, data, place, network)?;
-    Ok(training.resumed(&checkpoints, checkpoint.velocities, checkpoint.progress)?)
+    Ok(training.resumed(
+        &checkpoints,
+        checkpoint.velocities,
+        checkpoint.averages,
+        checkpoint.progress,
+    )?)
 }
 
 fn on_device(
@@ -188,7 +244,7 @@ fn training(
     place: &Place,
     network: Network,
 ) -> anyhow::Result<Training> {
-    Ok(Training::new(
+    let training = Training::new(
         settings.recipe.clone(),
         settings.run.seed,
         network,
@@ -199,7 +255,11 @@ fn training(
             convolution: settings.run.conv,
             precision: place.precision,
         },
-    )?)
+    )?;
+    Ok(match settings.run.overfit_batches {
+        Some(_) => training.in_order(),
+        None => training,
+    })
 }
 
 fn checkpoints(settings: &Settings, data: &Data, folder: &RunFolder) -> Checkpoints {
@@ -323,24 +383,26 @@ fn start_log(
 }
 
 fn train(
+    args: &TrainArgs,
     settings: &Settings,
     data: &Data,
     place: &Place,
     folder: &RunFolder,
     mut training: Training,
-    show_bar: bool,
     stop: &AtomicBool,
 ) -> anyhow::Result<Ended> {
+    let began = Instant::now();
     let run = &settings.run;
     let epochs = settings.recipe.epochs.get();
     let path = folder.path().display();
     let position = training.position();
     printer::note(&format!(
-        "{}: {} parameters, {} training and {} test images, {} on {} with {} threads, in {path}",
+        "{}: {} parameters, {} training and {} {} images, {} on {} with {} threads, in {path}",
         run.model,
         run.model.parameter_count(),
         data.train.len(),
         data.test.len(),
+        data.evaluated,
         settings.run.recipe,
         place.description(),
         run.threads,
@@ -353,37 +415,48 @@ fn train(
         ));
         tracing::info!(epoch = position.epoch, step = position.step, "resumed");
         // A process that was killed may have written more, or less, than belongs to the checkpoint.
-        write_metrics(folder, training.history())?;
-        write_curves(folder, settings, training.history())?;
+        write_metrics(folder, data, training.history())?;
+        write_curves(folder, settings, data, training.history())?;
     }
-    let mut progress = Progress::new(show_bar, data.train.len());
+    let mut progress = Progress::new(!args.no_progress, data.train.len(), data.evaluated);
     let minutes = run.checkpoint_minutes.get();
     let interval = Duration::try_from_secs_f64(60.0 * minutes).unwrap_or(Duration::MAX);
+    // What ends the process, with a checkpoint, before the run is done, though nobody interrupted it.
+    let enough = Cell::new(false);
+    let out_of_time = || args.max_time.is_some_and(|time| began.elapsed() >= time.0);
+    if let Some(epochs) = args.stop_after
+        && position.epoch >= epochs.get()
+    {
+        printer::line(&format!("{} epochs are done already", position.epoch));
+        return Ok(Ended::Done);
+    }
     let mut drawn = true;
     let mut last_drawn: Option<Instant> = None;
     let outcome = training.run(
         &checkpoints(settings, data, folder),
         interval,
-        &|| stop.load(Ordering::SeqCst),
+        &|| stop.load(Ordering::SeqCst) || enough.get() || out_of_time(),
         &mut |event| {
             log(event);
             if let Event::EpochFinished {
                 history,
-                epochs,
+                last,
                 evaluation,
                 network,
                 ..
             } = event
             {
+                let epoch = history.len() as u32;
                 // Before the metrics, so that the last epoch's are there only where these are.
-                if history.len() == *epochs as usize {
-                    write_predictions(folder, data, *epochs, evaluation, network)?;
+                if *last {
+                    write_predictions(folder, data, epoch, evaluation, network)?;
                     write_layers(folder, settings.run.model, place)?;
                 }
-                write_metrics(folder, history)?;
+                enough.set(args.stop_after.is_some_and(|epochs| epoch >= epochs.get()));
+                write_metrics(folder, data, history)?;
                 drawn = false;
                 if last_drawn.is_none_or(|time| time.elapsed() >= BETWEEN_CURVES) {
-                    write_curves(folder, settings, history)?;
+                    write_curves(folder, settings, data, history)?;
                     drawn = true;
                     last_drawn = Some(Instant::now());
                 }
@@ -394,16 +467,33 @@ fn train(
     );
     drop(progress);
     if !drawn {
-        write_curves(folder, settings, training.history())?;
+        write_curves(folder, settings, data, training.history())?;
     }
     let outcome = outcome.inspect_err(|error| tracing::error!("{error}"))?;
     match outcome {
         Outcome::Finished => {
             if let Some(last) = training.history().last() {
+                let evaluated = data.evaluated;
+                if last.stopped_early {
+                    printer::line(&format!(
+                        "stopped early: the {evaluated} loss has not become lower for {} epochs",
+                        settings.recipe.early_stopping
+                    ));
+                }
+                let share = |name: &str, accuracy: Option<f64>| {
+                    accuracy.map_or_else(String::new, |accuracy| {
+                        format!(", {:.2} % {name}", 100.0 * accuracy)
+                    })
+                };
                 printer::line(&format!(
-                    "done: {:.2} % of the test images after {} epochs; curves in {path}/curves.svg",
+                    "done: {:.2} % of the {evaluated} images after {}{}{}; curves in {path}/curves.svg",
                     100.0 * last.test_accuracy,
-                    last.epoch
+                    match last.epoch {
+                        1 => "1 epoch".to_owned(),
+                        epochs => format!("{epochs} epochs"),
+                    },
+                    share("by the weights' average", last.average_test_accuracy),
+                    share("with mirrored views", last.mirrored_test_accuracy),
                 ));
             }
             tracing::info!("run ends");
@@ -411,12 +501,22 @@ fn train(
         }
         Outcome::Interrupted => {
             let position = training.position();
+            let asked = stop.load(Ordering::SeqCst);
+            let verb = if asked {
+                "interrupted"
+            } else {
+                "stopped, as asked,"
+            };
             printer::note(&format!(
-                "interrupted after {} of {epochs} epochs and {} steps; continue with: cargo run -p trainer -- --resume {path}",
+                "{verb} after {} of {epochs} epochs and {} steps; continue with: cargo run -p trainer -- --resume {path}",
                 position.epoch, position.step
             ));
             tracing::info!(epoch = position.epoch, step = position.step, "interrupted");
-            Ok(Ended::Interrupted)
+            Ok(if asked {
+                Ended::Interrupted
+            } else {
+                Ended::Done
+            })
         }
     }
 }
@@ -425,10 +525,15 @@ fn train(
 /// drawing, and the GPU waits for it.
 const BETWEEN_CURVES: Duration = Duration::from_secs(2);
 
-fn write_metrics(folder: &RunFolder, history: &[engine::EpochResult]) -> anyhow::Result<()> {
+fn write_metrics(
+    folder: &RunFolder,
+    data: &Data,
+    history: &[engine::EpochResult],
+) -> anyhow::Result<()> {
     let epochs: Vec<report::Epoch> = history.iter().map(epoch_record).collect();
     Ok(report::write_metrics(
-        &folder.path().join("metrics.jsonl"),
+        &folder.path().join(report::METRICS),
+        data.evaluated,
         &epochs,
     )?)
 }
@@ -495,6 +600,7 @@ fn write_layers(folder: &RunFolder, model: Architecture, place: &Place) -> anyho
 fn write_curves(
     folder: &RunFolder,
     settings: &Settings,
+    data: &Data,
     history: &[engine::EpochResult],
 ) -> anyhow::Result<()> {
     let epochs: Vec<report::Epoch> = history.iter().map(epoch_record).collect();
@@ -506,9 +612,12 @@ fn write_curves(
     );
     folder.write(
         "curves.svg",
-        report::curves_svg(&title, &epochs)?.as_bytes(),
+        report::curves_svg(&title, data.evaluated, &epochs)?.as_bytes(),
     )?;
-    folder.write("curves.png", &report::curves_png(&title, &epochs)?)
+    folder.write(
+        "curves.png",
+        &report::curves_png(&title, data.evaluated, &epochs)?,
+    )
 }
 
 fn epoch_record(epoch: &engine::EpochResult) -> report::Epoch {
@@ -522,6 +631,10 @@ fn epoch_record(epoch: &engine::EpochResult) -> report::Epoch {
         seconds: epoch.seconds,
         images_per_second: epoch.images_per_second,
         weights_sha256: epoch.weights_sha256.clone(),
+        average_test_loss: epoch.average_test_loss,
+        average_test_accuracy: epoch.average_test_accuracy,
+        mirrored_test_accuracy: epoch.mirrored_test_accuracy,
+        stopped_early: epoch.stopped_early,
     }
 }
 

@@ -42,6 +42,7 @@ typedef const unsigned *words;
 typedef const unsigned char *bytes;
 typedef unsigned char *bytes_out;
 typedef unsigned long long *longs_out;
+typedef double *doubles_out;
 typedef unsigned u;
 
 CALL(views) {
@@ -73,9 +74,13 @@ CALL(dropout) {
 }
 CALL(cross_entropy) {
   cross_entropy(A(0, floats), A(1, words), A(2, floats_out), A(3, longs_out), A(4, u), A(5, u),
-                A(6, unsigned long long));
+                A(6, float), A(7, unsigned long long));
 }
-CALL(sgd) { sgd(A(0, tensors), A(1, u), A(2, u), A(3, float), A(4, float), A(5, float)); }
+CALL(sgd) {
+  sgd(A(0, tensors), A(1, u), A(2, u), A(3, float), A(4, float), A(5, float), A(6, float), A(7, u));
+}
+CALL(average) { average(A(0, tensors), A(1, u), A(2, u), A(3, float)); }
+CALL(squares) { squares(A(0, in), A(1, doubles_out), A(2, u), A(3, u)); }
 
 #define ENTRY(name) {#name, call_##name}
 #define TABLE_NAME(variant) TABLE_NAME_OF(variant)
@@ -86,5 +91,6 @@ const emulator_kernel TABLE_NAME(VARIANT)[] = {
     ENTRY(arrange_weight), ENTRY(arrange_gradient), ENTRY(activate),    ENTRY(add_bias_wide),
     ENTRY(relu_gradient), ENTRY(pool),          ENTRY(pool_gradient),   ENTRY(sum_rows),
     ENTRY(sum_sums),      ENTRY(dropout),       ENTRY(cross_entropy),   ENTRY(sgd),
+    ENTRY(average),       ENTRY(squares),
     {0, 0},
 };

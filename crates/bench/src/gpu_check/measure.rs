@@ -9,7 +9,7 @@ use candle_core::{CudaDevice, DType, Device, Tensor};
 use cifar::Dataset;
 use clap::ValueEnum;
 use engine::{Checkpoints, Event, Training};
-use models::{Architecture, Network, initial_parameters};
+use models::{Architecture, Initialisation, Network, initial_parameters};
 use ops::{Activation, Arithmetic, Convolution, Precision, Tape};
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
@@ -92,7 +92,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn network(args: &Args, device: &Device) -> anyhow::Result<Network> {
-    let parameters = initial_parameters(args.model, 0, device)?;
+    let parameters = initial_parameters(args.model, Initialisation::PyTorch, 0, device)?;
     Ok(Network::new(args.model, parameters)?)
 }
 

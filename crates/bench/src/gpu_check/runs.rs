@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::Optimizer;
 use cifar::{Augmentation, Dataset};
 use engine::{Feed, Weights};
-use models::{Architecture, DropoutMasks, Network, initial_parameters};
+use models::{Architecture, DropoutMasks, Initialisation, Network, initial_parameters};
 use ops::{Arithmetic, Convolution, Precision, Tape, cross_entropy, cross_entropy_gradient};
 use serde::Serialize;
 use std::fmt::Write;
@@ -48,7 +48,10 @@ pub(super) fn compare_with_processor(
     let set = Dataset::synthetic(steps * batch, 1)?;
     let batch = NonZeroUsize::new(batch).context("a batch of none")?;
     let losses = |on: &Device, arithmetic: Arithmetic| -> anyhow::Result<Vec<f64>> {
-        let network = Network::new(architecture, initial_parameters(architecture, 0, on)?)?;
+        let network = Network::new(
+            architecture,
+            initial_parameters(architecture, Initialisation::PyTorch, 0, on)?,
+        )?;
         let variables = network.variables().iter();
         let mut optimiser = engine::Sgd::new(
             variables.map(|(_, variable)| variable.clone()).collect(),
@@ -56,12 +59,13 @@ pub(super) fn compare_with_processor(
                 learning_rate: 0.02,
                 momentum: 0.9,
                 weight_decay: 5e-4,
+                ..ops::Sgd::default()
             },
         )?;
         let precision = arithmetic.precision;
         let feed = Feed::new(set.training(), batch, recipe.normalisation(), on, precision)?;
         let mut losses = Vec::new();
-        for (step, images) in (0..).zip(feed.training(0, 0, Augmentation::Standard, 0)?) {
+        for (step, images) in (0..).zip(feed.training(0, 0, Augmentation::STANDARD, 0)?) {
             let images = images?;
             let mut tape = Tape::recording(arithmetic);
             let masks = DropoutMasks {

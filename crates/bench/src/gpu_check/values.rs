@@ -2,11 +2,11 @@
 
 use super::{Args, Report, worst};
 use candle_core::{DType, Device, Result, Tensor, Var};
-use cifar::{Augmentation, Dataset, Loader, Normalisation};
-use models::{Architecture, DropoutMasks, Layer, Network, initial_parameters};
+use cifar::{Augmentation, Dataset, Edges, Flip, Loader, Normalisation};
+use models::{Architecture, DropoutMasks, Initialisation, Layer, Network, initial_parameters};
 use ops::{
     Activation, Arithmetic, Conv2d, Convolution, Dropout, Pool, Precision, Sgd, Tally, Tape,
-    cross_entropy, cross_entropy_gradient, sgd_step,
+    cross_entropy, cross_entropy_gradient, sgd_step, smoothed_cross_entropy_gradient,
 };
 use reference::{Deviation, Setting, relative_error, uniform};
 use std::num::NonZeroUsize;
@@ -198,10 +198,11 @@ fn networks(
             step: 3,
         };
         let compute = |on: &Device, dtype: DType, arithmetic: Arithmetic| {
-            let parameters = initial_parameters(architecture, 0, &Device::Cpu)?
-                .into_iter()
-                .map(|(name, tensor)| Ok((name, tensor.to_dtype(dtype)?.to_device(on)?)))
-                .collect::<Result<_>>()?;
+            let parameters =
+                initial_parameters(architecture, Initialisation::PyTorch, 0, &Device::Cpu)?
+                    .into_iter()
+                    .map(|(name, tensor)| Ok((name, tensor.to_dtype(dtype)?.to_device(on)?)))
+                    .collect::<Result<_>>()?;
             let network = Network::new(architecture, parameters)?;
             let images = images.to_dtype(dtype)?.to_device(on)?;
             let labels = Tensor::from_vec(labels.clone(), batch, on)?;
@@ -314,13 +315,24 @@ const DROPOUT: Dropout = Dropout {
     layer: 2,
 };
 
-/// Crops, flips and normalisation of an epoch.
+/// Everything that can be done to training images.
+const ALL_VIEWS: Augmentation = Augmentation::Standard {
+    edges: Edges::Reflect,
+    flip: Flip::Alternating,
+    cutout: 9,
+};
+
+/// Crops, flips, holes and normalisation of an epoch.
 fn views(device: &Device, report: &mut Report) -> anyhow::Result<()> {
     let set = Dataset::synthetic(70, 1)?;
     let normalisation = Normalisation::new([0.49, 0.48, 0.45], [0.25, 0.24, 0.26]);
     let batch = NonZeroUsize::MIN.saturating_add(31);
     let loader = Loader::new(set.training(), batch, normalisation.clone());
-    for precision in [Precision::F32, Precision::Bf16] {
+    for (precision, augmentation) in [
+        (Precision::F32, Augmentation::STANDARD),
+        (Precision::F32, ALL_VIEWS),
+        (Precision::Bf16, ALL_VIEWS),
+    ] {
         let feed = engine::Feed::new(
             set.training(),
             batch,
@@ -328,8 +340,8 @@ fn views(device: &Device, report: &mut Report) -> anyhow::Result<()> {
             device,
             precision,
         )?;
-        let ours = feed.training(5, 3, Augmentation::Standard, 0)?;
-        let theirs = loader.training(5, 3, Augmentation::Standard, 0)?;
+        let ours = feed.training(5, 3, augmentation, 0)?;
+        let theirs = loader.training(5, 3, augmentation, 0)?;
         let mut same = true;
         let mut images = 0;
         for (ours, theirs) in ours.zip(theirs) {
@@ -342,7 +354,11 @@ fn views(device: &Device, report: &mut Report) -> anyhow::Result<()> {
             same &= ours.labels.to_vec1::<u32>()? == theirs.labels.to_vec1::<u32>()?;
             images += theirs.labels.elem_count();
         }
-        let name = format!("crops, flips and normalisation, {precision}");
+        let what = match augmentation {
+            ALL_VIEWS => "reflections, holes, flips",
+            _ => "crops, flips",
+        };
+        let name = format!("{what} and normalisation, {precision}");
         let text = format!(
             "{images} images, {}",
             if same {
@@ -367,8 +383,19 @@ fn loss(device: &Device, report: &mut Report) -> anyhow::Result<()> {
         let mut tally = Tally::new(10, on)?;
         tally.add(&logits, &labels, 4)?;
         tally.add(&logits, &labels, 5)?;
-        let gradient = cross_entropy_gradient(&logits, &labels)?;
-        Ok((f64::from(loss.to_scalar::<f32>()?), gradient, tally.take()?))
+        let gradients = Tensor::cat(
+            &[
+                cross_entropy_gradient(&logits, &labels)?.to_device(&Device::Cpu)?,
+                smoothed_cross_entropy_gradient(&logits, &labels, 0.125)?
+                    .to_device(&Device::Cpu)?,
+            ],
+            0,
+        )?;
+        Ok((
+            f64::from(loss.to_scalar::<f32>()?),
+            gradients,
+            tally.take()?,
+        ))
     };
     let (found, expected) = (compute(device)?, compute(&Device::Cpu)?);
     let gradient = relative_error(&found.1, &expected.1)?;
@@ -403,9 +430,21 @@ fn update(device: &Device, report: &mut Report) -> anyhow::Result<()> {
         learning_rate: 0.1,
         momentum: 0.9,
         weight_decay: 0.01,
+        ..Sgd::default()
     };
     let mut errors = Vec::new();
-    for precision in [Precision::F32, Precision::Bf16] {
+    for (precision, sgd) in [
+        (Precision::F32, sgd),
+        (Precision::Bf16, sgd),
+        (
+            Precision::F32,
+            Sgd {
+                nesterov: true,
+                gradient_scale: 0.75,
+                ..sgd
+            },
+        ),
+    ] {
         let sizes: Vec<usize> = (0..40)
             .map(|n| 1 + n * n * 7)
             .chain([2047, 2048, 2049])
@@ -416,10 +455,13 @@ fn update(device: &Device, report: &mut Report) -> anyhow::Result<()> {
             };
             let mut parameters = Vec::new();
             let mut velocities = Vec::new();
+            let mut averages = Vec::new();
             for (seed, size) in (0..).zip(&sizes) {
                 parameters.push(Var::from_tensor(&at(seed, *size)?)?);
                 velocities.push(at(seed + 1000, *size)?);
+                averages.push(at(seed + 2000, *size)?);
             }
+            let mut norms = Vec::new();
             for step in 1..=3 {
                 let mut gradients = Vec::new();
                 for (seed, size) in (0..).zip(&sizes) {
@@ -437,12 +479,21 @@ fn update(device: &Device, report: &mut Report) -> anyhow::Result<()> {
                         [parameter.as_tensor(), velocity, gradient]
                     })
                     .collect();
+                norms.push(ops::norm(&gradients)? as f32);
                 sgd_step(sgd, &updates)?;
+                let pairs: Vec<[&Tensor; 2]> = averages
+                    .iter()
+                    .zip(&parameters)
+                    .map(|(average, parameter)| [average, parameter.as_tensor()])
+                    .collect();
+                ops::average_step(0.9, &pairs)?;
             }
+            let norms = Tensor::new(norms, &Device::Cpu)?;
             let parameters = parameters
                 .iter()
                 .map(|parameter| parameter.as_tensor().clone());
-            Ok(parameters.chain(velocities).collect())
+            let all = parameters.chain(velocities).chain(averages);
+            Ok(all.chain([norms]).collect())
         };
         for (found, expected) in compute(device)?.iter().zip(compute(&Device::Cpu)?) {
             errors.push(relative_error(found, &expected)?);
@@ -451,7 +502,7 @@ fn update(device: &Device, report: &mut Report) -> anyhow::Result<()> {
     let worst = worst(errors);
     report.check(
         PART,
-        "gradient descent on 43 tensors",
+        "gradient descent on 43 tensors, with averages and norms",
         worst <= 1e-6,
         format!("{worst:.1e} at most (limit 1e-6)"),
     )

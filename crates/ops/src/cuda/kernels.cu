@@ -50,9 +50,12 @@ DEVICE float activated(float x, int relu) { return relu && x < 0.0f ? 0.0f : x; 
 // ---- Images ----
 
 // Images [count, channels, height, width] of bytes as they are seen: for each image of the batch, `chosen`
-// has its number and its view, which is 128 + the row and, 8 bits further up, 128 + the column of the
-// original that the first row and column show, and in bit 16 whether it is mirrored. What lies beyond the
-// edges is 0. `table` [channels, 256] turns bytes into numbers.
+// has its number, its view, which is 128 + the row and, 8 bits further up, 128 + the column of the original
+// that the first row and column show, in bit 16 whether it is mirrored, in bit 17 whether what lies beyond the
+// edges is their reflection and not 0, and the top, left, bottom and right, 8 bits each, of the hole whose
+// numbers are 0. `table` [channels, 256] turns bytes into numbers.
+#define REFLECTED(place, size) ((place) < 0 ? -(place) : (place) >= (size) ? 2 * (size) - 2 - (place) : (place))
+
 KERNEL(views)(const unsigned char *images, const unsigned *chosen, const float *table, act *y,
               unsigned packs, unsigned channels, unsigned height, unsigned width) {
   unsigned i = INDEX;
@@ -61,18 +64,23 @@ KERNEL(views)(const unsigned char *images, const unsigned *chosen, const float *
   unsigned column = first % width, line = first / width;
   unsigned row = line % height, plane = line / height;
   unsigned channel = plane % channels, image = plane / channels;
-  unsigned view = chosen[2 * image + 1];
+  unsigned view = chosen[3 * image + 1], hole = chosen[3 * image + 2];
+  int reflected = (int)(view >> 17 & 1u);
   int from_row = (int)row + (int)(view & 255u) - 128;
   int left = (int)(view >> 8 & 255u) - 128;
   int mirrored = (int)(view >> 16 & 1u);
+  if (reflected) from_row = REFLECTED(from_row, (int)height);
   int inside = from_row >= 0 && from_row < (int)height;
+  int in_hole = row >= (hole & 255u) && row < (hole >> 16 & 255u);
   const unsigned char *bytes =
-      images + (((size_t)chosen[2 * image] * channels + channel) * height + (inside ? from_row : 0)) * width;
+      images + (((size_t)chosen[3 * image] * channels + channel) * height + (inside ? from_row : 0)) * width;
   pack out;
   for (unsigned n = 0; n < PACK; ++n) {
     int x = (int)(mirrored ? width - 1 - (column + n) : column + n) + left;
+    if (reflected) x = REFLECTED(x, (int)width);
     unsigned byte = inside && x >= 0 && x < (int)width ? bytes[x] : 0u;
-    out.at[n] = narrow(table[channel * 256 + byte]);
+    int cut = in_hole && column + n >= (hole >> 8 & 255u) && column + n < hole >> 24;
+    out.at[n] = cut ? narrow(0.0f) : narrow(table[channel * 256 + byte]);
   }
   store(y, i, out);
 }
@@ -289,13 +297,14 @@ KERNEL(dropout)(const act *x, act *y, unsigned count, unsigned key0, unsigned ke
 
 #define NOWHERE 0xffffffffffffffffull
 
-// Softmax cross-entropy of each row of logits, in double precision. Its gradient, divided by the batch, goes
-// to `gradient` unless that is null. `tally`, unless it is null, gathers over many calls: the sum of the losses
+// Softmax cross-entropy of each row of logits, in double precision. Its gradient for labels smoothed by
+// `smoothing`, divided by the batch, goes to `gradient` unless that is null. `tally`, unless it is null, gathers over many calls: the sum of the losses
 // as multiples of 2^-24, the number of rows whose largest logit is the label's (the first of equals),
 // the first step with a loss that is not finite, and how many rows of class r were taken for class c. They
 // are whole numbers, so that the order of the additions does not matter.
 KERNEL(cross_entropy)(const float *logits, const unsigned *labels, float *gradient,
-                      unsigned long long *tally, unsigned batch, unsigned classes, unsigned long long step) {
+                      unsigned long long *tally, unsigned batch, unsigned classes, float smoothing,
+                      unsigned long long step) {
   unsigned i = INDEX;
   if (i >= batch) return;
   const float *row = logits + i * classes;
@@ -309,10 +318,12 @@ KERNEL(cross_entropy)(const float *logits, const unsigned *labels, float *gradie
   double sum = 0.0;
   for (unsigned c = 0; c < classes; ++c) sum += exp((double)row[c] - (double)top);
   double offset = (double)top + log(sum);
+  double everywhere = (double)smoothing / (double)classes;
+  double right = 1.0 - (double)smoothing + everywhere;
   if (gradient)
     for (unsigned c = 0; c < classes; ++c)
       gradient[i * classes + c] =
-          (float)((exp((double)row[c] - offset) - (c == label ? 1.0 : 0.0)) / (double)batch);
+          (float)((exp((double)row[c] - offset) - (c == label ? right : everywhere)) / (double)batch);
   if (!tally) return;
   double loss = label < classes ? offset - (double)row[label] : 1e300;
   // Written so that a NaN is not finite.
@@ -346,9 +357,11 @@ typedef struct { tensor at[TENSORS]; } tensors;
 #define CHUNK 2048
 #define CREW 256
 
-// A step of gradient descent on all parameters:
-// velocity = momentum velocity + (gradient + decay parameter), parameter -= rate velocity.
-KERNEL(sgd)(const tensors all, unsigned count, unsigned chunks, float rate, float momentum, float decay) {
+// A step of gradient descent on all parameters: slope = scale gradient + decay parameter,
+// velocity = momentum velocity + slope, parameter -= rate velocity; with `nesterov`,
+// parameter -= rate (slope + momentum velocity).
+KERNEL(sgd)(const tensors all, unsigned count, unsigned chunks, float rate, float momentum, float decay,
+            float scale, unsigned nesterov) {
   unsigned i = INDEX;
   unsigned chunk = i / CREW, worker = i % CREW;
   if (chunk >= chunks) return;
@@ -359,8 +372,31 @@ KERNEL(sgd)(const tensors all, unsigned count, unsigned chunks, float rate, floa
   for (unsigned n = first + worker; n < first + CHUNK && n < t.count; n += CREW) {
     float g = t.wide ? ((const float *)t.gradient)[n] : widen(((const act *)t.gradient)[n]);
     float p = t.parameter[n];
-    float v = momentum * t.velocity[n] + (g + decay * p);
+    float slope = scale * g + decay * p;
+    float v = momentum * t.velocity[n] + slope;
     t.velocity[n] = v;
-    t.parameter[n] = p - rate * v;
+    t.parameter[n] = p - rate * (nesterov ? slope + momentum * v : v);
   }
+}
+
+// Averages (in the place of velocities) move by `share` of the way towards their parameters.
+KERNEL(average)(const tensors all, unsigned count, unsigned chunks, float share) {
+  unsigned i = INDEX;
+  unsigned chunk = i / CREW, worker = i % CREW;
+  if (chunk >= chunks) return;
+  unsigned number = 0;
+  while (number + 1 < count && all.at[number + 1].chunks_before <= chunk) ++number;
+  tensor t = all.at[number];
+  unsigned first = (chunk - t.chunks_before) * CHUNK;
+  for (unsigned n = first + worker; n < first + CHUNK && n < t.count; n += CREW)
+    t.velocity[n] += share * (t.parameter[n] - t.velocity[n]);
+}
+
+// The sum of the squares of every `threads`-th element, one sum a thread.
+KERNEL(squares)(const act *x, double *sums, unsigned count, unsigned threads) {
+  unsigned i = INDEX;
+  if (i >= threads) return;
+  double sum = 0.0;
+  for (unsigned n = i; n < count; n += threads) sum += (double)widen(x[n]) * (double)widen(x[n]);
+  sums[i] = sum;
 }

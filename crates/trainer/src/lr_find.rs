@@ -1,0 +1,97 @@
+//! The command that searches for a learning rate.
+
+use crate::args::{LrFindArgs, use_threads};
+use crate::exit::{Ended, Usage};
+use crate::printer;
+use crate::settings::Given;
+use crate::train::{Place, data, start, stop_on_interrupt};
+use anyhow::Context;
+use engine::RangeTest;
+use indicatif::{ProgressBar, ProgressDrawTarget};
+use serde::Serialize;
+use std::fs;
+use std::io::{IsTerminal, stderr};
+use std::sync::atomic::Ordering;
+
+/// What the search found, as `lr-find.json` holds it.
+#[derive(Serialize)]
+struct Found<'a> {
+    /// The rate at which the smoothed loss falls most steeply.
+    suggestion: Option<f64>,
+    steps: &'a [report::TriedRate],
+}
+
+/// Searches, and writes and prints what was found.
+pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Ended> {
+    let file = args.config.as_deref().map(Given::read).transpose()?;
+    let settings = args.given.resolve(file.as_ref())?;
+    let test = RangeTest::new(args.min_lr, args.max_lr, args.steps)
+        .map_err(|error| Usage(format!("--min-lr, --max-lr, --steps: {error}")))?;
+    let stop = stop_on_interrupt()?;
+    use_threads(Some(settings.run.threads))?;
+    let place = Place::of(&settings.run)?;
+    let data = data(&settings)?;
+    let mut training = start(&settings, &data, &place)?;
+    let bar = if stderr().is_terminal() {
+        ProgressBar::with_draw_target(
+            Some(test.steps().into()),
+            ProgressDrawTarget::stderr_with_hz(5),
+        )
+    } else {
+        ProgressBar::hidden()
+    };
+    let tried = training.range_test(test, &|| stop.load(Ordering::SeqCst), &mut |_| bar.inc(1))?;
+    bar.finish_and_clear();
+    if stop.load(Ordering::SeqCst) {
+        return Ok(Ended::Interrupted);
+    }
+    let suggestion = engine::suggested_rate(&tried);
+    let steps: Vec<_> = tried
+        .iter()
+        .map(|tried| report::TriedRate {
+            learning_rate: tried.rate,
+            loss: tried.loss,
+            smoothed_loss: tried.smoothed,
+        })
+        .collect();
+    fs::create_dir_all(&args.out)
+        .with_context(|| format!("cannot make the folder `{}`", args.out.display()))?;
+    let write = |name: &str, bytes: &[u8]| {
+        let path = args.out.join(name);
+        whole_file::write(&path, bytes)
+            .with_context(|| format!("cannot write `{}`", path.display()))
+    };
+    let title = format!(
+        "{}, {} recipe, batches of {}",
+        settings.run.model.class_name(),
+        settings.run.recipe,
+        settings.recipe.batch_size
+    );
+    write(
+        "lr-find.svg",
+        report::rates_svg(&title, &steps, suggestion)?.as_bytes(),
+    )?;
+    write(
+        "lr-find.png",
+        &report::rates_png(&title, &steps, suggestion)?,
+    )?;
+    let found = Found {
+        suggestion,
+        steps: &steps,
+    };
+    write("lr-find.json", &serde_json::to_vec_pretty(&found)?)?;
+    let plot = args.out.join("lr-find.svg");
+    match (suggestion, tried.last()) {
+        (Some(rate), Some(last)) => printer::line(&format!(
+            "suggested learning rate: {rate:.2e}, where the loss falls most steeply; tried up to {:.2e}; plot in {}",
+            last.rate,
+            plot.display()
+        )),
+        _ => printer::line(&format!(
+            "no suggestion: the loss exploded after {} steps; try a lower --min-lr or more --steps; plot in {}",
+            tried.len(),
+            plot.display()
+        )),
+    }
+    Ok(Ended::Done)
+}

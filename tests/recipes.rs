@@ -1,0 +1,446 @@
+//! What a recipe can ask for, and the searches for a good one.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
+
+use assert_cmd::Command;
+use end_to_end::{path, program, refused, short_run};
+use safetensors::SafeTensors;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+/// Everything that the reference recipe leaves out.
+const EVERYTHING: [&str; 34] = [
+    "--epochs",
+    "3",
+    "--schedule",
+    "one-cycle",
+    "--warmup-epochs",
+    "0.5",
+    "--warmup-start",
+    "0.1",
+    "--initialisation",
+    "kaiming",
+    "--nesterov",
+    "true",
+    "--weight-decay-on",
+    "weights",
+    "--clip-norm",
+    "1",
+    "--label-smoothing",
+    "0.1",
+    "--average-decay",
+    "0.75",
+    "--dropout-rise",
+    "2",
+    "--padding",
+    "reflect",
+    "--flip",
+    "alternating",
+    "--cutout",
+    "8",
+    "--validation",
+    "2",
+    "--limit-train",
+    "14",
+    "--checkpoint-minutes",
+    "10",
+];
+
+/// A command of `xtask` with the built trainer.
+fn xtask(name: &str) -> Command {
+    let mut command = program("xtask");
+    command.arg(name).arg("--trainer").arg(path("trainer"));
+    command
+}
+
+/// Weights, momentum and averages by file and tensor.
+fn state(run: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(run).unwrap() {
+        let file = entry.unwrap().path();
+        let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+        if !name.ends_with(".safetensors") || name.starts_with("predictions") {
+            continue;
+        }
+        let bytes = fs::read(&file).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        for (tensor, view) in tensors.tensors() {
+            all.insert(format!("{name} {tensor}"), view.data().to_vec());
+        }
+    }
+    all
+}
+
+/// The lines of a run's metrics without times.
+fn metrics(run: &Path) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| {
+        let mut epoch: serde_json::Value = serde_json::from_str(line).unwrap();
+        let keys = epoch.as_object_mut().unwrap();
+        keys.remove("seconds").unwrap();
+        keys.remove("images_per_second").unwrap();
+        epoch
+    });
+    lines.collect()
+}
+
+fn printed(command: &mut Command) -> String {
+    let output = command.assert().success().get_output().stdout.clone();
+    String::from_utf8(output).unwrap()
+}
+
+/// [`short_run`] with flags of its own; `--limit-train` may be given again.
+fn run(runs: &Path, name: &str, flags: &[&str]) -> Command {
+    let mut command = program("trainer");
+    command.args(["--model", "small-alexnet", "--dataset", "synthetic"]);
+    command.args(["--limit-test", "10", "--batch-size", "6"]);
+    command.arg("--run-dir").arg(runs).args(["--name", name]);
+    command.args(flags);
+    command
+}
+
+#[test]
+fn a_run_with_everything_is_the_same_after_any_interruption() {
+    let folder = tempfile::tempdir().unwrap();
+    let runs = folder.path();
+    run(runs, "whole", &EVERYTHING)
+        .args(["--threads", "1"])
+        .assert()
+        .success();
+    let whole = metrics(&runs.join("whole"));
+    assert_eq!(whole.len(), 3);
+    // Held-out images are not called test images.
+    for key in [
+        "validation_loss",
+        "validation_accuracy",
+        "average_validation_loss",
+        "average_validation_accuracy",
+    ] {
+        assert!(whole[0].get(key).is_some(), "{key} is not in {}", whole[0]);
+    }
+    assert!(!whole[0].to_string().contains("test_"), "{}", whole[0]);
+    assert!(whole[1].get("mirrored_validation_accuracy").is_none());
+    assert!(whole[2].get("mirrored_validation_accuracy").is_some());
+    // The rate rises in the first epoch's first step, and falls afterwards.
+    let rates: Vec<f64> = whole
+        .iter()
+        .map(|epoch| epoch["learning_rate"].as_f64().unwrap())
+        .collect();
+    assert!(rates[0] < 0.0101 && rates[1] > rates[2], "{rates:?}");
+
+    // Before the first step, after an epoch, and again; each time a checkpoint is left, and the exit code is 0.
+    run(runs, "parts", &EVERYTHING)
+        .args(["--threads", "3", "--max-time", "0s"])
+        .assert()
+        .success();
+    let parts = runs.join("parts");
+    for stop in ["1", "1", "2", "3"] {
+        let mut resume = program("trainer");
+        resume.arg("--resume").arg(&parts);
+        resume.args(["--stop-after", stop]).assert().success();
+    }
+    assert_eq!(metrics(&parts), whole);
+    let (found, expected) = (state(&parts), state(&runs.join("whole")));
+    assert!(expected.keys().any(|name| name.starts_with("average-3-0")));
+    assert!(found == expected, "other weights");
+
+    // A schedule over three epochs is not one over four.
+    let mut longer = program("trainer");
+    longer.arg("--resume").arg(&parts).args(["--epochs", "4"]);
+    refused(
+        &mut longer,
+        2,
+        &["--epochs 4", "schedule over its 3 epochs"],
+    );
+
+    // The first epoch alone comes out the same, since the schedule stays that of three.
+    let said = printed(xtask("verify").arg(&parts).args(["--epochs", "1"]));
+    assert!(said.contains("the same: the weights"), "{said}");
+
+    // A checkpoint without its average does not go on.
+    for entry in fs::read_dir(&parts).unwrap() {
+        let file = entry.unwrap().path();
+        if file
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .starts_with("average-")
+        {
+            fs::remove_file(file).unwrap();
+        }
+    }
+    let mut resume = program("trainer");
+    refused(
+        resume.arg("--resume").arg(&parts),
+        1,
+        &["average-3-0.safetensors"],
+    );
+}
+
+#[test]
+fn what_was_learnt_is_evaluated_by_average_and_mirrored_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    short_run(folder.path(), "a")
+        .args(["--epochs", "1", "--average-decay", "0.5"])
+        .assert()
+        .success();
+    let run = folder.path().join("a");
+    let last = &metrics(&run)[0];
+    let eval = |file: &str, flags: &[&str]| -> serde_json::Value {
+        let mut command = program("trainer");
+        command.args([
+            "eval",
+            "--dataset",
+            "synthetic",
+            "--limit-test",
+            "10",
+            "--json",
+        ]);
+        command.arg("--checkpoint").arg(run.join(file)).args(flags);
+        serde_json::from_str(&printed(&mut command)).unwrap()
+    };
+    let average = eval("average-1-0.safetensors", &[]);
+    assert_eq!(average["loss"], last["average_test_loss"]);
+    assert_eq!(average["accuracy"], last["average_test_accuracy"]);
+    assert_ne!(average["loss"], last["test_loss"]);
+    let mirrored = eval("last.safetensors", &["--mirrored"]);
+    assert_eq!(mirrored["accuracy"], last["mirrored_test_accuracy"]);
+    assert_ne!(mirrored["loss"], last["test_loss"]);
+}
+
+#[test]
+fn a_run_that_learns_nothing_stops_early() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = short_run(folder.path(), "a");
+    command.args(["--epochs", "9", "--lr", "0", "--early-stopping", "2"]);
+    let said = printed(&mut command);
+    assert!(
+        said.contains("stopped early: the test loss has not become lower for 2 epochs"),
+        "{said}"
+    );
+    let epochs = metrics(&folder.path().join("a"));
+    // The first is the lowest, and two more are waited for.
+    assert_eq!(epochs.len(), 3);
+    assert_eq!(epochs[2]["stopped_early"], true);
+    assert!(epochs[1].get("stopped_early").is_none());
+    // It is over: nothing more is trained, and reports take it for finished.
+    let mut again = program("trainer");
+    again.arg("--resume").arg(folder.path().join("a"));
+    printed(&mut again);
+    assert_eq!(metrics(&folder.path().join("a")).len(), 3);
+    let report = report::Run::read(&folder.path().join("a")).unwrap();
+    assert!(report.finished() && report.predictions.is_some());
+}
+
+#[test]
+fn a_batch_is_learnt_by_heart() {
+    let folder = tempfile::tempdir().unwrap();
+    let flags = [
+        "--overfit-batches",
+        "1",
+        "--epochs",
+        "25",
+        "--augment",
+        "none",
+        "--dropout",
+        "0",
+        "--initialisation",
+        "kaiming",
+        "--schedule",
+        "constant",
+    ];
+    run(folder.path(), "a", &flags).assert().success();
+    let epochs = metrics(&folder.path().join("a"));
+    assert_eq!(epochs[24]["validation_accuracy"], 1.0, "{}", epochs[24]);
+    let record = fs::read_to_string(folder.path().join("a/run.toml")).unwrap();
+    assert!(record.contains("train_images = 6\n"), "{record}");
+    let mut too_many = run(
+        folder.path(),
+        "b",
+        &["--limit-train", "10", "--overfit-batches", "2"],
+    );
+    refused(&mut too_many, 2, &["--overfit-batches 12", "only 10"]);
+}
+
+#[test]
+fn images_to_hold_out_must_be_there() {
+    let folder = tempfile::tempdir().unwrap();
+    for (flags, parts) in [
+        (
+            &["--limit-train", "20", "--validation", "20"][..],
+            &["--validation 20", "held out"][..],
+        ),
+        (
+            &["--validation", "5", "--overfit-batches", "1"],
+            &["--validation", "--overfit-batches"],
+        ),
+        (&["--cutout", "33"], &["--cutout", "0 to 32"]),
+        (&["--schedule", "linear"], &["--schedule", "one-cycle"]),
+        (&["--max-time", "soon"], &["--max-time", "90s"]),
+    ] {
+        refused(&mut run(folder.path(), "a", flags), 2, parts);
+    }
+    assert!(!folder.path().join("a").exists());
+}
+
+#[test]
+fn a_fast_run_tries_everything_and_keeps_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let runs = folder.path().join("runs");
+    let mut command = program("trainer");
+    command.args([
+        "--model",
+        "small-alexnet",
+        "--dataset",
+        "synthetic",
+        "--batch-size",
+        "4",
+    ]);
+    command.arg("--run-dir").arg(&runs).arg("--fast-dev-run");
+    let said = printed(&mut command);
+    assert!(
+        said.contains("epoch 1/1") && said.contains("everything ran"),
+        "{said}"
+    );
+    assert!(!runs.exists());
+}
+
+#[test]
+fn every_recipe_is_printed_whole() {
+    for recipe in ["reference", "best", "sprint"] {
+        let mut command = program("trainer");
+        command.args(["--model", "alexnet", "--recipe", recipe, "--dry-run"]);
+        let settings: toml::Table = printed(&mut command).parse().unwrap();
+        assert_eq!(settings["recipe"].as_str(), Some(recipe));
+    }
+}
+
+#[test]
+fn a_learning_rate_is_searched_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = program("trainer");
+    command.args([
+        "lr-find",
+        "--model",
+        "small-alexnet",
+        "--dataset",
+        "synthetic",
+    ]);
+    command.args([
+        "--limit-train",
+        "12",
+        "--limit-test",
+        "2",
+        "--batch-size",
+        "4",
+        "--steps",
+        "20",
+    ]);
+    command.args([
+        "--initialisation",
+        "kaiming",
+        "--min-lr",
+        "1e-4",
+        "--max-lr",
+        "0.01",
+    ]);
+    let said = printed(command.arg("--out").arg(folder.path()));
+    let found = fs::read_to_string(folder.path().join("lr-find.json")).unwrap();
+    let found: serde_json::Value = serde_json::from_str(&found).unwrap();
+    let steps = found["steps"].as_array().unwrap();
+    assert_eq!(steps[0]["learning_rate"], 1e-4);
+    assert!(steps.len() > 12, "{steps:?}");
+    let suggestion = found["suggestion"].as_f64().unwrap();
+    assert!((1e-4..0.01).contains(&suggestion), "{suggestion}");
+    assert!(
+        said.contains(&format!("suggested learning rate: {suggestion:.2e}")),
+        "{said}"
+    );
+    image::open(folder.path().join("lr-find.png")).unwrap();
+    let mut wrong = program("trainer");
+    wrong.args([
+        "lr-find", "--model", "alexnet", "--min-lr", "1", "--max-lr", "0.1",
+    ]);
+    refused(&mut wrong, 2, &["--min-lr"]);
+}
+
+#[test]
+fn settings_are_searched_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("tune");
+    let tune = |out: &Path, more: &[&str]| {
+        let mut command = xtask("tune");
+        command.args([
+            "--dataset",
+            "synthetic",
+            "--limit-train",
+            "24",
+            "--validation",
+            "4",
+        ]);
+        command.args([
+            "--search",
+            "learning_rate=log:0.001..0.02",
+            "--search",
+            "flip=random,alternating",
+        ]);
+        command
+            .args(["--trials", "3", "--halving", "2", "--epochs", "2"])
+            .args(more);
+        command.arg("--out").arg(out);
+        command.args(["--", "--limit-test", "10", "--batch-size", "10"]);
+        command
+    };
+    let plan = printed(&mut tune(&out, &["--dry-run"]));
+    assert!(
+        plan.contains("3 trials of small-alexnet, 1 epochs each, the best again for 2"),
+        "{plan}"
+    );
+    assert!(plan.contains("trial 2: flip = ") && !out.exists(), "{plan}");
+
+    let said = printed(&mut tune(&out, &[]));
+    let table = fs::read_to_string(out.join("tune.md")).unwrap();
+    assert!(said.contains(&table), "{said}");
+    assert_eq!(
+        table.lines().filter(|line| line.contains(" % |")).count(),
+        3,
+        "{table}"
+    );
+    // Three trials of one epoch, one of them again for two.
+    let runs = |epochs: &str| {
+        let names = fs::read_dir(&out)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name());
+        names
+            .filter(|name| name.to_str().unwrap().ends_with(epochs))
+            .count()
+    };
+    assert_eq!((runs("-epochs1"), runs("-epochs2")), (3, 1));
+
+    // The same again, without training; and the same elsewhere.
+    assert!(printed(&mut tune(&out, &[])).contains(&table));
+    let other = folder.path().join("other");
+    printed(&mut tune(&other, &[]));
+    assert_eq!(fs::read_to_string(other.join("tune.md")).unwrap(), table);
+
+    let mut train = program("trainer");
+    train.args(["--model", "small-alexnet", "--dry-run", "--config"]);
+    let settings: toml::Table = printed(train.arg(out.join("best.toml"))).parse().unwrap();
+    let best: toml::Table = fs::read_to_string(out.join("best.toml"))
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert_eq!(settings["learning_rate"], best["learning_rate"]);
+
+    for (search, parts) in [
+        ("rate=0.1..0.2", &["unknown field `rate`"][..]),
+        ("dropout=0.5..0.1", &["dropout=0.5..0.1", "smaller"]),
+        ("dropout=0.5..1.5", &["out of range"]),
+    ] {
+        let mut command = xtask("tune");
+        command.args(["--trials", "8", "--search", search, "--out"]);
+        refused(command.arg(folder.path().join("bad")), 2, parts);
+    }
+}
