@@ -235,27 +235,41 @@ fn a_run_that_learns_nothing_stops_early() {
 }
 
 #[test]
-fn a_batch_is_learnt_by_heart() {
+fn a_few_batches_are_learnt_by_heart() {
     let folder = tempfile::tempdir().unwrap();
-    let flags = [
+    let mut command = program("trainer");
+    command.args([
+        "--model",
+        "small-alexnet",
+        "--dataset",
+        "synthetic",
+        "--batch-size",
+        "4",
+    ]);
+    command.args([
         "--overfit-batches",
-        "1",
+        "3",
         "--epochs",
-        "25",
+        "12",
         "--augment",
         "none",
         "--dropout",
         "0",
+    ]);
+    command.args([
         "--initialisation",
         "kaiming",
         "--schedule",
         "constant",
-    ];
-    run(folder.path(), "a", &flags).assert().success();
+        "--lr",
+        "0.005",
+    ]);
+    command.args(["--momentum", "0.5", "--name", "a", "--run-dir"]);
+    command.arg(folder.path()).assert().success();
     let epochs = metrics(&folder.path().join("a"));
-    assert_eq!(epochs[24]["validation_accuracy"], 1.0, "{}", epochs[24]);
+    assert_eq!(epochs[11]["validation_accuracy"], 1.0, "{}", epochs[11]);
     let record = fs::read_to_string(folder.path().join("a/run.toml")).unwrap();
-    assert!(record.contains("train_images = 6\n"), "{record}");
+    assert!(record.contains("train_images = 12\n"), "{record}");
     let mut too_many = run(
         folder.path(),
         "b",

@@ -249,7 +249,7 @@ impl Training {
         {
             return Err(not_resumable("its progress contradicts itself".to_owned()));
         }
-        let begun = progress.position != Position::default();
+        let begun = progress.position.epoch > 0 || progress.position.step > 0;
         if self.recipe.average_decay.get() > 0.0 && begun && averages.is_none() {
             return Err(not_resumable(
                 "it has no moving average of the weights".to_owned(),
