@@ -124,7 +124,7 @@ enum Command {
         model: Architecture,
     },
     /// Search for a learning rate: the loss against a rate that rises from step to step.
-    LrFind(LrFindArgs),
+    LrFind(Box<LrFindArgs>),
     /// Evaluate a checkpoint on the test images.
     Eval(EvalArgs),
     /// Say what is in pictures.
