@@ -613,8 +613,8 @@ pub(crate) struct Seen {
     pub(crate) picture: Vec<u8>,
 }
 
-/// Images that are shown of a kind.
-const SHOWN: usize = 24;
+/// Images that are shown of a kind: rows of five on a desk, of two on a phone, are full.
+const SHOWN: usize = 10;
 
 fn seen(number: usize, runs: &[(&str, &Run)]) -> Option<Seen> {
     let predictions: Vec<_> = runs
@@ -661,7 +661,7 @@ pub(crate) fn disagreements(comparison: &Comparison) -> Vec<(String, Vec<Seen>)>
                 .mistakes()
                 .into_iter()
                 .filter(|number| right.right(*number))
-                .take(SHOWN / 2)
+                .take(SHOWN)
                 .collect()
         };
         let runs = [(a.label.as_str(), first), (b.label.as_str(), second)];
@@ -671,7 +671,7 @@ pub(crate) fn disagreements(comparison: &Comparison) -> Vec<(String, Vec<Seen>)>
                 .into_iter()
                 .filter_map(|number| seen(number, &runs))
                 .collect();
-            all.push((format!("Only {right} is right (seed {seed})"), images));
+            all.push((format!("only {right} is right (seed {seed})"), images));
         }
     }
     all
@@ -688,7 +688,7 @@ pub(crate) fn mistakes(comparison: &Comparison) -> Vec<(String, Vec<Seen>)> {
             continue;
         };
         let runs = [(group.label.as_str(), run)];
-        let numbers = predictions.mistakes().into_iter().take(SHOWN / 2);
+        let numbers = predictions.mistakes().into_iter().take(SHOWN);
         all.push((
             format!("{}, seed {}", group.label, run.seed),
             numbers.filter_map(|number| seen(number, &runs)).collect(),

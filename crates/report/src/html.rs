@@ -76,7 +76,7 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                     (overlay(comparison, "Test accuracy", "test accuracy (%)", |epoch| 100.0 * epoch.test_accuracy).figure())
                     (overlay(comparison, "Test loss", "test loss", |epoch| epoch.test_loss).figure())
                     @for group in &comparison.groups {
-                        (train_and_test(&group.label, &group.runs, "loss", |epoch| (epoch.train_loss, epoch.test_loss)).figure())
+                        (train_and_test(&format!("{}: loss", group.label), &group.runs, "loss", |epoch| (epoch.train_loss, epoch.test_loss)).figure())
                     }
                     (learning_rates(comparison).figure())
                 }
@@ -88,8 +88,8 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                         @for run in &group.runs {
                             @let label = format!("{}, seed {}", group.label, run.seed);
                             @let one = std::slice::from_ref(run);
-                            (train_and_test(&label, one, "loss", |epoch| (epoch.train_loss, epoch.test_loss)).figure())
-                            (train_and_test(&label, one, "accuracy (%)", |epoch| (100.0 * epoch.train_accuracy, 100.0 * epoch.test_accuracy)).figure())
+                            (train_and_test(&format!("{label}: loss"), one, "loss", |epoch| (epoch.train_loss, epoch.test_loss)).figure())
+                            (train_and_test(&format!("{label}: accuracy"), one, "accuracy (%)", |epoch| (100.0 * epoch.train_accuracy, 100.0 * epoch.test_accuracy)).figure())
                         }
                     }
                 }
