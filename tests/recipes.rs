@@ -342,16 +342,7 @@ fn a_learning_rate_is_searched_for() {
         "--dataset",
         "synthetic",
     ]);
-    command.args([
-        "--limit-train",
-        "12",
-        "--limit-test",
-        "2",
-        "--batch-size",
-        "4",
-        "--steps",
-        "20",
-    ]);
+    command.args(["--limit-train", "12", "--batch-size", "4", "--steps", "20"]);
     command.args([
         "--initialisation",
         "kaiming",
@@ -378,6 +369,15 @@ fn a_learning_rate_is_searched_for() {
         "lr-find", "--model", "alexnet", "--min-lr", "1", "--max-lr", "0.1",
     ]);
     refused(&mut wrong, 2, &["--min-lr"]);
+    for (flag, value, key) in [
+        ("--epochs", "3", "epochs"),
+        ("--lr", "0.1", "learning_rate"),
+        ("--schedule", "cosine", "schedule"),
+    ] {
+        let mut wrong = program("trainer");
+        wrong.args(["lr-find", "--model", "alexnet", flag, value]);
+        refused(&mut wrong, 2, &[key, "--max-lr"]);
+    }
 }
 
 #[test]

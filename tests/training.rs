@@ -651,9 +651,9 @@ fn both_ways_to_convolve_train_alike_and_leave_a_trace() {
         for (name, least) in [("step", 2), ("data", 2), ("batch", 2), ("update", 2)] {
             assert!(count(name, None) >= least, "{name}");
         }
-        assert!(count("checkpoint", None) > 0 && count("evaluation", None) == 1);
-        // Two steps and one evaluation.
-        assert_eq!(count("forward", Some("conv_layer2.0")), 3);
+        assert!(count("checkpoint", None) > 0 && count("evaluation", None) == 2);
+        // Two steps, an evaluation, and one with the images and their mirror images.
+        assert_eq!(count("forward", Some("conv_layer2.0")), 5);
         assert_eq!(count("backward", Some("conv_layer2.0")), 2);
     }
     assert_ne!(

@@ -124,6 +124,8 @@ enum Command {
         model: Architecture,
     },
     /// Search for a learning rate: the loss against a rate that rises from step to step.
+    ///
+    /// Settings that have no part in it, those of epochs, of the schedule and of evaluation, are refused.
     LrFind(Box<LrFindArgs>),
     /// Evaluate a checkpoint on the test images.
     Eval(EvalArgs),

@@ -21,9 +21,30 @@ struct Found<'a> {
     steps: &'a [report::TriedRate],
 }
 
+/// Settings of a run that a search does not come to.
+const WITHOUT_PART: [&str; 11] = [
+    "epochs",
+    "limit_test",
+    "learning_rate",
+    "schedule",
+    "warmup_epochs",
+    "warmup_start",
+    "final_rate",
+    "patience",
+    "early_stopping",
+    "average_decay",
+    "checkpoint_minutes",
+];
+
 /// Searches, and writes and prints what was found.
 pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Ended> {
     let file = args.config.as_deref().map(Given::read).transpose()?;
+    if let Some(key) = args.given.first_of(&WITHOUT_PART)? {
+        return Err(Usage(format!(
+            "{key}: a search for a learning rate takes --steps steps at rates from --min-lr to --max-lr, whatever it is"
+        ))
+        .into());
+    }
     let settings = args.given.resolve(file.as_ref())?;
     let test = RangeTest::new(args.min_lr, args.max_lr, args.steps)
         .map_err(|error| Usage(format!("--min-lr, --max-lr, --steps: {error}")))?;

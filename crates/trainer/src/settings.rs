@@ -332,6 +332,12 @@ impl Given {
         Ok(Table::try_from(self)?)
     }
 
+    /// The first of these keys that is given.
+    pub(crate) fn first_of<'a>(&self, keys: &[&'a str]) -> anyhow::Result<Option<&'a str>> {
+        let table = self.table()?;
+        Ok(keys.iter().copied().find(|key| table.contains_key(*key)))
+    }
+
     /// Fills in what is left out: first from `file`, then from the recipe, then from the defaults.
     pub(crate) fn resolve(&self, file: Option<&Self>) -> anyhow::Result<Settings> {
         let mut given = file.map_or_else(|| Ok(Table::new()), Self::table)?;
@@ -478,7 +484,7 @@ mod tests {
 
     #[test]
     fn bad_settings_are_named() {
-        insta::assert_snapshot!(message("model = \"alexnet\"\nepoch = 3"), @r#"line 2 (`epoch = 3`): unknown field `epoch`, expected one of `model`, `recipe`, `dataset`, `data_dir`, `limit_train`, `limit_test`, `epochs`, `batch_size`, `learning_rate`, `momentum`, `weight_decay`, `dropout`, `dropout_epochs`, `augment`, `mean`, `standard_deviation`, `patience`, `plateau_factor`, `plateau_threshold`, `seed`, `threads`, `device`, `conv`, `precision`, `init`, `checkpoint_minutes`, `made_by`"#);
+        insta::assert_snapshot!(message("model = \"alexnet\"\nepoch = 3"), @r#"line 2 (`epoch = 3`): unknown field `epoch`, expected one of `model`, `recipe`, `dataset`, `data_dir`, `limit_train`, `limit_test`, `epochs`, `batch_size`, `initialisation`, `learning_rate`, `schedule`, `warmup_epochs`, `warmup_start`, `final_rate`, `momentum`, `nesterov`, `weight_decay`, `weight_decay_on`, `clip_norm`, `label_smoothing`, `average_decay`, `dropout`, `dropout_epochs`, `dropout_rise`, `augment`, `padding`, `flip`, `cutout`, `mean`, `standard_deviation`, `patience`, `plateau_factor`, `plateau_threshold`, `early_stopping`, `validation`, `overfit_batches`, `seed`, `threads`, `device`, `conv`, `precision`, `init`, `checkpoint_minutes`, `made_by`"#);
         insta::assert_snapshot!(message("model = \"alexnet\"\nlearning_rate = -0.1"), @r#"line 2 (`learning_rate = -0.1`): -0.1 is out of range: expected a finite number of at least 0"#);
         insta::assert_snapshot!(message("batch_size = 0"), @r#"line 1 (`batch_size = 0`): invalid value: integer `0`, expected a nonzero usize"#);
         insta::assert_snapshot!(message("model = \"vgg\""), @r#"line 1 (`model = "vgg"`): `vgg` is not a model: use `alexnet` or `small-alexnet`"#);
@@ -486,7 +492,7 @@ mod tests {
         insta::assert_snapshot!(message("momentum = 1"), @r#"line 1 (`momentum = 1`): 1 is out of range: expected a number of at least 0 and below 1"#);
         insta::assert_snapshot!(message("model = "), @r#"line 1 (`model =`): string values must be quoted, expected literal string"#);
         insta::assert_snapshot!(message("seed = 1"), @r#"which network? name it with --model alexnet or --model small-alexnet"#);
-        insta::assert_snapshot!(message("model = \"alexnet\"\nrecipe = \"none\""), @r#"--recipe none: there is no such recipe; there is reference"#);
+        insta::assert_snapshot!(message("model = \"alexnet\"\nrecipe = \"none\""), @r#"--recipe none: there is no such recipe; there is reference, best, sprint"#);
     }
 
     #[test]
