@@ -108,6 +108,26 @@ enum Values {
     OneOf(Vec<Value>),
 }
 
+/// Settings that are no recipe's, and the number of epochs, which halving decides.
+const OF_THE_RUN: [&str; 16] = [
+    "epochs",
+    "model",
+    "recipe",
+    "dataset",
+    "data_dir",
+    "limit_train",
+    "limit_test",
+    "validation",
+    "overfit_batches",
+    "seed",
+    "threads",
+    "device",
+    "conv",
+    "precision",
+    "init",
+    "checkpoint_minutes",
+];
+
 impl FromStr for Search {
     type Err = Usage;
 
@@ -123,6 +143,11 @@ impl FromStr for Search {
         let is_key = |c: char| c.is_ascii_lowercase() || c == '_';
         if key.is_empty() || !key.chars().all(is_key) {
             return Err(wrong("what is left of `=` is no key of a recipe"));
+        }
+        if OF_THE_RUN.contains(&key) {
+            return Err(wrong(&format!(
+                "`{key}` is the same for all trials, and a flag of this command or of the trainer"
+            )));
         }
         let (range, logarithmic) = match values.strip_prefix("log:") {
             Some(range) => (range, true),
@@ -517,6 +542,8 @@ mod tests {
             "learning_rate=log:0..1",
             "learning_rate=log:1",
             "dropout=0..inf",
+            "epochs=1..4",
+            "seed=0,1",
         ] {
             assert!(text.parse::<Search>().is_err(), "{text}");
         }
