@@ -409,7 +409,7 @@ fn settings_are_searched_for() {
     };
     let plan = printed(&mut tune(&out, &["--dry-run"]));
     assert!(
-        plan.contains("3 trials of small-alexnet, 1 epochs each, the best again for 2"),
+        plan.contains("3 trials of small-alexnet, epochs of each: 1; the best 1/2 anew for 2"),
         "{plan}"
     );
     assert!(plan.contains("trial 2: flip = ") && !out.exists(), "{plan}");

@@ -278,13 +278,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let rounds = rounds(args.trials.get(), epochs, args.halving);
     if args.dry_run {
         printer::line(&format!(
-            "{} trials of {}, {} epochs each{}",
+            "{} trials of {}, epochs of each: {}{}",
             trials.len(),
             args.model,
             rounds[0],
             rounds[1..]
                 .iter()
-                .map(|epochs| format!(", the best again for {epochs}"))
+                .map(|epochs| format!("; the best 1/{} anew for {epochs}", args.halving.unwrap_or(1)))
                 .collect::<String>()
         ));
         for (trial, settings) in &trials {
@@ -304,7 +304,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         if plan.iter().any(|run| run.state != State::Finished) {
             printer::note(&format!(
-                "round {} of {}: {} trials, {epochs} epochs each",
+                "round {} of {}: {} trials, epochs of each: {epochs}",
                 round + 1,
                 rounds.len(),
                 plan.len()
