@@ -284,7 +284,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             rounds[0],
             rounds[1..]
                 .iter()
-                .map(|epochs| format!("; the best 1/{} anew for {epochs}", args.halving.unwrap_or(1)))
+                .map(|epochs| format!(
+                    "; the best 1/{} anew for {epochs}",
+                    args.halving.unwrap_or(1)
+                ))
                 .collect::<String>()
         ));
         for (trial, settings) in &trials {
