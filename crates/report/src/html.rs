@@ -129,12 +129,12 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
 /// Characters of a cell that stay on one line.
 const UNBROKEN: usize = 14;
 
-/// A short text that is not to be broken between a number and its unit.
+/// A text that is not broken between a number and its unit; a short one not at all.
 fn unbroken(text: &str) -> String {
     if text.chars().count() <= UNBROKEN {
         text.replace(' ', "\u{a0}")
     } else {
-        text.to_owned()
+        text.replace(" %", "\u{a0}%")
     }
 }
 
