@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 /// What the search found, as `lr-find.json` holds it.
 #[derive(Serialize)]
 struct Found<'a> {
-    /// The rate at which the smoothed loss falls most steeply.
+    /// A tenth of the rate with the lowest smoothed loss.
     suggestion: Option<f64>,
     steps: &'a [report::TriedRate],
 }
@@ -102,17 +102,25 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Ended> {
     };
     write("lr-find.json", &serde_json::to_vec_pretty(&found)?)?;
     let plot = args.out.join("lr-find.svg");
-    match (suggestion, tried.last()) {
-        (Some(rate), Some(last)) => printer::line(&format!(
-            "suggested learning rate: {rate:.2e}, where the loss falls most steeply; tried up to {:.2e}; plot in {}",
+    let ended = match tried.last() {
+        Some(last) => format!(
+            "tried up to {:.2e} in {} of {} steps; plot in {}",
             last.rate,
-            plot.display()
-        )),
-        _ => printer::line(&format!(
-            "no suggestion: the loss exploded after {} steps; try a lower --min-lr or more --steps; plot in {}",
             tried.len(),
+            test.steps(),
             plot.display()
-        )),
-    }
+        ),
+        None => format!("the first loss is no number; plot in {}", plot.display()),
+    };
+    printer::line(&match suggestion {
+        Some(rate) => format!(
+            "suggested learning rate: {rate:.2e}, a tenth of where the mean loss is lowest; {ended}"
+        ),
+        None => {
+            format!(
+                "no suggestion: the loss did not fall; try another --min-lr or more --steps; {ended}"
+            )
+        }
+    });
     Ok(Ended::Done)
 }
