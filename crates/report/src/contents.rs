@@ -150,7 +150,7 @@ pub(crate) fn setting(comparison: &Comparison) -> Vec<String> {
         || longest != POST_EPOCHS
     {
         sentences.push(format!(
-            "The post trained on all {} images of CIFAR-10 for {POST_EPOCHS} epochs, so its accuracies are not to be expected here.",
+            "The post trained on all {} images of CIFAR-10 for {POST_EPOCHS} epochs: its accuracies come from other conditions.",
             grouped(POST_IMAGES)
         ));
     }
@@ -844,7 +844,7 @@ mod tests {
         let run = made_up("alexnet", 0, "epochs = 50", &epochs[..49]);
         let sentences = setting(&Comparison::new(vec![run]).unwrap());
         assert!(
-            sentences[1].contains("not to be expected") && sentences[2].contains("is not finished"),
+            sentences[1].contains("other conditions") && sentences[2].contains("is not finished"),
             "{sentences:?}"
         );
     }
