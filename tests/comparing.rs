@@ -35,6 +35,33 @@ const FEW: [&str; 12] = [
 ];
 const FEW_FLAGS: [&str; 5] = ["--", "--limit-test", "20", "--batch-size", "6"];
 
+#[test]
+fn everything_is_reproduced_by_one_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("reproduce");
+    let mut command = xtask("reproduce");
+    command.args(["--quick", "--seeds", "3", "--device", "cpu", "--out"]);
+    let first = command.arg(&out).assert().success();
+    let said = |output: &std::process::Output| {
+        [&output.stdout, &output.stderr]
+            .map(|text| String::from_utf8_lossy(text).into_owned())
+            .concat()
+    };
+    assert_eq!(said(first.get_output()).matches("epoch 4/4").count(), 2);
+    let report = fs::read_to_string(out.join("report.md")).unwrap();
+    for part in [
+        "# AlexNet and SmallAlexNet on the synthetic set",
+        "2 runs, 4 epochs each",
+    ] {
+        assert!(report.contains(part), "{report}");
+    }
+    let again = command.assert().success();
+    assert!(
+        !said(again.get_output()).contains("epoch"),
+        "nothing is trained twice"
+    );
+}
+
 fn compare(out: &Path, more: &[&str]) -> Command {
     let mut command = xtask("compare");
     command

@@ -108,26 +108,6 @@ enum Values {
     OneOf(Vec<Value>),
 }
 
-/// Settings that are no recipe's, and the number of epochs, which halving decides.
-const OF_THE_RUN: [&str; 16] = [
-    "epochs",
-    "model",
-    "recipe",
-    "dataset",
-    "data_dir",
-    "limit_train",
-    "limit_test",
-    "validation",
-    "overfit_batches",
-    "seed",
-    "threads",
-    "device",
-    "conv",
-    "precision",
-    "init",
-    "checkpoint_minutes",
-];
-
 impl FromStr for Search {
     type Err = Usage;
 
@@ -144,7 +124,8 @@ impl FromStr for Search {
         if key.is_empty() || !key.chars().all(is_key) {
             return Err(wrong("what is left of `=` is no key of a recipe"));
         }
-        if OF_THE_RUN.contains(&key) {
+        // Halving decides the number of epochs.
+        if key == "epochs" || report::RUN_KEYS.contains(&key) {
             return Err(wrong(&format!(
                 "`{key}` is the same for all trials, and a flag of this command or of the trainer"
             )));

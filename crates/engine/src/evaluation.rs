@@ -14,12 +14,13 @@ const BATCH: NonZeroUsize = NonZeroUsize::MIN.saturating_add(249);
 const GPU_BATCH: NonZeroUsize = NonZeroUsize::MIN.saturating_add(999);
 
 /// How a network looks at the images that it is evaluated on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Views {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Views<'a> {
     /// As they are.
     Whole,
-    /// As they are and mirrored, with the mean of both outputs as the output: test-time augmentation.
-    WithMirrored,
+    /// Mirrored, with the mean of these outputs and those of this evaluation, made of them as they are, as the output:
+    /// test-time augmentation.
+    MirroredWith(&'a Evaluation),
 }
 
 /// A network's result on a set of images.
@@ -72,35 +73,36 @@ pub fn evaluate(
     arithmetic: Arithmetic,
     feed: &Feed,
     device: &Device,
-    views: Views,
+    views: Views<'_>,
     stop: impl Fn() -> bool,
 ) -> Result<Option<Evaluation>> {
-    let pass = |view| -> Result<Option<Vec<[Tensor; 2]>>> {
-        let mut outputs = Vec::new();
-        for batch in feed.evaluation(view)? {
-            if stop() {
-                return Ok(None);
-            }
-            let batch = batch?;
-            let mut tape = Tape::forgetting(arithmetic);
-            let logits = network.forward(&mut tape, &batch.images, None)?;
-            outputs.push([logits, batch.labels]);
-        }
-        Ok(Some(outputs))
+    let view = match views {
+        Views::Whole => View::WHOLE,
+        Views::MirroredWith(_) => View::MIRRORED,
     };
-    let Some(mut outputs) = pass(View::WHOLE)? else {
-        return Ok(None);
-    };
-    let mut place = device;
-    if views == Views::WithMirrored {
-        let Some(mirrored) = pass(View::MIRRORED)? else {
+    let mut outputs = Vec::new();
+    for batch in feed.evaluation(view)? {
+        if stop() {
             return Ok(None);
-        };
+        }
+        let batch = batch?;
+        let mut tape = Tape::forgetting(arithmetic);
+        let logits = network.forward(&mut tape, &batch.images, None)?;
+        outputs.push([logits, batch.labels]);
+    }
+    let mut place = device;
+    if let Views::MirroredWith(whole) = views {
         place = &Device::Cpu;
-        for ([logits, labels], [other, _]) in outputs.iter_mut().zip(mirrored) {
-            let other = on_host(&other)?;
-            *logits = ((on_host(logits)? + other)? * 0.5)?;
+        let mut rest = whole.logits.as_slice();
+        for [logits, labels] in &mut outputs {
+            let images = logits.dim(0)?;
+            let Some((these, others)) = rest.split_at_checked(images) else {
+                candle_core::bail!("the evaluation beside the mirrored views is of fewer images");
+            };
+            let these = Tensor::from_slice(these.as_flattened(), (images, CLASSES), place)?;
+            *logits = ((these + on_host(logits)?)? * 0.5)?;
             *labels = labels.to_device(place)?;
+            rest = others;
         }
     }
     let mut tally = Tally::new(CLASSES, place)?;

@@ -425,7 +425,8 @@ impl Training {
             let stops_early = self.stops_early_after(evaluation.loss);
             let last = self.position.epoch + 1 == epochs || stops_early;
             let mirrored = if last {
-                let mirrored = self.evaluate(&self.network, Views::WithMirrored, stop)?;
+                let mirrored =
+                    self.evaluate(&self.network, Views::MirroredWith(&evaluation), stop)?;
                 match mirrored {
                     None => return self.interrupted(checkpoints, observe),
                     mirrored => mirrored,
@@ -555,7 +556,7 @@ impl Training {
     fn evaluate(
         &self,
         network: &Network,
-        views: Views,
+        views: Views<'_>,
         stop: &dyn Fn() -> bool,
     ) -> Result<Option<Evaluation>, Error> {
         let evaluation = debug_span!("evaluation").in_scope(|| {

@@ -39,6 +39,25 @@ pub const MADE_BY: &str = "made_by";
 /// The key of [`MADE_BY`] that holds the record's version; it is 1 where there is none.
 pub const RECORD_VERSION_KEY: &str = "record_version";
 
+/// The settings in a run record that are the run's; all others are its recipe's.
+pub const RUN_KEYS: [&str; 15] = [
+    "model",
+    "recipe",
+    "dataset",
+    "data_dir",
+    "limit_train",
+    "limit_test",
+    "validation",
+    "overfit_batches",
+    "seed",
+    "threads",
+    "device",
+    "conv",
+    "precision",
+    "init",
+    "checkpoint_minutes",
+];
+
 /// How the block of a report begins that two reports on the same runs, or on repeated ones, need not have in common.
 pub const TIMES_BEGIN: &str = "times and dates: begin";
 

@@ -105,19 +105,21 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         &loaded.device,
         loaded.arithmetic.precision,
     )?;
-    let evaluation = engine::evaluate(
-        &loaded.network,
-        loaded.arithmetic,
-        &feed,
-        &loaded.device,
-        if args.mirrored {
-            Views::WithMirrored
-        } else {
-            Views::Whole
-        },
-        || false,
-    )?;
-    let evaluation = evaluation.context("the evaluation was stopped")?;
+    let evaluate = |views| -> anyhow::Result<Evaluation> {
+        let evaluation = engine::evaluate(
+            &loaded.network,
+            loaded.arithmetic,
+            &feed,
+            &loaded.device,
+            views,
+            || false,
+        )?;
+        evaluation.context("the evaluation was stopped")
+    };
+    let mut evaluation = evaluate(Views::Whole)?;
+    if args.mirrored {
+        evaluation = evaluate(Views::MirroredWith(&evaluation))?;
+    }
     let model = loaded.network.architecture();
     if args.json {
         printer::line(&json(model, images, &evaluation, &data.class_names)?);

@@ -259,25 +259,6 @@ pub(crate) struct Run {
     pub(crate) checkpoint_minutes: NonNegative,
 }
 
-/// The keys of [`Run`]; all others are the recipe's.
-const RUN_KEYS: [&str; 15] = [
-    "model",
-    "recipe",
-    "dataset",
-    "data_dir",
-    "limit_train",
-    "limit_test",
-    "validation",
-    "overfit_batches",
-    "seed",
-    "threads",
-    "device",
-    "conv",
-    "precision",
-    "init",
-    "checkpoint_minutes",
-];
-
 /// The settings that may be given anew when a run is resumed: they do not change what was done
 /// before, and of the rest of the run only how long it is.
 const MAY_CHANGE: [&str; 5] = [
@@ -380,7 +361,7 @@ impl Given {
         all.extend(given);
         let (run, recipe) = all
             .into_iter()
-            .partition(|(key, _)| RUN_KEYS.contains(&key.as_str()));
+            .partition(|(key, _)| report::RUN_KEYS.contains(&key.as_str()));
         Ok(Settings {
             run: Table::try_into(run)?,
             recipe: Table::try_into(recipe)?,
