@@ -107,9 +107,9 @@ impl Pattern {
     /// How much of the inner colour a pixel shows, 0 to 1.
     fn at(&self, x: f32, y: f32) -> f32 {
         let (dx, dy) = (x - self.x, y - self.y);
-        let (sin, cos) = self.tilt.sin_cos();
+        let (sin, cos) = libm::sincosf(self.tilt);
         let (u, v) = (dx * cos - dy * sin, dx * sin + dy * cos);
-        let wave = |along: f32| (along * TAU / self.period + self.phase).sin();
+        let wave = |along: f32| libm::sinf(along * TAU / self.period + self.phase);
         let soft = |distance: f32| (0.5 - distance).clamp(0.0, 1.0);
         let stripes = |along: f32| 0.5 + 0.5 * (2.0 * wave(along)).clamp(-1.0, 1.0);
         match self.class {
@@ -119,8 +119,8 @@ impl Pattern {
             2 => stripes((u - v) * 0.707),
             3 => 0.5 + 0.5 * (6.0 * wave(u) * wave(v)).clamp(-1.0, 1.0),
             4 => (3.0 * (wave(u) + wave(v) - 0.9)).clamp(0.0, 1.0),
-            5 => soft(u.hypot(v) - self.size),
-            6 => soft((u.hypot(v) - self.size).abs() - 1.5),
+            5 => soft(libm::hypotf(u, v) - self.size),
+            6 => soft((libm::hypotf(u, v) - self.size).abs() - 1.5),
             7 => soft(u.abs().max(v.abs()) - self.size),
             8 => soft((v - self.size).max(u.abs() - 0.5 * (v + self.size))),
             _ => soft(

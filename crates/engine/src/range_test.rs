@@ -56,7 +56,7 @@ impl RangeTest {
     pub fn rates(self) -> impl Iterator<Item = f64> {
         let last = f64::from(self.steps - 1);
         (0..self.steps).map(move |step| {
-            self.lowest * (self.highest / self.lowest).powf(f64::from(step) / last)
+            self.lowest * libm::pow(self.highest / self.lowest, f64::from(step) / last)
         })
     }
 

@@ -84,7 +84,7 @@ impl Rates {
         match self.schedule {
             Schedule::Constant | Schedule::Plateau => peak,
             Schedule::Cosine => {
-                peak * (self.last + (1.0 - self.last) * (1.0 + (PI * done).cos()) / 2.0)
+                peak * (self.last + (1.0 - self.last) * (1.0 + libm::cos(PI * done)) / 2.0)
             }
             Schedule::OneCycle => peak * (1.0 + (self.last - 1.0) * done),
         }

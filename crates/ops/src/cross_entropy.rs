@@ -154,7 +154,7 @@ impl CustomOp2 for LogitsGradient {
                 let offset = log_sum_exp(row);
                 gradient.extend(row.iter().zip(0_u32..).map(|(value, class)| {
                     let target = if class == *label { right } else { everywhere };
-                    T::from_f64(((value.to_f64() - offset).exp() - target) / batch as f64)
+                    T::from_f64((libm::exp(value.to_f64() - offset) - target) / batch as f64)
                 }));
             }
             Ok((T::to_cpu_storage_owned(gradient), logits_layout.shape().clone()))
@@ -186,9 +186,9 @@ fn log_sum_exp<T: WithDType>(row: &[T]) -> f64 {
         .fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = row
         .iter()
-        .map(|value| (value.to_f64() - maximum).exp())
+        .map(|value| libm::exp(value.to_f64() - maximum))
         .sum();
-    maximum + sum.ln()
+    maximum + libm::log(sum)
 }
 
 #[cfg(feature = "cuda")]

@@ -263,7 +263,10 @@ pub fn norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<f64> {
             let values = contiguous::<T>("norm", storage, layout)?;
             let parts: Vec<f64> = values
                 .par_chunks(PART)
-                .map(|part| part.iter().map(|value| value.to_f64().powi(2)).sum())
+                .map(|part| {
+                    let values = part.iter().map(|value| value.to_f64());
+                    values.map(|value| value * value).sum()
+                })
                 .collect();
             Ok(parts.iter().sum::<f64>())
         })

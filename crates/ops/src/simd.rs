@@ -6,21 +6,27 @@
 
 use candle_core::WithDType;
 use pulp::{Arch, Simd};
+use std::sync::OnceLock;
 
-/// The best instruction set of this machine.
-#[cfg(not(test))]
+/// The environment variable that names the instruction set to use instead of the best one: `avx512`, `avx2` or
+/// `scalar`. For tests and measurements: the results are the same to the bit.
+const ISA: &str = "KERNELS_ISA";
+
+/// The instruction set to use: the best of this machine, unless the environment names another that it has.
 pub(crate) fn arch() -> Arch {
-    Arch::new()
+    static ARCH: OnceLock<Arch> = OnceLock::new();
+    *ARCH.get_or_init(|| named(std::env::var(ISA).as_deref().unwrap_or("")).unwrap_or_default())
 }
 
-/// The instruction set that the environment asks for, so that tests can run on each.
-#[cfg(test)]
-pub(crate) fn arch() -> Arch {
-    match std::env::var("ARCH").as_deref() {
-        Ok("scalar") => Arch::Scalar,
+/// The instruction set of this name, where the machine has it.
+fn named(name: &str) -> Option<Arch> {
+    match name {
+        "scalar" => Some(Arch::Scalar),
         #[cfg(target_arch = "x86_64")]
-        Ok("v3") => pulp::x86::V3::try_new().map_or_else(Arch::new, Arch::V3),
-        _ => Arch::new(),
+        "avx2" => pulp::x86::V3::try_new().map(Arch::V3),
+        #[cfg(target_arch = "x86_64")]
+        "avx512" => pulp::x86::V4::try_new().map(Arch::V4),
+        _ => None,
     }
 }
 
@@ -44,7 +50,7 @@ pub(crate) trait Real: WithDType {
     /// `a * b`.
     fn mul<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
 
-    /// `a * b + c`, rounded once where the machine can.
+    /// `a * b + c`, rounded once on every machine.
     fn fma<S: Simd>(
         simd: S,
         a: Self::Vector<S>,
@@ -143,7 +149,7 @@ real!(
     add_f32s,
     sub_f32s,
     mul_f32s,
-    mul_add_e_f32s,
+    mul_add_f32s,
     partial_load_f32s,
     partial_store_f32s
 );
@@ -155,27 +161,27 @@ real!(
     add_f64s,
     sub_f64s,
     mul_f64s,
-    mul_add_e_f64s,
+    mul_add_f64s,
     partial_load_f64s,
     partial_store_f64s
 );
 
 #[cfg(test)]
 mod tests {
+    use super::ISA;
     use std::process::Command;
 
     /// Runs the other tests of this crate on the instruction sets that this machine would not choose.
     #[test]
     fn all_instruction_sets_give_right_results() {
-        let mut sets = vec!["scalar"];
-        #[cfg(target_arch = "x86_64")]
-        if pulp::x86::V3::try_new().is_some() {
-            sets.push("v3");
-        }
-        for set in sets {
+        for set in ["scalar", "avx2", "avx512"] {
+            if super::named(set).is_none() {
+                println!("skipped: this machine has no {set}");
+                continue;
+            }
             let output = Command::new(std::env::current_exe().unwrap())
                 .args(["--skip", "all_instruction_sets"])
-                .env("ARCH", set)
+                .env(ISA, set)
                 .output()
                 .unwrap();
             let text = String::from_utf8_lossy(&output.stdout);
