@@ -18,21 +18,21 @@ use std::time::Duration;
 /// A made-up set in the official layout, as an archive, and its digest.
 static ARCHIVE: LazyLock<(Vec<u8>, String)> = LazyLock::new(|| {
     let mut builder = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
-    for (number, name) in cifar::layout::TRAINING_FILES
+    for (number, name) in datasets::layout::TRAINING_FILES
         .iter()
-        .chain([&cifar::layout::TEST_FILE])
+        .chain([&datasets::layout::TEST_FILE])
         .enumerate()
     {
-        let mut bytes: Vec<u8> = (0..cifar::layout::FILE_BYTES)
+        let mut bytes: Vec<u8> = (0..datasets::layout::FILE_BYTES)
             .map(|i| (i / 997 % 251) as u8)
             .collect();
-        for label in bytes.iter_mut().step_by(cifar::layout::RECORD_BYTES) {
+        for label in bytes.iter_mut().step_by(datasets::layout::RECORD_BYTES) {
             *label = number as u8;
         }
         let mut header = tar::Header::new_gnu();
         header.set_size(bytes.len() as u64);
         header.set_mode(0o644);
-        let path = format!("{}/{name}", cifar::layout::FOLDER);
+        let path = format!("{}/{name}", datasets::layout::FOLDER);
         builder
             .append_data(&mut header, path, bytes.as_slice())
             .unwrap();
@@ -170,7 +170,7 @@ fn fetch(data: &Path, mirrors: &[&str]) -> assert_cmd::Command {
 
 /// The data folder holds the set and nothing else.
 fn assert_fetched(data: &Path) {
-    cifar::layout::check(&data.join(cifar::layout::FOLDER)).unwrap();
+    datasets::layout::check(&data.join(datasets::layout::FOLDER)).unwrap();
     assert_eq!(fs::read_dir(data).unwrap().count(), 1);
 }
 
@@ -352,7 +352,7 @@ fn files_in_place_are_accepted_when_their_structure_is_right() {
     fetch(data.path(), &[&good]).assert().success();
     let file = data
         .path()
-        .join(cifar::layout::FOLDER)
+        .join(datasets::layout::FOLDER)
         .join("data_batch_2.bin");
     let mut bytes = fs::read(&file).unwrap();
     bytes[5] ^= 1;

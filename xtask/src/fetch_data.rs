@@ -4,7 +4,7 @@ use crate::archive::{self, OFFICIAL, Sha256Digest};
 use crate::download::{Partial, Wanted, address, check_file};
 use crate::printer;
 use anyhow::Context;
-use cifar::layout;
+use datasets::layout;
 use std::fs;
 use std::path::{Path, PathBuf};
 

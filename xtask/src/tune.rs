@@ -5,7 +5,7 @@ use crate::plan::{Planned, State};
 use crate::trainer::{self, Trainer};
 use crate::{Usage, printer};
 use anyhow::{Context, bail};
-use random::{Purpose, Stream, unit};
+use rng::{Purpose, Stream, unit};
 use report::Run;
 use std::fmt::Write;
 use std::fs;
@@ -338,7 +338,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let table = table(args, &trials, &results);
     let write = |name: &str, text: &str| {
         let path = args.out.join(name);
-        whole_file::write(&path, text.as_bytes())
+        atomic_file::write(&path, text.as_bytes())
             .with_context(|| format!("cannot write `{}`", path.display()))
     };
     write("tune.md", &table)?;
@@ -437,7 +437,7 @@ fn write_if_other(path: &Path, text: &str) -> anyhow::Result<()> {
     if fs::read_to_string(path).is_ok_and(|there| there == text) {
         return Ok(());
     }
-    whole_file::write(path, text.as_bytes())
+    atomic_file::write(path, text.as_bytes())
         .with_context(|| format!("cannot write `{}`", path.display()))
 }
 

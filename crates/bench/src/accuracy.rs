@@ -6,7 +6,7 @@ use crate::throughput::{network, recipe, sgd};
 use anyhow::Context;
 use candle_core::{DType, Tensor, Var};
 use candle_nn::Optimizer;
-use cifar::{Batch, Dataset, Loader};
+use datasets::{Batch, Dataset, Loader};
 use clap::ValueEnum;
 use models::{Architecture, DropoutMasks, Layer, Network};
 use ops::{Activation, Conv2d, Convolution, Tape, cross_entropy_gradient};

@@ -15,7 +15,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread::available_parallelism;
-use whole_file::Unfinished;
+use atomic_file::Unfinished;
 
 /// What is asked.
 #[derive(Debug, clap::Args)]

@@ -7,7 +7,7 @@ use crate::spans::Spans;
 use anyhow::Context;
 use candle_core::{Device, Tensor};
 use candle_nn::Optimizer;
-use cifar::Dataset;
+use datasets::Dataset;
 use clap::ValueEnum;
 use engine::{Checkpoints, Event, Inputs, Recipe, Training};
 use models::{Architecture, Initialisation, Network, initial_parameters};

@@ -264,7 +264,7 @@ fn write<'a>(
     let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(std::io::Error::other);
     let bytes = bytes.and_then(|bytes| Ok(sorted(bytes)?));
     bytes
-        .and_then(|bytes| whole_file::write(path, &bytes))
+        .and_then(|bytes| atomic_file::write(path, &bytes))
         .map_err(|source| Error::Write {
             path: path.to_owned(),
             source,

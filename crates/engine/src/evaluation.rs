@@ -2,7 +2,7 @@
 
 use crate::feed::Feed;
 use candle_core::{DType, Device, Result, Tensor};
-use cifar::{Normalisation, Split, View};
+use datasets::{Normalisation, Split, View};
 use models::{CLASSES, Network};
 use ops::{Arithmetic, Precision, Tally, Tape};
 use std::num::NonZeroUsize;

@@ -1,7 +1,7 @@
 //! Batches on the device that computes.
 
 use candle_core::{Device, Result};
-use cifar::{Augmentation, Batch, Batches, Loader, Normalisation, Split, View};
+use datasets::{Augmentation, Batch, Batches, Loader, Normalisation, Split, View};
 use std::num::NonZeroUsize;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
@@ -117,7 +117,7 @@ impl Iterator for Pass {
 #[cfg(feature = "cuda")]
 mod gpu {
     use candle_core::{DType, Device, Result, Tensor};
-    use cifar::{Batch, Edges, Loader, Seen};
+    use datasets::{Batch, Edges, Loader, Seen};
     use ops::{Images, Precision, View, Views};
     use std::ops::Range;
     use std::sync::Arc;

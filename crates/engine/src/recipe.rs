@@ -1,7 +1,7 @@
 //! What is done to a network, as numbers: the recipe, and the types that keep them in range.
 
 use crate::schedule::Schedule;
-use cifar::{Augmentation, Edges, Flip, Normalisation};
+use datasets::{Augmentation, Edges, Flip, Normalisation};
 use models::{Architecture, Initialisation};
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -12,7 +12,7 @@ use crate::recipe::Recipe;
 use crate::schedule::Rates;
 use candle_core::{Device, Tensor};
 use candle_nn::Optimizer;
-use cifar::{Batch, Split};
+use datasets::{Batch, Split};
 use models::{CLASSES, DropoutMasks, Network};
 use ops::{Arithmetic, Tally, Tape};
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,7 @@
 
 use crate::architecture::Architecture;
 use candle_core::{Device, Result, Tensor};
-use random::{Purpose, Stream, unit};
+use rng::{Purpose, Stream, unit};
 use serde::{Deserialize, Serialize};
 
 /// How initial weights are drawn. All are uniform around 0.

@@ -6,7 +6,7 @@ use crate::storage::{contiguous, with_float};
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 use pulp::{Simd, WithSimd};
-use random::{Purpose, Stream, unit};
+use rng::{Purpose, Stream, unit};
 use rayon::prelude::*;
 
 /// Sets a share of the elements to 0 and divides the others by the share that is kept (inverted dropout,
@@ -111,7 +111,7 @@ mod cuda {
     use crate::cuda::{Argument, Program, contiguous, launch, room, with_activations};
     use candle_core::backend::BackendStorage;
     use candle_core::{CudaStorage, Layout, Result, Shape};
-    use random::Purpose;
+    use rng::Purpose;
 
     pub(super) fn mask(
         dropout: Dropout,

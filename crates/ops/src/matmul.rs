@@ -262,9 +262,9 @@ mod tests {
     }
 
     fn numbers(count: usize, seed: u64) -> Vec<f64> {
-        let stream = random::Stream::new(seed, random::Purpose::Synthetic, 0);
+        let stream = rng::Stream::new(seed, rng::Purpose::Synthetic, 0);
         (0..count as u64)
-            .map(|i| f64::from(random::unit(stream.words(i)[0])) - 0.5)
+            .map(|i| f64::from(rng::unit(stream.words(i)[0])) - 0.5)
             .collect()
     }
 

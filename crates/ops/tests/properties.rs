@@ -9,7 +9,7 @@ use ops::{
     cross_entropy_gradient, max_pool2d, sgd_step,
 };
 use proptest::prelude::*;
-use random::{Purpose, Stream, unit};
+use rng::{Purpose, Stream, unit};
 
 /// `count` numbers in `-bound..bound`.
 fn uniform(seed: u64, count: usize, bound: f32) -> Vec<f32> {

@@ -33,7 +33,7 @@ pub struct Layer {
 pub fn write_layers(path: &Path, layers: &[Layer]) -> std::io::Result<()> {
     let mut text = serde_json::to_string_pretty(layers)?;
     text.push('\n');
-    whole_file::write(path, text.as_bytes())
+    atomic_file::write(path, text.as_bytes())
 }
 
 /// Reads the layers of a run.

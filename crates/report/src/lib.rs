@@ -74,7 +74,7 @@ pub fn write_report(folder: &Path, comparison: &Comparison) -> io::Result<[PathB
     let paths = ["report.md", "report.html"].map(|name| folder.join(name));
     let texts = [markdown(comparison, &written), html(comparison, &written)];
     for (path, text) in paths.iter().zip(texts) {
-        whole_file::write(path, text.as_bytes())?;
+        atomic_file::write(path, text.as_bytes())?;
     }
     Ok(paths)
 }

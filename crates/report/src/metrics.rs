@@ -157,7 +157,7 @@ pub fn write_metrics(path: &Path, evaluated: Evaluated, epochs: &[Epoch]) -> Res
         };
         text.push('\n');
     }
-    whole_file::write(path, text.as_bytes()).map_err(|source| Error::File {
+    atomic_file::write(path, text.as_bytes()).map_err(|source| Error::File {
         what: "write",
         path: path.to_owned(),
         source,

@@ -170,7 +170,7 @@ impl Predictions {
             path: path.to_owned(),
             source,
         })?;
-        whole_file::write(path, &bytes).map_err(|source| Error::File {
+        atomic_file::write(path, &bytes).map_err(|source| Error::File {
             what: "write",
             path: path.to_owned(),
             source,

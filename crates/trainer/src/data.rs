@@ -2,7 +2,7 @@
 
 use crate::exit::Usage;
 use anyhow::Context;
-use cifar::{Dataset, Split};
+use datasets::{Dataset, Split};
 use report::Evaluated;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
@@ -56,7 +56,7 @@ impl Data {
             Source::Cifar10 => Dataset::cifar10(data_dir).with_context(|| {
                 format!(
                     "no usable CIFAR-10 in `{}`; fetch it with `cargo xtask fetch-data{}`, or use --dataset synthetic",
-                    data_dir.join(cifar::layout::FOLDER).display(),
+                    data_dir.join(datasets::layout::FOLDER).display(),
                     if data_dir == Path::new("data") {
                         String::new()
                     } else {

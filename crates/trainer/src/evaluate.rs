@@ -62,14 +62,14 @@ fn reference_inputs(architecture: Architecture) -> anyhow::Result<Inputs> {
     Ok(Inputs {
         mean: recipe.mean,
         standard_deviation: recipe.standard_deviation,
-        class_names: cifar::layout::CLASS_NAMES.map(str::to_owned),
+        class_names: datasets::layout::CLASS_NAMES.map(str::to_owned),
     })
 }
 
 impl Loaded {
     /// How pixels become the numbers that the weights expect.
-    pub(crate) fn normalisation(&self) -> cifar::Normalisation {
-        cifar::Normalisation::new(
+    pub(crate) fn normalisation(&self) -> datasets::Normalisation {
+        datasets::Normalisation::new(
             self.inputs.mean.map(|value| value as f32),
             self.inputs
                 .standard_deviation
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn the_table_shows_every_class() {
-        insta::assert_snapshot!(table(Architecture::AlexNet, 6, &evaluation(), &cifar::layout::CLASS_NAMES), @r#"
+        insta::assert_snapshot!(table(Architecture::AlexNet, 6, &evaluation(), &datasets::layout::CLASS_NAMES), @r#"
 alexnet on 6 test images: loss 1.2500, accuracy 50.00 %
 
 class       accuracy   taken for (columns in the order of the rows)
@@ -232,7 +232,7 @@ truck              -      0     0     0     0     0     0     0     0     0     
             Architecture::AlexNet,
             6,
             &evaluation(),
-            &cifar::layout::CLASS_NAMES,
+            &datasets::layout::CLASS_NAMES,
         )
         .unwrap();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();

@@ -79,7 +79,7 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Ended> {
         .with_context(|| format!("cannot make the folder `{}`", args.out.display()))?;
     let write = |name: &str, bytes: &[u8]| {
         let path = args.out.join(name);
-        whole_file::write(&path, bytes)
+        atomic_file::write(&path, bytes)
             .with_context(|| format!("cannot write `{}`", path.display()))
     };
     let title = format!(

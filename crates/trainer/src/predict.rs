@@ -24,7 +24,7 @@ pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
     let loaded = load(&args.weights)?;
     let normalisation = loaded.normalisation();
     for (path, picture) in args.images.iter().zip(pictures) {
-        let images = cifar::picture(&picture, &normalisation)?.to_device(&loaded.device)?;
+        let images = datasets::picture(&picture, &normalisation)?.to_device(&loaded.device)?;
         let mut tape = Tape::forgetting(loaded.arithmetic);
         let logits = loaded.network.forward(&mut tape, &images, None)?;
         let logits = logits.to_vec2::<f32>()?;

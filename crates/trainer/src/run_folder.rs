@@ -110,7 +110,7 @@ impl RunFolder {
                     .with_context(|| format!("cannot lock the run folder `{}`", path.display()));
             }
         }
-        whole_file::remove_unfinished(path)
+        atomic_file::remove_unfinished(path)
             .with_context(|| format!("cannot clear unfinished files in `{}`", path.display()))?;
         Ok(Self {
             path: path.to_owned(),
@@ -131,7 +131,7 @@ impl RunFolder {
     /// Writes one of its files.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let path = self.path.join(name);
-        whole_file::write(&path, bytes)
+        atomic_file::write(&path, bytes)
             .with_context(|| format!("cannot write `{}`", path.display()))
     }
 }
@@ -142,7 +142,7 @@ fn holds_nothing(path: &Path) -> bool {
         entries.all(|entry| {
             entry.is_ok_and(|entry| {
                 let name = entry.file_name();
-                name == LOG || whole_file::is_unfinished(&name)
+                name == LOG || atomic_file::is_unfinished(&name)
             })
         })
     })

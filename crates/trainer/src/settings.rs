@@ -5,7 +5,7 @@ use crate::data::Source;
 use crate::device;
 use crate::exit::Usage;
 use anyhow::Context;
-use cifar::{Edges, Flip};
+use datasets::{Edges, Flip};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use engine::{
     Augment, Cutout, DecayOn, DropoutEpochs, Fraction, NonNegative, OpenFraction, Positive, Recipe,

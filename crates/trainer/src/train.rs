@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use tracing_chrome::{ChromeLayerBuilder, FlushGuard};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::prelude::*;
-use whole_file::Unfinished;
+use atomic_file::Unfinished;
 
 /// Trains, or continues training, as asked.
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {

@@ -6,7 +6,7 @@ use crate::spans::Spans;
 use crate::throughput::{inputs, recipe};
 use anyhow::bail;
 use candle_core::{CudaDevice, DType, Device, Tensor};
-use cifar::Dataset;
+use datasets::Dataset;
 use clap::ValueEnum;
 use engine::{Checkpoints, Event, Training};
 use models::{Architecture, Initialisation, Network, initial_parameters};

@@ -158,7 +158,7 @@ impl Report {
 
     fn save(&self) -> anyhow::Result<()> {
         let text = serde_json::to_vec_pretty(self)?;
-        whole_file::write(&self.out, &text)
+        atomic_file::write(&self.out, &text)
             .with_context(|| format!("cannot write `{}`", self.out.display()))
     }
 }
@@ -231,7 +231,7 @@ fn trainer(args: &Args) -> anyhow::Result<PathBuf> {
 
 /// Whether CIFAR-10 is there.
 fn has_cifar(data_dir: &Path) -> bool {
-    fs::exists(data_dir.join(cifar::layout::FOLDER)).unwrap_or(false)
+    fs::exists(data_dir.join(datasets::layout::FOLDER)).unwrap_or(false)
 }
 
 fn table(report: &Report) -> String {

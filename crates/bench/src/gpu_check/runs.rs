@@ -5,7 +5,7 @@ use crate::throughput::recipe;
 use anyhow::{Context, bail};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::Optimizer;
-use cifar::{Augmentation, Dataset};
+use datasets::{Augmentation, Dataset};
 use engine::{Feed, Weights};
 use models::{Architecture, DropoutMasks, Initialisation, Network, initial_parameters};
 use ops::{Arithmetic, Convolution, Precision, Tape, cross_entropy, cross_entropy_gradient};

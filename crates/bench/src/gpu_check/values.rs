@@ -2,7 +2,7 @@
 
 use super::{Args, Report, worst};
 use candle_core::{DType, Device, Result, Tensor, Var};
-use cifar::{Augmentation, Dataset, Edges, Flip, Loader, Normalisation};
+use datasets::{Augmentation, Dataset, Edges, Flip, Loader, Normalisation};
 use models::{Architecture, DropoutMasks, Initialisation, Layer, Network, initial_parameters};
 use ops::{
     Activation, Arithmetic, Conv2d, Convolution, Dropout, Pool, Precision, Sgd, Tally, Tape,

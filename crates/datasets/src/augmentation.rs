@@ -1,7 +1,7 @@
 //! From the bytes of an image to the numbers that the network sees.
 
 use crate::layout::IMAGE_BYTES;
-use random::{Purpose, Stream};
+use rng::{Purpose, Stream};
 use serde::{Deserialize, Serialize};
 
 /// Height and width of an image.

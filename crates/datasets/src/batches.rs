@@ -4,7 +4,7 @@ use crate::augmentation::{Augmentation, Normalisation, View};
 use crate::dataset::Split;
 use crate::layout::IMAGE_BYTES;
 use candle_core::{Device, Result, Tensor};
-use random::{Purpose, Stream};
+use rng::{Purpose, Stream};
 use std::num::NonZeroUsize;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{self, JoinHandle};

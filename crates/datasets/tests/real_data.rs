@@ -1,7 +1,7 @@
 //! Our reader against candle's, on the real CIFAR-10 where it is at hand.
 
 use candle_core::DType;
-use cifar::Dataset;
+use datasets::Dataset;
 use std::env;
 use std::io::{Write, stderr};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ fn our_reader_agrees_with_candles() -> candle_core::Result<()> {
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data"),
         PathBuf::from,
     );
-    let folder = data.join(cifar::layout::FOLDER);
+    let folder = data.join(datasets::layout::FOLDER);
     if !folder.is_dir() {
         // Written past the test harness, which would keep it to itself.
         let _ = writeln!(stderr(), "skipped: no CIFAR-10 in `{}`", data.display());

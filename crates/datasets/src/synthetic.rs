@@ -6,7 +6,7 @@
 //! classifier finds little, a convolutional network much.
 
 use crate::layout::IMAGE_BYTES;
-use random::{Purpose, Stream, unit};
+use rng::{Purpose, Stream, unit};
 use rayon::prelude::*;
 use std::f32::consts::TAU;
 

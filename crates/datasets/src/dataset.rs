@@ -4,7 +4,7 @@ use crate::layout::{self, CLASS_NAMES, Error, IMAGE_BYTES, TEST_FILE, TRAINING_F
 use crate::synthetic;
 use candle_core::{Device, Result as TensorResult, Tensor};
 use candle_datasets::vision;
-use random::{Purpose, Stream};
+use rng::{Purpose, Stream};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
