@@ -6,6 +6,7 @@ use crate::printer;
 use crate::rival::{self, Layout};
 use crate::throughput::{Engine, Measured, Pass};
 use anyhow::{Context, bail};
+use atomic_file::Unfinished;
 use models::Architecture;
 use ops::Convolution;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -15,7 +16,6 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread::available_parallelism;
-use atomic_file::Unfinished;
 
 /// What is asked.
 #[derive(Debug, clap::Args)]

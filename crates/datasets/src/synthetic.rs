@@ -6,8 +6,8 @@
 //! classifier finds little, a convolutional network much.
 
 use crate::layout::IMAGE_BYTES;
-use rng::{Purpose, Stream, unit};
 use rayon::prelude::*;
+use rng::{Purpose, Stream, unit};
 use std::f32::consts::TAU;
 
 /// The classes by label. Mirroring an image does not change its class.

@@ -6,8 +6,8 @@ use crate::storage::{contiguous, with_float};
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 use pulp::{Simd, WithSimd};
-use rng::{Purpose, Stream, unit};
 use rayon::prelude::*;
+use rng::{Purpose, Stream, unit};
 
 /// Sets a share of the elements to 0 and divides the others by the share that is kept (inverted dropout,
 /// as in PyTorch). Element `i` in row-major order is kept where the `i`-th random number in `[0, 1)` of

@@ -5,8 +5,8 @@ use crate::data::Source;
 use crate::device;
 use crate::exit::Usage;
 use anyhow::Context;
-use datasets::{Edges, Flip};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use datasets::{Edges, Flip};
 use engine::{
     Augment, Cutout, DecayOn, DropoutEpochs, Fraction, NonNegative, OpenFraction, Positive, Recipe,
     Schedule,

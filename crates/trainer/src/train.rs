@@ -9,6 +9,7 @@ use crate::run_folder::{RECORD, RunFolder};
 use crate::settings::{self, Given, Settings};
 use crate::{device, printer};
 use anyhow::Context;
+use atomic_file::Unfinished;
 use candle_core::Device;
 use engine::{Checkpoints, Evaluation, Event, Inputs, Outcome, Training, Weights};
 use models::{Architecture, Network, initial_parameters};
@@ -26,7 +27,6 @@ use std::time::{Duration, Instant};
 use tracing_chrome::{ChromeLayerBuilder, FlushGuard};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::prelude::*;
-use atomic_file::Unfinished;
 
 /// Trains, or continues training, as asked.
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {

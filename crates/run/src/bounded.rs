@@ -1,0 +1,181 @@
+//! Numbers with a range: a value outside of it cannot be made.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// A value outside the range of its type.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{found} is out of range: expected {expected}")]
+pub struct OutOfRange {
+    found: String,
+    expected: &'static str,
+}
+
+impl OutOfRange {
+    /// `found` where `expected` describes the valid values.
+    #[must_use]
+    pub fn new(found: impl fmt::Display, expected: &'static str) -> Self {
+        Self {
+            found: found.to_string(),
+            expected,
+        }
+    }
+}
+
+/// Defines a number type with a range, which is read from text and from files.
+macro_rules! bounded {
+    ($(#[$doc:meta])* $name:ident($number:ty), $expected:literal, $value:ident => $condition:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize)]
+        #[serde(try_from = "f64", into = "f64")]
+        pub struct $name($number);
+
+        impl $name {
+            /// The value.
+            #[must_use]
+            pub fn get(self) -> $number {
+                self.0
+            }
+        }
+
+        impl TryFrom<f64> for $name {
+            type Error = OutOfRange;
+
+            fn try_from($value: f64) -> Result<Self, OutOfRange> {
+                if $condition {
+                    Ok(Self($value as $number))
+                } else {
+                    Err(OutOfRange::new($value, $expected))
+                }
+            }
+        }
+
+        impl From<$name> for f64 {
+            fn from(number: $name) -> f64 {
+                number.0.into()
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = OutOfRange;
+
+            fn from_str(text: &str) -> Result<Self, OutOfRange> {
+                let number: f64 = text
+                    .parse()
+                    .map_err(|_| OutOfRange::new(format_args!("`{text}`"), $expected))?;
+                Self::try_from(number)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+bounded!(
+    /// A finite number of at least 0.
+    NonNegative(f64), "a finite number of at least 0", value => value.is_finite() && value >= 0.0
+);
+bounded!(
+    /// A number of at least 0 and below 1.
+    Fraction(f64), "a number of at least 0 and below 1", value => (0.0..1.0).contains(&value)
+);
+bounded!(
+    /// A finite number above 0.
+    Positive(f64), "a finite number above 0", value => value.is_finite() && value > 0.0
+);
+bounded!(
+    /// A number above 0 and below 1.
+    OpenFraction(f64), "a number above 0 and below 1", value => value > 0.0 && value < 1.0
+);
+
+/// The side of the square that cutout sets to the mean colour, in pixels: 0 to 32; 0 switches cutout off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Cutout(u8);
+
+impl Cutout {
+    const EXPECTED: &'static str = "a number of pixels, 0 to 32";
+
+    /// The side in pixels.
+    #[must_use]
+    pub fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl TryFrom<u32> for Cutout {
+    type Error = OutOfRange;
+
+    fn try_from(side: u32) -> Result<Self, OutOfRange> {
+        match u8::try_from(side) {
+            Ok(side @ 0..=32) => Ok(Self(side)),
+            _ => Err(OutOfRange::new(side, Self::EXPECTED)),
+        }
+    }
+}
+
+impl From<Cutout> for u32 {
+    fn from(cutout: Cutout) -> Self {
+        cutout.0.into()
+    }
+}
+
+impl FromStr for Cutout {
+    type Err = OutOfRange;
+
+    fn from_str(text: &str) -> Result<Self, OutOfRange> {
+        let side: u32 = text
+            .parse()
+            .map_err(|_| OutOfRange::new(format_args!("`{text}`"), Self::EXPECTED))?;
+        Self::try_from(side)
+    }
+}
+
+/// A value for each of the channels red, green and blue; on the command line with commas between them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PerChannel<T>(pub [T; 3]);
+
+impl<T: FromStr> FromStr for PerChannel<T> {
+    type Err = OutOfRange;
+
+    fn from_str(text: &str) -> Result<Self, OutOfRange> {
+        let values: Result<Vec<T>, _> = text.split(',').map(|value| value.trim().parse()).collect();
+        let values = values.ok().and_then(|values| values.try_into().ok());
+        let expected = "three numbers with commas between them, one for each channel";
+        values
+            .map(Self)
+            .ok_or_else(|| OutOfRange::new(format_args!("`{text}`"), expected))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        assert!("-0.1".parse::<NonNegative>().is_err());
+        assert!("inf".parse::<NonNegative>().is_err());
+        assert!("nan".parse::<Fraction>().is_err());
+        assert!("1".parse::<Fraction>().is_err());
+        assert!("0".parse::<OpenFraction>().is_err());
+        assert!("0".parse::<Positive>().is_err());
+        assert!("33".parse::<Cutout>().is_err());
+        assert!("-1".parse::<Cutout>().is_err());
+        assert!(Cutout::try_from(256 + 8).is_err());
+        for text in ["", "1,2", "1,2,3,4", "a,b,c", "1,2,0"] {
+            assert!(text.parse::<PerChannel<Positive>>().is_err(), "{text}");
+        }
+        assert_eq!("0".parse::<Fraction>().map(Fraction::get), Ok(0.0));
+        assert_eq!(
+            "x".parse::<Fraction>().unwrap_err().to_string(),
+            "`x` is out of range: expected a number of at least 0 and below 1"
+        );
+    }
+}

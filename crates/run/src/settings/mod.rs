@@ -1,0 +1,262 @@
+//! The settings of a run. Each is declared once, below; flags, keys of settings files and records, defaults, what may
+//! change when a run is resumed, and what two runs must share to be compared are derived from the declaration.
+
+mod layers;
+mod macros;
+mod values;
+
+pub use layers::{Difference, Error, Layers, Source, with_defaults_in_help};
+pub use values::{
+    All, Augment, ConvAlgorithm, DevicePreference, DropoutEpochs, Flip, LrScheduler, PaddingMode,
+    Precision, WeightDecayOn, WeightInit,
+};
+
+use crate::bounded::{Cutout, Fraction, NonNegative, OpenFraction, PerChannel, Positive};
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+
+/// A property of a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Property {
+    /// It is part of a recipe, as opposed to what is trained, on what data and where.
+    Recipe,
+    /// It may be changed when a run is resumed: it does not affect what was computed before.
+    MayChangeOnResume,
+    /// Runs that differ in it alone are repetitions of one experiment.
+    MayDiffer,
+    /// It has no effect on a search for a learning rate.
+    NotInLrFind,
+}
+
+/// What is known of a setting apart from its type.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// The key in files; the flag is the same with hyphens for underscores.
+    pub key: &'static str,
+    /// The default as it is typed, where there is a fixed one.
+    pub default: Option<&'static str>,
+    properties: &'static [Property],
+}
+
+impl Field {
+    /// Whether the setting has a property.
+    #[must_use]
+    pub fn has(&self, property: Property) -> bool {
+        self.properties.contains(&property)
+    }
+
+    /// The setting with this key.
+    #[must_use]
+    pub fn named(key: &str) -> Option<&'static Self> {
+        FIELDS.iter().find(|field| field.key == key)
+    }
+
+    /// The flag on the command line, such as `--batch-size`.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        format!("--{}", self.key.replace('_', "-"))
+    }
+}
+
+macros::settings! {
+    "Model" {
+        /// The network to train.
+        #[arg(value_name = "NAME")]
+        model: String [];
+
+        /// Weight initialisation.
+        #[arg(value_enum)]
+        #[serde(alias = "initialisation")]
+        weight_init: WeightInit = "pytorch" [Recipe];
+
+        /// Start from the weights in this file: a checkpoint, or a safetensors file made by PyTorch.
+        #[arg(value_name = "FILE")]
+        init: Option<PathBuf> [];
+    }
+
+    "Data" {
+        /// The data set.
+        #[arg(value_name = "NAME")]
+        dataset: String = "cifar10" [];
+
+        /// The folder that holds the data sets.
+        #[arg(value_name = "DIR")]
+        data_dir: PathBuf = "data" [MayChangeOnResume, MayDiffer];
+
+        /// Use the first N training images only.
+        #[arg(value_name = "N")]
+        limit_train: Option<NonZeroUsize> [];
+
+        /// Use the first N test images only.
+        #[arg(value_name = "N")]
+        limit_test: Option<NonZeroUsize> [NotInLrFind];
+
+        /// Hold out N training images, the same number of each class, and evaluate on them instead of the test images.
+        #[arg(value_name = "N", conflicts_with = "overfit_batches")]
+        validation: Option<NonZeroUsize> [];
+
+        /// Train and evaluate on the first N batches, in the same order in every epoch: a working network memorises them.
+        #[arg(value_name = "N")]
+        overfit_batches: Option<NonZeroUsize> [];
+    }
+
+    "Optimisation" {
+        /// The recipe: settings that apply unless a file or a flag says otherwise.
+        #[arg(value_name = "NAME")]
+        recipe: String = "reference" [];
+
+        /// Passes over the training images.
+        #[arg(value_name = "N")]
+        epochs: NonZeroU32 = "50" [Recipe, MayChangeOnResume, NotInLrFind];
+
+        /// Images per step; the last batch of an epoch may be smaller.
+        #[arg(value_name = "N")]
+        batch_size: NonZeroUsize = "500" [Recipe];
+
+        /// Highest learning rate.
+        #[arg(value_name = "RATE")]
+        #[serde(alias = "learning_rate")]
+        lr: NonNegative = "0.01" [Recipe, NotInLrFind];
+
+        /// Learning-rate scheduler.
+        #[arg(value_enum)]
+        #[serde(alias = "schedule")]
+        lr_scheduler: LrScheduler = "plateau" [Recipe, NotInLrFind];
+
+        /// Epochs of linear warm-up; fractions are allowed.
+        #[arg(value_name = "N")]
+        #[serde(alias = "warmup_epochs")]
+        lr_warmup_epochs: NonNegative = "0" [Recipe, NotInLrFind];
+
+        /// The learning rate of the first warm-up step, as a fraction of the highest.
+        #[arg(value_name = "FACTOR")]
+        #[serde(alias = "warmup_start")]
+        lr_warmup_start_factor: Fraction = "0" [Recipe, NotInLrFind];
+
+        /// The learning rate at the end of `cosine` and `one-cycle`, as a fraction of the highest.
+        #[arg(value_name = "FACTOR")]
+        #[serde(alias = "final_rate")]
+        lr_final_factor: Fraction = "0" [Recipe, NotInLrFind];
+
+        /// Epochs without improvement after which `plateau` reduces the learning rate [default: the network's].
+        #[arg(value_name = "N")]
+        patience: u32 [Recipe, NotInLrFind];
+
+        /// The factor by which `plateau` reduces the learning rate.
+        #[arg(value_name = "FACTOR")]
+        plateau_factor: OpenFraction = "0.1" [Recipe, NotInLrFind];
+
+        /// The relative improvement of the test loss that `plateau` counts.
+        #[arg(value_name = "FRACTION")]
+        plateau_threshold: Fraction = "0.0001" [Recipe, NotInLrFind];
+
+        /// Momentum.
+        #[arg(value_name = "FACTOR")]
+        momentum: Fraction = "0.9" [Recipe];
+
+        /// Nesterov momentum.
+        #[arg(value_name = "true|false")]
+        nesterov: bool = "false" [Recipe];
+
+        /// Clip the norm of all gradients together to this value (`clip_grad_norm_`); 0 switches clipping off.
+        #[arg(value_name = "NORM")]
+        #[serde(alias = "clip_norm")]
+        clip_grad_norm: NonNegative = "0" [Recipe];
+
+        /// Decay of the exponential moving average of the weights, per step, which is evaluated beside them; 0 switches
+        /// it off.
+        #[arg(value_name = "DECAY")]
+        #[serde(alias = "average_decay")]
+        model_ema_decay: Fraction = "0" [Recipe, NotInLrFind];
+
+        /// Stop after N epochs without a lower test loss; 0 switches early stopping off.
+        #[arg(value_name = "N")]
+        early_stopping: u32 = "0" [Recipe, NotInLrFind];
+    }
+
+    "Regularisation" {
+        /// Weight decay (L2 penalty).
+        #[arg(value_name = "FACTOR")]
+        weight_decay: NonNegative = "0.0005" [Recipe];
+
+        /// The parameters that weight decay applies to.
+        #[arg(value_enum)]
+        weight_decay_on: WeightDecayOn = "all" [Recipe];
+
+        /// Label smoothing. Recorded losses are without it.
+        #[arg(value_name = "FRACTION")]
+        label_smoothing: Fraction = "0" [Recipe];
+
+        /// Dropout probability.
+        #[arg(value_name = "FRACTION")]
+        dropout: Fraction = "0.5" [Recipe];
+
+        /// The number of epochs with dropout, from the first, or `all`. The post's figures were made with 1, by accident.
+        #[arg(value_name = "N|all")]
+        dropout_epochs: DropoutEpochs = "all" [Recipe];
+
+        /// Epochs in which the dropout probability rises linearly from 0.
+        #[arg(value_name = "N")]
+        #[serde(alias = "dropout_rise")]
+        dropout_warmup_epochs: u32 = "0" [Recipe];
+    }
+
+    "Augmentation" {
+        /// Augmentation of training images.
+        #[arg(value_enum)]
+        augment: Augment = "standard" [Recipe];
+
+        /// Padding of crops.
+        #[arg(value_enum)]
+        #[serde(alias = "padding")]
+        padding_mode: PaddingMode = "constant" [Recipe];
+
+        /// When images are flipped.
+        #[arg(value_enum)]
+        flip: Flip = "random" [Recipe];
+
+        /// Side of the cutout square in pixels; 0 switches cutout off.
+        #[arg(value_name = "PIXELS")]
+        cutout: Cutout = "0" [Recipe];
+
+        /// Mean of each channel, subtracted from pixels of 0 to 1. The default is ImageNet's.
+        #[arg(value_name = "R,G,B")]
+        mean: PerChannel<f64> = "0.485,0.456,0.406" [Recipe];
+
+        /// Standard deviation of each channel, by which pixels are divided. The default is ImageNet's.
+        #[arg(value_name = "R,G,B")]
+        #[serde(alias = "standard_deviation")]
+        std: PerChannel<Positive> = "0.229,0.224,0.225" [Recipe];
+    }
+
+    "Run" {
+        /// Seed of all random numbers.
+        #[arg(value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+        seed: u64 = "0" [MayDiffer];
+
+        /// Minutes between checkpoints within an epoch.
+        #[arg(value_name = "MINUTES")]
+        checkpoint_minutes: NonNegative = "10" [MayChangeOnResume, MayDiffer, NotInLrFind];
+    }
+
+    "Hardware" {
+        /// Threads; they do not affect the result [default: one per core].
+        #[arg(value_name = "N")]
+        threads: NonZeroUsize [MayChangeOnResume, MayDiffer];
+
+        /// The device: auto, cpu, cuda or cuda:N.
+        #[arg(value_name = "DEVICE")]
+        device: DevicePreference = "auto" [MayChangeOnResume, MayDiffer];
+
+        /// How convolutions are computed.
+        #[arg(value_enum)]
+        conv: ConvAlgorithm = "winograd" [];
+
+        /// Number format of products on a GPU; a processor computes in f32 [default: tf32 on a GPU].
+        #[arg(value_enum)]
+        precision: Option<Precision> [];
+    }
+}
+
+#[cfg(test)]
+mod tests;
