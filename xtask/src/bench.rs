@@ -1,9 +1,10 @@
 //! `cargo xtask bench`: builds and runs the crate that measures.
 
 use anyhow::Context;
+use run::cli::Exit;
 use std::env;
 use std::ffi::OsString;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 /// What is asked of the command.
 #[derive(Debug, clap::Args)]
@@ -16,14 +17,12 @@ pub(crate) struct Args {
 
 /// Measures, and gives the exit code. A crate of its own does it, so that the other commands are built
 /// without candle.
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .args(["run", "--package", "bench", "--"])
         .args(&args.arguments)
         .status()
         .context("cannot run cargo")?;
-    // None where a signal ended it; what went wrong otherwise, it said itself.
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
-    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+    Ok(status.into())
 }

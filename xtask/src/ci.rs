@@ -2,8 +2,8 @@
 
 use crate::cuda;
 use crate::gpu_check;
-use crate::printer;
 use anyhow::{Context, bail};
+use run::cli::{self, Exit};
 use std::env;
 use std::process::Command;
 
@@ -49,7 +49,7 @@ const PYTHON_LIBRARIES: &str = "import nvidia, glob; \
     print(':'.join(d for p in nvidia.__path__ for d in sorted(glob.glob(p + '/*/lib'))))";
 
 /// Runs the checks, one after the other, and stops at the first that fails.
-pub(crate) fn run() -> anyhow::Result<()> {
+pub(crate) fn run() -> anyhow::Result<Exit> {
     let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     for (arguments, rustdoc_flags) in CHECKS {
         let mut command = Command::new(&cargo);
@@ -62,10 +62,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
     if cfg!(target_os = "linux") {
         cuda_checks()?;
     } else {
-        printer::note("--- the feature `cuda` is checked on Linux alone");
+        cli::note("--- the feature `cuda` is checked on Linux alone");
     }
-    printer::line("all checks passed");
-    Ok(())
+    cli::line("all checks passed");
+    Ok(Exit::Success)
 }
 
 /// The feature `cuda`, without CUDA: lints, and tests on an emulated GPU.
@@ -103,13 +103,13 @@ fn cuda_checks() -> anyhow::Result<()> {
         "cargo test --workspace --test gpu (on an emulated GPU)",
         &mut behaviour,
     )?;
-    printer::note("--- cargo xtask gpu-check --emulated -- --quick");
+    cli::note("--- cargo xtask gpu-check --emulated -- --quick");
     let folder = tempfile::tempdir().context("there is no temporary folder")?;
     gpu_check::check_emulated(folder.path())
 }
 
 fn check(name: &str, command: &mut Command) -> anyhow::Result<()> {
-    printer::note(&format!("--- {name}"));
+    cli::note(&format!("--- {name}"));
     let status = command
         .status()
         .with_context(|| format!("cannot run {name}"))?;

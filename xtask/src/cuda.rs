@@ -1,7 +1,7 @@
 //! Building with the feature `cuda` on machines without CUDA.
 
-use crate::printer;
 use anyhow::{Context, bail};
+use run::cli::{self, Exit};
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -59,23 +59,23 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
 }
 
 /// Puts the toolkit together and says how to build with it.
-pub(crate) fn run_toolkit(args: &Args) -> anyhow::Result<()> {
+pub(crate) fn run_toolkit(args: &Args) -> anyhow::Result<Exit> {
     let directory = args
         .dir
         .clone()
         .unwrap_or_else(|| target().join("cuda-toolkit"));
     let build = toolkit(&directory)?;
     for (name, value) in &build.variables {
-        printer::line(&format!("export {name}=\"{}\"", value.to_string_lossy()));
+        cli::line(&format!("export {name}=\"{}\"", value.to_string_lossy()));
     }
     if let Some(configuration) = &build.configuration {
         let configuration = configuration.display();
-        printer::note(&format!(
+        cli::note(&format!(
             "the program is built with: cargo build --config {configuration} --package trainer --features cuda"
         ));
-        printer::note(&format!("it is then: target/{TARGET}/debug/trainer"));
+        cli::note(&format!("it is then: target/{TARGET}/debug/trainer"));
     }
-    Ok(())
+    Ok(Exit::Success)
 }
 
 /// NVIDIA's compiler, assembled in `directory`.
@@ -126,7 +126,7 @@ impl Build {
         if installed || env::var_os("CUDA_HOME").is_some() || env::var_os("NVCC").is_some() {
             return Ok(Self::installed());
         }
-        printer::note("no nvcc is installed: putting one together in target/cuda-toolkit");
+        cli::note("no nvcc is installed: putting one together in target/cuda-toolkit");
         toolkit(&target().join("cuda-toolkit"))
     }
 

@@ -1,12 +1,12 @@
 //! `cargo xtask gpu-check`: builds the programs with the feature `cuda` and has them check the GPU.
 
 use crate::cuda::{Build, stub};
-use crate::printer;
 use anyhow::{Context, bail};
+use run::cli::{self, Exit};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, ExitStatus};
+use std::process::{Command, ExitStatus};
 
 /// What is asked of the command.
 #[derive(Debug, clap::Args)]
@@ -29,12 +29,8 @@ pub(crate) struct Args {
 const PROGRAMS: [&str; 2] = ["bench", "trainer"];
 
 /// Does what is asked, and gives the exit code.
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let Some(status) = execute(args)? else {
-        return Ok(ExitCode::SUCCESS);
-    };
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
-    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
+    Ok(execute(args)?.map_or(Exit::Success, Exit::from))
 }
 
 /// The least check of the emulated GPU.
@@ -93,7 +89,7 @@ fn execute(args: &Args) -> anyhow::Result<Option<ExitStatus>> {
             // Half the size without symbols; it runs as well with them, where there is no `strip`.
             let _ = Command::new("strip").arg(&to).status();
         }
-        printer::note(&format!(
+        cli::note(&format!(
             "{0}/bench and {0}/trainer; there: {0}/bench gpu-check",
             bundle.display()
         ));

@@ -1,7 +1,6 @@
 //! The rounding errors of convolutions, on the activations and gradients of real training.
 
 use crate::machine::use_threads;
-use crate::printer;
 use crate::throughput::{network, recipe, sgd};
 use anyhow::Context;
 use candle_core::{DType, Tensor, Var};
@@ -10,6 +9,7 @@ use clap::ValueEnum;
 use datasets::{Batch, Dataset, Loader};
 use models::{Architecture, DropoutMasks, Layer, Network};
 use ops::{Activation, Conv2d, Convolution, Tape, cross_entropy_gradient};
+use run::cli;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Source::Cifar10 => Dataset::cifar10(&args.data_dir)?,
         Source::Synthetic => Dataset::synthetic(10_000, 1)?,
     };
-    printer::line(&format!(
+    cli::line(&format!(
         "Norm of the difference to a direct convolution in double precision, over that one's norm, after {} \
          steps of {} images.\n\n\
          | network | layer | convolution | result | input gradient | weight gradient |\n\
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             let gradient = errors
                 .input_gradient
                 .map_or_else(|| "none".to_owned(), |error| format!("{error:.1e}"));
-            printer::line(&format!(
+            cli::line(&format!(
                 "| {model} | {} | {} | {:.1e} | {gradient} | {:.1e} |",
                 errors.layer, errors.convolution, errors.result, errors.weight_gradient
             ));

@@ -2,13 +2,13 @@
 
 use crate::layers::LayerTime;
 use crate::machine::Machine;
-use crate::printer;
 use crate::rival::{self, Layout};
 use crate::throughput::{Engine, Measured, Pass};
 use anyhow::{Context, bail};
 use atomic_file::Unfinished;
 use models::Architecture;
 use ops::Convolution;
+use run::cli;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::env;
 use std::fmt::Write;
@@ -150,7 +150,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         .and_then(|python| match rival::version(python) {
             Ok(version) => Some(version),
             Err(error) => {
-                printer::note(&format!(
+                cli::note(&format!(
                     "{error:#}; measuring this program alone. PyTorch comes with `pip install torch` in a \
                      virtual environment"
                 ));
@@ -208,7 +208,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                     Engine::Direct => Convolution::Direct,
                     Engine::Candle => continue,
                 };
-                printer::note(&format!("{model}, {convolution}: the layers"));
+                cli::note(&format!("{model}, {convolution}: the layers"));
                 let arguments = [
                     "layers".to_owned(),
                     format!("--model={model}"),
@@ -226,16 +226,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             }
         }
     }
-    printer::line(&tables(&report));
+    cli::line(&tables(&report));
     out.write_all(&serde_json::to_vec_pretty(&report)?)
         .and_then(|()| out.keep())
         .with_context(cannot_write)?;
-    printer::note(&format!("all figures are in {}", args.out.display()));
+    cli::note(&format!("all figures are in {}", args.out.display()));
     Ok(())
 }
 
 fn measure_machine(threads: NonZeroUsize) -> anyhow::Result<Machine> {
-    printer::note(&format!("the machine with {threads} threads"));
+    cli::note(&format!("the machine with {threads} threads"));
     own(&["machine".to_owned()], threads)
 }
 
@@ -292,7 +292,7 @@ impl Task {
                     )?,
                     (Contestant::PyTorch(_), None) => bail!("there is no Python"),
                 };
-                printer::note(&format!(
+                cli::note(&format!(
                     "{} {}, batch {}, {} threads: {} {:.1} images/s",
                     self.model,
                     self.pass.name(),

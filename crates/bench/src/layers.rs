@@ -1,13 +1,13 @@
 //! Where the time of a step goes: each layer, forward and backward.
 
 use crate::machine::use_threads;
-use crate::printer;
 use crate::spans::Spans;
 use crate::throughput::{batch, network, sgd};
 use candle_core::Device;
 use candle_nn::Optimizer;
 use models::{Architecture, DropoutMasks, IMAGE, Layer, Network};
 use ops::{Activation, Arithmetic, Conv2d, Convolution, Tape, cross_entropy_gradient};
+use run::cli;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let network = network(args.model)?;
     let size = args.batch_size.get();
     let rows = profile(&network, args.conv.into(), size, args.seconds, &Device::Cpu)?;
-    printer::line(&serde_json::to_string(&rows)?);
+    cli::line(&serde_json::to_string(&rows)?);
     Ok(())
 }
 

@@ -1,9 +1,9 @@
 //! What the machine can do at most: matrix products and memory traffic.
 
-use crate::printer;
 use candle_core::{DType, Device, Tensor, Var};
 use ops::{Activation, Convolution, Tape};
 use rayon::prelude::*;
+use run::cli;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::num::NonZeroUsize;
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             .try_fold(0.0_f64, |most, rate| anyhow::Ok(most.max(rate?)))?,
         bandwidth_gb_s: bandwidth(),
     };
-    printer::line(&serde_json::to_string(&machine)?);
+    cli::line(&serde_json::to_string(&machine)?);
     Ok(())
 }
 

@@ -11,13 +11,12 @@ mod comparison;
 mod gpu_check;
 mod layers;
 mod machine;
-mod printer;
 mod rival;
 mod spans;
 mod throughput;
 
 use clap::{Parser, Subcommand};
-use std::process::ExitCode;
+use run::cli::Exit;
 
 /// As in the trainer: what is measured is what people run.
 #[global_allocator]
@@ -58,7 +57,7 @@ enum Command {
     Machine(machine::Args),
 }
 
-fn main() -> ExitCode {
+fn main() -> Exit {
     let args = Args::parse();
     let result = match &args.command {
         None => comparison::run(&args.comparison),
@@ -71,11 +70,5 @@ fn main() -> ExitCode {
         Some(Command::Layers(args)) => layers::run(args),
         Some(Command::Machine(args)) => machine::run(args),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            printer::note(&format!("error: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    Exit::of(result.map(|()| Exit::Success))
 }

@@ -2,7 +2,6 @@
 
 use crate::candle_network;
 use crate::machine::use_threads;
-use crate::printer;
 use crate::spans::Spans;
 use anyhow::Context;
 use candle_core::{Device, Tensor};
@@ -12,6 +11,7 @@ use datasets::Dataset;
 use engine::{Checkpoints, Event, Inputs, Recipe, Training};
 use models::{Architecture, Initialisation, Network, initial_parameters};
 use ops::{Convolution, Tape};
+use run::cli;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::fs;
@@ -109,7 +109,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         (Pass::Train, None) => candle_training(args)?,
         (Pass::Eval, convolution) => evaluation(args, convolution)?,
     };
-    printer::line(&serde_json::to_string(&measured)?);
+    cli::line(&serde_json::to_string(&measured)?);
     Ok(())
 }
 

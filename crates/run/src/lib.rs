@@ -2,6 +2,7 @@
 //! `xtask` read. It knows neither tensors nor HTML.
 
 mod bounded;
+pub mod cli;
 pub mod recipes;
 pub mod settings;
 

@@ -1,13 +1,13 @@
 //! The command line.
 
 use crate::data::Source;
-use crate::exit::{Ended, Usage};
 use crate::settings::{Given, architecture, convolution, precision};
-use crate::{device, evaluate, lr_find, predict, printer, train, write_report};
+use crate::{device, evaluate, lr_find, predict, train, write_report};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use engine::Positive;
 use models::Architecture;
 use ops::{Convolution, Precision};
+use run::cli::{self, Exit, UsageError};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -86,11 +86,11 @@ pub(crate) struct TrainArgs {
 pub(crate) struct MaxTime(pub(crate) Duration);
 
 impl FromStr for MaxTime {
-    type Err = Usage;
+    type Err = UsageError;
 
-    fn from_str(text: &str) -> Result<Self, Usage> {
+    fn from_str(text: &str) -> Result<Self, UsageError> {
         let wrong = || {
-            Usage(format!(
+            UsageError(format!(
                 "`{text}` is no time: give it as 90s, 30m, 2h 15m, or DD:HH:MM:SS"
             ))
         };
@@ -273,14 +273,19 @@ pub(crate) enum LogLevel {
 
 impl Args {
     /// Does what is asked.
-    pub(crate) fn run(self) -> anyhow::Result<Ended> {
-        self.execute().map_err(device::explained)
+    pub(crate) fn run(self) -> anyhow::Result<Exit> {
+        self.execute()
+            .map_err(device::explained)
+            .map_err(|error| match error.downcast_ref() {
+                Some(engine::Error::BatchTooLarge { .. }) => UsageError(error.to_string()).into(),
+                _ => error,
+            })
     }
 
-    fn execute(self) -> anyhow::Result<Ended> {
+    fn execute(self) -> anyhow::Result<Exit> {
         match self.command {
             None => return train::run(&self.train),
-            Some(Command::Summary { model }) => printer::text(&models::summary(model)),
+            Some(Command::Summary { model }) => cli::text(&models::summary(model)),
             Some(Command::LrFind(args)) => return lr_find::run(&args),
             Some(Command::Eval(args)) => evaluate::run(&args)?,
             Some(Command::Predict(args)) => predict::run(&args)?,
@@ -288,18 +293,18 @@ impl Args {
             Some(Command::Completions { shell }) => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "trainer", &mut script);
-                printer::text(&String::from_utf8_lossy(&script));
+                cli::text(&String::from_utf8_lossy(&script));
             }
         }
-        Ok(Ended::Done)
+        Ok(Exit::Success)
     }
 }
 
 /// A name that is a single folder's, on every system.
-fn run_name(text: &str) -> Result<String, Usage> {
+fn run_name(text: &str) -> Result<String, UsageError> {
     let plain = |c: char| c.is_alphanumeric() || "-_.+=,".contains(c);
     if text.is_empty() || text.starts_with('.') || !text.chars().all(plain) {
-        return Err(Usage(
+        return Err(UsageError(
             "a run's name is made of letters, digits and -_.+=, and begins with no dot".to_owned(),
         ));
     }

@@ -1,9 +1,9 @@
 //! The images that a command works on.
 
-use crate::exit::Usage;
 use anyhow::Context;
 use datasets::{Dataset, Split};
 use report::Evaluated;
+use run::cli::UsageError;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -68,7 +68,7 @@ impl Data {
                 let (train, test) = (count(limits.train, SYNTHETIC.0), count(limits.test, SYNTHETIC.1));
                 for (flag, images) in [("--limit-train", train), ("--limit-test", test)] {
                     if images > MOST_SYNTHETIC {
-                        return Err(Usage(format!(
+                        return Err(UsageError(format!(
                             "{flag} {images}: the synthetic set has at most {MOST_SYNTHETIC} images"
                         ))
                         .into());
@@ -81,7 +81,7 @@ impl Data {
             let wanted = count(limit, split.len());
             if wanted > split.len() {
                 let message = format!("{flag} {wanted}: there are only {} images", split.len());
-                return Err(anyhow::Error::from(Usage(message)));
+                return Err(anyhow::Error::from(UsageError(message)));
             }
             Ok(split.first(wanted)?)
         };
@@ -91,7 +91,7 @@ impl Data {
         if let Some((images, seed)) = limits.validation {
             (train, test) = train
                 .hold_out(images.get(), seed)
-                .map_err(|error| Usage(format!("--validation {images}: {error}")))?;
+                .map_err(|error| UsageError(format!("--validation {images}: {error}")))?;
             evaluated = Evaluated::Validation;
         }
         if let Some(images) = limits.overfit {

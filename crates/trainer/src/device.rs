@@ -1,10 +1,10 @@
 //! The device that computes.
 
-use crate::exit::Usage;
-#[cfg(feature = "cuda")]
-use crate::printer;
 use candle_core::Device;
 use ops::Precision;
+#[cfg(feature = "cuda")]
+use run::cli;
+use run::cli::UsageError;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -34,7 +34,7 @@ impl Choice {
 
     #[cfg(not(feature = "cuda"))]
     fn gpu(self, _: usize) -> anyhow::Result<Device> {
-        Err(Usage(format!(
+        Err(UsageError(format!(
             "--device {self}: this program was built for the processor alone; build it with `--features cuda`, or use \
              --device cpu or --device auto"
         ))
@@ -45,7 +45,9 @@ impl Choice {
     fn gpu(self, number: usize) -> anyhow::Result<Device> {
         use ops::cuda::{DeviceError, open};
         open(number).map_err(|error| match error {
-            DeviceError::OutOfRange { .. } => Usage(format!("--device {self}: {error}")).into(),
+            DeviceError::OutOfRange { .. } => {
+                UsageError(format!("--device {self}: {error}")).into()
+            }
             error => anyhow::Error::from(error).context(format!("--device {self}")),
         })
     }
@@ -64,9 +66,9 @@ fn first_gpu() -> Device {
         Err(error) => {
             match error {
                 DeviceError::NoDriver | DeviceError::NoDevice => {
-                    printer::note(&format!("{error}: computing on the processor"));
+                    cli::note(&format!("{error}: computing on the processor"));
                 }
-                error => printer::note(&format!(
+                error => cli::note(&format!(
                     "warning: computing on the processor, since the GPU does not work: {error}"
                 )),
             }
@@ -81,7 +83,7 @@ pub(crate) fn precision(asked: Option<Precision>, device: &Device) -> anyhow::Re
         (None, true) => Ok(Precision::F32),
         // As PyTorch's convolutions do.
         (None, false) => Ok(Precision::Tf32),
-        (Some(precision @ (Precision::Tf32 | Precision::Bf16)), true) => Err(Usage(format!(
+        (Some(precision @ (Precision::Tf32 | Precision::Bf16)), true) => Err(UsageError(format!(
             "--precision {precision}: the processor computes in f32; use a GPU (--device cuda), or --precision f32"
         ))
         .into()),
@@ -193,7 +195,7 @@ mod tests {
         );
         for asked in [Precision::Tf32, Precision::Bf16] {
             let error = precision(Some(asked), cpu).unwrap_err();
-            assert!(error.is::<Usage>(), "{error}");
+            assert!(error.is::<UsageError>(), "{error}");
         }
     }
 }

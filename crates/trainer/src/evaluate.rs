@@ -2,13 +2,13 @@
 
 use crate::args::{EvalArgs, WeightArgs, use_threads};
 use crate::data::{Data, Limits};
-use crate::exit::Usage;
-use crate::{device, printer};
+use crate::device;
 use anyhow::Context;
 use candle_core::Device;
 use engine::{Evaluation, Inputs, Recipe, Views, Weights};
 use models::{Architecture, Network};
 use ops::Arithmetic;
+use run::cli::{self, UsageError};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -32,7 +32,9 @@ pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
         precision: device::precision(args.precision, &device)?,
     };
     let weights = Weights::read(&args.checkpoint, args.model).map_err(|error| match error {
-        error @ engine::Error::UnknownModel { .. } => anyhow::Error::from(Usage(error.to_string())),
+        error @ engine::Error::UnknownModel { .. } => {
+            anyhow::Error::from(UsageError(error.to_string()))
+        }
         error => error.into(),
     })?;
     let tensors = weights.tensors.into_iter();
@@ -90,7 +92,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     };
     let data = Data::load(args.dataset, &args.data_dir, limits)?;
     if loaded.inputs_are_known && loaded.inputs.class_names != data.class_names {
-        return Err(Usage(format!(
+        return Err(UsageError(format!(
             "`{}` was trained on other classes ({}) than --dataset has ({})",
             args.weights.checkpoint.display(),
             loaded.inputs.class_names.join(", "),
@@ -122,9 +124,9 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     }
     let model = loaded.network.architecture();
     if args.json {
-        printer::line(&json(model, images, &evaluation, &data.class_names)?);
+        cli::line(&json(model, images, &evaluation, &data.class_names)?);
     } else {
-        printer::text(&table(model, images, &evaluation, &data.class_names));
+        cli::text(&table(model, images, &evaluation, &data.class_names));
     }
     Ok(())
 }

@@ -1,13 +1,12 @@
 //! The command that searches for a learning rate.
 
 use crate::args::{LrFindArgs, use_threads};
-use crate::exit::{Ended, Usage};
-use crate::printer;
 use crate::settings::Given;
 use crate::train::{Place, data, start, stop_on_interrupt};
 use anyhow::Context;
 use engine::RangeTest;
 use indicatif::{ProgressBar, ProgressDrawTarget};
+use run::cli::{self, Exit, UsageError};
 use serde::Serialize;
 use std::fs;
 use std::io::{IsTerminal, stderr};
@@ -37,17 +36,17 @@ const WITHOUT_PART: [&str; 11] = [
 ];
 
 /// Searches, and writes and prints what was found.
-pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Ended> {
+pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
     let file = args.config.as_deref().map(Given::read).transpose()?;
     if let Some(key) = args.given.first_of(&WITHOUT_PART)? {
-        return Err(Usage(format!(
+        return Err(UsageError(format!(
             "{key}: a search for a learning rate takes --steps steps at rates from --min-lr to --max-lr, whatever it is"
         ))
         .into());
     }
     let settings = args.given.resolve(file.as_ref())?;
     let test = RangeTest::new(args.min_lr, args.max_lr, args.steps)
-        .map_err(|error| Usage(format!("--min-lr, --max-lr, --steps: {error}")))?;
+        .map_err(|error| UsageError(format!("--min-lr, --max-lr, --steps: {error}")))?;
     let stop = stop_on_interrupt()?;
     use_threads(Some(settings.run.threads))?;
     let place = Place::of(&settings.run)?;
@@ -64,7 +63,7 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Ended> {
     let tried = training.range_test(test, &|| stop.load(Ordering::SeqCst), &mut |_| bar.inc(1))?;
     bar.finish_and_clear();
     if stop.load(Ordering::SeqCst) {
-        return Ok(Ended::Interrupted);
+        return Ok(Exit::Interrupted);
     }
     let suggestion = engine::suggested_rate(&tried);
     let steps: Vec<_> = tried
@@ -112,7 +111,7 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Ended> {
         ),
         None => format!("the first loss is no number; plot in {}", plot.display()),
     };
-    printer::line(&match suggestion {
+    cli::line(&match suggestion {
         Some(rate) => format!(
             "suggested learning rate: {rate:.2e}, a tenth of where the mean loss is lowest; {ended}"
         ),
@@ -122,5 +121,5 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Ended> {
             )
         }
     });
-    Ok(Ended::Done)
+    Ok(Exit::Success)
 }

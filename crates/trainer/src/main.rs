@@ -4,11 +4,9 @@ mod args;
 mod data;
 mod device;
 mod evaluate;
-mod exit;
 mod layer_times;
 mod lr_find;
 mod predict;
-mod printer;
 mod progress;
 mod run_folder;
 mod settings;
@@ -16,13 +14,12 @@ mod train;
 mod write_report;
 
 use clap::Parser;
-use std::process::ExitCode;
+use run::cli::Exit;
 
 /// Every step of training allocates the same large blocks.
 #[global_allocator]
 static ALLOCATOR: ops::Recycling = ops::Recycling::new();
 
-fn main() -> ExitCode {
-    let args = args::Args::parse();
-    exit::code(args.run())
+fn main() -> Exit {
+    Exit::of(args::Args::parse().run())
 }

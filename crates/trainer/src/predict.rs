@@ -2,11 +2,11 @@
 
 use crate::args::PredictArgs;
 use crate::evaluate::load;
-use crate::printer;
 use anyhow::Context;
 use image::imageops::FilterType;
 use image::{DynamicImage, ImageReader};
 use ops::Tape;
+use run::cli;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
             .zip(probabilities)
             .collect();
         classes.sort_by(|a, b| b.1.total_cmp(&a.1));
-        printer::line(&line(path, &classes, args.top));
+        cli::line(&line(path, &classes, args.top));
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! What a person sees of a run: a progress bar on a terminal, and a line an epoch.
 
-use crate::printer;
 use engine::Event;
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use report::Evaluated;
+use run::cli;
 use std::io::{IsTerminal, stderr};
 use std::time::Duration;
 
@@ -100,7 +100,7 @@ impl Progress {
     }
 
     fn print(&self, line: &str) {
-        self.bar.suspend(|| printer::line(line));
+        self.bar.suspend(|| cli::line(line));
     }
 }
 

@@ -1,7 +1,7 @@
 //! The folder that a run leaves behind, held by one process at a time.
 
-use crate::exit::Usage;
 use anyhow::{Context, anyhow};
+use run::cli::UsageError;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ impl RunFolder {
                 if is_locked(&path) {
                     return in_use(&path);
                 }
-                Usage(format!(
+                UsageError(format!(
                     "the run `{0}` exists; give another --name, or continue it with --resume {0}",
                     path.display()
                 ))
@@ -85,7 +85,7 @@ impl RunFolder {
             .into_iter()
             .find(|path| path.join(RECORD).is_file());
         found.ok_or_else(|| {
-            Usage(format!(
+            UsageError(format!(
                 "--resume {}: there is no run (a folder with a {RECORD}) there, nor in `{}`",
                 run.display(),
                 run_dir.display()
@@ -197,7 +197,7 @@ mod tests {
         drop(again);
         let error = RunFolder::create(runs.path(), Some("a"), "").unwrap_err();
         assert!(
-            error.is::<Usage>() && error.to_string().contains("exists"),
+            error.is::<UsageError>() && error.to_string().contains("exists"),
             "{error}"
         );
         RunFolder::lock(&runs.path().join("a")).unwrap();
@@ -211,7 +211,7 @@ mod tests {
         assert!(
             RunFolder::find(runs.path(), Path::new("a"))
                 .unwrap_err()
-                .is::<Usage>()
+                .is::<UsageError>()
         );
         fs::write(folder.join(RECORD), "").unwrap();
         assert_eq!(

@@ -3,7 +3,6 @@
 
 use crate::data::Source;
 use crate::device;
-use crate::exit::Usage;
 use anyhow::Context;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use datasets::{Edges, Flip};
@@ -13,6 +12,7 @@ use engine::{
 };
 use models::{Architecture, Initialisation};
 use ops::{Convolution, Precision};
+use run::cli::UsageError;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -273,7 +273,7 @@ impl Given {
     /// Reads settings from a TOML file: any of the keys that `--dry-run` prints.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let text = fs::read_to_string(path).map_err(|error| {
-            Usage(format!(
+            UsageError(format!(
                 "cannot read the settings in `{}`: {error}",
                 path.display()
             ))
@@ -287,7 +287,7 @@ impl Given {
                     text.lines().nth(line).unwrap_or("").trim()
                 )
             });
-            Usage(format!(
+            UsageError(format!(
                 "`{}` is wrong{place}: {}",
                 path.display(),
                 error.message().replace('\n', "; ")
@@ -298,7 +298,7 @@ impl Given {
             .as_ref()
             .and_then(|made_by| made_by.get(report::RECORD_VERSION_KEY));
         match version {
-            Some(version) if version.as_integer() != Some(report::RECORD_VERSION.into()) => Err(Usage(format!(
+            Some(version) if version.as_integer() != Some(report::RECORD_VERSION.into()) => Err(UsageError(format!(
                 "`{}` is a run record of version {version}, and this program knows version {}; use a later version of it",
                 path.display(),
                 report::RECORD_VERSION
@@ -325,11 +325,13 @@ impl Given {
         given.extend(self.table()?);
         let model = self.model.or(file.and_then(|file| file.model));
         let model = model.ok_or_else(|| {
-            Usage("which network? name it with --model alexnet or --model small-alexnet".to_owned())
+            UsageError(
+                "which network? name it with --model alexnet or --model small-alexnet".to_owned(),
+            )
         })?;
         let both = ["validation", "overfit_batches"].map(|key| given.contains_key(key));
         if both == [true; 2] {
-            return Err(Usage(
+            return Err(UsageError(
                 "validation and overfit_batches: a run is evaluated on one of them; give one"
                     .to_owned(),
             )
@@ -341,7 +343,7 @@ impl Given {
             .unwrap_or("reference");
         let recipe = engine::built_in(name, model).ok_or_else(|| {
             let names: Vec<_> = engine::recipe_names().collect();
-            Usage(format!(
+            UsageError(format!(
                 "--recipe {name}: there is no such recipe; there is {}",
                 names.join(", ")
             ))
@@ -377,7 +379,7 @@ impl Given {
                 let theirs = theirs
                     .get(&key)
                     .map_or_else(|| "none".to_owned(), toml::Value::to_string);
-                return Err(Usage(format!(
+                return Err(UsageError(format!(
                     "the run `{}` has {key} = {theirs}, not {value}; leave that flag out to resume it, or start a new run",
                     run.display()
                 ))
@@ -389,7 +391,7 @@ impl Given {
             && let Some(epochs) = of_run.epochs
             && epochs != settings.recipe.epochs
         {
-            return Err(Usage(format!(
+            return Err(UsageError(format!(
                 "--epochs {}: the learning rate of the run `{}` follows a schedule over its {epochs} epochs; start a new run for another number",
                 settings.recipe.epochs,
                 run.display()
@@ -432,7 +434,7 @@ mod tests {
         let error = given(text)
             .and_then(|given| given.resolve(None))
             .unwrap_err();
-        assert!(error.is::<Usage>(), "{error:#}");
+        assert!(error.is::<UsageError>(), "{error:#}");
         let text = error.to_string();
         text.split_once("is wrong at ")
             .map_or(text.clone(), |(_, rest)| rest.to_owned())

@@ -2,12 +2,11 @@
 
 use crate::args::{LogLevel, TrainArgs, use_threads};
 use crate::data::{Data, Limits};
-use crate::exit::Ended;
+use crate::device;
 use crate::layer_times::LayerTimes;
 use crate::progress::Progress;
 use crate::run_folder::{RECORD, RunFolder};
 use crate::settings::{self, Given, Settings};
-use crate::{device, printer};
 use anyhow::Context;
 use atomic_file::Unfinished;
 use candle_core::Device;
@@ -15,6 +14,7 @@ use engine::{Checkpoints, Evaluation, Event, Inputs, Outcome, Training, Weights}
 use models::{Architecture, Network, initial_parameters};
 use ops::{Arithmetic, Precision};
 use report::MADE_BY;
+use run::cli::{self, Exit};
 use serde::Serialize;
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::prelude::*;
 
 /// Trains, or continues training, as asked.
-pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
+pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
     let resumed = args.resume.as_deref();
     let resumed = resumed
         .map(|run| RunFolder::find(&args.run_dir, run))
@@ -44,8 +44,8 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
         }
     };
     if args.dry_run {
-        printer::text(&settings.to_toml()?);
-        return Ok(Ended::Done);
+        cli::text(&settings.to_toml()?);
+        return Ok(Exit::Success);
     }
     if args.fast_dev_run {
         return fast_dev_run(args, settings);
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Ended> {
 }
 
 /// One step, one batch of test images and all files, in a folder that is removed again.
-fn fast_dev_run(args: &TrainArgs, mut settings: Settings) -> anyhow::Result<Ended> {
+fn fast_dev_run(args: &TrainArgs, mut settings: Settings) -> anyhow::Result<Exit> {
     let one = std::num::NonZeroU32::MIN;
     settings.recipe.epochs = one;
     let batch = settings.recipe.batch_size;
@@ -72,8 +72,8 @@ fn fast_dev_run(args: &TrainArgs, mut settings: Settings) -> anyhow::Result<Ende
     settings.run.overfit_batches = None;
     let folder = tempfile::tempdir().context("cannot make a folder for the run")?;
     let ended = run_with(args, &settings, None, folder.path())?;
-    if ended == Ended::Done {
-        printer::line(
+    if ended == Exit::Success {
+        cli::line(
             "everything ran: one step, one batch of test images, all files of a run; nothing was kept",
         );
     }
@@ -86,7 +86,7 @@ fn run_with(
     settings: &Settings,
     resumed: Option<PathBuf>,
     run_dir: &Path,
-) -> anyhow::Result<Ended> {
+) -> anyhow::Result<Exit> {
     // Found at once: a file that cannot be written.
     let trace = args.trace.as_deref().map(trace_file).transpose()?;
     let stop = stop_on_interrupt()?;
@@ -175,9 +175,9 @@ pub(crate) fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
     let asked = stop.clone();
     ctrlc::set_handler(move || {
         if asked.swap(true, Ordering::SeqCst) {
-            process::exit(crate::exit::Code::Interrupted as i32);
+            process::exit(Exit::Interrupted as i32);
         }
-        printer::note("stopping after this step, with a checkpoint; once more stops at once");
+        cli::note("stopping after this step, with a checkpoint; once more stops at once");
     })
     .context("cannot watch for Ctrl-C")?;
     Ok(stop)
@@ -390,13 +390,13 @@ fn train(
     folder: &RunFolder,
     mut training: Training,
     stop: &AtomicBool,
-) -> anyhow::Result<Ended> {
+) -> anyhow::Result<Exit> {
     let began = Instant::now();
     let run = &settings.run;
     let epochs = settings.recipe.epochs.get();
     let path = folder.path().display();
     let position = training.position();
-    printer::note(&format!(
+    cli::note(&format!(
         "{}: {} parameters, {} training and {} {} images, {} on {} with {} threads, in {path}",
         run.model,
         run.model.parameter_count(),
@@ -409,7 +409,7 @@ fn train(
     ));
     tracing::info!(model = %run.model, recipe = run.recipe, seed = run.seed, data = data.digest, "run begins");
     if position != engine::Position::default() {
-        printer::note(&format!(
+        cli::note(&format!(
             "resumed after {} of {epochs} epochs and {} steps",
             position.epoch, position.step
         ));
@@ -427,8 +427,8 @@ fn train(
     if let Some(epochs) = args.stop_after
         && position.epoch >= epochs.get()
     {
-        printer::line(&format!("{} epochs are done already", position.epoch));
-        return Ok(Ended::Done);
+        cli::line(&format!("{} epochs are done already", position.epoch));
+        return Ok(Exit::Success);
     }
     let mut drawn = true;
     let mut last_drawn: Option<Instant> = None;
@@ -475,7 +475,7 @@ fn train(
             if let Some(last) = training.history().last() {
                 let evaluated = data.evaluated;
                 if last.stopped_early {
-                    printer::line(&format!(
+                    cli::line(&format!(
                         "stopped early: the {evaluated} loss has not become lower for {} epochs",
                         settings.recipe.early_stopping
                     ));
@@ -485,7 +485,7 @@ fn train(
                         format!(", {:.2} % {name}", 100.0 * accuracy)
                     })
                 };
-                printer::line(&format!(
+                cli::line(&format!(
                     "done: {:.2} % of the {evaluated} images after {}{}{}; curves in {path}/curves.svg",
                     100.0 * last.test_accuracy,
                     match last.epoch {
@@ -497,7 +497,7 @@ fn train(
                 ));
             }
             tracing::info!("run ends");
-            Ok(Ended::Done)
+            Ok(Exit::Success)
         }
         Outcome::Interrupted => {
             let position = training.position();
@@ -507,15 +507,15 @@ fn train(
             } else {
                 "stopped, as asked,"
             };
-            printer::note(&format!(
+            cli::note(&format!(
                 "{verb} after {} of {epochs} epochs and {} steps; continue with: cargo run -p trainer -- --resume {path}",
                 position.epoch, position.step
             ));
             tracing::info!(epoch = position.epoch, step = position.step, "interrupted");
             Ok(if asked {
-                Ended::Interrupted
+                Exit::Interrupted
             } else {
-                Ended::Done
+                Exit::Success
             })
         }
     }

@@ -1,9 +1,9 @@
 //! The command that writes a report.
 
 use crate::args::ReportArgs;
-use crate::printer;
 use anyhow::Context;
 use report::{Comparison, RECORD, Run};
+use run::cli;
 use std::path::PathBuf;
 
 /// Writes the report, and prints where it is.
@@ -20,7 +20,7 @@ pub(crate) fn run(args: &ReportArgs) -> anyhow::Result<()> {
     let comparison = Comparison::new(runs.collect::<Result<_, _>>()?)?;
     let paths = report::write_report(&args.out, &comparison)
         .with_context(|| format!("cannot write the report into `{}`", args.out.display()))?;
-    printer::line(&format!(
+    cli::line(&format!(
         "the report: {} and {}",
         paths[0].display(),
         paths[1].display()

@@ -1,7 +1,6 @@
 //! One measurement on the GPU, in a process of its own.
 
 use crate::layers::{LayerTime, profile};
-use crate::printer;
 use crate::spans::Spans;
 use crate::throughput::{inputs, recipe};
 use anyhow::bail;
@@ -11,6 +10,7 @@ use datasets::Dataset;
 use engine::{Checkpoints, Event, Training};
 use models::{Architecture, Initialisation, Network, initial_parameters};
 use ops::{Activation, Arithmetic, Convolution, Precision, Tape};
+use run::cli;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::num::NonZeroUsize;
@@ -87,7 +87,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         What::Layers => serde_json::to_string(&layers(args, &device)?)?,
         What::Peaks => serde_json::to_string(&peaks(args, &device)?)?,
     };
-    printer::line(&text);
+    cli::line(&text);
     Ok(())
 }
 

@@ -5,11 +5,11 @@ mod runs;
 mod speed;
 mod values;
 
-use crate::printer;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use models::Architecture;
 use ops::Precision;
+use run::cli;
 use serde::Serialize;
 use std::fmt::Write;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -151,7 +151,7 @@ impl Report {
             found: found.into(),
         };
         let verdict = if passed { "ok    " } else { "FAILED" };
-        printer::note(&format!("{verdict} {}: {}", check.name, check.found));
+        cli::note(&format!("{verdict} {}: {}", check.name, check.found));
         self.checks.push(check);
         self.save()
     }
@@ -178,7 +178,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         ..Report::default()
     };
     report.save()?;
-    printer::note(&format!(
+    cli::note(&format!(
         "{}, {:.0} GiB",
         report.gpu,
         report.memory_bytes as f64 / f64::from(1 << 30)
@@ -202,7 +202,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if has(Part::Training) {
         runs::train_both(args, &mut report)?;
     }
-    printer::line(table(&report).trim_end());
+    cli::line(table(&report).trim_end());
     let failed = report.checks.iter().filter(|check| !check.passed).count();
     if failed > 0 {
         bail!(

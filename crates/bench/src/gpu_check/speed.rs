@@ -4,10 +4,10 @@ use super::measure::{Peaks, Steps, What};
 use super::{Args, Report};
 use crate::comparison::median;
 use crate::layers::LayerTime;
-use crate::printer;
 use anyhow::{Context, bail};
 use models::Architecture;
 use ops::Precision;
+use run::cli;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -91,8 +91,8 @@ pub(super) fn measure(args: &Args, report: &mut Report) -> anyhow::Result<()> {
     report.save()?;
     let pytorch = pytorch_version(args);
     match &pytorch {
-        Ok(version) => printer::note(&format!("PyTorch {version} in turn with ours")),
-        Err(error) => printer::note(&format!("without PyTorch: {error:#}")),
+        Ok(version) => cli::note(&format!("PyTorch {version} in turn with ours")),
+        Err(error) => cli::note(&format!("without PyTorch: {error:#}")),
     }
     for &model in args.architectures() {
         for batch_size in batch_sizes(args) {
@@ -105,7 +105,7 @@ pub(super) fn measure(args: &Args, report: &mut Report) -> anyhow::Result<()> {
                 report.speeds.push(speed);
                 match best {
                     Some(theirs) => report.check("speed", name, ours >= LEAST * theirs, found)?,
-                    None => printer::note(&format!("{name}: {ours:.0} images/s")),
+                    None => cli::note(&format!("{name}: {ours:.0} images/s")),
                 }
                 report.save()?;
             }

@@ -1,10 +1,13 @@
 //! `cargo xtask fetch-data`: CIFAR-10 into the data folder.
 
-use crate::archive::{self, OFFICIAL, Sha256Digest};
-use crate::download::{Partial, Wanted, address, check_file};
-use crate::printer;
+mod archive;
+mod download;
+
 use anyhow::Context;
+use archive::{OFFICIAL, Sha256Digest};
 use datasets::layout;
+use download::{Partial, Wanted, address, check_file};
+use run::cli::{self, Exit};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -53,7 +56,7 @@ impl Args {
 }
 
 /// Fetches the data, unless they are there.
-pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let data_dir = &args.data_dir;
     let folder = data_dir.join(layout::FOLDER);
     fs::create_dir_all(data_dir)
@@ -61,13 +64,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if folder.exists() && !args.force {
         match layout::check(&folder) {
             Ok(()) => {
-                printer::line(&format!(
+                cli::line(&format!(
                     "CIFAR-10 is in `{}`: everything is there and verified (60,000 images, 6 files)",
                     folder.display()
                 ));
-                return Ok(());
+                return Ok(Exit::Success);
             }
-            Err(error) => printer::note(&format!("{error}; fetching CIFAR-10 anew")),
+            Err(error) => cli::note(&format!("{error}; fetching CIFAR-10 anew")),
         }
     }
     let wanted = Wanted {
@@ -95,11 +98,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             partial.remove()?;
         }
     }
-    printer::line(&format!(
+    cli::line(&format!(
         "CIFAR-10 is in `{}`: 60,000 images, 6 files",
         folder.display()
     ));
-    Ok(())
+    Ok(Exit::Success)
 }
 
 /// Unpacks beside the folder's place, checks, and only then takes the place.

@@ -1,9 +1,10 @@
 //! `cargo xtask reproduce`: the data, both networks and the report, in one command.
 
-use crate::{compare, fetch_data, trainer};
+use crate::experiments::{compare, trainer};
+use crate::fetch;
+use run::cli::Exit;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 /// What is asked of the command.
 #[derive(Debug, clap::Args)]
@@ -53,7 +54,7 @@ const QUICK_FLAGS: [&str; 8] = [
 ];
 
 /// Does everything that is not done yet, and gives the exit code.
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let models = ["alexnet", "small-alexnet"].map(str::to_owned).to_vec();
     let mut comparison = compare::Args {
         models,
@@ -96,7 +97,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         comparison.limit_train = NonZeroUsize::new(QUICK_IMAGES);
         comparison.flags = QUICK_FLAGS.map(str::to_owned).to_vec();
     } else {
-        fetch_data::run(&fetch_data::Args::into(args.data_dir.clone()))?;
+        fetch::run(&fetch::Args::into(args.data_dir.clone()))?;
     }
     compare::run(&comparison)
 }

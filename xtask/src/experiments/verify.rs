@@ -1,13 +1,12 @@
 //! `cargo xtask verify`: trains a run again, and says whether it comes out the same.
 
-use crate::Usage;
-use crate::printer;
-use crate::trainer::{self, Trainer};
+use crate::experiments::trainer::{self, Trainer};
 use anyhow::{Context, bail};
 use report::{CHECKPOINT, Epoch, METRICS, RECORD, Run, checkpoint_epochs, weights_difference};
+use run::cli::{self, Exit, UsageError};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::Stdio;
 
 /// What is asked of the command.
 #[derive(Debug, clap::Args)]
@@ -33,7 +32,7 @@ pub(crate) struct Args {
 }
 
 /// Trains again, says what came of it, and gives the exit code: failure where anything differs.
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let named = Path::new("runs").join(&args.run);
     let folder = if !args.run.join(RECORD).exists() && named.join(RECORD).exists() {
         named
@@ -44,7 +43,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let done = run.epochs.len() as u32;
     let epochs = args.epochs.map_or(done, NonZeroU32::get);
     if epochs > done {
-        return Err(Usage(format!(
+        return Err(UsageError(format!(
             "--epochs {epochs}: the run `{}` has {done} epochs that are done",
             folder.display()
         ))
@@ -115,10 +114,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 .take(epochs as usize)
                 .any(|epoch| epoch.weights_sha256.is_none()) =>
         {
-            printer::line(&format!(
+            cli::line(&format!(
                 "losses and accuracies of {epochs} epochs are the same, to the bit; the run kept no digests of their weights"
             ));
-            Ok(ExitCode::SUCCESS)
+            Ok(Exit::Success)
         }
         (None, weights)
             if weights
@@ -130,10 +129,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             } else {
                 format!("each of {epochs} epochs")
             };
-            printer::line(&format!(
+            cli::line(&format!(
                 "the same: the weights after {epochs} agree to the bit"
             ));
-            Ok(ExitCode::SUCCESS)
+            Ok(Exit::Success)
         }
         (other, weights) => {
             let mut message = "not the same".to_owned();
@@ -156,8 +155,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                     );
                 }
             }
-            printer::line(&message);
-            Ok(ExitCode::FAILURE)
+            cli::line(&message);
+            Ok(Exit::Failure)
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Downloads that resume where they broke off.
 
-use crate::archive::{MOST_BYTES, OFFICIAL, OFFICIAL_BYTES, Sha256Digest};
-use crate::printer;
+use super::archive::{MOST_BYTES, OFFICIAL, OFFICIAL_BYTES, Sha256Digest};
 use anyhow::{Context, anyhow, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
+use run::cli;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -73,7 +73,7 @@ impl Partial {
             match self.complete_from(mirror, wanted) {
                 Ok(()) => return Ok(&self.path),
                 Err(error) => {
-                    printer::note(&format!("{mirror}: {error:#}"));
+                    cli::note(&format!("{mirror}: {error:#}"));
                     failures.push(mirror.as_str());
                 }
             }
@@ -111,7 +111,7 @@ impl Partial {
         if !resumed {
             return Err(mismatch("what it sent", found, wanted.sha256));
         }
-        printer::note("what was received before does not belong to this archive; starting again");
+        cli::note("what was received before does not belong to this archive; starting again");
         self.receive(mirror, wanted)?;
         let found = Sha256Digest::of(&self.path)?;
         if found != wanted.sha256 {
@@ -146,7 +146,7 @@ impl Partial {
                 0 => "trying again".to_owned(),
                 have => format!("going on after {have} bytes"),
             };
-            printer::note(&format!("{mirror}: {error:#}; {next}"));
+            cli::note(&format!("{mirror}: {error:#}; {next}"));
             thread::sleep(Duration::from_millis(200 << fruitless));
         }
     }
@@ -221,7 +221,7 @@ impl Partial {
         self.file.set_len(have)?;
         self.file.seek(SeekFrom::Start(have))?;
         let bar = bar(total.or(wanted.bytes()), have);
-        printer::note(&format!(
+        cli::note(&format!(
             "{mirror}: receiving{}",
             if have > 0 {
                 format!(" from byte {have} on")

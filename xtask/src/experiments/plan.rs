@@ -1,9 +1,9 @@
 //! Which runs a comparison is made of, and where each of them stands.
 
-use crate::Usage;
-use crate::trainer::Trainer;
+use crate::experiments::trainer::Trainer;
 use anyhow::Context;
 use report::{INDIFFERENT, MADE_BY, RECORD, Run};
+use run::cli::UsageError;
 use std::fs;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -109,7 +109,7 @@ fn state(folder: &Path, settings: &Table) -> anyhow::Result<State> {
                     .get(key)
                     .map_or_else(|| "none".to_owned(), Value::to_string)
             };
-            return Err(Usage(format!(
+            return Err(UsageError(format!(
                 "the run `{}` was made with {key} = {}, and {key} = {} is asked for; give another --out, or remove that run",
                 folder.display(),
                 shown(&record),

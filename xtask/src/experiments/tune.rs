@@ -1,17 +1,16 @@
 //! `cargo xtask tune`: a seeded search over keys of a recipe, judged on held-out training images.
 
-use crate::compare::{self, Ended, INTERRUPTED};
-use crate::plan::{Planned, State};
-use crate::trainer::{self, Trainer};
-use crate::{Usage, printer};
+use crate::experiments::plan::{Planned, State};
+use crate::experiments::pool::{self, Ended};
+use crate::experiments::trainer::{self, Trainer};
 use anyhow::{Context, bail};
 use report::Run;
 use rng::{Purpose, Stream, unit};
+use run::cli::{self, Exit, UsageError};
 use std::fmt::Write;
 use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::str::FromStr;
 use toml::{Table, Value};
 
@@ -109,11 +108,11 @@ enum Values {
 }
 
 impl FromStr for Search {
-    type Err = Usage;
+    type Err = UsageError;
 
-    fn from_str(text: &str) -> Result<Self, Usage> {
+    fn from_str(text: &str) -> Result<Self, UsageError> {
         let wrong = |why: &str| {
-            Usage(format!(
+            UsageError(format!(
                 "`{text}`: {why}; give it as learning_rate=log:0.003..0.1, dropout=0.0..0.5, cutout=0..8 or flip=random,alternating"
             ))
         };
@@ -235,13 +234,13 @@ struct Outcome {
 }
 
 /// Does what is asked, and gives the exit code.
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     for (number, search) in args.search.iter().enumerate() {
         if args.search[..number]
             .iter()
             .any(|other| other.key == search.key)
         {
-            return Err(Usage(format!(
+            return Err(UsageError(format!(
                 "--search: `{}` is given twice; give each key once",
                 search.key
             ))
@@ -258,7 +257,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let rounds = rounds(args.trials.get(), epochs, args.halving);
     if args.dry_run {
-        printer::line(&format!(
+        cli::line(&format!(
             "{} trials of {}, epochs of each: {}{}",
             trials.len(),
             args.model,
@@ -272,9 +271,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 .collect::<String>()
         ));
         for (trial, settings) in &trials {
-            printer::line(&format!("trial {trial}: {}", one_line(settings)));
+            cli::line(&format!("trial {trial}: {}", one_line(settings)));
         }
-        return Ok(ExitCode::SUCCESS);
+        return Ok(Exit::Success);
     }
     fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot make the folder `{}`", args.out.display()))?;
@@ -287,17 +286,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             plan.push(planned(&trainer, args, *trial, settings, *epochs)?);
         }
         if plan.iter().any(|run| run.state != State::Finished) {
-            printer::note(&format!(
+            cli::note(&format!(
                 "round {} of {}: {} trials, epochs of each: {epochs}",
                 round + 1,
                 rounds.len(),
                 plan.len()
             ));
         }
-        let failed = match compare::train(&trainer, &plan, args.jobs)? {
+        let failed = match pool::train(&trainer, &plan, args.jobs)? {
             Ended::Interrupted => {
-                printer::note("interrupted; the same command goes on where it stopped");
-                return Ok(ExitCode::from(INTERRUPTED));
+                cli::note("interrupted; the same command goes on where it stopped");
+                return Ok(Exit::Interrupted);
             }
             Ended::Done(failed) => failed,
         };
@@ -343,14 +342,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     write("tune.md", &table)?;
     write("best.toml", &trials[best.trial as usize].1.to_string())?;
-    printer::line(&table);
-    printer::line(&format!(
+    cli::line(&table);
+    cli::line(&format!(
         "the best settings are in {0}; train with them: cargo run -p trainer -- --model {1} --recipe {2} --config {0}",
         args.out.join("best.toml").display(),
         args.model,
         args.recipe
     ));
-    Ok(ExitCode::SUCCESS)
+    Ok(Exit::Success)
 }
 
 /// The best first; those that failed last.
@@ -386,7 +385,7 @@ fn common(args: &Args) -> Vec<String> {
     );
     add("--validation", Some(args.validation.to_string()));
     add("--device", args.device.clone());
-    add("--threads", compare::threads(args.jobs));
+    add("--threads", pool::threads(args.jobs));
     arguments.extend(args.flags.iter().cloned());
     arguments
 }

@@ -1,7 +1,7 @@
 //! The program `trainer`, built and run as a child process.
 
-use crate::{Usage, printer};
 use anyhow::{Context, bail};
+use run::cli::{self, UsageError};
 use std::env;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -27,7 +27,7 @@ impl Trainer {
     pub(crate) fn new(args: &Args, device: Option<&str>) -> anyhow::Result<Self> {
         if let Some(program) = &args.program {
             if !program.is_file() {
-                return Err(Usage(format!(
+                return Err(UsageError(format!(
                     "--trainer {}: there is no such program",
                     program.display()
                 ))
@@ -85,7 +85,7 @@ impl Trainer {
             let message = String::from_utf8_lossy(&output.stderr);
             let message = message.trim().trim_start_matches("error: ").to_owned();
             return Err(match output.status.code() {
-                Some(2) => Usage(message).into(),
+                Some(2) => UsageError(message).into(),
                 _ => anyhow::anyhow!(message),
             });
         }
@@ -108,7 +108,7 @@ pub(crate) fn wait_for_writer(run: &Path) -> anyhow::Result<()> {
             );
         }
         if !told {
-            printer::note(&format!(
+            cli::note(&format!(
                 "waiting for another process that writes to `{}`",
                 run.display()
             ));

@@ -1,0 +1,126 @@
+//! What the programs print, and their exit codes.
+//!
+//! Only this module writes to standard output and standard error. A reader that closes the pipe does not stop a program.
+
+use std::error::Error;
+use std::io::{Write, stderr, stdout};
+use std::iter;
+use std::process::{ExitCode, ExitStatus, Termination};
+
+/// The exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// The command did what it was asked to do.
+    Success = 0,
+    /// The command failed.
+    Failure = 1,
+    /// The command line, or a settings file that it names, is wrong.
+    Usage = 2,
+    /// Ctrl-C stopped the command: 128 + SIGINT, as in shells.
+    Interrupted = 130,
+}
+
+impl Exit {
+    /// The exit code of a command with this result. Prints the error, if there is one.
+    pub fn of<E: AsRef<dyn Error>>(result: Result<Self, E>) -> Self {
+        let failure = match result {
+            Ok(exit) => return exit,
+            Err(failure) => failure,
+        };
+        let messages: Vec<_> = chain(failure.as_ref()).map(ToString::to_string).collect();
+        error(&messages.join(": "));
+        if chain(failure.as_ref()).any(|cause| cause.is::<UsageError>()) {
+            Self::Usage
+        } else {
+            Self::Failure
+        }
+    }
+}
+
+/// An error, its cause, the cause of that, and so on.
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    iter::successors(Some(error), |cause| (*cause).source())
+}
+
+impl From<ExitStatus> for Exit {
+    /// The exit code with which a child process ended; [`Exit::Failure`] where a signal ended it.
+    fn from(status: ExitStatus) -> Self {
+        [Self::Success, Self::Usage, Self::Interrupted]
+            .into_iter()
+            .find(|exit| status.code() == Some(*exit as i32))
+            .unwrap_or(Self::Failure)
+    }
+}
+
+impl Termination for Exit {
+    fn report(self) -> ExitCode {
+        ExitCode::from(self as u8)
+    }
+}
+
+/// An error in the command line, or in a settings file that it names. It holds the message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// Prints a line of a result to standard output.
+pub fn line(text: &str) {
+    let _ = writeln!(stdout(), "{text}");
+}
+
+/// Prints a result that ends with its own line break to standard output.
+pub fn text(text: &str) {
+    let _ = write!(stdout(), "{text}");
+    let _ = stdout().flush();
+}
+
+/// Prints a line about progress to standard error.
+pub fn note(text: &str) {
+    let _ = writeln!(stderr(), "{text}");
+}
+
+/// Prints the reason why a program fails to standard error.
+pub fn error(text: &str) {
+    note(&format!("error: {text}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fmt;
+
+    /// An error with a cause.
+    #[derive(Debug)]
+    struct Context(Box<dyn Error>);
+
+    impl fmt::Display for Context {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("cannot start")
+        }
+    }
+
+    impl Error for Context {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(self.0.as_ref())
+        }
+    }
+
+    impl AsRef<dyn Error> for Context {
+        fn as_ref(&self) -> &(dyn Error + 'static) {
+            self
+        }
+    }
+
+    #[test]
+    fn exit_code_2_is_for_usage_errors_and_those_they_cause() {
+        let result = |cause: Box<dyn Error>| Exit::of(Err(Context(cause)));
+        let usage = UsageError("--epochs 0".to_owned());
+        assert_eq!(result(Box::new(Context(usage.into()))), Exit::Usage);
+        assert_eq!(result("disk full".into()), Exit::Failure);
+        assert_eq!(
+            Exit::of(Ok::<_, Context>(Exit::Interrupted)),
+            Exit::Interrupted
+        );
+    }
+}
