@@ -9,6 +9,7 @@
 
 #![allow(unsafe_code)] // The one crate where it is allowed; each block carries its argument.
 
+mod avg_pool2d;
 mod conv2d;
 mod cook_toom;
 mod cross_entropy;
@@ -32,6 +33,7 @@ mod tape;
 #[cfg(feature = "cuda")]
 mod views;
 
+pub use avg_pool2d::avg_pool2d;
 pub use conv2d::{Conv2d, Convolution, UnknownConvolution};
 pub use cross_entropy::{
     cross_entropy, cross_entropy_gradient, predictions, smoothed_cross_entropy_gradient,

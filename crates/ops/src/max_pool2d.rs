@@ -10,6 +10,7 @@ use crate::storage::{contiguous, with_float};
 use candle_core::cuda::{CudaStorage, cudarc::driver::CudaSlice};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use pulp::{Simd, WithSimd};
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 /// Windows of `kernel` by `kernel`, `stride` apart.
@@ -48,9 +49,9 @@ pub(crate) fn operation(x: &Tensor, pool: Pool) -> Result<impl CustomOp1 + Send 
 /// The windows of one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Windows {
-    pool: Pool,
-    height: usize,
-    width: usize,
+    pub(crate) pool: Pool,
+    pub(crate) height: usize,
+    pub(crate) width: usize,
 }
 
 impl Windows {
@@ -60,7 +61,7 @@ impl Windows {
         let Pool { kernel, stride } = pool;
         if kernel == 0 || kernel > 15 || stride == 0 || kernel > height || kernel > width {
             bail!(
-                "max_pool2d: a window of {kernel} with stride {stride} does not fit {height} by {width}"
+                "pooling: a window of {kernel} with stride {stride} does not fit {height} by {width}"
             );
         }
         Ok(Self {
@@ -76,6 +77,22 @@ impl Windows {
 
     pub(crate) fn columns(&self) -> usize {
         (self.width - self.pool.kernel) / self.pool.stride + 1
+    }
+
+    /// The rows of windows that contain the row `at` of the image.
+    pub(crate) fn rows_around(&self, at: usize) -> Range<usize> {
+        self.around(at, self.rows())
+    }
+
+    /// The columns of windows that contain the column `at` of the image.
+    pub(crate) fn columns_around(&self, at: usize) -> Range<usize> {
+        self.around(at, self.columns())
+    }
+
+    fn around(&self, at: usize, count: usize) -> Range<usize> {
+        let Pool { kernel, stride } = self.pool;
+        let first = (at + 1).saturating_sub(kernel).div_ceil(stride);
+        first..(at / stride + 1).min(count)
     }
 
     /// Windows of an image.
@@ -116,16 +133,11 @@ impl Windows {
     #[inline(always)]
     fn spread<T: Real>(&self, channels: usize, grad_y: &[T], argmax: &[u8], grad_x: &mut [T]) {
         let Pool { kernel, stride } = self.pool;
-        // The windows that hold a row or column, the last first.
-        let holding = |at: usize, count: usize| {
-            let first = (at + 1).saturating_sub(kernel).div_ceil(stride);
-            first..(at / stride + 1).min(count)
-        };
         for (pixel, grad_x) in grad_x.chunks_exact_mut(channels).enumerate() {
             let (row, column) = (pixel / self.width, pixel % self.width);
             grad_x.fill(T::zero());
-            for window_row in holding(row, self.rows()) {
-                for window_column in holding(column, self.columns()) {
+            for window_row in self.rows_around(row) {
+                for window_column in self.columns_around(column) {
                     let place =
                         (row - window_row * stride) * kernel + column - window_column * stride;
                     let window = (window_row * self.columns() + window_column) * channels;

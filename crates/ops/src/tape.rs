@@ -157,6 +157,16 @@ impl Tape {
         self.unary(name, operation, x)
     }
 
+    /// The average over windows of `x` `[batch, height, width, channels]`: see
+    /// [`avg_pool2d`](crate::avg_pool2d()).
+    ///
+    /// # Errors
+    /// As for [`Tape::conv2d`].
+    pub fn avg_pool2d(&mut self, name: &str, pool: Pool, x: &Tensor) -> Result<Tensor> {
+        let operation = crate::avg_pool2d::operation(x, pool)?;
+        self.unary(name, operation, x)
+    }
+
     /// `max(x, 0)` of a tensor of any shape; its gradient at 0 is 0, as in PyTorch.
     ///
     /// # Errors

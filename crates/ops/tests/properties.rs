@@ -5,8 +5,8 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use ops::{
-    Activation, Conv2d, Convolution, Dropout, Pool, Sgd, Tape, channels_last, cross_entropy,
-    cross_entropy_gradient, max_pool2d, sgd_step,
+    Activation, Conv2d, Convolution, Dropout, Pool, Sgd, Tape, avg_pool2d, channels_last,
+    cross_entropy, cross_entropy_gradient, max_pool2d, sgd_step,
 };
 use proptest::prelude::*;
 use rng::{Purpose, Stream, unit};
@@ -358,6 +358,43 @@ proptest! {
     }
 
     #[test]
+    fn avg_pool2d_is_the_plain_average(
+        channels in 1_usize..20, kernel in 1_usize..5, stride in 1_usize..5,
+        extra_height in 0_usize..8, extra_width in 0_usize..8, seed in 0_u64..1000
+    ) {
+        let (height, width) = (kernel + extra_height, kernel + extra_width);
+        let x = tensor(seed, &[2, height, width, channels]);
+        let pool = Pool { kernel, stride };
+        let y = avg_pool2d(&x, pool).unwrap();
+        let x_values = values(&x);
+        let mut expected = Vec::new();
+        for image in x_values.chunks(height * width * channels) {
+            for top in (0..=height - kernel).step_by(stride) {
+                for left in (0..=width - kernel).step_by(stride) {
+                    for channel in 0..channels {
+                        let pixels = (top..top + kernel)
+                            .flat_map(|row| (left..left + kernel).map(move |column| row * width + column));
+                        let sum: f64 = pixels.map(|pixel| image[pixel * channels + channel]).sum();
+                        expected.push(sum / (kernel * kernel) as f64);
+                    }
+                }
+            }
+        }
+        assert_close(&values(&y), &expected, 1e-15);
+        let first = x.permute((0, 3, 1, 2)).unwrap().contiguous().unwrap();
+        let theirs = first.avg_pool2d_with_stride(kernel, stride).unwrap();
+        assert_close(&values(&y), &values(&theirs.permute((0, 2, 3, 1)).unwrap()), 1e-15);
+        check_gradients(&|tape, a| tape.avg_pool2d("pool", pool, &a[0]), std::slice::from_ref(&x));
+        // The same by candle's automatic differentiation.
+        let variable = Var::from_tensor(&x).unwrap();
+        let grad_y = tensor(99, y.dims());
+        let loss = (avg_pool2d(&variable, pool).unwrap() * grad_y).unwrap().sum_all().unwrap();
+        let theirs = loss.backward().unwrap();
+        let ours = gradients(&|tape, a| tape.avg_pool2d("pool", pool, &a[0]), &[x], Convolution::Direct);
+        prop_assert_eq!(bits(theirs.get(&variable).unwrap()), bits(&ours[0]));
+    }
+
+    #[test]
     fn flatten_has_pytorchs_order(
         batch in 1_usize..4, channels in 1_usize..70, height in 1_usize..9, width in 1_usize..9, seed in 0_u64..1000
     ) {
@@ -454,14 +491,13 @@ fn a_nan_is_seen_behind_every_operation() -> Result<()> {
         };
         let y = Tape::forgetting(convolution).conv2d("conv", layer, &nan, &weight, &bias)?;
         assert!(values(&y).iter().all(|v| v.is_nan()));
-        let y = Tape::forgetting(convolution).max_pool2d(
-            "pool",
-            Pool {
-                kernel: 2,
-                stride: 1,
-            },
-            &nan,
-        )?;
+        let pool = Pool {
+            kernel: 2,
+            stride: 1,
+        };
+        let y = Tape::forgetting(convolution).max_pool2d("pool", pool, &nan)?;
+        assert!(values(&y).iter().all(|v| v.is_nan()));
+        let y = Tape::forgetting(convolution).avg_pool2d("pool", pool, &nan)?;
         assert!(values(&y).iter().all(|v| v.is_nan()));
     }
     let logits = Tensor::full(f64::NAN, (1, 3), &Device::Cpu)?;
@@ -655,8 +691,9 @@ fn results_are_the_same_bits_on_any_number_of_threads() {
         kernel: 3,
         stride: 2,
     };
-    let unary: [Function<'_>; 4] = [
+    let unary: [Function<'_>; 5] = [
         &|tape, a| tape.max_pool2d("pool", pool, &a[0]),
+        &|tape, a| tape.avg_pool2d("pool", pool, &a[0]),
         &|tape, a| tape.relu("relu", &a[0]),
         &|tape, a| tape.dropout("dropout", mask, &a[0]),
         &|tape, a| tape.flatten("flatten", &a[0]),
@@ -700,6 +737,8 @@ fn shapes_that_do_not_fit_are_errors() {
     assert!(conv(&[3, 2, 3, 3], Some(pool(3, 1))).is_err());
     assert!(max_pool2d(&x, pool(5, 2)).is_err());
     assert!(max_pool2d(&x, pool(3, 0)).is_err());
+    assert!(avg_pool2d(&x, pool(5, 2)).is_err());
+    assert!(avg_pool2d(&x, pool(3, 0)).is_err());
     let mut tape = Tape::forgetting(Convolution::Fast);
     let linear = tape.linear(
         "linear",
@@ -721,6 +760,7 @@ fn shapes_that_do_not_fit_are_errors() {
     assert!(tape.dropout("dropout", mask, &x).is_err());
     let integers = Tensor::zeros((1, 3, 3, 1), DType::U8, &Device::Cpu).unwrap();
     assert!(max_pool2d(&integers, pool(2, 1)).is_err());
+    assert!(avg_pool2d(&integers, pool(2, 1)).is_err());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Convolution and max-pooling, forward and backward.
+//! Convolution, max-pooling and average pooling, forward and backward.
 
 use crate::deviation::{Deviation, Statistics};
 use crate::{Error, Setting};
@@ -15,7 +15,8 @@ struct Golden {
 #[serde(tag = "op", rename_all = "snake_case")]
 enum Case {
     Conv2d(Conv2d),
-    MaxPool2d(MaxPool2d),
+    MaxPool2d(Pool2d),
+    AvgPool2d(Pool2d),
 }
 
 #[derive(Deserialize)]
@@ -39,7 +40,7 @@ struct ConvSeeds {
 }
 
 #[derive(Deserialize)]
-struct MaxPool2d {
+struct Pool2d {
     x: Vec<usize>,
     kernel: usize,
     stride: usize,
@@ -54,7 +55,7 @@ struct PoolSeeds {
     grad_y: u64,
 }
 
-/// All results and gradients of the ten reference cases.
+/// All results and gradients of the reference cases.
 ///
 /// # Errors
 /// When an operation fails.
@@ -64,7 +65,8 @@ pub fn operations(setting: &Setting) -> std::result::Result<Vec<Deviation>, Erro
     for case in &golden.cases {
         deviations.extend(match case {
             Case::Conv2d(case) => case.deviations(setting)?,
-            Case::MaxPool2d(case) => case.deviations(setting)?,
+            Case::MaxPool2d(case) => case.maximum(setting)?,
+            Case::AvgPool2d(case) => case.average(setting)?,
         });
     }
     Ok(deviations)
@@ -127,8 +129,15 @@ impl Conv2d {
     }
 }
 
-impl MaxPool2d {
-    fn deviations(&self, setting: &Setting) -> std::result::Result<Vec<Deviation>, Error> {
+impl Pool2d {
+    fn pool(&self) -> Pool {
+        Pool {
+            kernel: self.kernel,
+            stride: self.stride,
+        }
+    }
+
+    fn maximum(&self, setting: &Setting) -> std::result::Result<Vec<Deviation>, Error> {
         let host = Setting {
             device: Device::Cpu,
             dtype: DType::F32,
@@ -136,26 +145,43 @@ impl MaxPool2d {
         };
         let x = host.tensor(self.seeds.x, &self.x, 1.0)?.relu()?;
         let x = x.to_dtype(setting.dtype)?.to_device(&setting.device)?;
-        let x = input(setting, &x)?;
-        let pool = Pool {
-            kernel: self.kernel,
-            stride: self.stride,
-        };
+        let [y, grad_x] = self.deviations(setting, &x, "max_pool2d", |tape, x| {
+            tape.max_pool2d("pool", self.pool(), x)
+        })?;
+        // Rounded to few bits, values tie that did not, and their gradients go elsewhere.
+        Ok(if setting.is_narrow() {
+            vec![y]
+        } else {
+            vec![y, grad_x]
+        })
+    }
+
+    fn average(&self, setting: &Setting) -> std::result::Result<Vec<Deviation>, Error> {
+        let x = setting.tensor(self.seeds.x, &self.x, 1.0)?;
+        let both = self.deviations(setting, &x, "avg_pool2d", |tape, x| {
+            tape.avg_pool2d("pool", self.pool(), x)
+        })?;
+        Ok(both.into())
+    }
+
+    /// Of the result of `pooling` on `x` `[batch, channels, height, width]`, and of its gradient.
+    fn deviations(
+        &self,
+        setting: &Setting,
+        x: &Tensor,
+        operation: &str,
+        pooling: impl FnOnce(&mut Tape, &Tensor) -> Result<Tensor>,
+    ) -> std::result::Result<[Deviation; 2], Error> {
+        let x = input(setting, x)?;
         let mut tape = Tape::recording(setting.arithmetic);
-        let y = channels_first(&tape.max_pool2d("pool", pool, &x)?)?;
+        let y = channels_first(&pooling(&mut tape, &x)?)?;
         let grad_y = setting.tensor(self.seeds.grad_y, y.dims(), 1.0)?;
         let gradients = tape.backward(setting.activations(&channels_last(&grad_y)?)?)?;
         let grad_x = channels_first(gradient(&gradients, &x, "x")?)?;
-        let name = |part: &str| format!("max_pool2d {:?}: {part}", self.x);
-        let mut deviations = vec![Deviation::of(&name("y"), &y, &self.y)?];
-        // Rounded to few bits, values tie that did not, and their gradients go elsewhere.
-        if !setting.is_narrow() {
-            deviations.push(Deviation::of(
-                &name("gradient of x"),
-                &grad_x,
-                &self.grad_x,
-            )?);
-        }
-        Ok(deviations)
+        let name = |part: &str| format!("{operation} {:?}: {part}", self.x);
+        Ok([
+            Deviation::of(&name("y"), &y, &self.y)?,
+            Deviation::of(&name("gradient of x"), &grad_x, &self.grad_x)?,
+        ])
     }
 }

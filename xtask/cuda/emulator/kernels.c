@@ -66,6 +66,13 @@ CALL(pool_gradient) {
   pool_gradient(A(0, in), A(1, in), A(2, bytes), A(3, out), A(4, u), A(5, u), A(6, u), A(7, u), A(8, u),
                 A(9, u), A(10, u), A(11, u));
 }
+CALL(avg_pool) {
+  avg_pool(A(0, in), A(1, out), A(2, u), A(3, u), A(4, u), A(5, u), A(6, u), A(7, u), A(8, u), A(9, u));
+}
+CALL(avg_pool_gradient) {
+  avg_pool_gradient(A(0, in), A(1, out), A(2, u), A(3, u), A(4, u), A(5, u), A(6, u), A(7, u), A(8, u),
+                    A(9, u));
+}
 CALL(sum_rows) { sum_rows(A(0, in), A(1, floats_out), A(2, u), A(3, u), A(4, u)); }
 CALL(sum_sums) { sum_sums(A(0, floats), A(1, floats_out), A(2, u), A(3, u), A(4, u)); }
 CALL(dropout) {
@@ -91,6 +98,6 @@ const emulator_kernel TABLE_NAME(VARIANT)[] = {
     ENTRY(arrange_weight), ENTRY(arrange_gradient), ENTRY(activate),    ENTRY(add_bias_wide),
     ENTRY(relu_gradient), ENTRY(pool),          ENTRY(pool_gradient),   ENTRY(sum_rows),
     ENTRY(sum_sums),      ENTRY(dropout),       ENTRY(cross_entropy),   ENTRY(sgd),
-    ENTRY(average),       ENTRY(squares),
+    ENTRY(average),       ENTRY(squares),       ENTRY(avg_pool),        ENTRY(avg_pool_gradient),
     {0, 0},
 };

@@ -222,6 +222,49 @@ KERNEL(pool_gradient)(const act *gradient, const act *y, const unsigned char *pl
   store(out, i, result);
 }
 
+// The averages over windows of `size` by `size`, `stride` apart.
+KERNEL(avg_pool)(const act *x, act *y, unsigned packs, unsigned channels, unsigned height, unsigned width,
+                 unsigned rows, unsigned columns, unsigned size, unsigned stride) {
+  unsigned i = INDEX;
+  if (i >= packs) return;
+  unsigned lanes = channels / PACK;
+  unsigned lane = i % lanes, window = i / lanes;
+  unsigned left = window % columns * stride, top = window / columns % rows * stride;
+  unsigned image = window / columns / rows;
+  float sum[PACK];
+  for (unsigned n = 0; n < PACK; ++n) sum[n] = 0.0f;
+  for (unsigned at = 0; at < size * size; ++at) {
+    unsigned pixel = (image * height + top + at / size) * width + left + at % size;
+    pack value = load(x, pixel * lanes + lane);
+    for (unsigned n = 0; n < PACK; ++n) sum[n] += widen(value.at[n]);
+  }
+  pack out;
+  for (unsigned n = 0; n < PACK; ++n) out.at[n] = narrow(sum[n] / (float)(size * size));
+  store(y, i, out);
+}
+
+// The gradient of `avg_pool` with respect to `x`: each pixel sums up the windows that contain it.
+KERNEL(avg_pool_gradient)(const act *gradient, act *out, unsigned packs, unsigned channels, unsigned height,
+                          unsigned width, unsigned rows, unsigned columns, unsigned size, unsigned stride) {
+  unsigned i = INDEX;
+  if (i >= packs) return;
+  unsigned lanes = channels / PACK;
+  unsigned lane = i % lanes, pixel = i / lanes;
+  unsigned column = pixel % width, row = pixel / width % height, image = pixel / width / height;
+  unsigned first_row = row + 1 > size ? (row + 1 - size + stride - 1) / stride : 0;
+  unsigned first_column = column + 1 > size ? (column + 1 - size + stride - 1) / stride : 0;
+  float sum[PACK];
+  for (unsigned n = 0; n < PACK; ++n) sum[n] = 0.0f;
+  for (unsigned r = first_row; r < rows && r * stride <= row; ++r)
+    for (unsigned c = first_column; c < columns && c * stride <= column; ++c) {
+      pack value = load(gradient, ((image * rows + r) * columns + c) * lanes + lane);
+      for (unsigned n = 0; n < PACK; ++n) sum[n] += widen(value.at[n]);
+    }
+  pack result;
+  for (unsigned n = 0; n < PACK; ++n) result.at[n] = narrow(sum[n] / (float)(size * size));
+  store(out, i, result);
+}
+
 // Rows that one thread adds up.
 #define GROUP 64
 
