@@ -178,7 +178,7 @@ fn what_is_missing_is_trained_and_all_is_reported() {
     let confusion = run.predictions.as_ref().unwrap().confusion();
     let right: u64 = (0..10).map(|class| confusion[class][class]).sum();
     let all: u64 = confusion.iter().flatten().sum();
-    assert_eq!(right as f64 / all as f64, run.last().test_accuracy);
+    assert_eq!(right as f64 / all as f64, run.last().evaluated().accuracy);
 
     verified(&first.join("small-alexnet-reference-seed1"));
     opened(&first.join("report.html"));

@@ -114,14 +114,14 @@ fn a_run_with_everything_is_the_same_after_any_interruption() {
     for key in [
         "validation_loss",
         "validation_accuracy",
-        "average_validation_loss",
-        "average_validation_accuracy",
+        "model_ema_validation_loss",
+        "model_ema_validation_accuracy",
     ] {
         assert!(whole[0].get(key).is_some(), "{key} is not in {}", whole[0]);
     }
     assert!(!whole[0].to_string().contains("test_"), "{}", whole[0]);
-    assert!(whole[1].get("mirrored_validation_accuracy").is_none());
-    assert!(whole[2].get("mirrored_validation_accuracy").is_some());
+    assert!(whole[1].get("tta_validation_accuracy").is_none());
+    assert!(whole[2].get("tta_validation_accuracy").is_some());
     // The rate rises in the first epoch's first step, and falls afterwards.
     let rates: Vec<f64> = whole
         .iter()
@@ -202,11 +202,11 @@ fn what_was_learnt_is_evaluated_by_average_and_mirrored_as_well() {
         serde_json::from_str(&printed(&mut command)).unwrap()
     };
     let average = eval("average-1-0.safetensors", &[]);
-    assert_eq!(average["loss"], last["average_test_loss"]);
-    assert_eq!(average["accuracy"], last["average_test_accuracy"]);
+    assert_eq!(average["loss"], last["model_ema_test_loss"]);
+    assert_eq!(average["accuracy"], last["model_ema_test_accuracy"]);
     assert_ne!(average["loss"], last["test_loss"]);
     let mirrored = eval("last.safetensors", &["--mirrored"]);
-    assert_eq!(mirrored["accuracy"], last["mirrored_test_accuracy"]);
+    assert_eq!(mirrored["accuracy"], last["tta_test_accuracy"]);
     assert_ne!(mirrored["loss"], last["test_loss"]);
 }
 

@@ -13,9 +13,10 @@
 use crate::error::Error;
 use crate::plateau::Plateau;
 use crate::recipe::Positive;
-use crate::training::{BestEpoch, EpochResult, Position};
+use crate::training::{BestEpoch, Position};
 use candle_core::{DType, Device, Tensor};
 use models::{Architecture, CLASSES};
+use run::EpochMetrics;
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -39,7 +40,7 @@ pub struct Progress {
     /// The learning-rate schedule.
     pub plateau: Plateau,
     /// All finished epochs.
-    pub history: Vec<EpochResult>,
+    pub history: Vec<EpochMetrics>,
     /// The best of them.
     pub best: Option<BestEpoch>,
 }

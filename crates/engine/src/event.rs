@@ -1,8 +1,9 @@
 //! What the engine says while it works.
 
 use crate::evaluation::Evaluation;
-use crate::training::{BestEpoch, EpochResult};
+use crate::training::BestEpoch;
 use models::Network;
+use run::EpochMetrics;
 use std::path::Path;
 
 /// Something that happened. Epochs are counted from 1, as people do.
@@ -42,7 +43,7 @@ pub enum Event<'a> {
     /// An epoch is done and evaluated.
     EpochFinished {
         /// All epochs so far, the one that finished last.
-        history: &'a [EpochResult],
+        history: &'a [EpochMetrics],
         /// The best one.
         best: BestEpoch,
         /// What the epoch's weights made of the test images.

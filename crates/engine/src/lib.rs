@@ -29,4 +29,4 @@ pub use recipe::{
     Positive, Recipe, built_in, names as recipe_names,
 };
 pub use schedule::{Rates, Schedule};
-pub use training::{BestEpoch, EpochResult, Observed, Outcome, Position, Training};
+pub use training::{BestEpoch, Observed, Outcome, Position, Training};

@@ -15,6 +15,7 @@ use candle_nn::Optimizer;
 use datasets::{Batch, Split};
 use models::{CLASSES, DropoutMasks, Network};
 use ops::{Arithmetic, Tally, Tape};
+use run::{EpochMetrics, EvaluationSplit, SplitMetrics};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
@@ -35,45 +36,6 @@ pub struct Position {
     pub right: u64,
     /// Time that those steps took, over all processes that worked on them.
     pub seconds: f64,
-}
-
-/// What an epoch came to. Accuracies are shares, 0 to 1; losses and accuracies are means over
-/// images.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EpochResult {
-    /// Its number, from 1.
-    pub epoch: u32,
-    /// Loss on the training images, as they came up while training.
-    pub train_loss: f64,
-    /// Accuracy on the training images, as they came up while training.
-    pub train_accuracy: f64,
-    /// Loss on the test images, after the epoch.
-    pub test_loss: f64,
-    /// Accuracy on the test images, after the epoch.
-    pub test_accuracy: f64,
-    /// Learning rate of the epoch's first step.
-    pub learning_rate: f64,
-    /// Wall-clock time of training and evaluation; without that with mirrored views.
-    pub seconds: f64,
-    /// Training images a second, evaluation not counted.
-    pub images_per_second: f64,
-    /// SHA-256, in hexadecimal, of the weights after the epoch: their numbers in the order of PyTorch's `state_dict`,
-    /// little-endian. On a GPU only of epochs after which a checkpoint was written.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weights_sha256: Option<String>,
-    /// Loss of the weights' moving average on the test images, where there is one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub average_test_loss: Option<f64>,
-    /// Its accuracy on them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub average_test_accuracy: Option<f64>,
-    /// Accuracy on the test images where the mean of the outputs for an image and for its mirror image counts; after
-    /// the run's last epoch.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mirrored_test_accuracy: Option<f64>,
-    /// Whether the run ended with this epoch because the test loss had not become lower for long enough.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub stopped_early: bool,
 }
 
 /// The epoch with the best test accuracy, the first of equals.
@@ -107,6 +69,8 @@ pub struct Training {
     optimiser: Sgd,
     train: Feed,
     test: Feed,
+    /// What `test` holds.
+    split: EvaluationSplit,
     position: Position,
     /// What the steps came to that `position` does not count yet.
     tally: Tally,
@@ -114,7 +78,7 @@ pub struct Training {
     rates: Rates,
     /// The weights' moving average, in the network's order; from the first step on where the recipe has one.
     averages: Option<Vec<Tensor>>,
-    history: Vec<EpochResult>,
+    history: Vec<EpochMetrics>,
     best: Option<BestEpoch>,
     /// The best epoch's weights, where they are not written yet.
     best_weights: Option<Vec<(String, Tensor)>>,
@@ -183,6 +147,7 @@ impl Training {
         Ok(Self {
             train,
             test,
+            split: EvaluationSplit::Test,
             tally: Tally::new(CLASSES, &device)?,
             plateau: Plateau::new(&recipe),
             rates: Rates::new(&recipe, batches),
@@ -206,6 +171,13 @@ impl Training {
     #[must_use]
     pub fn in_order(mut self) -> Self {
         self.train = self.train.in_order();
+        self
+    }
+
+    /// The same with metrics under the names of this split; without it, they are those of the test set.
+    #[must_use]
+    pub fn evaluated_on(mut self, split: EvaluationSplit) -> Self {
+        self.split = split;
         self
     }
 
@@ -266,14 +238,18 @@ impl Training {
         self.optimiser = self.optimiser.with_velocities(velocities)?;
         self.position = progress.position;
         self.plateau = progress.plateau;
+        // Checkpoints of earlier versions say `test_loss` for validation samples too.
         self.history = progress.history;
+        for epoch in &mut self.history {
+            epoch.evaluation = self.split.metrics(*epoch.evaluated());
+        }
         self.best = progress.best;
         Ok(self)
     }
 
     /// All finished epochs.
     #[must_use]
-    pub fn history(&self) -> &[EpochResult] {
+    pub fn history(&self) -> &[EpochMetrics] {
         &self.history
     }
 
@@ -582,7 +558,7 @@ impl Training {
     fn stops_early_after(&self, loss: f64) -> bool {
         let patience = self.recipe.early_stopping as usize;
         let losses = || {
-            let before = self.history.iter().map(|epoch| epoch.test_loss);
+            let before = self.history.iter().map(|epoch| epoch.evaluated().loss);
             before.chain([loss])
         };
         let lowest = losses().fold(f64::INFINITY, f64::min);
@@ -679,19 +655,21 @@ impl Training {
         let position = self.position;
         let images = position.images as f64;
         let epoch = position.epoch + 1;
-        self.history.push(EpochResult {
+        self.history.push(EpochMetrics {
             epoch,
             train_loss: position.loss_sum / images,
             train_accuracy: position.right as f64 / images,
-            test_loss: evaluation.loss,
-            test_accuracy: evaluation.accuracy,
+            evaluation: self.split.metrics(SplitMetrics {
+                loss: evaluation.loss,
+                accuracy: evaluation.accuracy,
+                model_ema_loss: end.average.as_ref().map(|average| average.loss),
+                model_ema_accuracy: end.average.as_ref().map(|average| average.accuracy),
+                tta_accuracy: end.mirrored.map(|mirrored| mirrored.accuracy),
+            }),
             learning_rate: self.learning_rate(0),
             seconds: position.seconds + end.seconds,
             images_per_second: images / position.seconds,
             weights_sha256: end.weights_sha256,
-            average_test_loss: end.average.as_ref().map(|average| average.loss),
-            average_test_accuracy: end.average.as_ref().map(|average| average.accuracy),
-            mirrored_test_accuracy: end.mirrored.map(|mirrored| mirrored.accuracy),
             stopped_early: end.stops_early,
         });
         self.plateau = self.plateau.after(evaluation.loss);

@@ -247,26 +247,32 @@ pub(crate) fn results(comparison: &Comparison) -> Table {
     row(
         "test accuracy after the last epoch",
         &|post| percent(post.accuracy),
-        &|group| Some(percent(group.sample(|run| run.last().test_accuracy)?.mean)),
+        &|group| {
+            Some(percent(
+                group.sample(|run| run.last().evaluated().accuracy)?.mean,
+            ))
+        },
     );
     row("its standard deviation over seeds", &none, &|group| {
-        let sample = group.sample(|run| run.last().test_accuracy)?;
+        let sample = group.sample(|run| run.last().evaluated().accuracy)?;
         Some(sample.deviation.map_or_else(
             || "needs two seeds".to_owned(),
             |deviation| format!("{:.2} points", 100.0 * deviation),
         ))
     });
     row("95 % interval of the mean", &none, &|group| {
-        Some(interval(&group.sample(|run| run.last().test_accuracy)?))
+        Some(interval(
+            &group.sample(|run| run.last().evaluated().accuracy)?,
+        ))
     });
     // Beside the accuracies of the weights themselves, where runs have them.
     for (name, accuracy) in [
         (
             "the same by the weights' moving average",
-            (|run| run.last().average_test_accuracy) as fn(&Run) -> Option<f64>,
+            (|run| run.last().evaluated().model_ema_accuracy) as fn(&Run) -> Option<f64>,
         ),
         ("the same with mirrored views", |run| {
-            run.last().mirrored_test_accuracy
+            run.last().evaluated().tta_accuracy
         }),
     ] {
         if comparison.runs().any(|run| accuracy(run).is_some()) {
@@ -282,7 +288,7 @@ pub(crate) fn results(comparison: &Comparison) -> Table {
     row("test loss after the last epoch", &none, &|group| {
         Some(format!(
             "{:.4}",
-            group.sample(|run| run.last().test_loss)?.mean
+            group.sample(|run| run.last().evaluated().loss)?.mean
         ))
     });
     row("training accuracy in the last epoch", &none, &|group| {
@@ -296,8 +302,8 @@ pub(crate) fn ratios(comparison: &Comparison) -> Vec<String> {
     let mut sentences = Vec::new();
     for (a, b) in comparison.pairs() {
         let (Some(first), Some(second)) = (
-            a.sample(|run| run.last().test_accuracy),
-            b.sample(|run| run.last().test_accuracy),
+            a.sample(|run| run.last().evaluated().accuracy),
+            b.sample(|run| run.last().evaluated().accuracy),
         ) else {
             continue;
         };
@@ -441,7 +447,7 @@ pub(crate) fn tests(comparison: &Comparison) -> Vec<String> {
     for (a, b) in comparison.pairs() {
         let pairs: Vec<_> = a
             .paired(b)
-            .map(|(a, b)| (a.last().test_accuracy, b.last().test_accuracy))
+            .map(|(a, b)| (a.last().evaluated().accuracy, b.last().evaluated().accuracy))
             .collect();
         sentences.push(match paired_test(&pairs) {
             None => format!(
@@ -515,7 +521,7 @@ pub(crate) fn tests(comparison: &Comparison) -> Vec<String> {
 /// Where overfitting begins, in words.
 pub(crate) fn overfitting(group: &Group) -> Option<String> {
     let epochs = group.runs.iter().map(|run| run.epochs.len()).min()?;
-    let mean = |epoch: usize, value: &dyn Fn(&crate::Epoch) -> f64| {
+    let mean = |epoch: usize, value: &dyn Fn(&run::EpochMetrics) -> f64| {
         group
             .runs
             .iter()
@@ -524,7 +530,7 @@ pub(crate) fn overfitting(group: &Group) -> Option<String> {
             / group.runs.len() as f64
     };
     let losses: Vec<_> = (0..epochs)
-        .map(|epoch| mean(epoch, &|epoch| epoch.test_loss))
+        .map(|epoch| mean(epoch, &|epoch| epoch.evaluated().loss))
         .collect();
     let lowest = (0..epochs).min_by(|a, b| losses[*a].total_cmp(&losses[*b]))?;
     let trained = |epoch: usize| mean(epoch, &|epoch| epoch.train_loss);

@@ -1,10 +1,10 @@
 //! The curves of a run, as in the post: loss on the left, accuracy on the right, training blue,
 //! test orange, one point an epoch; and the loss against the rates of a search.
 
-use crate::metrics::{Epoch, Evaluated};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
+use run::{EpochMetrics, EvaluationSplit};
 use serde::Serialize;
 use std::io::Cursor;
 
@@ -27,16 +27,16 @@ const FONT: &str = "sans-serif";
 ///
 /// # Errors
 /// When they cannot be drawn.
-pub fn curves_svg(title: &str, evaluated: Evaluated, epochs: &[Epoch]) -> Result<String, Error> {
-    svg(title, Figure::Curves(evaluated, epochs))
+pub fn curves_svg(title: &str, epochs: &[EpochMetrics]) -> Result<String, Error> {
+    svg(title, Figure::Curves(epochs))
 }
 
 /// The curves as a PNG file.
 ///
 /// # Errors
 /// When they cannot be drawn.
-pub fn curves_png(title: &str, evaluated: Evaluated, epochs: &[Epoch]) -> Result<Vec<u8>, Error> {
-    png(title, Figure::Curves(evaluated, epochs))
+pub fn curves_png(title: &str, epochs: &[EpochMetrics]) -> Result<Vec<u8>, Error> {
+    png(title, Figure::Curves(epochs))
 }
 
 /// One step of a search for a learning rate.
@@ -77,7 +77,7 @@ pub fn rates_png(
 /// What is drawn.
 #[derive(Clone, Copy)]
 enum Figure<'a> {
-    Curves(Evaluated, &'a [Epoch]),
+    Curves(&'a [EpochMetrics]),
     Rates(&'a [TriedRate], Option<f64>),
 }
 
@@ -115,7 +115,7 @@ fn error(error: impl std::fmt::Display) -> Error {
 /// One panel: what it shows of an epoch, training first.
 struct Panel {
     caption: &'static str,
-    values: fn(&Epoch) -> (f64, f64),
+    values: fn(&EpochMetrics) -> (f64, f64),
     /// The range that the axis shows at least.
     least: (f64, f64),
 }
@@ -123,12 +123,17 @@ struct Panel {
 const PANELS: [Panel; 2] = [
     Panel {
         caption: "Loss",
-        values: |epoch| (epoch.train_loss, epoch.test_loss),
+        values: |epoch| (epoch.train_loss, epoch.evaluated().loss),
         least: (0.0, 0.1),
     },
     Panel {
         caption: "Accuracy (%)",
-        values: |epoch| (100.0 * epoch.train_accuracy, 100.0 * epoch.test_accuracy),
+        values: |epoch| {
+            (
+                100.0 * epoch.train_accuracy,
+                100.0 * epoch.evaluated().accuracy,
+            )
+        },
         least: (0.0, 1.0),
     },
 ];
@@ -144,9 +149,9 @@ fn draw<B: DrawingBackend>(
     let area = area.margin(14, 0, 0, 0);
     let area = area.titled(title, (FONT, 30)).map_err(error)?;
     match figure {
-        Figure::Curves(evaluated, epochs) => {
+        Figure::Curves(epochs) => {
             for (panel, area) in PANELS.iter().zip(area.split_evenly((1, 2))) {
-                draw_panel(&area, panel, evaluated, epochs)?;
+                draw_panel(&area, panel, epochs)?;
             }
         }
         Figure::Rates(tried, suggestion) => draw_rates(&area, tried, suggestion)?,
@@ -157,25 +162,23 @@ fn draw<B: DrawingBackend>(
 fn draw_panel<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
     panel: &Panel,
-    evaluated: Evaluated,
-    epochs: &[Epoch],
+    epochs: &[EpochMetrics],
 ) -> Result<(), Error> {
     let points = |side: fn((f64, f64)) -> f64| {
         epochs
             .iter()
             .map(move |epoch| (f64::from(epoch.epoch), side((panel.values)(epoch))))
     };
+    let split = epochs
+        .first()
+        .map_or(EvaluationSplit::Test, EpochMetrics::split);
     let curves = [
         (
             "training".to_owned(),
             TRAINING,
             points(|values| values.0).collect::<Vec<_>>(),
         ),
-        (
-            evaluated.to_string(),
-            TEST,
-            points(|values| values.1).collect(),
-        ),
+        (split.to_string(), TEST, points(|values| values.1).collect()),
     ];
     let (low, high) = curves
         .iter()
@@ -339,22 +342,25 @@ fn draw_rates<B: DrawingBackend>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use run::SplitMetrics;
 
-    fn epochs(count: u32) -> Vec<Epoch> {
+    fn epochs(count: u32) -> Vec<EpochMetrics> {
         (1..=count)
-            .map(|epoch| Epoch {
+            .map(|epoch| EpochMetrics {
                 epoch,
                 train_loss: 2.3 / f64::from(epoch),
                 train_accuracy: 1.0 - 0.9 / f64::from(epoch),
-                test_loss: 2.3 / f64::from(epoch).sqrt(),
-                test_accuracy: 1.0 - 0.9 / f64::from(epoch).sqrt(),
+                evaluation: EvaluationSplit::Test.metrics(SplitMetrics {
+                    loss: 2.3 / f64::from(epoch).sqrt(),
+                    accuracy: 1.0 - 0.9 / f64::from(epoch).sqrt(),
+                    model_ema_loss: None,
+                    model_ema_accuracy: None,
+                    tta_accuracy: None,
+                }),
                 learning_rate: 0.01,
                 seconds: 1.0,
                 images_per_second: 1.0,
                 weights_sha256: None,
-                average_test_loss: None,
-                average_test_accuracy: None,
-                mirrored_test_accuracy: None,
                 stopped_early: false,
             })
             .collect()
@@ -376,7 +382,7 @@ mod tests {
     fn both_curves_are_seen_for_any_number_of_epochs() {
         for count in [1, 2, 3, 50] {
             assert_eq!(
-                colours(&curves_png("title", Evaluated::Test, &epochs(count)).unwrap()),
+                colours(&curves_png("title", &epochs(count)).unwrap()),
                 2,
                 "{count}"
             );
@@ -385,7 +391,7 @@ mod tests {
 
     #[test]
     fn the_svg_holds_title_axes_and_both_curves() {
-        let svg = curves_svg("a <title> & more", Evaluated::Test, &epochs(7)).unwrap();
+        let svg = curves_svg("a <title> & more", &epochs(7)).unwrap();
         for part in [
             "a &lt;title&gt; &amp; more",
             "Loss",

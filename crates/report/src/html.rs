@@ -4,7 +4,8 @@ use crate::chart::{Chart, Series};
 use crate::comparison::{Comparison, Group, network_name};
 use crate::contents::{self, Seen, Table};
 use crate::run::Run;
-use crate::{Epoch, TIMES_BEGIN, TIMES_END, picture};
+use crate::{TIMES_BEGIN, TIMES_END, picture};
+use ::run::EpochMetrics;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 const STYLE: &str = include_str!("style.css");
@@ -73,10 +74,10 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                     "Lines are means over seeds; bands span the lowest and the highest seed. Training figures are taken while an epoch trains, test figures after it."
                 }
                 div class="charts" {
-                    (overlay(comparison, "Test accuracy", "test accuracy (%)", |epoch| 100.0 * epoch.test_accuracy).figure())
-                    (overlay(comparison, "Test loss", "test loss", |epoch| epoch.test_loss).figure())
+                    (overlay(comparison, "Test accuracy", "test accuracy (%)", |epoch| 100.0 * epoch.evaluated().accuracy).figure())
+                    (overlay(comparison, "Test loss", "test loss", |epoch| epoch.evaluated().loss).figure())
                     @for group in &comparison.groups {
-                        (train_and_test(&format!("{}: loss", group.label), &group.runs, "loss", |epoch| (epoch.train_loss, epoch.test_loss)).figure())
+                        (train_and_test(&format!("{}: loss", group.label), &group.runs, "loss", |epoch| (epoch.train_loss, epoch.evaluated().loss)).figure())
                     }
                     (learning_rates(comparison).figure())
                 }
@@ -88,8 +89,8 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                         @for run in &group.runs {
                             @let label = format!("{}, seed {}", group.label, run.seed);
                             @let one = std::slice::from_ref(run);
-                            (train_and_test(&format!("{label}: loss"), one, "loss", |epoch| (epoch.train_loss, epoch.test_loss)).figure())
-                            (train_and_test(&format!("{label}: accuracy"), one, "accuracy (%)", |epoch| (100.0 * epoch.train_accuracy, 100.0 * epoch.test_accuracy)).figure())
+                            (train_and_test(&format!("{label}: loss"), one, "loss", |epoch| (epoch.train_loss, epoch.evaluated().loss)).figure())
+                            (train_and_test(&format!("{label}: accuracy"), one, "accuracy (%)", |epoch| (100.0 * epoch.train_accuracy, 100.0 * epoch.evaluated().accuracy)).figure())
                         }
                     }
                 }
@@ -170,7 +171,12 @@ fn group_class(number: usize) -> String {
 }
 
 /// Mean and range over runs of a value by epoch, as far as all of them came.
-fn over_seeds(name: &str, class: &str, runs: &[Run], value: impl Fn(&Epoch) -> f64) -> Series {
+fn over_seeds(
+    name: &str,
+    class: &str,
+    runs: &[Run],
+    value: impl Fn(&EpochMetrics) -> f64,
+) -> Series {
     let epochs = runs.iter().map(|run| run.epochs.len()).min().unwrap_or(0);
     let by_epoch = (0..epochs).map(|epoch| {
         let values: Vec<_> = runs.iter().map(|run| value(&run.epochs[epoch])).collect();
@@ -195,7 +201,7 @@ fn overlay(
     comparison: &Comparison,
     title: &str,
     y: &'static str,
-    value: impl Fn(&Epoch) -> f64,
+    value: impl Fn(&EpochMetrics) -> f64,
 ) -> Chart {
     let mut series = Vec::new();
     for (number, group) in comparison.groups.iter().enumerate() {
@@ -232,7 +238,7 @@ fn train_and_test(
     title: &str,
     runs: &[Run],
     y: &'static str,
-    values: impl Fn(&Epoch) -> (f64, f64),
+    values: impl Fn(&EpochMetrics) -> (f64, f64),
 ) -> Chart {
     let series = vec![
         over_seeds("training", "train", runs, |epoch| values(epoch).0),
@@ -289,7 +295,7 @@ fn wall_clock(comparison: &Comparison) -> Chart {
                 let mut seconds = 0.0;
                 let points = run.epochs.iter().map(|epoch| {
                     seconds += epoch.seconds;
-                    (seconds / 60.0, 100.0 * epoch.test_accuracy)
+                    (seconds / 60.0, 100.0 * epoch.evaluated().accuracy)
                 });
                 Series {
                     name: group.label.clone(),

@@ -9,7 +9,6 @@ mod curves;
 mod html;
 mod layers;
 mod markdown;
-mod metrics;
 mod picture;
 mod predictions;
 mod run;
@@ -21,7 +20,6 @@ pub use curves::{Error as CurvesError, TriedRate, curves_png, curves_svg, rates_
 pub use html::html;
 pub use layers::{LAYERS, Layer, read_layers, write_layers};
 pub use markdown::markdown;
-pub use metrics::{Epoch, Error as MetricsError, Evaluated, read_metrics, write_metrics};
 pub use predictions::{
     CLASSES, Error as PredictionsError, Filters, PICTURE_BYTES, PREDICTIONS, Predictions,
 };

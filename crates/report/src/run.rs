@@ -1,9 +1,9 @@
 //! A run, read back from its folder.
 
 use crate::layers::{LAYERS, Layer, read_layers};
-use crate::metrics::{self, Epoch, read_metrics};
 use crate::predictions::{self, PREDICTIONS, Predictions};
 use crate::{MADE_BY, RECORD_VERSION, RECORD_VERSION_KEY};
+use ::run::{EpochMetrics, metrics};
 use serde::Deserialize;
 use std::fs;
 use std::io;
@@ -32,7 +32,7 @@ pub struct Run {
     /// What made the run.
     pub made_by: MadeBy,
     /// The epochs that are done, at least one.
-    pub epochs: Vec<Epoch>,
+    pub epochs: Vec<EpochMetrics>,
     /// What the last epoch's weights made of the test images, where that was recorded.
     pub predictions: Option<Predictions>,
     /// The network's layers, where they were recorded.
@@ -159,7 +159,7 @@ impl Run {
             .map_err(|error: toml::de::Error| damaged(error.message().to_owned()))?;
         let metrics = folder.join(METRICS);
         let epochs = if metrics.exists() {
-            read_metrics(&metrics)?
+            metrics::read(&metrics)?
         } else {
             Vec::new()
         };
@@ -208,7 +208,7 @@ impl Run {
 
     /// The last epoch.
     #[must_use]
-    pub fn last(&self) -> &Epoch {
+    pub fn last(&self) -> &EpochMetrics {
         // `read` gives no run without one.
         &self.epochs[self.epochs.len() - 1]
     }
@@ -218,7 +218,7 @@ impl Run {
     pub fn best_accuracy(&self) -> f64 {
         self.epochs
             .iter()
-            .map(|epoch| epoch.test_accuracy)
+            .map(|epoch| epoch.evaluated().accuracy)
             .fold(0.0, f64::max)
     }
 
@@ -251,6 +251,7 @@ fn folder_name(folder: &Path) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use ::run::{EvaluationSplit, SplitMetrics};
     use proptest::prelude::*;
 
     /// A run that never was: its losses and accuracies by epoch.
@@ -292,21 +293,25 @@ pub(crate) mod tests {
             },
             epochs: (1..)
                 .zip(epochs)
-                .map(|(epoch, (train_loss, test_loss, test_accuracy))| Epoch {
-                    epoch,
-                    train_loss: *train_loss,
-                    train_accuracy: 0.5,
-                    test_loss: *test_loss,
-                    test_accuracy: *test_accuracy,
-                    learning_rate: 0.01,
-                    seconds: 60.0,
-                    images_per_second: 1000.0,
-                    weights_sha256: None,
-                    average_test_loss: None,
-                    average_test_accuracy: None,
-                    mirrored_test_accuracy: None,
-                    stopped_early: false,
-                })
+                .map(
+                    |(epoch, (train_loss, test_loss, test_accuracy))| EpochMetrics {
+                        epoch,
+                        train_loss: *train_loss,
+                        train_accuracy: 0.5,
+                        evaluation: EvaluationSplit::Test.metrics(SplitMetrics {
+                            loss: *test_loss,
+                            accuracy: *test_accuracy,
+                            model_ema_loss: None,
+                            model_ema_accuracy: None,
+                            tta_accuracy: None,
+                        }),
+                        learning_rate: 0.01,
+                        seconds: 60.0,
+                        images_per_second: 1000.0,
+                        weights_sha256: None,
+                        stopped_early: false,
+                    },
+                )
                 .collect(),
             predictions: None,
             layers: None,

@@ -3,8 +3,10 @@
 
 mod bounded;
 pub mod cli;
+pub mod metrics;
 pub mod recipes;
 pub mod settings;
 
 pub use bounded::{Cutout, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive};
+pub use metrics::{EpochMetrics, EvaluationMetrics, EvaluationSplit, SplitMetrics};
 pub use settings::{Overrides, Settings};

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use datasets::{Dataset, Split};
-use report::Evaluated;
+use run::EvaluationSplit;
 use run::cli::UsageError;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
@@ -43,7 +43,7 @@ pub(crate) struct Data {
     /// The images that are evaluated on.
     pub(crate) test: Split,
     /// Which these are.
-    pub(crate) evaluated: Evaluated,
+    pub(crate) evaluated: EvaluationSplit,
     pub(crate) class_names: [&'static str; 10],
     /// SHA-256 of the set, limits not counted (those of the synthetic set do count: they are its size).
     pub(crate) digest: String,
@@ -87,17 +87,17 @@ impl Data {
         };
         let mut train = limited("--limit-train", dataset.training(), limits.train)?;
         let mut test = limited("--limit-test", dataset.test(), limits.test)?;
-        let mut evaluated = Evaluated::Test;
+        let mut evaluated = EvaluationSplit::Test;
         if let Some((images, seed)) = limits.validation {
             (train, test) = train
                 .hold_out(images.get(), seed)
                 .map_err(|error| UsageError(format!("--validation {images}: {error}")))?;
-            evaluated = Evaluated::Validation;
+            evaluated = EvaluationSplit::Validation;
         }
         if let Some(images) = limits.overfit {
             train = limited("--overfit-batches", train, Some(images))?;
             test = train.clone();
-            evaluated = Evaluated::Validation;
+            evaluated = EvaluationSplit::Validation;
         }
         Ok(Self {
             train,

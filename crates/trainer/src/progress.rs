@@ -2,7 +2,7 @@
 
 use engine::Event;
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use report::Evaluated;
+use run::EvaluationSplit;
 use run::cli;
 use std::io::{IsTerminal, stderr};
 use std::time::Duration;
@@ -14,11 +14,11 @@ pub(crate) struct Progress {
     /// Training images of an epoch.
     images: usize,
     /// What is evaluated on.
-    evaluated: Evaluated,
+    evaluated: EvaluationSplit,
 }
 
 impl Progress {
-    pub(crate) fn new(show_bar: bool, images: usize, evaluated: Evaluated) -> Self {
+    pub(crate) fn new(show_bar: bool, images: usize, evaluated: EvaluationSplit) -> Self {
         let bar = if show_bar && stderr().is_terminal() {
             ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(5))
         } else {
@@ -87,8 +87,8 @@ impl Progress {
                         epoch.epoch,
                         epoch.train_loss,
                         100.0 * epoch.train_accuracy,
-                        epoch.test_loss,
-                        100.0 * epoch.test_accuracy,
+                        epoch.evaluated().loss,
+                        100.0 * epoch.evaluated().accuracy,
                         four_digits(epoch.learning_rate),
                         epoch.seconds,
                         epoch.images_per_second,

@@ -7,6 +7,7 @@ use crate::layer_times::LayerTimes;
 use crate::progress::Progress;
 use crate::run_folder::{RECORD, RunFolder};
 use crate::settings::{self, Given, Settings};
+use ::run::EpochMetrics;
 use anyhow::Context;
 use atomic_file::Unfinished;
 use candle_core::Device;
@@ -259,7 +260,8 @@ fn training(
     Ok(match settings.run.overfit_batches {
         Some(_) => training.in_order(),
         None => training,
-    })
+    }
+    .evaluated_on(data.evaluated))
 }
 
 fn checkpoints(settings: &Settings, data: &Data, folder: &RunFolder) -> Checkpoints {
@@ -415,8 +417,8 @@ fn train(
         ));
         tracing::info!(epoch = position.epoch, step = position.step, "resumed");
         // A process that was killed may have written more, or less, than belongs to the checkpoint.
-        write_metrics(folder, data, training.history())?;
-        write_curves(folder, settings, data, training.history())?;
+        write_metrics(folder, training.history())?;
+        write_curves(folder, settings, training.history())?;
     }
     let mut progress = Progress::new(!args.no_progress, data.train.len(), data.evaluated);
     let minutes = run.checkpoint_minutes.get();
@@ -453,10 +455,10 @@ fn train(
                     write_layers(folder, settings.run.model, place)?;
                 }
                 enough.set(args.stop_after.is_some_and(|epochs| epoch >= epochs.get()));
-                write_metrics(folder, data, history)?;
+                write_metrics(folder, history)?;
                 drawn = false;
                 if last_drawn.is_none_or(|time| time.elapsed() >= BETWEEN_CURVES) {
-                    write_curves(folder, settings, data, history)?;
+                    write_curves(folder, settings, history)?;
                     drawn = true;
                     last_drawn = Some(Instant::now());
                 }
@@ -467,7 +469,7 @@ fn train(
     );
     drop(progress);
     if !drawn {
-        write_curves(folder, settings, data, training.history())?;
+        write_curves(folder, settings, training.history())?;
     }
     let outcome = outcome.inspect_err(|error| tracing::error!("{error}"))?;
     match outcome {
@@ -487,13 +489,16 @@ fn train(
                 };
                 cli::line(&format!(
                     "done: {:.2} % of the {evaluated} images after {}{}{}; curves in {path}/curves.svg",
-                    100.0 * last.test_accuracy,
+                    100.0 * last.evaluated().accuracy,
                     match last.epoch {
                         1 => "1 epoch".to_owned(),
                         epochs => format!("{epochs} epochs"),
                     },
-                    share("by the weights' average", last.average_test_accuracy),
-                    share("with mirrored views", last.mirrored_test_accuracy),
+                    share(
+                        "with the EMA of the weights",
+                        last.evaluated().model_ema_accuracy
+                    ),
+                    share("with test-time augmentation", last.evaluated().tta_accuracy),
                 ));
             }
             tracing::info!("run ends");
@@ -525,16 +530,10 @@ fn train(
 /// drawing, and the GPU waits for it.
 const BETWEEN_CURVES: Duration = Duration::from_secs(2);
 
-fn write_metrics(
-    folder: &RunFolder,
-    data: &Data,
-    history: &[engine::EpochResult],
-) -> anyhow::Result<()> {
-    let epochs: Vec<report::Epoch> = history.iter().map(epoch_record).collect();
-    Ok(report::write_metrics(
+fn write_metrics(folder: &RunFolder, history: &[EpochMetrics]) -> anyhow::Result<()> {
+    Ok(run::metrics::write(
         &folder.path().join(report::METRICS),
-        data.evaluated,
-        &epochs,
+        history,
     )?)
 }
 
@@ -600,10 +599,8 @@ fn write_layers(folder: &RunFolder, model: Architecture, place: &Place) -> anyho
 fn write_curves(
     folder: &RunFolder,
     settings: &Settings,
-    data: &Data,
-    history: &[engine::EpochResult],
+    history: &[EpochMetrics],
 ) -> anyhow::Result<()> {
-    let epochs: Vec<report::Epoch> = history.iter().map(epoch_record).collect();
     let title = format!(
         "{}, {} recipe, seed {}",
         settings.run.model.class_name(),
@@ -612,30 +609,9 @@ fn write_curves(
     );
     folder.write(
         "curves.svg",
-        report::curves_svg(&title, data.evaluated, &epochs)?.as_bytes(),
+        report::curves_svg(&title, history)?.as_bytes(),
     )?;
-    folder.write(
-        "curves.png",
-        &report::curves_png(&title, data.evaluated, &epochs)?,
-    )
-}
-
-fn epoch_record(epoch: &engine::EpochResult) -> report::Epoch {
-    report::Epoch {
-        epoch: epoch.epoch,
-        train_loss: epoch.train_loss,
-        train_accuracy: epoch.train_accuracy,
-        test_loss: epoch.test_loss,
-        test_accuracy: epoch.test_accuracy,
-        learning_rate: epoch.learning_rate,
-        seconds: epoch.seconds,
-        images_per_second: epoch.images_per_second,
-        weights_sha256: epoch.weights_sha256.clone(),
-        average_test_loss: epoch.average_test_loss,
-        average_test_accuracy: epoch.average_test_accuracy,
-        mirrored_test_accuracy: epoch.mirrored_test_accuracy,
-        stopped_early: epoch.stopped_early,
-    }
+    folder.write("curves.png", &report::curves_png(&title, history)?)
 }
 
 fn log(event: &Event<'_>) {
@@ -665,8 +641,8 @@ fn log(event: &Event<'_>) {
                     epoch = last.epoch,
                     train_loss = last.train_loss,
                     train_accuracy = last.train_accuracy,
-                    test_loss = last.test_loss,
-                    test_accuracy = last.test_accuracy,
+                    loss = last.evaluated().loss,
+                    accuracy = last.evaluated().accuracy,
                     seconds = last.seconds,
                     best = best.epoch,
                     "epoch ends"

@@ -123,7 +123,7 @@ impl Pace {
             "pace",
             "--no-progress",
         ])?;
-        let epochs = report::read_metrics(&folder.path().join("pace").join(METRICS))?;
+        let epochs = run::metrics::read(&folder.path().join("pace").join(METRICS))?;
         let epoch = epochs.last().context("no step was measured")?;
         let evaluation = epoch.seconds - train as f64 / epoch.images_per_second;
         Ok(Self {

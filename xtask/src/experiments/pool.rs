@@ -307,7 +307,7 @@ impl Progress {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut known: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         for run in state.values() {
-            let epochs = report::read_metrics(&run.folder.join(METRICS)).unwrap_or_default();
+            let epochs = run::metrics::read(&run.folder.join(METRICS)).unwrap_or_default();
             known
                 .entry(&run.kind)
                 .or_default()

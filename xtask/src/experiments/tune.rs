@@ -305,7 +305,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
             let accuracy = if failed.contains(&run.name) {
                 None
             } else {
-                Some(Run::read(&run.folder)?.last().test_accuracy)
+                Some(Run::read(&run.folder)?.last().evaluated().accuracy)
             };
             round.push(Outcome {
                 trial: *trial,

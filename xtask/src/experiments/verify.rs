@@ -2,7 +2,8 @@
 
 use crate::experiments::trainer::{self, Trainer};
 use anyhow::{Context, bail};
-use report::{CHECKPOINT, Epoch, METRICS, RECORD, Run, checkpoint_epochs, weights_difference};
+use report::{CHECKPOINT, METRICS, RECORD, Run, checkpoint_epochs, weights_difference};
+use run::EpochMetrics;
 use run::cli::{self, Exit, UsageError};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -83,7 +84,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         bail!("the run could not be trained again: {status}");
     }
     let again = again.path().join("again");
-    let repeated = report::read_metrics(&again.join(METRICS))?;
+    let repeated = run::metrics::read(&again.join(METRICS))?;
     let sha = |path: &Path| -> anyhow::Result<String> { Ok(Run::read(path)?.made_by.data_sha256) };
     if sha(&again)? != run.made_by.data_sha256 {
         bail!(
@@ -139,7 +140,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
             if let Some((then, now)) = other {
                 message += &format!(
                     ": from epoch {} on; its training loss was {} and is {}, its test loss was {} and is {}",
-                    then.epoch, then.train_loss, now.train_loss, then.test_loss, now.test_loss
+                    then.epoch,
+                    then.train_loss,
+                    now.train_loss,
+                    then.evaluated().loss,
+                    now.evaluated().loss
                 );
             }
             match weights {
@@ -162,13 +167,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
 }
 
 /// Whether two epochs came to the same, to the bit. Times do not count.
-fn same(then: &Epoch, now: &Epoch) -> bool {
-    let numbers = |epoch: &Epoch| {
+fn same(then: &EpochMetrics, now: &EpochMetrics) -> bool {
+    let numbers = |epoch: &EpochMetrics| {
         [
             epoch.train_loss,
             epoch.train_accuracy,
-            epoch.test_loss,
-            epoch.test_accuracy,
+            epoch.evaluated().loss,
+            epoch.evaluated().accuracy,
             epoch.learning_rate,
         ]
         .map(f64::to_bits)
