@@ -179,7 +179,7 @@ impl Weights {
             let bytes = vec![0; 4 * parameter.shape.iter().product::<usize>()];
             (parameter.name, parameter.shape, bytes)
         });
-        let metadata = [("format_version", "1"), ("model", architecture.name())];
+        let metadata = [("format_version", "1"), ("model", architecture.name)];
         Self {
             tensors: tensors.collect(),
             metadata: metadata
@@ -223,7 +223,7 @@ fn eval(checkpoint: &Path) -> assert_cmd::Command {
 #[test]
 fn damaged_checkpoints_are_named() {
     let folder = tempfile::tempdir().unwrap();
-    let small = || Weights::new(Architecture::SmallAlexNet);
+    let small = || Weights::new("small-alexnet".parse().unwrap());
     eval(&small().write(&folder)).assert().success();
 
     let mut nan = small();
@@ -254,7 +254,7 @@ fn damaged_checkpoints_are_named() {
     refused(
         &mut eval(&extra.write(&folder)),
         1,
-        &["`conv_layer9.0.bias` is not one of small-alexnet's"],
+        &["`conv_layer9.0.bias` is not a parameter of small-alexnet"],
     );
     let mut misshapen = small();
     misshapen.tensors[0].1 = vec![64, 7, 7, 3];
@@ -364,7 +364,7 @@ fn a_run_is_resumed_only_as_what_it_is() {
         1,
         &["last.safetensors", "holds weights alone"],
     );
-    fs::write(&last, Weights::new(Architecture::AlexNet).bytes()).unwrap();
+    fs::write(&last, Weights::new("alexnet".parse().unwrap()).bytes()).unwrap();
     refused(
         &mut resume(),
         1,
@@ -419,7 +419,7 @@ fn a_diverging_run_stops_and_leaves_no_damaged_checkpoint() {
 #[test]
 fn pictures_that_are_none_are_named() {
     let folder = tempfile::tempdir().unwrap();
-    let weights = Weights::new(Architecture::SmallAlexNet).write(&folder);
+    let weights = Weights::new("small-alexnet".parse().unwrap()).write(&folder);
     let predict = |images: &[PathBuf]| {
         let mut command = program("trainer");
         command

@@ -613,8 +613,8 @@ fn summary_and_completions_are_printed() {
     };
     for architecture in Architecture::ALL {
         assert_eq!(
-            output(&["summary", "--model", architecture.name()]),
-            models::summary(architecture)
+            output(&["summary", "--model", architecture.name]),
+            models::summary(*architecture)
         );
     }
     for shell in ["bash", "zsh", "fish"] {

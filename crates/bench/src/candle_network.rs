@@ -2,13 +2,14 @@
 //! differentiation. Candle has no backward pass for overlapping pooling, so that is ours.
 
 use candle_core::{Result, Tensor, bail};
-use models::{Layer, Network};
+use models::{Layer, NamedLayer, Network};
+use ops::Pool;
 
 /// Logits `[batch, 10]` for `images` `[batch, 3, 32, 32]`, without dropout.
 pub(crate) fn forward(network: &Network, images: &Tensor) -> Result<Tensor> {
     let mut variables = network.variables().iter().map(|(_, variable)| variable);
     let mut x = images.clone();
-    for (name, layer) in network.architecture().named_layers() {
+    for NamedLayer { name, layer, .. } in network.architecture().layers() {
         let mut next = || match variables.next() {
             Some(variable) => Ok(variable.as_tensor().clone()),
             None => bail!("{name} has no parameters"),
@@ -23,16 +24,14 @@ pub(crate) fn forward(network: &Network, images: &Tensor) -> Result<Tensor> {
                 x.matmul(&weight.t()?)?.broadcast_add(&bias)?
             }
             Layer::Relu => x.relu()?,
-            Layer::MaxPool2d { .. } => {
-                let Some(pool) = layer.pool() else {
-                    bail!("{name} has no windows");
-                };
+            Layer::MaxPool2d { kernel, stride } => {
                 let channels_last = x.permute((0, 2, 3, 1))?;
-                ops::max_pool2d(&channels_last, pool)?
+                ops::max_pool2d(&channels_last, Pool { kernel, stride })?
                     .permute((0, 3, 1, 2))?
                     .contiguous()?
             }
-            Layer::Dropout => x.flatten_from(1)?,
+            Layer::Flatten => x.flatten_from(1)?,
+            Layer::Dropout => x,
         };
     }
     Ok(x)

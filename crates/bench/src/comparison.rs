@@ -531,7 +531,7 @@ mod tests {
 
     fn row(contestant: &str, threads: usize, rates: &[f64], peak_bytes: u64) -> Row {
         Row {
-            model: Architecture::AlexNet,
+            model: "alexnet".parse().unwrap(),
             pass: Pass::Train,
             batch_size: 128,
             threads,

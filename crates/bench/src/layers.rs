@@ -5,8 +5,8 @@ use crate::spans::Spans;
 use crate::throughput::{batch, network, sgd};
 use candle_core::Device;
 use candle_nn::Optimizer;
-use models::{Architecture, DropoutMasks, IMAGE, Layer, Network};
-use ops::{Activation, Arithmetic, Conv2d, Convolution, Tape, cross_entropy_gradient};
+use models::{Architecture, DropoutMasks, Network, Operation};
+use ops::{Arithmetic, Convolution, Tape, cross_entropy_gradient};
 use run::cli;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
@@ -135,7 +135,7 @@ struct Work {
     bytes: u64,
 }
 
-/// The work of each layer that has a span of its own, forward and backward.
+/// The work of each step of the forward pass, forward and backward.
 fn works(
     architecture: Architecture,
     arithmetic: Arithmetic,
@@ -144,88 +144,60 @@ fn works(
     let convolution = arithmetic.convolution;
     let width = width(arithmetic);
     let mut works = Vec::new();
-    let mut shape = IMAGE.to_vec();
-    let mut layers = architecture.named_layers().peekable();
-    while let Some((name, layer)) = layers.next() {
-        let input = shape.clone();
-        shape = layer.output_shape(&shape);
-        let first = works.is_empty();
-        let numbers = |shape: &[usize]| width * (batch * shape.iter().product::<usize>()) as u64;
-        if let Layer::Dropout = layer {
-            if input.len() > 1 {
-                works.push(("flatten".to_owned(), [copying(numbers(&input)); 2]));
-            }
-            works.push((name, [copying(numbers(&input)); 2]));
-            continue;
-        }
-        let (multiply_adds, performed) = match layer {
-            Layer::Conv2d { padding, .. } => {
-                let conv = Conv2d {
-                    padding,
-                    activation: Activation::Relu,
-                    pool: None,
+    for step in architecture.steps() {
+        let bytes = |shape: &[usize]| width * (batch * shape.iter().product::<usize>()) as u64;
+        // What fused operations read and write between them is never in memory.
+        let (x, y) = (bytes(step.input()), bytes(step.output()));
+        let layer = step.layers[0].layer;
+        let (multiply_adds, performed) = match (step.operation, layer.parameter_shapes()) {
+            (Operation::Conv2d(conv), Some([weight, _])) => {
+                let [channels, height, width] = *step.input() else {
+                    anyhow::bail!("{}: a convolution of other than images", step.name());
                 };
-                let Some([weight, _]) = layer.parameter_shapes() else {
-                    continue;
-                };
-                let x = (batch, input[1], input[2], input[0]);
+                let x = (batch, height, width, channels);
                 let of = |way| conv.multiply_adds(way, x, weight.as_slice());
                 (of(Convolution::Direct)?, of(convolution)?)
             }
-            Layer::Linear {
-                in_features,
-                out_features,
-            } => {
-                let products = (batch * in_features * out_features) as u64;
+            (Operation::Linear(_), _) => {
+                let products = (batch * layer.multiply_adds(step.output())) as u64;
                 (products, products)
             }
-            _ => continue,
-        };
-        // Rectifier and pooling are part of the operation, so what they are given is never stored.
-        while let Some((_, Layer::Relu | Layer::MaxPool2d { .. })) = layers.peek() {
-            if let Some((_, fused)) = layers.next() {
-                shape = fused.output_shape(&shape);
+            _ => {
+                let copying = Work {
+                    bytes: x + y,
+                    ..Work::default()
+                };
+                works.push((step.name().to_owned(), [copying; 2]));
+                continue;
             }
-        }
+        };
         let parameters = 4 * layer.parameter_count() as u64;
-        let (x, y) = (numbers(&input), numbers(&shape));
         let forward = Work {
             multiply_adds,
             performed,
             bytes: x + y + parameters,
         };
-        // Nobody wants the gradient of the images.
-        let products = if first { 1 } else { 2 };
+        // The gradient of the images is not computed.
+        let products = if works.is_empty() { 1 } else { 2 };
         let backward = Work {
             multiply_adds: products * multiply_adds,
             performed: products * performed,
             bytes: products * (x + parameters) + 2 * y,
         };
-        works.push((name, [forward, backward]));
+        works.push((step.name().to_owned(), [forward, backward]));
     }
     Ok(works)
-}
-
-/// Reading and writing so many bytes.
-fn copying(bytes: u64) -> Work {
-    Work {
-        bytes: 2 * bytes,
-        ..Work::default()
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The post's networks: 1,182 and 416 million multiplications with additions an image.
+    /// AlexNet and SmallAlexNet take 1,182 and 416 million multiply-adds an image.
     #[test]
-    fn the_work_is_the_networks() {
-        for (architecture, millions) in [
-            (Architecture::AlexNet, 1182),
-            (Architecture::SmallAlexNet, 416),
-        ] {
-            let works = works(architecture, Convolution::Fast.into(), 1).unwrap();
+    fn multiply_adds_match_the_networks() {
+        for (name, millions) in [("alexnet", 1182), ("small-alexnet", 416)] {
+            let works = works(name.parse().unwrap(), Convolution::Fast.into(), 1).unwrap();
             let sum = |work: fn(&Work) -> u64, pass: usize| -> u64 {
                 works.iter().map(|(_, passes)| work(&passes[pass])).sum()
             };

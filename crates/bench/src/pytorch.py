@@ -1,8 +1,8 @@
-"""Images per second of the two networks in PyTorch on a processor, for `cargo xtask bench --against-pytorch`.
+"""Images per second of a network in PyTorch on a processor, for `cargo xtask bench --against-pytorch`.
 
 The step is the one that the Rust program times: a batch of normalised images in, forward, softmax cross-entropy, backward,
 SGD with momentum and weight decay. The batch lies ready in memory, so nothing is spent on loading or augmenting it.
-`NETWORKS` is what pytorch_networks.py defines. Prints one JSON object.
+The program defines `network()` in front of this script. Prints one JSON object.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from torch import nn
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", choices=["alexnet", "small-alexnet"], required=True)
     parser.add_argument("--pass", dest="which", choices=["train", "eval"], required=True)
     parser.add_argument("--layout", choices=["contiguous", "channels-last"], required=True)
     parser.add_argument("--batch-size", type=int, required=True)
@@ -28,25 +27,25 @@ def main():
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     memory_format = torch.channels_last if args.layout == "channels-last" else torch.contiguous_format
-    network = NETWORKS[args.model]().to(memory_format=memory_format)
+    model = network().to(memory_format=memory_format)
     images = torch.randn(args.batch_size, 3, 32, 32).contiguous(memory_format=memory_format)
     labels = torch.randint(0, 10, (args.batch_size,))
     loss_of = nn.CrossEntropyLoss()
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
     def train():
         optimiser.zero_grad()
-        loss = loss_of(network(images), labels)
+        loss = loss_of(model(images), labels)
         loss.backward()
         optimiser.step()
         return loss.item()
 
     def evaluate():
         with torch.no_grad():
-            return loss_of(network(images), labels).item()
+            return loss_of(model(images), labels).item()
 
     step = train if args.which == "train" else evaluate
-    network.train(args.which == "train")
+    model.train(args.which == "train")
     step()
     steps = 0
     start = time.perf_counter()

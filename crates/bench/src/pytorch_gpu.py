@@ -1,8 +1,8 @@
-"""Images per second of the two networks in PyTorch on an NVIDIA GPU, for `cargo xtask gpu-check`.
+"""Images per second of a network in PyTorch on an NVIDIA GPU, for `cargo xtask gpu-check`.
 
 PyTorch at its best: images and labels lie on the GPU, normalised and ready (so it neither loads nor augments), channels last,
 cuDNN chooses its algorithms by trying them, SGD is fused, the loss is read at the end alone; once as it is and once compiled.
-`NETWORKS` is what pytorch_networks.py defines. Prints one JSON object as its last line.
+The program defines `network()` in front of this script. Prints one JSON object as its last line.
 """
 
 import argparse
@@ -16,13 +16,12 @@ from torch import nn
 
 def rate(args, compiled):
     torch.manual_seed(0)
-    network = NETWORKS[args.model]()
-    network = network.cuda().to(memory_format=torch.channels_last)
+    model = network().cuda().to(memory_format=torch.channels_last)
     images = torch.randn(args.batch_size, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (args.batch_size,), device="cuda")
     loss_of = nn.CrossEntropyLoss()
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
-    run = torch.compile(network, mode="max-autotune") if compiled else network
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
+    run = torch.compile(model, mode="max-autotune") if compiled else model
     narrow = args.precision == "bf16"
 
     def step():
@@ -48,7 +47,6 @@ def rate(args, compiled):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", choices=["alexnet", "small-alexnet"], required=True)
     parser.add_argument("--precision", choices=["f32", "tf32", "bf16"], required=True)
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)

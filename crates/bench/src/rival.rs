@@ -2,16 +2,13 @@
 
 use crate::throughput::{Measured, Pass};
 use anyhow::{Context, bail};
-use models::Architecture;
+use models::{Architecture, Layer};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::{Command, Stdio};
-
-/// The networks, which every script needs.
-const NETWORKS: &str = include_str!("pytorch_networks.py");
 
 /// The script for a processor.
 const SCRIPT: &str = include_str!("pytorch.py");
@@ -61,9 +58,9 @@ pub(crate) fn measure(
 ) -> anyhow::Result<Measured> {
     ask(
         python,
+        model,
         SCRIPT,
         &[
-            ("--model", model.name().to_owned()),
             ("--pass", pass.name().to_owned()),
             ("--layout", layout.name().to_owned()),
             ("--batch-size", batch_size.to_string()),
@@ -73,9 +70,38 @@ pub(crate) fn measure(
     )
 }
 
-/// Hands the networks and `script` to Python, and reads the last line that it prints.
+/// The network in PyTorch: Python code that defines `network()`.
+fn network(model: Architecture) -> String {
+    let layers: Vec<_> = model
+        .layers()
+        .into_iter()
+        .map(|layer| match layer.layer {
+            Layer::Conv2d {
+                in_channels,
+                out_channels,
+                kernel,
+                padding,
+            } => format!("nn.Conv2d({in_channels}, {out_channels}, {kernel}, padding={padding})"),
+            Layer::Relu => "nn.ReLU()".to_owned(),
+            Layer::MaxPool2d { kernel, stride } => format!("nn.MaxPool2d({kernel}, {stride})"),
+            Layer::Dropout => "nn.Dropout(0.5)".to_owned(),
+            Layer::Flatten => "nn.Flatten()".to_owned(),
+            Layer::Linear {
+                in_features,
+                out_features,
+            } => format!("nn.Linear({in_features}, {out_features})"),
+        })
+        .collect();
+    format!(
+        "from torch import nn\n\ndef network():\n    return nn.Sequential({})\n\n",
+        layers.join(", ")
+    )
+}
+
+/// Runs `script` in Python with `network()` defined, and reads the last line that it prints.
 pub(crate) fn ask<T: DeserializeOwned>(
     python: &Path,
+    model: Architecture,
     script: &str,
     arguments: &[(&str, String)],
 ) -> anyhow::Result<T> {
@@ -92,7 +118,7 @@ pub(crate) fn ask<T: DeserializeOwned>(
         .spawn()
         .with_context(|| format!("cannot run `{}`", python.display()))?;
     if let Some(mut input) = child.stdin.take() {
-        input.write_all(NETWORKS.as_bytes())?;
+        input.write_all(network(model).as_bytes())?;
         input.write_all(script.as_bytes())?;
     }
     let output = child.wait_with_output()?;

@@ -257,7 +257,7 @@ fn write<'a>(
         // What Hugging Face's readers look for.
         ("format".to_owned(), "pt".to_owned()),
         (key::VERSION.to_owned(), FORMAT_VERSION.to_string()),
-        (key::MODEL.to_owned(), architecture.name().to_owned()),
+        (key::MODEL.to_owned(), architecture.name.to_owned()),
     ]);
     let entries = entries.into_iter();
     metadata.extend(entries.map(|(key, value)| (key.to_owned(), value)));
@@ -353,7 +353,7 @@ impl File {
             .find(|name| expected.iter().all(|p| p.name != *name))
         {
             return Err(self.misfit(format!(
-                "the tensor `{name}` is not one of {architecture}'s"
+                "the tensor `{name}` is not a parameter of {architecture}"
             )));
         }
         let tensors = expected
@@ -365,7 +365,7 @@ impl File {
                 })?;
                 if view.shape() != parameter.shape {
                     return Err(self.misfit(format!(
-                        "the tensor `{}` has shape {:?}, but {architecture}'s has {:?}",
+                        "the tensor `{}` has shape {:?}, but {architecture} expects {:?}",
                         parameter.name,
                         view.shape(),
                         parameter.shape
@@ -410,7 +410,7 @@ impl File {
     fn architecture(&self, wanted: Option<Architecture>) -> Result<Architecture, Error> {
         let named = self.metadata.get(key::MODEL);
         match (named, wanted) {
-            (Some(named), Some(wanted)) if named == wanted.name() => Ok(wanted),
+            (Some(named), Some(wanted)) if named == wanted.name => Ok(wanted),
             (Some(named), Some(wanted)) => Err(Error::OtherModel {
                 path: self.path.clone(),
                 found: named.clone(),

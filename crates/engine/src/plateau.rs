@@ -66,7 +66,6 @@ impl Plateau {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use models::Architecture;
 
     #[derive(Deserialize)]
     struct Golden {
@@ -90,7 +89,7 @@ mod tests {
             serde_json::from_str(include_str!("../tests/golden/plateau.json")).unwrap();
         assert_eq!(golden.cases.len(), 4);
         for case in golden.cases {
-            let table = crate::built_in("reference", Architecture::AlexNet).unwrap();
+            let table = crate::built_in("reference", "alexnet".parse().unwrap()).unwrap();
             let recipe = Recipe {
                 learning_rate: case.initial_lr.try_into().unwrap(),
                 patience: case.patience,

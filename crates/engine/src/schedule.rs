@@ -95,10 +95,9 @@ impl Rates {
 mod tests {
     use super::*;
     use crate::recipe::built_in;
-    use models::Architecture;
 
     fn rates(settings: &str, steps_per_epoch: usize) -> impl Fn(u64) -> f64 + use<> {
-        let mut table = built_in("reference", Architecture::AlexNet).unwrap();
+        let mut table = built_in("reference", "alexnet".parse().unwrap()).unwrap();
         table.extend(settings.parse::<toml::Table>().unwrap());
         let recipe: Recipe = table.try_into().unwrap();
         let rates = Rates::new(&recipe, steps_per_epoch);

@@ -577,7 +577,7 @@ impl Training {
             let architecture = self.network.architecture();
             // The parameters' gradients, in bf16 with the weights as they are used, and what the libraries need.
             let fixed = 4 * architecture.parameter_count() + LIBRARIES;
-            let image = width * architecture.training_numbers();
+            let image = width * architecture.training_elements();
             let left = (self.free / 10 * 9).saturating_sub(fixed);
             return Error::OutOfMemory {
                 batch_size: self.recipe.batch_size.get(),

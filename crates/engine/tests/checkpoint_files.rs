@@ -12,9 +12,13 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use tempfile::TempDir;
 
+fn small_alexnet() -> Architecture {
+    "small-alexnet".parse().unwrap()
+}
+
 /// A bare file of weights in half precision: small, and read as `f32`.
 static WEIGHTS: LazyLock<Vec<u8>> = LazyLock::new(|| {
-    let tensors: Vec<_> = Architecture::SmallAlexNet
+    let tensors: Vec<_> = small_alexnet()
         .parameters()
         .into_iter()
         .map(|parameter| {
@@ -40,7 +44,7 @@ fn written(bytes: &[u8]) -> (TempDir, PathBuf) {
 
 fn read(bytes: &[u8]) -> Result<Weights, Error> {
     let (_folder, path) = written(bytes);
-    Weights::read(&path, Some(Architecture::SmallAlexNet))
+    Weights::read(&path, Some(small_alexnet()))
 }
 
 #[test]

@@ -1,25 +1,24 @@
-//! Initial weights.
+//! Weight initialisation.
 
 use crate::architecture::Architecture;
 use candle_core::{Device, Result, Tensor};
 use rng::{Purpose, Stream, unit};
 use serde::{Deserialize, Serialize};
 
-/// How initial weights are drawn. All are uniform around 0.
+/// How weights are initialised. All distributions are uniform around 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Initialisation {
     /// PyTorch's default for convolutions and linear layers: weights and biases in `±1/sqrt(fan_in)`
-    /// (`nn.Linear.reset_parameters`: Kaiming's uniform bound with `a = sqrt(5)` comes to just that).
+    /// (`reset_parameters` of `nn.Linear`: `kaiming_uniform_` with `a = sqrt(5)`).
     PyTorch,
-    /// `nn.init.kaiming_uniform_(weight, nonlinearity="relu")`, `±sqrt(6/fan_in)`, which keeps the size of activations
-    /// through rectifiers, with `nonlinearity="linear"`, `±sqrt(3/fan_in)`, for the last layer, which no rectifier
-    /// follows; biases are 0.
+    /// `nn.init.kaiming_uniform_` with `nonlinearity="relu"`, `±sqrt(6/fan_in)`, which keeps the variance of activations
+    /// through ReLU; with `nonlinearity="linear"`, `±sqrt(3/fan_in)`, for the last layer, which has no ReLU. Biases are 0.
     Kaiming,
 }
 
 impl Initialisation {
-    /// What no number of a parameter exceeds.
+    /// The bound of the uniform distribution.
     fn bound(self, fan_in: usize, is_bias: bool, is_last: bool) -> f32 {
         let fan_in = fan_in as f32;
         match (self, is_bias) {
@@ -31,7 +30,7 @@ impl Initialisation {
     }
 }
 
-/// Initial weights by name, in the network's order. Each number is a function of the seed, the parameter's place and
+/// Initial weights by name, in the network's order. Each element is a function of the seed, the parameter's index and
 /// the element's index.
 ///
 /// # Errors
@@ -46,10 +45,10 @@ pub fn initial_parameters(
     let last = parameters.len().saturating_sub(2);
     let parameters = parameters.into_iter().zip(0_u32..);
     parameters
-        .map(|(parameter, number)| {
-            let stream = Stream::new(seed, Purpose::Initialisation, number);
+        .map(|(parameter, index)| {
+            let stream = Stream::new(seed, Purpose::Initialisation, index);
             let is_bias = parameter.shape.len() == 1;
-            let bound = initialisation.bound(parameter.fan_in, is_bias, number as usize >= last);
+            let bound = initialisation.bound(parameter.fan_in, is_bias, index as usize >= last);
             let count = parameter.shape.iter().product::<usize>();
             let values: Vec<f32> = (0..count.div_ceil(4) as u64)
                 .flat_map(|block| stream.words(block))
@@ -66,11 +65,11 @@ pub fn initial_parameters(
 mod tests {
     use super::*;
 
-    /// Bounds that PyTorch 2.15 gives, for a weight of 64 inputs:
+    /// Bounds of PyTorch 2.15 for a weight with `fan_in` 64:
     /// `w = torch.empty(9000, 64); nn.init.kaiming_uniform_(w, nonlinearity="relu"); w.abs().max()` is 0.3062,
     /// with `nonlinearity="linear"` 0.2165, and `nn.Linear(64, 9000).weight.abs().max()` 0.1250.
     #[test]
-    fn bounds_are_pytorchs() {
+    fn bounds_match_pytorch() {
         for (bound, expected) in [
             (Initialisation::Kaiming.bound(64, false, false), 0.3062),
             (Initialisation::Kaiming.bound(64, false, true), 0.2165),
@@ -83,9 +82,9 @@ mod tests {
     }
 
     #[test]
-    fn weights_fill_their_range_evenly() -> Result<()> {
+    fn weights_are_uniform_within_the_bound() -> Result<()> {
         for initialisation in [Initialisation::PyTorch, Initialisation::Kaiming] {
-            let architecture = Architecture::SmallAlexNet;
+            let architecture: Architecture = "small-alexnet".parse().unwrap();
             let parameters = initial_parameters(architecture, initialisation, 0, &Device::Cpu)?;
             for ((name, tensor), parameter) in parameters.iter().zip(architecture.parameters()) {
                 let values = tensor.flatten_all()?.to_vec1::<f32>()?;
@@ -112,9 +111,9 @@ mod tests {
     }
 
     #[test]
-    fn the_seed_decides() -> Result<()> {
+    fn weights_depend_on_the_seed() -> Result<()> {
         let bias = |seed| -> Result<Vec<f32>> {
-            let architecture = Architecture::SmallAlexNet;
+            let architecture = "small-alexnet".parse().unwrap();
             initial_parameters(architecture, Initialisation::PyTorch, seed, &Device::Cpu)?[1]
                 .1
                 .to_vec1()

@@ -1,14 +1,27 @@
-//! The two networks of the post as data: one list of layers each, from which the forward pass, the
-//! parameter names, the initialisation and the summary table are all read.
+//! The networks as data. [`Architecture::ALL`] is the table of networks; the forward pass, parameter names, weight
+//! initialisation, summary and memory estimate are derived from it.
+//!
+//! Without the feature `tensors` there is only the table, for programs that do without candle.
 
 mod architecture;
+#[cfg(feature = "tensors")]
 mod initialisation;
+mod layer;
+#[cfg(feature = "tensors")]
 mod network;
+#[cfg(feature = "tensors")]
+mod step;
 mod summary;
+mod table;
 
 pub use architecture::{
-    Architecture, Block, CLASSES, IMAGE, Layer, ParameterShape, UnknownArchitecture,
+    Architecture, CLASSES, IMAGE, NamedLayer, ParameterShape, UnknownArchitecture,
 };
+#[cfg(feature = "tensors")]
 pub use initialisation::{Initialisation, initial_parameters};
+pub use layer::{Block, Layer};
+#[cfg(feature = "tensors")]
 pub use network::{DropoutMasks, Error, Network};
+#[cfg(feature = "tensors")]
+pub use step::{Operation, Step};
 pub use summary::summary;

@@ -1,29 +1,30 @@
 //! A network with its parameters, and its forward pass.
 
-use crate::architecture::{Architecture, Layer};
+use crate::architecture::Architecture;
+use crate::step::{Operation, Step};
 use candle_core::{Tensor, Var};
-use ops::{Activation, Conv2d, Dropout, Pool, Tape};
+use ops::{Dropout, Tape};
 use std::fmt;
 
-/// What can be wrong with a network's parameters.
+/// Why a network cannot be built from the given parameters.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A parameter of the network is not among those given.
+    /// A parameter of the network is missing.
     #[error("the tensor `{0}` is missing")]
     Missing(String),
-    /// A tensor is none of the network's parameters.
-    #[error("the tensor `{0}` is not one of {1}'s")]
-    Extra(String, Architecture),
-    /// A parameter has another shape than the network's.
-    #[error("the tensor `{name}` has shape {found:?}, but {architecture}'s has {expected:?}")]
+    /// A tensor is not a parameter of the network.
+    #[error("the tensor `{0}` is not a parameter of {1}")]
+    Extra(String, &'static str),
+    /// A parameter has the wrong shape.
+    #[error("the tensor `{name}` has shape {found:?}, but {architecture} expects {expected:?}")]
     Shape {
         /// The parameter.
         name: String,
-        /// The network.
-        architecture: Architecture,
-        /// The shape given.
+        /// The network's name.
+        architecture: &'static str,
+        /// The shape of the given tensor.
         found: Vec<usize>,
-        /// The network's shape.
+        /// The shape that the network expects.
         expected: Vec<usize>,
     },
     /// A tensor operation failed.
@@ -31,10 +32,10 @@ pub enum Error {
     Tensor(#[from] candle_core::Error),
 }
 
-/// The masks of one training step; each dropout layer takes its own.
+/// What the dropout masks of a training step depend on, apart from the layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DropoutMasks {
-    /// The share of features set to 0.
+    /// The probability with which an element is set to 0.
     pub probability: f32,
     /// The run's seed.
     pub seed: u64,
@@ -42,9 +43,27 @@ pub struct DropoutMasks {
     pub step: u32,
 }
 
-/// A network: an architecture and one variable for each of its parameters.
+impl DropoutMasks {
+    /// The mask of the dropout layer with this index.
+    fn of_layer(self, layer: u16) -> Dropout {
+        let Self {
+            probability,
+            seed,
+            step,
+        } = self;
+        Dropout {
+            probability,
+            seed,
+            step,
+            layer,
+        }
+    }
+}
+
+/// A network: an architecture and a variable for each of its parameters.
 pub struct Network {
     architecture: Architecture,
+    steps: Vec<Step>,
     /// In the architecture's order.
     variables: Vec<(String, Var)>,
 }
@@ -56,10 +75,10 @@ impl fmt::Debug for Network {
 }
 
 impl Network {
-    /// A network with the given parameters, in any order. They must be exactly the architecture's.
+    /// A network with the given parameters, in any order.
     ///
     /// # Errors
-    /// When a parameter is missing, unknown or has another shape.
+    /// When a parameter is missing, unknown or has the wrong shape.
     pub fn new(
         architecture: Architecture,
         parameters: Vec<(String, Tensor)>,
@@ -73,7 +92,7 @@ impl Network {
             if tensor.dims() != expected.shape {
                 return Err(Error::Shape {
                     name: expected.name,
-                    architecture,
+                    architecture: architecture.name,
                     found: tensor.dims().to_vec(),
                     expected: expected.shape,
                 });
@@ -81,9 +100,10 @@ impl Network {
             variables.push((expected.name, Var::from_tensor(&tensor)?));
         }
         match given.into_keys().next() {
-            Some(name) => Err(Error::Extra(name, architecture)),
+            Some(name) => Err(Error::Extra(name, architecture.name)),
             None => Ok(Self {
                 architecture,
+                steps: architecture.steps(),
                 variables,
             }),
         }
@@ -101,12 +121,12 @@ impl Network {
         &self.variables
     }
 
-    /// Logits `[batch, 10]` for images `[batch, 3, 32, 32]`, computed on `tape`, which then knows how
-    /// to differentiate them. `dropout` is `None` where it is switched off.
+    /// Logits `[batch, classes]` for images `[batch, 3, 32, 32]`, computed on `tape`. `dropout` is `None` in
+    /// evaluation.
     ///
     /// # Errors
-    /// When the images have another shape, or another type than the variables. On a GPU they may have that
-    /// of the activations.
+    /// When the images have another shape, or another type than the variables. On a GPU they may have the
+    /// type of the activations.
     pub fn forward(
         &self,
         tape: &mut Tape,
@@ -119,58 +139,21 @@ impl Network {
                 .next()
                 .ok_or_else(|| candle_core::Error::Msg("a layer without parameters".to_owned()))
         };
-        let mut layers = self.architecture.named_layers().peekable();
-        let mut masks = 0_u16;
         let mut x = ops::channels_last(&tape.activations(images)?)?;
-        while let Some((name, layer)) = layers.next() {
-            // What follows in the same operation.
-            let mut relu = || match layers.next_if(|(_, layer)| *layer == Layer::Relu) {
-                Some(_) => Activation::Relu,
-                None => Activation::Identity,
-            };
-            x = match layer {
-                Layer::Conv2d { padding, .. } => {
-                    let activation = relu();
-                    let pool = layers.peek().and_then(|(_, layer)| layer.pool());
-                    if pool.is_some() {
-                        layers.next();
-                    }
-                    let layer = Conv2d {
-                        padding,
-                        activation,
-                        pool,
-                    };
-                    tape.conv2d(&name, layer, &x, next()?, next()?)?
+        for step in &self.steps {
+            let name = step.name();
+            x = match step.operation {
+                Operation::Conv2d(conv) => tape.conv2d(name, conv, &x, next()?, next()?)?,
+                Operation::Linear(activation) => {
+                    tape.linear(name, activation, &x, next()?, next()?)?
                 }
-                Layer::Linear { .. } => tape.linear(&name, relu(), &x, next()?, next()?)?,
-                Layer::Relu => tape.relu(&name, &x)?,
-                Layer::MaxPool2d { kernel, stride } => {
-                    tape.max_pool2d(&name, Pool { kernel, stride }, &x)?
-                }
-                Layer::Dropout => {
-                    if x.rank() > 2 {
-                        x = tape.flatten("flatten", &x)?;
-                    }
-                    let layer = masks;
-                    masks += 1;
-                    match dropout {
-                        None => x,
-                        Some(DropoutMasks {
-                            probability,
-                            seed,
-                            step,
-                        }) => tape.dropout(
-                            &name,
-                            Dropout {
-                                probability,
-                                seed,
-                                step,
-                                layer,
-                            },
-                            &x,
-                        )?,
-                    }
-                }
+                Operation::Relu => tape.relu(name, &x)?,
+                Operation::MaxPool2d(pool) => tape.max_pool2d(name, pool, &x)?,
+                Operation::Flatten => tape.flatten(name, &x)?,
+                Operation::Dropout(index) => match dropout {
+                    Some(masks) => tape.dropout(name, masks.of_layer(index), &x)?,
+                    None => x,
+                },
             };
         }
         Ok(x)

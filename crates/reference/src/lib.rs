@@ -13,6 +13,7 @@ pub use uniform::uniform;
 
 use candle_core::{DType, Device, Result, Tensor};
 use ops::{Arithmetic, Precision};
+use std::path::PathBuf;
 
 /// What can go wrong, apart from deviations.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +21,15 @@ pub enum Error {
     /// The reference values cannot be read.
     #[error("the reference values are damaged: {0}")]
     Golden(#[from] serde_json::Error),
-    /// The reference values lack one.
+    /// The file with the reference values cannot be read.
+    #[error("cannot read `{}`: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A reference value is missing.
     #[error("there is no reference value for {0}")]
     Missing(String),
     /// A network could not be made.

@@ -1,4 +1,4 @@
-//! Both networks: logits, losses, all gradients, three steps of SGD.
+//! The networks: logits, losses, all gradients, three steps of SGD.
 
 use crate::deviation::{Deviation, Statistics};
 use crate::{Error, Setting, numbers, uniform};
@@ -7,6 +7,8 @@ use models::{Architecture, CLASSES, Network};
 use ops::{Sgd, Tape, cross_entropy, cross_entropy_gradient, sgd_step};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
 
 #[derive(Deserialize)]
 struct Case {
@@ -48,23 +50,27 @@ struct Step {
 /// A network's deviations.
 #[derive(Clone, Debug, Default)]
 pub struct NetworkDeviations {
-    /// Logits and loss before the first step.
+    /// Logits and loss of the first step.
     pub values: Vec<Deviation>,
-    /// Of every parameter, before the first step.
+    /// Gradients of all parameters in the first step.
     pub gradients: Vec<Deviation>,
-    /// Logits and losses of the steps that follow, and the parameters after the last.
+    /// Logits and losses of the later steps, and the parameters after the last step.
     pub afterwards: Vec<Deviation>,
 }
 
-/// Trains a network for three steps on the reference's batch of eight.
+/// The file with the reference values of a network, which has the network's name.
+fn golden(architecture: Architecture) -> Result<String, Error> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/golden");
+    let path = PathBuf::from(format!("{folder}/{architecture}.json"));
+    fs::read_to_string(&path).map_err(|source| Error::Read { path, source })
+}
+
+/// Trains a network for three steps on a batch of eight images.
 ///
 /// # Errors
-/// When an operation fails, or the forward pass gives other numbers without a recording tape.
+/// When there are no reference values, an operation fails, or training and evaluation give different logits.
 pub fn network(architecture: Architecture, setting: &Setting) -> Result<NetworkDeviations, Error> {
-    let case: Case = serde_json::from_str(match architecture {
-        Architecture::AlexNet => include_str!("../golden/alexnet.json"),
-        Architecture::SmallAlexNet => include_str!("../golden/small_alexnet.json"),
-    })?;
+    let case: Case = serde_json::from_str(&golden(architecture)?)?;
     let parameters = case
         .params
         .into_iter()

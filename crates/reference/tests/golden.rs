@@ -83,13 +83,10 @@ fn check_all(architecture: Architecture) {
 }
 
 #[test]
-fn alexnet_agrees_with_pytorch() {
-    check_all(Architecture::AlexNet);
-}
-
-#[test]
-fn small_alexnet_agrees_with_pytorch() {
-    check_all(Architecture::SmallAlexNet);
+fn networks_agree_with_pytorch() {
+    for architecture in Architecture::ALL {
+        check_all(*architecture);
+    }
 }
 
 #[cfg(feature = "cuda")]

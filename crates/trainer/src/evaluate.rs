@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn the_table_shows_every_class() {
-        insta::assert_snapshot!(table(Architecture::AlexNet, 6, &evaluation(), &datasets::layout::CLASS_NAMES), @r#"
+        insta::assert_snapshot!(table("alexnet".parse().unwrap(), 6, &evaluation(), &datasets::layout::CLASS_NAMES), @r#"
 alexnet on 6 test images: loss 1.2500, accuracy 50.00 %
 
 class       accuracy   taken for (columns in the order of the rows)
@@ -231,7 +231,7 @@ truck              -      0     0     0     0     0     0     0     0     0     
     #[test]
     fn json_holds_shares_of_one() {
         let text = json(
-            Architecture::AlexNet,
+            "alexnet".parse().unwrap(),
             6,
             &evaluation(),
             &datasets::layout::CLASS_NAMES,

@@ -83,9 +83,7 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
     };
     let title = format!(
         "{}, {} recipe, batches of {}",
-        settings.run.model.class_name(),
-        settings.run.recipe,
-        settings.recipe.batch_size
+        settings.run.model.display_name, settings.run.recipe, settings.recipe.batch_size
     );
     write(
         "lr-find.svg",

@@ -206,7 +206,7 @@ pub(crate) struct Given {
 
 /// The networks' names, as clap offers them.
 pub(crate) fn architecture() -> impl TypedValueParser<Value = Architecture> {
-    PossibleValuesParser::new(Architecture::ALL.map(Architecture::name))
+    PossibleValuesParser::new(Architecture::ALL.iter().map(|known| known.name))
         .try_map(|name| name.parse::<Architecture>())
 }
 
@@ -325,9 +325,11 @@ impl Given {
         given.extend(self.table()?);
         let model = self.model.or(file.and_then(|file| file.model));
         let model = model.ok_or_else(|| {
-            UsageError(
-                "which network? name it with --model alexnet or --model small-alexnet".to_owned(),
-            )
+            let names: Vec<_> = Architecture::ALL.iter().map(|known| known.name).collect();
+            UsageError(format!(
+                "which network? give --model with one of {}",
+                names.join(", ")
+            ))
         })?;
         let both = ["validation", "overfit_batches"].map(|key| given.contains_key(key));
         if both == [true; 2] {
@@ -474,7 +476,7 @@ mod tests {
         insta::assert_snapshot!(message("dropout_epochs = \"some\""), @r#"line 1 (`dropout_epochs = "some"`): expected "all" or a number of epochs"#);
         insta::assert_snapshot!(message("momentum = 1"), @r#"line 1 (`momentum = 1`): 1 is out of range: expected a number of at least 0 and below 1"#);
         insta::assert_snapshot!(message("model = "), @r#"line 1 (`model =`): string values must be quoted, expected literal string"#);
-        insta::assert_snapshot!(message("seed = 1"), @r#"which network? name it with --model alexnet or --model small-alexnet"#);
+        insta::assert_snapshot!(message("seed = 1"), @r#"which network? give --model with one of alexnet, small-alexnet"#);
         insta::assert_snapshot!(message("model = \"alexnet\"\nrecipe = \"none\""), @r#"--recipe none: there is no such recipe; there is reference, best, sprint"#);
     }
 

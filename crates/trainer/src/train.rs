@@ -12,7 +12,7 @@ use anyhow::Context;
 use atomic_file::Unfinished;
 use candle_core::Device;
 use engine::{Checkpoints, Evaluation, Event, Inputs, Outcome, Training, Weights};
-use models::{Architecture, Network, initial_parameters};
+use models::{Architecture, NamedLayer, Network, initial_parameters};
 use ops::{Arithmetic, Precision};
 use report::MADE_BY;
 use run::cli::{self, Exit};
@@ -576,20 +576,24 @@ fn write_layers(folder: &RunFolder, model: Architecture, place: &Place) -> anyho
     } else {
         BTreeMap::new()
     };
-    let mut shape = models::IMAGE.to_vec();
     let layers: Vec<_> = model
-        .named_layers()
-        .map(|(name, layer)| {
-            shape = layer.output_shape(&shape);
-            report::Layer {
+        .layers()
+        .into_iter()
+        .map(
+            |NamedLayer {
+                 name,
+                 layer,
+                 output,
+                 ..
+             }| report::Layer {
                 kind: layer.type_name().to_owned(),
-                output: shape.clone(),
                 parameters: layer.parameter_count() as u64,
-                multiply_adds: layer.multiply_adds(&shape) as u64,
+                multiply_adds: layer.multiply_adds(&output) as u64,
                 seconds: times.get(&name).copied(),
+                output,
                 name,
-            }
-        })
+            },
+        )
         .collect();
     let path = folder.path().join(report::LAYERS);
     report::write_layers(&path, &layers)
@@ -603,9 +607,7 @@ fn write_curves(
 ) -> anyhow::Result<()> {
     let title = format!(
         "{}, {} recipe, seed {}",
-        settings.run.model.class_name(),
-        settings.run.recipe,
-        settings.run.seed
+        settings.run.model.display_name, settings.run.recipe, settings.run.seed
     );
     folder.write(
         "curves.svg",

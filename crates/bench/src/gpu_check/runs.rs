@@ -1,6 +1,6 @@
 //! Whole runs: the processor against the GPU, a run again, a run that is killed and goes on, CIFAR-10.
 
-use super::{Args, Report, has_cifar, trainer, worst};
+use super::{Args, Report, SMALL_ALEXNET, has_cifar, trainer, worst};
 use crate::throughput::recipe;
 use anyhow::{Context, bail};
 use candle_core::{DType, Device, Tensor};
@@ -43,7 +43,7 @@ pub(super) fn compare_with_processor(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let (steps, batch) = if args.quick { (2, 2) } else { (10, 20) };
-    let architecture = Architecture::SmallAlexNet;
+    let architecture: Architecture = SMALL_ALEXNET.parse()?;
     let recipe = recipe(architecture, toml::Table::new())?;
     let set = Dataset::synthetic(steps * batch, 1)?;
     let batch = NonZeroUsize::new(batch).context("a batch of none")?;
@@ -178,7 +178,7 @@ fn outcome(folder: &Path) -> anyhow::Result<(Vec<Vec<u32>>, Vec<serde_json::Valu
     }
     let mut bits = Vec::new();
     for file in files {
-        for (_, tensor) in Weights::read(&file, Some(Architecture::SmallAlexNet))?.tensors {
+        for (_, tensor) in Weights::read(&file, Some(SMALL_ALEXNET.parse()?))?.tensors {
             bits.push(bits_of(&tensor)?);
         }
     }
@@ -282,7 +282,7 @@ pub(super) fn train_both(args: &Args, report: &mut Report) -> anyhow::Result<()>
             let folder = clear(args, &name)?;
             let mut command = Command::new(trainer(args)?);
             command
-                .args(["--model", model.name(), "--device", "cuda"])
+                .args(["--model", model.name, "--device", "cuda"])
                 .args(["--precision", precision.name(), "--no-progress"])
                 .args(["--epochs", &epochs.to_string(), "--name", &name])
                 .arg("--run-dir")

@@ -227,9 +227,9 @@ fn theirs(
 ) -> anyhow::Result<Rival> {
     crate::rival::ask(
         &args.python,
+        model,
         SCRIPT,
         &[
-            ("--model", model.name().to_owned()),
             ("--precision", precision.name().to_owned()),
             ("--batch-size", batch_size.to_string()),
             ("--seconds", seconds(args).to_string()),

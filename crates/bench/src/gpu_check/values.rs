@@ -3,7 +3,9 @@
 use super::{Args, Report, worst};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use datasets::{Augmentation, Dataset, Edges, Flip, Loader, Normalisation};
-use models::{Architecture, DropoutMasks, Initialisation, Layer, Network, initial_parameters};
+use models::{
+    Architecture, DropoutMasks, Initialisation, Layer, NamedLayer, Network, initial_parameters,
+};
 use ops::{
     Activation, Arithmetic, Conv2d, Convolution, Dropout, Pool, Precision, Sgd, Tally, Tape,
     cross_entropy, cross_entropy_gradient, sgd_step, smoothed_cross_entropy_gradient,
@@ -59,7 +61,7 @@ fn golden(
     };
     let operations = reference::operations(&setting)?;
     say(format!("PyTorch's operations, {precision}"), &operations)?;
-    for &architecture in args.architectures() {
+    for architecture in args.architectures() {
         let found = reference::network(architecture, &setting)?;
         for (what, deviations) in [
             ("logits and loss", &found.values),
@@ -126,12 +128,12 @@ fn layers(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let batch = if args.quick { 1 } else { 4 };
-    for architecture in Architecture::ALL {
-        let mut shape = models::IMAGE.to_vec();
+    for &architecture in Architecture::ALL {
         let mut worst = (0.0, String::new());
-        for (number, (name, layer)) in (0..).zip(architecture.named_layers()) {
-            let input = shape.clone();
-            shape = layer.output_shape(&shape);
+        for (number, layer) in (0..).zip(architecture.layers()) {
+            let NamedLayer {
+                name, layer, input, ..
+            } = layer;
             let Some([weight, bias]) = layer.parameter_shapes() else {
                 continue;
             };
@@ -189,7 +191,7 @@ fn networks(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let batch = if args.quick { 2 } else { 8 };
-    for &architecture in args.architectures() {
+    for architecture in args.architectures() {
         let images = numbers(1, &[batch, 3, 32, 32], 2.0, DType::F32)?;
         let labels: Vec<u32> = (0..batch as u32).map(|image| image % 10).collect();
         let masks = DropoutMasks {

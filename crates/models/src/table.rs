@@ -1,0 +1,107 @@
+//! The table of networks. An entry is all that the program needs to know of a network.
+
+use crate::architecture::{Architecture, CLASSES};
+use crate::layer::Block;
+use crate::layer::Layer::{self, Dropout, Relu};
+
+pub(crate) const ARCHITECTURES: &[Architecture] = &[
+    // AlexNet as the post adapts it to images of 32 by 32, and the same with fewer channels and features.
+    // Source: models/ of <https://github.com/gratus907/Pytorch-Cifar10>.
+    Architecture {
+        name: "alexnet",
+        display_name: "AlexNet",
+        patience: 5,
+        blocks: &[
+            block("conv_layer1", &[conv(3, 96, 4, 0), Relu]),
+            block("conv_layer2", &[conv(96, 256, 5, 2), Relu, max_pool(3, 2)]),
+            block(
+                "conv_layer3",
+                &[
+                    conv(256, 384, 3, 1),
+                    Relu,
+                    conv(384, 384, 3, 1),
+                    Relu,
+                    conv(384, 256, 3, 1),
+                    Relu,
+                    max_pool(3, 2),
+                ],
+            ),
+            Block::FLATTEN,
+            block(
+                "fc_layer1",
+                &[
+                    Dropout,
+                    linear(9216, 4096),
+                    Relu,
+                    Dropout,
+                    linear(4096, 4096),
+                    Relu,
+                    classifier(4096),
+                ],
+            ),
+        ],
+    },
+    Architecture {
+        name: "small-alexnet",
+        display_name: "SmallAlexNet",
+        patience: 2,
+        blocks: &[
+            block("conv_layer1", &[conv(3, 64, 7, 0), Relu]),
+            block("conv_layer2", &[conv(64, 192, 5, 2), Relu, max_pool(3, 2)]),
+            block(
+                "conv_layer3",
+                &[
+                    conv(192, 256, 3, 1),
+                    Relu,
+                    conv(256, 256, 3, 1),
+                    Relu,
+                    conv(256, 128, 3, 1),
+                    Relu,
+                    max_pool(3, 2),
+                ],
+            ),
+            Block::FLATTEN,
+            block(
+                "fc_layer1",
+                &[
+                    Dropout,
+                    linear(3200, 2048),
+                    Relu,
+                    Dropout,
+                    linear(2048, 2048),
+                    Relu,
+                    classifier(2048),
+                ],
+            ),
+        ],
+    },
+];
+
+const fn block(name: &'static str, layers: &'static [Layer]) -> Block {
+    Block { name, layers }
+}
+
+const fn conv(in_channels: usize, out_channels: usize, kernel: usize, padding: usize) -> Layer {
+    Layer::Conv2d {
+        in_channels,
+        out_channels,
+        kernel,
+        padding,
+    }
+}
+
+const fn max_pool(kernel: usize, stride: usize) -> Layer {
+    Layer::MaxPool2d { kernel, stride }
+}
+
+const fn linear(in_features: usize, out_features: usize) -> Layer {
+    Layer::Linear {
+        in_features,
+        out_features,
+    }
+}
+
+/// The last layer, whose outputs are the logits.
+const fn classifier(in_features: usize) -> Layer {
+    linear(in_features, CLASSES)
+}
