@@ -317,7 +317,7 @@ pub fn built_in(name: &str, architecture: Architecture) -> Option<toml::Table> {
     let mut table: toml::Table = text.parse().unwrap_or_default();
     table
         .entry("patience")
-        .or_insert_with(|| toml::Value::Integer(architecture.patience as i64));
+        .or_insert_with(|| toml::Value::Integer(architecture.patience.into()));
     Some(table)
 }
 

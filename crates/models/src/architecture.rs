@@ -23,7 +23,7 @@ pub struct Architecture {
     /// The blocks in order.
     pub blocks: &'static [Block],
     /// The patience of `ReduceLROnPlateau` where a recipe sets none, in epochs.
-    pub patience: usize,
+    pub patience: u32,
 }
 
 /// A layer of a network, with its name and shapes.
