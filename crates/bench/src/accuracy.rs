@@ -8,7 +8,7 @@ use candle_nn::Optimizer;
 use clap::ValueEnum;
 use datasets::{Batch, Dataset, Loader};
 use models::{Architecture, DropoutMasks, Layer, NamedLayer, Network};
-use ops::{Activation, Conv2d, Convolution, Pool, Tape, cross_entropy_gradient};
+use ops::{Activation, Conv2d, ConvAlgorithm, Pool, Tape, cross_entropy_gradient};
 use run::cli;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -103,7 +103,7 @@ fn trained(
                 seed: 0,
                 step: number as u32,
             };
-            let mut tape = Tape::recording(Convolution::Fast);
+            let mut tape = Tape::recording(ConvAlgorithm::Winograd);
             let logits = network.forward(&mut tape, &batch.images, Some(masks))?;
             let gradient = cross_entropy_gradient(&logits, &batch.labels)?;
             optimiser.step(&tape.backward(gradient)?)?;
@@ -116,7 +116,7 @@ fn trained(
 /// Relative errors of one convolution.
 struct Errors {
     layer: String,
-    convolution: Convolution,
+    convolution: ConvAlgorithm,
     result: f64,
     /// None for the first layer.
     input_gradient: Option<f64>,
@@ -139,7 +139,7 @@ fn errors(network: &Network, batch: &Batch) -> anyhow::Result<Vec<Errors>> {
     let mut seen = Vec::new();
     let mut x = ops::channels_last(&batch.images)?;
     for NamedLayer { name, layer, .. } in network.architecture().layers() {
-        let mut tape = Tape::recording(Convolution::Direct);
+        let mut tape = Tape::recording(ConvAlgorithm::Direct);
         let input = Var::from_tensor(&x)?;
         let parameters = match layer.parameter_shapes() {
             None => None,
@@ -202,8 +202,8 @@ fn errors(network: &Network, batch: &Batch) -> anyhow::Result<Vec<Errors>> {
             let gradient = |of: &Var| gradients.get(of).cloned().context("no gradient");
             Ok([y, gradient(&x)?, gradient(&weight)?])
         };
-        let exact = run(Convolution::Direct, DType::F64)?;
-        for convolution in [Convolution::Fast, Convolution::Direct] {
+        let exact = run(ConvAlgorithm::Direct, DType::F64)?;
+        for convolution in [ConvAlgorithm::Winograd, ConvAlgorithm::Direct] {
             let found = run(convolution, DType::F32)?;
             let error = |number: usize| relative(&found[number], &exact[number]);
             all.push(Errors {

@@ -7,7 +7,7 @@ use crate::throughput::{Engine, Measured, Pass};
 use anyhow::{Context, bail};
 use atomic_file::Unfinished;
 use models::Architecture;
-use ops::Convolution;
+use ops::ConvAlgorithm;
 use run::cli;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::env;
@@ -130,7 +130,7 @@ struct Ratio {
 #[derive(Debug, Serialize, Deserialize)]
 struct Layers {
     model: Architecture,
-    convolution: Convolution,
+    convolution: ConvAlgorithm,
     batch_size: usize,
     threads: usize,
     layers: Vec<LayerTime>,
@@ -204,8 +204,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         for model in &args.models {
             for engine in &args.engines {
                 let convolution = match engine {
-                    Engine::Fast => Convolution::Fast,
-                    Engine::Direct => Convolution::Direct,
+                    Engine::Fast => ConvAlgorithm::Winograd,
+                    Engine::Direct => ConvAlgorithm::Direct,
                     Engine::Candle => continue,
                 };
                 cli::note(&format!("{model}, {convolution}: the layers"));

@@ -6,7 +6,7 @@ use crate::throughput::{batch, network, sgd};
 use candle_core::Device;
 use candle_nn::Optimizer;
 use models::{Architecture, DropoutMasks, Network, Operation};
-use ops::{Arithmetic, Convolution, Tape, cross_entropy_gradient};
+use ops::{Arithmetic, ConvAlgorithm, Tape, cross_entropy_gradient};
 use run::cli;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
@@ -18,7 +18,7 @@ pub(crate) struct Args {
     #[arg(long)]
     model: Architecture,
     #[arg(long)]
-    conv: Convolution,
+    conv: ConvAlgorithm,
     #[arg(long)]
     batch_size: NonZeroUsize,
     #[arg(long)]
@@ -77,7 +77,7 @@ pub(crate) fn profile(
         if steps >= 2 && start.elapsed() >= limit {
             break;
         }
-        let mut tape = Tape::recording(arithmetic).waiting();
+        let mut tape = Tape::recording(arithmetic).synchronised();
         let masks = DropoutMasks {
             probability: 0.5,
             seed: 0,
@@ -141,7 +141,7 @@ fn works(
     arithmetic: Arithmetic,
     batch: usize,
 ) -> anyhow::Result<Vec<(String, [Work; 2])>> {
-    let convolution = arithmetic.convolution;
+    let convolution = arithmetic.conv_algorithm;
     let width = width(arithmetic);
     let mut works = Vec::new();
     for step in architecture.steps() {
@@ -156,7 +156,7 @@ fn works(
                 };
                 let x = (batch, height, width, channels);
                 let of = |way| conv.multiply_adds(way, x, weight.as_slice());
-                (of(Convolution::Direct)?, of(convolution)?)
+                (of(ConvAlgorithm::Direct)?, of(convolution)?)
             }
             (Operation::Linear(_), _) => {
                 let products = (batch * layer.multiply_adds(step.output())) as u64;
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn multiply_adds_match_the_networks() {
         for (name, millions) in [("alexnet", 1182), ("small-alexnet", 416)] {
-            let works = works(name.parse().unwrap(), Convolution::Fast.into(), 1).unwrap();
+            let works = works(name.parse().unwrap(), ConvAlgorithm::Winograd.into(), 1).unwrap();
             let sum = |work: fn(&Work) -> u64, pass: usize| -> u64 {
                 works.iter().map(|(_, passes)| work(&passes[pass])).sum()
             };

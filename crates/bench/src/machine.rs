@@ -1,7 +1,7 @@
 //! What the machine can do at most: matrix products and memory traffic.
 
 use candle_core::{DType, Device, Tensor, Var};
-use ops::{Activation, Convolution, Tape};
+use ops::{Activation, ConvAlgorithm, Tape};
 use rayon::prelude::*;
 use run::cli;
 use serde::{Deserialize, Serialize};
@@ -89,7 +89,7 @@ fn gemm(size: usize) -> anyhow::Result<f64> {
         Ok(())
     })?;
     let ours = best(|| {
-        let mut tape = Tape::forgetting(Convolution::Direct);
+        let mut tape = Tape::no_grad(ConvAlgorithm::Direct);
         tape.linear("product", Activation::Identity, &a, &b, &bias)?;
         Ok(())
     })?;

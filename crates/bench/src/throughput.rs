@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use datasets::Dataset;
 use engine::{Checkpoints, Event, Inputs, Recipe, Training};
 use models::{Architecture, Initialisation, Network, initial_parameters};
-use ops::{Convolution, Tape};
+use ops::{ConvAlgorithm, Tape};
 use run::cli;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
@@ -61,10 +61,10 @@ impl Engine {
         }
     }
 
-    fn convolution(self) -> Option<Convolution> {
+    fn convolution(self) -> Option<ConvAlgorithm> {
         match self {
-            Self::Fast => Some(Convolution::Fast),
-            Self::Direct => Some(Convolution::Direct),
+            Self::Fast => Some(ConvAlgorithm::Winograd),
+            Self::Direct => Some(ConvAlgorithm::Direct),
             Self::Candle => None,
         }
     }
@@ -136,7 +136,7 @@ pub(crate) fn network(architecture: Architecture) -> anyhow::Result<Network> {
 }
 
 /// The engine itself, as the trainer runs it, until the time is over.
-fn training(args: &Args, convolution: Convolution) -> anyhow::Result<Measured> {
+fn training(args: &Args, convolution: ConvAlgorithm) -> anyhow::Result<Measured> {
     let spans = Spans::install()?;
     let images = IMAGES.next_multiple_of(args.batch_size.get());
     let set = Dataset::synthetic(images, 1)?;
@@ -245,12 +245,12 @@ pub(crate) fn batch(size: usize) -> candle_core::Result<(Tensor, Tensor)> {
 }
 
 /// The forward pass and the loss on one batch, again and again.
-fn evaluation(args: &Args, convolution: Option<Convolution>) -> anyhow::Result<Measured> {
+fn evaluation(args: &Args, convolution: Option<ConvAlgorithm>) -> anyhow::Result<Measured> {
     let network = network(args.model)?;
     let (images, labels) = batch(args.batch_size.get())?;
     repeat(args, || {
         let logits = match convolution {
-            Some(way) => network.forward(&mut Tape::forgetting(way), &images, None)?,
+            Some(way) => network.forward(&mut Tape::no_grad(way), &images, None)?,
             None => candle_network::forward(&network, &images)?,
         };
         ops::cross_entropy(&logits, &labels)?.to_scalar::<f32>()?;

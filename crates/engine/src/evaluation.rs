@@ -86,7 +86,7 @@ pub fn evaluate(
             return Ok(None);
         }
         let batch = batch?;
-        let mut tape = Tape::forgetting(arithmetic);
+        let mut tape = Tape::no_grad(arithmetic);
         let logits = network.forward(&mut tape, &batch.images, None)?;
         outputs.push([logits, batch.labels]);
     }

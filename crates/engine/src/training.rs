@@ -508,7 +508,7 @@ impl Training {
                     .zip(variables)
                     .map(|(average, (_, variable))| [average, variable.as_tensor()])
                     .collect();
-                ops::average_step(decay, &pairs)
+                ops::ema_step(decay, &pairs)
             }
         }
     }

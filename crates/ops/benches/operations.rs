@@ -11,7 +11,7 @@ use criterion::{
     BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main,
     measurement::WallTime,
 };
-use ops::{Activation, Conv2d, Convolution, Dropout, Pool, Sgd, Tape};
+use ops::{Activation, Conv2d, ConvAlgorithm, Dropout, Pool, Sgd, Tape};
 use std::time::Duration;
 
 /// As in the trainer: what is measured is what people run.
@@ -68,12 +68,12 @@ fn copying(group: &mut BenchmarkGroup<'_, WallTime>, x: &Tensor) {
 /// The forward pass on a tape that forgets, and the backward pass alone.
 fn both_passes(
     group: &mut BenchmarkGroup<'_, WallTime>,
-    convolution: Convolution,
+    convolution: ConvAlgorithm,
     run: impl Fn(&mut Tape) -> Tensor,
     between: impl FnOnce(&mut BenchmarkGroup<'_, WallTime>),
 ) {
     group.bench_function("forward", |bencher| {
-        bencher.iter(|| run(&mut Tape::forgetting(convolution)));
+        bencher.iter(|| run(&mut Tape::no_grad(convolution)));
     });
     between(group);
     group.bench_function("backward", |bencher| {
@@ -106,9 +106,9 @@ fn convolutions(criterion: &mut Criterion) {
         let weight = noise((out_channels, in_channels, kernel, kernel));
         let bias = noise(out_channels);
         let sums = layer
-            .multiply_adds(Convolution::Direct, x.shape(), weight.shape())
+            .multiply_adds(ConvAlgorithm::Direct, x.shape(), weight.shape())
             .unwrap() as usize;
-        for convolution in Convolution::ALL {
+        for convolution in ConvAlgorithm::ALL {
             let mut group = criterion.benchmark_group(format!("{name} {convolution}"));
             elements(&mut group, sums);
             let run = |tape: &mut Tape| tape.conv2d(name, layer, &x, &weight, &bias).unwrap();
@@ -128,7 +128,7 @@ fn linear(criterion: &mut Criterion) {
         let sums = BATCH * inputs * outputs;
         elements(&mut group, sums);
         let run = |tape: &mut Tape| tape.linear(name, activation, &x, &weight, &bias).unwrap();
-        both_passes(&mut group, Convolution::Fast, run, |group| {
+        both_passes(&mut group, ConvAlgorithm::Winograd, run, |group| {
             elements(group, 2 * sums);
         });
     }
@@ -174,7 +174,7 @@ fn elementwise(criterion: &mut Criterion) {
         for (operation, x, run) in operations {
             let mut group = criterion.benchmark_group(format!("{name}/{operation}"));
             copying(&mut group, x);
-            both_passes(&mut group, Convolution::Fast, run, |_| ());
+            both_passes(&mut group, ConvAlgorithm::Winograd, run, |_| ());
         }
     }
 }

@@ -1,6 +1,5 @@
 //! From images to rows of features, and from channels-first images to channels-last ones.
 
-use crate::scratch::par_parts;
 use crate::storage::{contiguous, with_float};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -21,7 +20,16 @@ pub fn channels_last(x: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// From `[batch, height, width, channels]` to `[batch, channels * height * width]`.
+/// From images `[batch, height, width, channels]` to rows `[batch, channels * height * width]`, in PyTorch's order:
+/// channel, row, column.
+///
+/// # Errors
+/// When the tensor has other dimensions, or is neither `f32` nor `f64`; on a GPU, neither `f32` nor `bf16`.
+pub fn flatten(x: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(operation(x)?)
+}
+
+/// The operation of [`flatten`] for tensors of the shape of `x`.
 pub(crate) fn operation(x: &Tensor) -> Result<impl CustomOp1 + Send + Sync + use<>> {
     let (batch, height, width, channels) = x.dims4()?;
     Ok(Transpose {
@@ -51,10 +59,7 @@ impl CustomOp1 for Transpose {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         with_float!(self.name(), storage, T => {
             let x = contiguous::<T>(self.name(), storage, layout)?;
-            let length = self.rows * self.columns;
-            let y = par_parts(self.batch, length, |image, y| {
-                transpose(&x[image * length..][..length], self.rows, self.columns, y);
-            });
+            let y = kernels::transpose::transpose(x, (self.batch, self.rows, self.columns));
             Ok((WithDType::to_cpu_storage_owned(y), self.shape.clone()))
         })
     }
@@ -73,23 +78,6 @@ impl CustomOp1 for Transpose {
             shape: self.input.clone(),
             input: self.shape.clone(),
         })?))
-    }
-}
-
-/// Rows and columns that are transposed at a time, so that both sides stay in the cache.
-const BLOCK: usize = 16;
-
-/// `y` `[columns, rows]` from `x` `[rows, columns]`.
-fn transpose<T: Copy>(x: &[T], rows: usize, columns: usize, y: &mut [T]) {
-    for row in (0..rows).step_by(BLOCK) {
-        for column in (0..columns).step_by(BLOCK) {
-            for c in column..(column + BLOCK).min(columns) {
-                let end = (row + BLOCK).min(rows);
-                for (r, to) in (row..end).zip(&mut y[c * rows + row..c * rows + end]) {
-                    *to = x[r * columns + c];
-                }
-            }
-        }
     }
 }
 

@@ -1,28 +1,59 @@
-//! A fully connected layer with its bias and rectifier in one operation.
-//!
-//! The products are arranged so that the weight, which is the largest operand, is read as it lies:
-//! `y' = W x'`, `dx = dy W`, `dW = dy' x`.
+//! A fully connected layer with its bias and activation in one operation.
 
-use crate::Activation;
-use crate::Precision;
-use crate::matmul::{Matrix, par_matmul, par_matmul_into};
+use crate::arithmetic::Precision;
+use crate::parametric::{ParameterGradients, Parametric, graph_gradients};
 use crate::relu::relu_gradient;
-use crate::scratch::{Scratch, par_parts};
-use crate::simd::Real;
-use crate::storage::{slice, with_dtype};
-use crate::tape::ParameterGradients;
-use candle_core::{Result, Tensor, WithDType, bail};
+use crate::storage::{contiguous, slice, with_dtype, with_float};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
+use kernels::Activation;
+use kernels::linear::Sizes;
+#[cfg(feature = "cuda")]
+use std::sync::OnceLock;
 
-/// `activation(x · weight' + bias)`, and the weight as the products used it, for the way back.
-pub(crate) fn forward(
+/// `activation(x · weight' + bias)` for `x` `[batch, in_features]`, `weight` `[out_features, in_features]` and `bias`
+/// `[out_features]`: gives `[batch, out_features]`. `precision` matters on a GPU.
+///
+/// # Errors
+/// When the shapes do not fit, or the tensors are neither all `f32` nor all `f64`. On a GPU: when `x` is neither `f32` nor
+/// `bf16`, or weight and bias are not `f32`.
+pub fn linear(
+    precision: Precision,
     activation: Activation,
-    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] precision: Precision,
     x: &Tensor,
     weight: &Tensor,
     bias: &Tensor,
-) -> Result<(Tensor, Tensor)> {
-    let (batch, inputs) = x.dims2()?;
-    let (outputs, weight_inputs) = weight.dims2()?;
+) -> Result<Tensor> {
+    let operation = Operation::new(activation, precision);
+    x.contiguous()?
+        .apply_op3(&weight.contiguous()?, &bias.contiguous()?, operation)
+}
+
+/// One use of a fully connected layer.
+pub(crate) struct Operation {
+    activation: Activation,
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    precision: Precision,
+    /// The weight in the type of the activations, for the backward pass.
+    #[cfg(feature = "cuda")]
+    saved: OnceLock<Tensor>,
+}
+
+impl Operation {
+    pub(crate) fn new(activation: Activation, precision: Precision) -> Self {
+        Self {
+            activation,
+            precision,
+            #[cfg(feature = "cuda")]
+            saved: OnceLock::new(),
+        }
+    }
+}
+
+fn checked(x: &Layout, weight: &Layout, bias: &Layout) -> Result<Sizes> {
+    let (batch, inputs) = x.shape().dims2()?;
+    let (outputs, weight_inputs) = weight.shape().dims2()?;
     if weight_inputs != inputs || bias.dims() != [outputs] {
         bail!(
             "linear: an input of shape {:?}, a weight of shape {:?} and a bias of shape {:?} do not fit",
@@ -31,150 +62,176 @@ pub(crate) fn forward(
             bias.shape()
         );
     }
-    #[cfg(feature = "cuda")]
-    if let Some(device) = crate::cuda::gpu(x) {
-        return cuda::forward(device, activation, precision, (x, weight, bias));
-    }
-    let y = with_dtype!("linear", x.dtype(), T => {
-        let ((x_storage, x_layout), (weight, weight_layout), (bias, bias_layout)) =
-            (x.storage_and_layout(), weight.storage_and_layout(), bias.storage_and_layout());
-        let y = product::<T>(
-            slice("linear", &x_storage, x_layout)?,
-            slice("linear", &weight, weight_layout)?,
-            slice("linear", &bias, bias_layout)?,
-            (batch, inputs, outputs),
-            activation,
-        );
-        Tensor::from_vec(y, (batch, outputs), x.device())
-    })?;
-    Ok((y, weight.clone()))
-}
-
-fn product<T: Real>(
-    x: &[T],
-    weight: &[T],
-    bias: &[T],
-    (batch, inputs, outputs): (usize, usize, usize),
-    activation: Activation,
-) -> Vec<T> {
-    let mut transposed = Scratch::new(outputs * batch);
-    par_matmul_into(
-        &mut transposed,
-        Matrix::new(weight, outputs, inputs),
-        Matrix::new(x, batch, inputs).transposed(),
-    );
-    par_parts(batch, outputs, |image, y| {
-        let column = transposed[image..].iter().step_by(batch);
-        for ((y, sum), bias) in y.iter_mut().zip(column).zip(bias) {
-            *y = activation.of(*sum + *bias);
-        }
+    Ok(Sizes {
+        batch,
+        inputs,
+        outputs,
     })
 }
 
-/// The gradients, from that of the result `y`; that of `x` only where it is wanted. `weight` is what
-/// [`forward`] used.
-pub(crate) fn backward(
-    activation: Activation,
-    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] precision: Precision,
-    x: &Tensor,
-    weight: &Tensor,
-    (y, grad_y): (&Tensor, &Tensor),
-    wants_x: bool,
-) -> Result<ParameterGradients> {
-    #[cfg(feature = "cuda")]
-    if let Some(device) = crate::cuda::gpu(x) {
-        return cuda::backward(
-            device,
-            activation,
-            precision,
-            (x, weight),
-            (y, grad_y),
-            wants_x,
-        );
+impl CustomOp3 for Operation {
+    fn name(&self) -> &'static str {
+        "linear"
     }
-    let grad_y = match activation {
-        Activation::Identity => grad_y.clone(),
-        Activation::Relu => relu_gradient(y, grad_y)?,
-    };
-    let (batch, inputs) = x.dims2()?;
-    let outputs = y.dim(1)?;
-    with_dtype!("linear", x.dtype(), T => {
-        let ((x_storage, x_layout), (weight, weight_layout), (grad_y, grad_layout)) =
-            (x.storage_and_layout(), weight.storage_and_layout(), grad_y.storage_and_layout());
-        let x_values = slice::<T>("linear", &x_storage, x_layout)?;
-        let weight = slice::<T>("linear", &weight, weight_layout)?;
-        let grad_y = slice::<T>("linear", &grad_y, grad_layout)?;
-        let grad_matrix = Matrix::new(grad_y, batch, outputs);
-        let grad_x = wants_x.then(|| {
-            let mut transposed = Scratch::new(inputs * batch);
-            par_matmul_into(
-                &mut transposed,
-                Matrix::new(weight, outputs, inputs).transposed(),
-                grad_matrix.transposed(),
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let sizes = checked(x_layout, weight_layout, bias_layout)?;
+        with_float!("linear", x, T => {
+            let y = kernels::linear::forward::<T>(
+                sizes,
+                self.activation,
+                contiguous("linear", x, x_layout)?,
+                contiguous("linear", weight, weight_layout)?,
+                contiguous("linear", bias, bias_layout)?,
             );
-            let grad_x = par_parts(batch, inputs, |image, grad_x| {
-                let column = transposed[image..].iter().step_by(batch);
-                for (to, from) in grad_x.iter_mut().zip(column) {
-                    *to = *from;
-                }
-            });
-            Tensor::from_vec(grad_x, (batch, inputs), x.device())
-        });
-        let grad_weight = par_matmul(grad_matrix.transposed(), Matrix::new(x_values, batch, inputs));
-        let mut sums = vec![0.0; outputs];
-        for row in grad_y.chunks_exact(outputs.max(1)) {
-            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value.to_f64());
-        }
-        let grad_bias: Vec<T> = sums.into_iter().map(T::from_f64).collect();
-        Ok(ParameterGradients {
-            x: grad_x.transpose()?,
-            weight: Tensor::from_vec(grad_weight, (outputs, inputs), x.device())?,
-            bias: Tensor::from_vec(grad_bias, outputs, x.device())?,
+            Ok((T::to_cpu_storage_owned(y), Shape::from((sizes.batch, sizes.outputs))))
         })
-    })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let sizes = checked(x_layout, weight_layout, bias_layout)?;
+        let (y, converted) = cuda::forward(
+            (self.activation, self.precision, sizes),
+            [(x, x_layout), (weight, weight_layout), (bias, bias_layout)],
+        )?;
+        if let Some(converted) = converted {
+            let _ = self.saved.set(converted);
+        }
+        Ok((y, Shape::from((sizes.batch, sizes.outputs))))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        y: &Tensor,
+        grad_y: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        graph_gradients(self, [x, weight, bias], y, grad_y)
+    }
 }
 
-/// On a GPU, by cuBLASLt. The result of a layer without activation is `f32` whatever the activations
-/// are: it is the last, and the loss follows.
-#[cfg(feature = "cuda")]
-pub(crate) mod cuda {
-    use crate::conv2d::cuda::narrowed_to;
-    use crate::cuda::{
-        Activations, Argument, GROUP, Product, Program, Stored, launch, libraries, narrowed,
-        product, room, slice, tensor, with_activations,
-    };
-    use crate::tape::ParameterGradients;
-    use crate::{Activation, Precision};
-    use candle_core::cuda::cudarc::driver::CudaView;
-    use candle_core::{CudaDevice, Result, Tensor};
-
-    pub(super) fn forward(
-        device: &CudaDevice,
-        activation: Activation,
-        precision: Precision,
-        (x, weight, bias): (&Tensor, &Tensor, &Tensor),
-    ) -> Result<(Tensor, Tensor)> {
-        with_activations!("linear", x.dtype(), T => {
-            forward_in::<T>(device, activation, precision, (x, weight, bias))
+impl Parametric for Operation {
+    fn backward(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        y: &Tensor,
+        grad_y: &Tensor,
+        wants_x: bool,
+    ) -> Result<ParameterGradients> {
+        #[cfg(feature = "cuda")]
+        if let Some(device) = crate::cuda::gpu(x) {
+            let weight = self.saved.get().unwrap_or(weight);
+            let layer = (self.activation, self.precision);
+            return cuda::backward(device, layer, (x, weight), (y, grad_y), wants_x);
+        }
+        let grad_y = match self.activation {
+            Activation::Identity => grad_y.clone(),
+            Activation::Relu => relu_gradient(y, grad_y)?,
+        };
+        let (batch, inputs) = x.dims2()?;
+        let sizes = Sizes {
+            batch,
+            inputs,
+            outputs: y.dim(1)?,
+        };
+        with_dtype!("linear", x.dtype(), T => {
+            let gradients = {
+                let ((x, x_layout), (weight, weight_layout), (grad_y, grad_layout)) =
+                    (x.storage_and_layout(), weight.storage_and_layout(), grad_y.storage_and_layout());
+                kernels::linear::backward::<T>(
+                    sizes,
+                    slice("linear", &x, x_layout)?,
+                    slice("linear", &weight, weight_layout)?,
+                    slice("linear", &grad_y, grad_layout)?,
+                    wants_x,
+                )
+            };
+            ParameterGradients::from_vecs(gradients, x, weight)
         })
+    }
+}
+
+/// On a GPU, by cuBLASLt. The result of a layer without activation is `f32` at every precision: it is the last layer, and
+/// the loss follows.
+#[cfg(feature = "cuda")]
+mod cuda {
+    use crate::arithmetic::Precision;
+    use crate::cuda::{
+        Activations, Argument, Product, Program, Stored, contiguous, from_f32, launch, product,
+        room, slice, sum_rows, tensor, to_activations, with_activations,
+    };
+    use crate::parametric::ParameterGradients;
+    use candle_core::backend::BackendStorage;
+    use candle_core::cuda::cudarc::driver::CudaView;
+    use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Tensor};
+    use kernels::Activation;
+    use kernels::linear::Sizes;
+
+    type Stores<'a> = [(&'a CudaStorage, &'a Layout); 3];
+
+    /// The result, and the weight in the type of the activations if that is not `f32`.
+    pub(super) fn forward(
+        layer: (Activation, Precision, Sizes),
+        inputs: Stores<'_>,
+    ) -> Result<(CudaStorage, Option<Tensor>)> {
+        with_activations!("linear", inputs[0].0.dtype(), T => forward_in::<T>(layer, inputs))
     }
 
     fn forward_in<T: Activations>(
+        (activation, precision, sizes): (Activation, Precision, Sizes),
+        [(x, x_layout), (weight, weight_layout), (bias, bias_layout)]: Stores<'_>,
+    ) -> Result<(CudaStorage, Option<Tensor>)> {
+        let device = x.device();
+        let x = contiguous::<T>("linear", x, x_layout)?;
+        let bias = contiguous::<f32>("linear", bias, bias_layout)?;
+        if T::DTYPE == DType::F32 {
+            let weight = contiguous::<T>("linear", weight, weight_layout)?;
+            let y = apply(device, (activation, precision, sizes), (&x, &weight, &bias))?;
+            return Ok((y, None));
+        }
+        let weight = contiguous::<f32>("linear", weight, weight_layout)?;
+        let weight = from_f32::<T>(device, &weight)?;
+        let y = apply(
+            device,
+            (activation, precision, sizes),
+            (&x, &weight.as_view(), &bias),
+        )?;
+        Ok((
+            y,
+            Some(tensor(weight, (sizes.outputs, sizes.inputs), device)),
+        ))
+    }
+
+    fn apply<T: Activations>(
         device: &CudaDevice,
-        activation: Activation,
-        precision: Precision,
-        (x, weight, bias): (&Tensor, &Tensor, &Tensor),
-    ) -> Result<(Tensor, Tensor)> {
-        let (batch, inputs) = x.dims2()?;
-        let outputs = weight.dim(0)?;
-        let used = narrowed::<T>(weight)?;
-        let (x, x_layout) = x.storage_and_layout();
-        let (weight, weight_layout) = used.storage_and_layout();
-        let (bias, bias_layout) = bias.storage_and_layout();
-        let x = slice::<T>("linear", &x, x_layout)?;
-        let weight = slice::<T>("linear", &weight, weight_layout)?;
-        let bias = slice::<f32>("linear", &bias, bias_layout)?;
-        let libraries = libraries(device)?;
+        (activation, precision, sizes): (Activation, Precision, Sizes),
+        (x, weight, bias): (&CudaView<'_, T>, &CudaView<'_, T>, &CudaView<'_, f32>),
+    ) -> Result<CudaStorage> {
+        let Sizes {
+            batch,
+            inputs,
+            outputs,
+        } = sizes;
         let count = batch * outputs;
         let task = Product {
             rows: batch,
@@ -183,17 +240,16 @@ pub(crate) mod cuda {
             a: Stored::AsIs,
             b: Stored::Transposed,
         };
-        let shape = (batch, outputs);
-        let y = match activation {
+        Ok(match activation {
             Activation::Relu => {
                 let mut y = room::<T>(device, count)?;
-                product(device, &libraries, precision, task, (&x, &weight), &mut y)?;
-                crate::relu::cuda::activate(device, &mut y, Some(&bias), outputs, true)?;
-                tensor(y, shape, device)
+                product(device, precision, task, (x, weight), &mut y)?;
+                crate::relu::cuda::activate(device, &mut y, Some(bias), outputs, true)?;
+                CudaStorage::wrap_cuda_slice(y, device.clone())
             }
             Activation::Identity => {
                 let mut y = room::<f32>(device, count)?;
-                product(device, &libraries, precision, task, (&x, &weight), &mut y)?;
+                product(device, precision, task, (x, weight), &mut y)?;
                 launch(
                     device,
                     Program::packed::<T>(1),
@@ -201,34 +257,31 @@ pub(crate) mod cuda {
                     count,
                     &[
                         Argument::write(device, &mut y),
-                        Argument::read(device, &bias),
+                        Argument::read(device, bias),
                         count.into(),
                         outputs.into(),
                     ],
                 )?;
-                tensor(y, shape, device)
+                CudaStorage::wrap_cuda_slice(y, device.clone())
             }
-        };
-        Ok((y, used.clone()))
+        })
     }
 
     pub(super) fn backward(
         device: &CudaDevice,
-        activation: Activation,
-        precision: Precision,
-        (x, weight): (&Tensor, &Tensor),
-        (y, grad_y): (&Tensor, &Tensor),
+        layer: (Activation, Precision),
+        inputs: (&Tensor, &Tensor),
+        results: (&Tensor, &Tensor),
         wants_x: bool,
     ) -> Result<ParameterGradients> {
-        with_activations!("linear", x.dtype(), T => {
-            backward_in::<T>(device, activation, precision, (x, weight), (y, grad_y), wants_x)
+        with_activations!("linear", inputs.0.dtype(), T => {
+            backward_in::<T>(device, layer, inputs, results, wants_x)
         })
     }
 
     fn backward_in<T: Activations>(
         device: &CudaDevice,
-        activation: Activation,
-        precision: Precision,
+        (activation, precision): (Activation, Precision),
         (x, weight): (&Tensor, &Tensor),
         (y, grad_y): (&Tensor, &Tensor),
         wants_x: bool,
@@ -237,13 +290,12 @@ pub(crate) mod cuda {
         let outputs = weight.dim(0)?;
         let grad_y = match activation {
             Activation::Relu => crate::relu::relu_gradient(y, grad_y)?,
-            Activation::Identity => narrowed_to::<T>(grad_y)?,
+            Activation::Identity => to_activations::<T>(grad_y)?,
         };
         let (x, x_layout) = x.storage_and_layout();
         let (grad_y, grad_layout) = grad_y.storage_and_layout();
         let x = slice::<T>("linear", &x, x_layout)?;
         let grad_y = slice::<T>("linear", &grad_y, grad_layout)?;
-        let libraries = libraries(device)?;
 
         let grad_x = if wants_x {
             let (weight, weight_layout) = weight.storage_and_layout();
@@ -256,14 +308,7 @@ pub(crate) mod cuda {
                 a: Stored::AsIs,
                 b: Stored::AsIs,
             };
-            product(
-                device,
-                &libraries,
-                precision,
-                task,
-                (&grad_y, &weight),
-                &mut grad_x,
-            )?;
+            product(device, precision, task, (&grad_y, &weight), &mut grad_x)?;
             Some(tensor(grad_x, (batch, inputs), device))
         } else {
             None
@@ -277,65 +322,11 @@ pub(crate) mod cuda {
             a: Stored::Transposed,
             b: Stored::AsIs,
         };
-        product(
-            device,
-            &libraries,
-            precision,
-            task,
-            (&grad_y, &x),
-            &mut grad_weight,
-        )?;
+        product(device, precision, task, (&grad_y, &x), &mut grad_weight)?;
         Ok(ParameterGradients {
             x: grad_x,
             weight: tensor(grad_weight, (outputs, inputs), device),
             bias: sum_rows(device, &grad_y, (batch, outputs))?,
         })
-    }
-
-    /// The sum of the rows of `x` `[rows, channels]`, in `f32`: groups of rows first, then groups of groups,
-    /// each in its order.
-    pub(crate) fn sum_rows<T: Activations>(
-        device: &CudaDevice,
-        x: &CudaView<'_, T>,
-        (rows, channels): (usize, usize),
-    ) -> Result<Tensor> {
-        assert_eq!(x.len(), rows * channels);
-        let program = Program::packed::<T>(channels);
-        let mut left = rows.div_ceil(GROUP);
-        let mut sums = room::<f32>(device, left * channels)?;
-        let packs = program.packs(left * channels);
-        launch(
-            device,
-            program,
-            "sum_rows",
-            packs,
-            &[
-                Argument::read(device, x),
-                Argument::write(device, &mut sums),
-                packs.into(),
-                rows.into(),
-                channels.into(),
-            ],
-        )?;
-        while left > 1 {
-            let rows = left;
-            left = rows.div_ceil(GROUP);
-            let mut fewer = room::<f32>(device, left * channels)?;
-            launch(
-                device,
-                Program::packed::<T>(1),
-                "sum_sums",
-                left * channels,
-                &[
-                    Argument::read(device, &sums.as_view()),
-                    Argument::write(device, &mut fewer),
-                    (left * channels).into(),
-                    rows.into(),
-                    channels.into(),
-                ],
-            )?;
-            sums = fewer;
-        }
-        Ok(tensor(sums, channels, device))
     }
 }

@@ -1,17 +1,18 @@
-//! The rectifier, and its gradient for the operations into which it is fused.
+//! ReLU, and its gradient for the operations into which it is fused.
 
-use crate::Activation;
 use crate::storage::{contiguous, with_float};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, WithDType};
-use num_traits::Zero;
-use rayon::prelude::*;
-
-/// Elements that one task handles.
-const PART: usize = 1 << 15;
 
 /// `max(x, 0)` of a tensor of any shape; its gradient at 0 is 0, as in PyTorch.
+///
+/// # Errors
+/// When the tensor is neither `f32` nor `f64`, or, on a GPU, neither `f32` nor `bf16`.
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(Relu)
+}
+
 pub(crate) struct Relu;
 
 impl CustomOp1 for Relu {
@@ -22,9 +23,7 @@ impl CustomOp1 for Relu {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         with_float!(self.name(), storage, T => {
             let mut out = contiguous::<T>(self.name(), storage, layout)?.to_vec();
-            out.par_iter_mut()
-                .with_min_len(PART)
-                .for_each(|value| *value = Activation::Relu.of(*value));
+            kernels::relu::forward(&mut out);
             Ok((T::to_cpu_storage_owned(out), layout.shape().clone()))
         })
     }
@@ -39,18 +38,7 @@ impl CustomOp1 for Relu {
     }
 }
 
-impl Activation {
-    /// Its value. A NaN stays one, so that the loss shows it.
-    #[inline(always)]
-    pub(crate) fn of<T: WithDType>(self, x: T) -> T {
-        match self {
-            Self::Relu if x < T::zero() => T::zero(),
-            _ => x,
-        }
-    }
-}
-
-/// The gradient with respect to a rectifier's input, from its output `y` and the gradient of that.
+/// The gradient with respect to the input of a ReLU, from its output `y` and the gradient of that.
 pub(crate) fn relu_gradient(y: &Tensor, grad_y: &Tensor) -> Result<Tensor> {
     y.contiguous()?
         .apply_op2_no_bwd(&grad_y.contiguous()?, &ReluGradient)
@@ -73,14 +61,7 @@ impl CustomOp2 for ReluGradient {
         with_float!(self.name(), y, T => {
             let y = contiguous::<T>(self.name(), y, y_layout)?;
             let mut out = contiguous::<T>(self.name(), grad, grad_layout)?.to_vec();
-            out.par_chunks_mut(PART).zip(y.par_chunks(PART)).for_each(|(grad, y)| {
-                for (grad, y) in grad.iter_mut().zip(y) {
-                    // Written so that the gradient of a NaN is kept.
-                    if *y <= T::zero() {
-                        *grad = T::zero();
-                    }
-                }
-            });
+            kernels::relu::backward(y, &mut out);
             Ok((T::to_cpu_storage_owned(out), y_layout.shape().clone()))
         })
     }
@@ -110,7 +91,7 @@ pub(crate) mod cuda {
             let x = contiguous::<T>("relu", storage, layout)?;
             let mut y = room::<T>(device, x.len())?;
             device.memcpy_dtod(&x, &mut y)?;
-            // The channels do not matter without a bias.
+            // Without a bias any number of channels will do.
             let channels = x.len().max(1);
             activate(device, &mut y, None, channels, true)?;
             Ok((CudaStorage::wrap_cuda_slice(y, device.clone()), layout.shape().clone()))
@@ -130,7 +111,7 @@ pub(crate) mod cuda {
         })
     }
 
-    /// Adds `bias` to every row of `channels` values and rectifies where `relu` says so, in place.
+    /// Adds `bias` to every row of `channels` values and applies ReLU if `relu`, in place.
     pub(crate) fn activate<T: Activations>(
         device: &CudaDevice,
         values: &mut CudaSlice<T>,
@@ -157,7 +138,7 @@ pub(crate) mod cuda {
         )
     }
 
-    /// The gradient with respect to a rectifier's input, from its result `y` and the gradient of that.
+    /// The gradient with respect to the input of a ReLU, from its output `y` and the gradient of that.
     pub(crate) fn gradient<T: Activations>(
         device: &CudaDevice,
         y: &CudaView<'_, T>,

@@ -1,11 +1,11 @@
-//! Typed views of candle's storage.
+//! Typed slices of candle's storage.
 
 use candle_core::{CpuStorage, Layout, Result, Storage, WithDType, bail};
 
 /// The elements of a contiguous tensor on the CPU.
 ///
 /// # Errors
-/// When the tensor is not contiguous, has another type or lies on another device.
+/// When the tensor is not contiguous, has another type or is on another device.
 pub(crate) fn slice<'a, T: WithDType>(
     operation: &str,
     storage: &'a Storage,
@@ -32,7 +32,46 @@ pub(crate) fn contiguous<'a, T: WithDType>(
     }
 }
 
-/// Runs `$body` with `$t` standing for the element type `$dtype`.
+/// A type whose storage can be borrowed mutably.
+pub(crate) trait Element: WithDType + kernels::Real {
+    /// The elements of a storage of this type.
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+}
+
+impl Element for f32 {
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+}
+
+impl Element for f64 {
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::F64(values) => Some(values),
+            _ => None,
+        }
+    }
+}
+
+/// The elements of a contiguous tensor, to be changed.
+///
+/// # Errors
+/// When the tensor is not contiguous or has another type.
+pub(crate) fn contiguous_mut<'a, T: Element>(
+    operation: &str,
+    storage: &'a mut CpuStorage,
+    layout: &Layout,
+) -> Result<&'a mut [T]> {
+    match (layout.contiguous_offsets(), T::slice_mut(storage)) {
+        (Some((start, end)), Some(values)) => Ok(&mut values[start..end]),
+        _ => bail!("{operation} needs contiguous tensors of one type, got {layout:?}"),
+    }
+}
+
+/// Runs `$body` with `$t` as the element type `$dtype`.
 macro_rules! with_dtype {
     ($operation:expr, $dtype:expr, $t:ident => $body:expr) => {
         match $dtype {
@@ -50,7 +89,7 @@ macro_rules! with_dtype {
 }
 pub(crate) use with_dtype;
 
-/// Runs `$body` with `$t` standing for the element type of `$storage`.
+/// Runs `$body` with `$t` as the element type of `$storage`.
 macro_rules! with_float {
     ($operation:expr, $storage:expr, $t:ident => $body:expr) => {
         crate::storage::with_dtype!(

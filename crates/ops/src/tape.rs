@@ -1,25 +1,25 @@
-//! A chain of operations: what was computed, so that it can be differentiated.
+//! A chain of operations with its backward pass.
 
-use crate::conv2d::{Computed, Conv2d};
+use crate::arithmetic::Arithmetic;
+use crate::conv2d::{self, Conv2d};
 use crate::dropout::Dropout;
 use crate::linear;
-use crate::{Activation, Arithmetic, Pool};
+use crate::parametric::Parametric;
 use candle_core::backprop::GradStore;
 use candle_core::{CustomOp1, Result, Tensor, bail};
-use std::sync::Arc;
+use kernels::{Activation, Pool};
 
-/// Computes a chain of operations, each on the result of the one before, and remembers what their
-/// gradients need.
+/// Computes a chain of operations, each on the result of the one before, and saves what their gradients need.
 ///
-/// In place of candle's own automatic differentiation, which fills a gradient with zeros and then adds
-/// to it: here each result has one use, so its gradient is handed on as it is, and what is done with is
-/// freed on the way.
+/// It replaces candle's automatic differentiation, which fills a gradient with zeros and then adds to it. In a chain each
+/// result has one use, so the tape passes its gradient on as it is, and frees what is no longer needed during the backward
+/// pass. `PERFORMANCE.md` has the difference in time and memory.
 pub struct Tape {
     arithmetic: Arithmetic,
-    /// `None` where nothing is to be differentiated.
+    /// `None` without a backward pass.
     links: Option<Vec<Link>>,
-    /// Whether a GPU is waited for after every operation.
-    waits: bool,
+    /// Whether a GPU is synchronised after every operation.
+    synchronised: bool,
 }
 
 /// One operation and its result.
@@ -31,77 +31,56 @@ struct Link {
 }
 
 enum Operation {
-    Conv2d {
-        computed: Computed,
+    Unary(Box<dyn CustomOp1>),
+    Parametric {
+        operation: Box<dyn Parametric>,
         weight: Tensor,
         bias: Tensor,
     },
-    Linear {
-        activation: Activation,
-        weight: Tensor,
-        /// The weight as it was used.
-        used: Tensor,
-        bias: Tensor,
-    },
-    Unary(Unary),
-}
-
-/// As candle shares them.
-type Unary = Arc<Box<dyn CustomOp1 + Send + Sync>>;
-
-/// The gradients of an operation with parameters.
-pub(crate) struct ParameterGradients {
-    pub(crate) x: Option<Tensor>,
-    pub(crate) weight: Tensor,
-    pub(crate) bias: Tensor,
 }
 
 impl Tape {
-    /// A tape that can be run backward.
+    /// A tape with a backward pass.
     #[must_use]
     pub fn recording(arithmetic: impl Into<Arithmetic>) -> Self {
         Self {
             arithmetic: arithmetic.into(),
             links: Some(Vec::new()),
-            waits: false,
+            synchronised: false,
         }
     }
 
-    /// A tape that remembers nothing, so that memory is freed from operation to operation.
+    /// A tape without a backward pass: nothing is saved, and memory is freed from operation to operation.
     #[must_use]
-    pub fn forgetting(arithmetic: impl Into<Arithmetic>) -> Self {
+    pub fn no_grad(arithmetic: impl Into<Arithmetic>) -> Self {
         Self {
             arithmetic: arithmetic.into(),
             links: None,
-            waits: false,
+            synchronised: false,
         }
     }
 
-    /// The same, waiting for a GPU after every operation, so that its span in a trace is as long as it takes.
+    /// The same, synchronising a GPU after every operation, so that the operation's span in a trace has its duration.
     #[must_use]
-    pub fn waiting(self) -> Self {
+    pub fn synchronised(self) -> Self {
         Self {
-            waits: true,
+            synchronised: true,
             ..self
         }
     }
 
-    /// Numbers in the type in which this tape computes: see [`activations`](crate::activations()).
+    /// `x` in the element type of this tape's activations: see [`activations`](crate::activations()).
     ///
     /// # Errors
-    /// When they cannot be converted.
+    /// When it cannot be converted.
     pub fn activations(&self, x: &Tensor) -> Result<Tensor> {
         crate::activations(x, self.arithmetic.precision)
     }
 
-    /// Convolves `x` `[batch, height, width, in_channels]` at stride 1 with `weight`
-    /// `[out_channels, in_channels, kernel, kernel]`, adds `bias` `[out_channels]`, applies the activation
-    /// and pools. Gives `[batch, height', width', out_channels]`, where `height'` is
-    /// `height + 2 padding - kernel + 1` before pooling. `name` names the layer in traces.
+    /// See [`conv2d`](crate::conv2d()). `name` is the layer's name in traces.
     ///
     /// # Errors
-    /// When the shapes do not fit one another, the tensors are neither all `f32` nor all `f64`, or `x`
-    /// is not the last result. On a GPU: when `x` is neither `f32` nor `bf16`, or weight and bias are not `f32`.
+    /// As there, and when `x` is not the previous result.
     pub fn conv2d(
         &mut self,
         name: &str,
@@ -110,19 +89,11 @@ impl Tape {
         weight: &Tensor,
         bias: &Tensor,
     ) -> Result<Tensor> {
-        let _span = forward_span(name);
-        let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
-        let (y, computed) = Computed::forward(layer, self.arithmetic, &x, &weight, &bias)?;
-        let operation = Operation::Conv2d {
-            computed,
-            weight,
-            bias,
-        };
-        self.record(name, operation, x, y)
+        let operation = conv2d::Operation::new(layer, self.arithmetic);
+        self.parametric(name, operation, [x, weight, bias])
     }
 
-    /// `activation(x · weight' + bias)` for `x` `[batch, in_features]`, `weight`
-    /// `[out_features, in_features]` and `bias` `[out_features]`: gives `[batch, out_features]`.
+    /// See [`linear`](crate::linear()).
     ///
     /// # Errors
     /// As for [`Tape::conv2d`].
@@ -134,21 +105,11 @@ impl Tape {
         weight: &Tensor,
         bias: &Tensor,
     ) -> Result<Tensor> {
-        let _span = forward_span(name);
-        let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
-        let precision = self.arithmetic.precision;
-        let (y, used) = linear::forward(activation, precision, &x, &weight, &bias)?;
-        let operation = Operation::Linear {
-            activation,
-            weight,
-            used,
-            bias,
-        };
-        self.record(name, operation, x, y)
+        let operation = linear::Operation::new(activation, self.arithmetic.precision);
+        self.parametric(name, operation, [x, weight, bias])
     }
 
-    /// The maximum over windows of `x` `[batch, height, width, channels]`: see
-    /// [`max_pool2d`](crate::max_pool2d()).
+    /// See [`max_pool2d`](crate::max_pool2d()).
     ///
     /// # Errors
     /// As for [`Tape::conv2d`].
@@ -157,8 +118,7 @@ impl Tape {
         self.unary(name, operation, x)
     }
 
-    /// The average over windows of `x` `[batch, height, width, channels]`: see
-    /// [`avg_pool2d`](crate::avg_pool2d()).
+    /// See [`avg_pool2d`](crate::avg_pool2d()).
     ///
     /// # Errors
     /// As for [`Tape::conv2d`].
@@ -167,7 +127,7 @@ impl Tape {
         self.unary(name, operation, x)
     }
 
-    /// `max(x, 0)` of a tensor of any shape; its gradient at 0 is 0, as in PyTorch.
+    /// See [`relu`](crate::relu()).
     ///
     /// # Errors
     /// As for [`Tape::conv2d`].
@@ -175,7 +135,7 @@ impl Tape {
         self.unary(name, crate::relu::Relu, x)
     }
 
-    /// Sets a share of the elements to 0: see [`Dropout`].
+    /// See [`dropout`](crate::dropout()).
     ///
     /// # Errors
     /// As for [`Tape::conv2d`], and when the probability is outside `0.0..1.0`.
@@ -184,8 +144,7 @@ impl Tape {
         self.unary(name, mask, x)
     }
 
-    /// From images `[batch, height, width, channels]` to rows `[batch, channels * height * width]`, in
-    /// PyTorch's order: channel, row, column.
+    /// See [`flatten`](crate::flatten()).
     ///
     /// # Errors
     /// As for [`Tape::conv2d`].
@@ -197,18 +156,40 @@ impl Tape {
     fn unary(
         &mut self,
         name: &str,
-        operation: impl CustomOp1 + Send + Sync + 'static,
+        operation: impl CustomOp1 + 'static,
         x: &Tensor,
     ) -> Result<Tensor> {
         let _span = forward_span(name);
         let x = x.contiguous()?;
-        let operation: Unary = Arc::new(Box::new(operation));
-        let y = x.detach().apply_op1_arc(operation.clone())?;
-        self.record(name, Operation::Unary(operation), x, y)
+        let y = x.apply_op1_no_bwd(&operation)?;
+        self.record(name, || Operation::Unary(Box::new(operation)), x, y)
     }
 
-    fn record(&mut self, name: &str, operation: Operation, x: Tensor, y: Tensor) -> Result<Tensor> {
-        if self.waits {
+    fn parametric(
+        &mut self,
+        name: &str,
+        operation: impl Parametric + 'static,
+        [x, weight, bias]: [&Tensor; 3],
+    ) -> Result<Tensor> {
+        let _span = forward_span(name);
+        let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
+        let y = x.apply_op3_no_bwd(&weight, &bias, &operation)?;
+        let operation = || Operation::Parametric {
+            operation: Box::new(operation),
+            weight,
+            bias,
+        };
+        self.record(name, operation, x, y)
+    }
+
+    fn record(
+        &mut self,
+        name: &str,
+        operation: impl FnOnce() -> Operation,
+        x: Tensor,
+        y: Tensor,
+    ) -> Result<Tensor> {
+        if self.synchronised {
             y.device().synchronize()?;
         }
         if let Some(links) = &mut self.links {
@@ -217,7 +198,7 @@ impl Tape {
             }
             links.push(Link {
                 name: name.to_owned(),
-                operation,
+                operation: operation(),
                 x,
                 y: y.clone(),
             });
@@ -225,14 +206,14 @@ impl Tape {
         Ok(y)
     }
 
-    /// The gradients of all weights and biases, and of the first operation's input where that is a
-    /// variable, from the gradient with respect to the last result.
+    /// The gradients of all weights and biases, and of the first operation's input if it is a variable, from the gradient of
+    /// the last result.
     ///
     /// # Errors
     /// When the tape recorded nothing, the gradient does not fit the last result, or an operation fails.
     pub fn backward(self, gradient: Tensor) -> Result<GradStore> {
         let Some(mut links) = self.links.filter(|links| !links.is_empty()) else {
-            bail!("a tape that recorded nothing cannot be run backward");
+            bail!("a tape that recorded nothing has no backward pass");
         };
         let mut gradients = GradStore::default();
         let mut gradient = gradient.contiguous()?;
@@ -258,32 +239,18 @@ impl Tape {
                     .then(|| operation.bwd(&x, &y, &gradient))
                     .transpose()?
                     .flatten(),
-                Operation::Conv2d {
-                    computed,
+                Operation::Parametric {
+                    operation,
                     weight,
                     bias,
                 } => {
-                    let found = computed.backward(&x, &weight, &y, &gradient, wants_x)?;
-                    gradients.insert(&weight, found.weight);
-                    gradients.insert(&bias, found.bias);
-                    found.x
-                }
-                Operation::Linear {
-                    activation,
-                    weight,
-                    used,
-                    bias,
-                } => {
-                    let precision = self.arithmetic.precision;
-                    let results = (&y, &gradient);
-                    let found =
-                        linear::backward(activation, precision, &x, &used, results, wants_x)?;
+                    let found = operation.backward(&x, &weight, &y, &gradient, wants_x)?;
                     gradients.insert(&weight, found.weight);
                     gradients.insert(&bias, found.bias);
                     found.x
                 }
             };
-            if self.waits {
+            if self.synchronised {
                 y.device().synchronize()?;
             }
             match grad_x {

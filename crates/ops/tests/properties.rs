@@ -5,7 +5,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use ops::{
-    Activation, Conv2d, Convolution, Dropout, Pool, Sgd, Tape, avg_pool2d, channels_last,
+    Activation, Conv2d, ConvAlgorithm, Dropout, Pool, Sgd, Tape, avg_pool2d, channels_last,
     cross_entropy, cross_entropy_gradient, max_pool2d, sgd_step,
 };
 use proptest::prelude::*;
@@ -60,12 +60,12 @@ fn activation(relu: bool) -> Activation {
 /// What is tested: operations on a tape, the first of them on the first input.
 type Function<'a> = &'a (dyn Fn(&mut Tape, &[Tensor]) -> Result<Tensor> + Sync);
 
-fn apply(f: Function<'_>, inputs: &[Tensor], convolution: Convolution) -> Tensor {
-    f(&mut Tape::forgetting(convolution), inputs).unwrap()
+fn apply(f: Function<'_>, inputs: &[Tensor], convolution: ConvAlgorithm) -> Tensor {
+    f(&mut Tape::no_grad(convolution), inputs).unwrap()
 }
 
 /// The gradients of `sum(weights * f(inputs))`, with weights that differ from place to place.
-fn gradients(f: Function<'_>, inputs: &[Tensor], convolution: Convolution) -> Vec<Tensor> {
+fn gradients(f: Function<'_>, inputs: &[Tensor], convolution: ConvAlgorithm) -> Vec<Tensor> {
     let variables: Vec<Var> = inputs
         .iter()
         .map(|x| Var::from_tensor(x).unwrap())
@@ -83,11 +83,11 @@ fn gradients(f: Function<'_>, inputs: &[Tensor], convolution: Convolution) -> Ve
 
 fn check_gradients(f: Function<'_>, inputs: &[Tensor]) {
     let objective = |inputs: &[Tensor]| -> f64 {
-        let y = values(&apply(f, inputs, Convolution::Direct));
+        let y = values(&apply(f, inputs, ConvAlgorithm::Direct));
         let weights = uniform(99, y.len(), 1.0);
         y.iter().zip(weights).map(|(y, w)| y * f64::from(w)).sum()
     };
-    let found = gradients(f, inputs, Convolution::Direct);
+    let found = gradients(f, inputs, ConvAlgorithm::Direct);
     check_slopes(&objective, inputs, &found);
 }
 
@@ -244,7 +244,7 @@ proptest! {
 
     #[test]
     fn conv2d_is_the_plain_sum(conv in convolutions()) {
-        let y = apply(&|tape, inputs| conv.run(tape, inputs), &conv.inputs(), Convolution::Direct);
+        let y = apply(&|tape, inputs| conv.run(tape, inputs), &conv.inputs(), ConvAlgorithm::Direct);
         assert_close(&values(&y), &conv.plain(), 1e-12);
     }
 
@@ -265,15 +265,15 @@ proptest! {
         };
         let inputs = conv.inputs();
         let sizes = [conv.height, conv.width].map(|size| size + 2 * conv.padding + 1 - conv.kernel);
-        let mut tape = Tape::forgetting(Convolution::Direct);
+        let mut tape = Tape::no_grad(ConvAlgorithm::Direct);
         if sizes.iter().any(|size| *size < kernel) {
             prop_assert!(fused.run(&mut tape, &inputs).is_err());
             return Ok(());
         }
         let y = fused.run(&mut tape, &inputs).unwrap();
-        prop_assert_eq!(bits(&y), bits(&apply(&apart, &inputs, Convolution::Direct)));
-        let found = gradients(&|tape, inputs| fused.run(tape, inputs), &inputs, Convolution::Direct);
-        let expected = gradients(&apart, &inputs, Convolution::Direct);
+        prop_assert_eq!(bits(&y), bits(&apply(&apart, &inputs, ConvAlgorithm::Direct)));
+        let found = gradients(&|tape, inputs| fused.run(tape, inputs), &inputs, ConvAlgorithm::Direct);
+        let expected = gradients(&apart, &inputs, ConvAlgorithm::Direct);
         for (found, expected) in found.iter().zip(&expected) {
             assert_close(&values(found), &values(expected), 1e-12);
         }
@@ -290,7 +290,7 @@ proptest! {
         let conv = Conv { batch, in_channels, out_channels, height, width, kernel, padding, relu, pool, seed };
         let inputs = conv.inputs();
         let run = |tape: &mut Tape, inputs: &[Tensor]| conv.run(tape, inputs);
-        let [direct, fast] = Convolution::ALL.map(|convolution| {
+        let [direct, fast] = ConvAlgorithm::ALL.map(|convolution| {
             let mut all = vec![apply(&run, &inputs, convolution)];
             all.extend(gradients(&run, &inputs, convolution));
             all
@@ -307,7 +307,7 @@ proptest! {
         let [x, w, b] = [
             tensor(seed, &[batch, inputs]), tensor(seed + 1, &[outputs, inputs]), tensor(seed + 2, &[outputs]),
         ];
-        let mut tape = Tape::forgetting(Convolution::Direct);
+        let mut tape = Tape::no_grad(ConvAlgorithm::Direct);
         let y = tape.linear("linear", activation(relu), &x, &w, &b).unwrap();
         let (x, w, b) = (values(&x), values(&w), values(&b));
         let mut expected = Vec::new();
@@ -390,7 +390,7 @@ proptest! {
         let grad_y = tensor(99, y.dims());
         let loss = (avg_pool2d(&variable, pool).unwrap() * grad_y).unwrap().sum_all().unwrap();
         let theirs = loss.backward().unwrap();
-        let ours = gradients(&|tape, a| tape.avg_pool2d("pool", pool, &a[0]), &[x], Convolution::Direct);
+        let ours = gradients(&|tape, a| tape.avg_pool2d("pool", pool, &a[0]), &[x], ConvAlgorithm::Direct);
         prop_assert_eq!(bits(theirs.get(&variable).unwrap()), bits(&ours[0]));
     }
 
@@ -401,7 +401,7 @@ proptest! {
         let x = tensor(seed, &[batch, channels, height, width]);
         let y = channels_last(&x).unwrap();
         prop_assert_eq!(values(&y), values(&x.permute((0, 2, 3, 1)).unwrap()));
-        let mut tape = Tape::recording(Convolution::Direct);
+        let mut tape = Tape::recording(ConvAlgorithm::Direct);
         let variable = Var::from_tensor(&y).unwrap();
         let flat = tape.flatten("flatten", &variable).unwrap();
         prop_assert_eq!(flat.dims(), [batch, channels * height * width]);
@@ -436,7 +436,7 @@ proptest! {
     ) {
         let mask = Dropout { probability, seed, step, layer: 1 };
         let ones = Tensor::ones(length, DType::F64, &Device::Cpu).unwrap();
-        let y = Tape::forgetting(Convolution::Direct).dropout("dropout", mask, &ones).unwrap();
+        let y = Tape::no_grad(ConvAlgorithm::Direct).dropout("dropout", mask, &ones).unwrap();
         let scale = 1.0 / (1.0 - f64::from(probability));
         prop_assert!(values(&y).iter().all(|v| *v == 0.0 || *v == scale));
         check_gradients(&|tape, a| tape.dropout("dropout", mask, &a[0]), &[tensor(seed >> 1, &[length])]);
@@ -446,7 +446,7 @@ proptest! {
 #[test]
 fn relu_has_pytorchs_gradient_at_zero() -> Result<()> {
     let x = Var::from_tensor(&Tensor::new(&[-1.0_f64, 0.0, -0.0, 2.0], &Device::Cpu)?)?;
-    let mut tape = Tape::recording(Convolution::Direct);
+    let mut tape = Tape::recording(ConvAlgorithm::Direct);
     let y = tape.relu("relu", &x)?;
     assert_eq!(values(&y), [0.0, 0.0, 0.0, 2.0]);
     let grads = tape.backward(y.ones_like()?)?;
@@ -477,7 +477,7 @@ fn ties_of_max_pool2d_go_to_the_first_in_row_major_order() -> Result<()> {
 
 #[test]
 fn a_nan_is_seen_behind_every_operation() -> Result<()> {
-    for (convolution, channels) in [(Convolution::Direct, 1), (Convolution::Fast, 40)] {
+    for (convolution, channels) in [(ConvAlgorithm::Direct, 1), (ConvAlgorithm::Winograd, 40)] {
         let nan = Tensor::full(f64::NAN, (1, 9, 9, channels), &Device::Cpu)?;
         let weight = Tensor::ones((channels, channels, 3, 3), DType::F64, &Device::Cpu)?;
         let bias = Tensor::zeros(channels, DType::F64, &Device::Cpu)?;
@@ -489,15 +489,15 @@ fn a_nan_is_seen_behind_every_operation() -> Result<()> {
                 stride: 1,
             }),
         };
-        let y = Tape::forgetting(convolution).conv2d("conv", layer, &nan, &weight, &bias)?;
+        let y = Tape::no_grad(convolution).conv2d("conv", layer, &nan, &weight, &bias)?;
         assert!(values(&y).iter().all(|v| v.is_nan()));
         let pool = Pool {
             kernel: 2,
             stride: 1,
         };
-        let y = Tape::forgetting(convolution).max_pool2d("pool", pool, &nan)?;
+        let y = Tape::no_grad(convolution).max_pool2d("pool", pool, &nan)?;
         assert!(values(&y).iter().all(|v| v.is_nan()));
-        let y = Tape::forgetting(convolution).avg_pool2d("pool", pool, &nan)?;
+        let y = Tape::no_grad(convolution).avg_pool2d("pool", pool, &nan)?;
         assert!(values(&y).iter().all(|v| v.is_nan()));
     }
     let logits = Tensor::full(f64::NAN, (1, 3), &Device::Cpu)?;
@@ -516,7 +516,7 @@ fn dropout_masks_differ_by_seed_step_layer_and_place() -> Result<()> {
         layer: 0,
     };
     let mask = |mask| {
-        let y = Tape::forgetting(Convolution::Direct).dropout("dropout", mask, &ones)?;
+        let y = Tape::no_grad(ConvAlgorithm::Direct).dropout("dropout", mask, &ones)?;
         Ok::<_, candle_core::Error>(values(&y))
     };
     let kept = mask(base)?.iter().filter(|v| **v > 0.0).count();
@@ -592,7 +592,7 @@ fn nesterov_and_averages_move_as_pytorch_does() -> Result<()> {
         assert_close(&values(&parameter), &after, 1e-12);
         match &average {
             None => average = Some(parameter.as_tensor().copy()?),
-            Some(average) => ops::average_step(0.75, &[[average, parameter.as_tensor()]])?,
+            Some(average) => ops::ema_step(0.75, &[[average, parameter.as_tensor()]])?,
         }
         assert_close(
             &average.iter().flat_map(values).collect::<Vec<_>>(),
@@ -662,7 +662,7 @@ fn results_are_the_same_bits_on_any_number_of_threads() {
         let inputs = conv
             .inputs()
             .map(|tensor| tensor.to_dtype(DType::F32).unwrap());
-        for convolution in Convolution::ALL {
+        for convolution in ConvAlgorithm::ALL {
             same_on_any_threads(|| {
                 everything(&|tape, inputs| conv.run(tape, inputs), &inputs, convolution)
             });
@@ -678,7 +678,7 @@ fn results_are_the_same_bits_on_any_number_of_threads() {
         let run = |tape: &mut Tape, a: &[Tensor]| {
             tape.linear("linear", Activation::Relu, &a[0], &a[1], &a[2])
         };
-        everything(&run, &layer, Convolution::Direct)
+        everything(&run, &layer, ConvAlgorithm::Direct)
     });
     let images = single(4, &[5, 29, 29, 6]);
     let mask = Dropout {
@@ -700,7 +700,7 @@ fn results_are_the_same_bits_on_any_number_of_threads() {
     ];
     for f in unary {
         let images = std::slice::from_ref(&images);
-        same_on_any_threads(|| everything(f, images, Convolution::Direct));
+        same_on_any_threads(|| everything(f, images, ConvAlgorithm::Direct));
     }
     same_on_any_threads(|| {
         let sgd = Sgd {
@@ -727,7 +727,7 @@ fn shapes_that_do_not_fit_are_errors() {
             activation: Activation::Identity,
             pool,
         };
-        Tape::forgetting(Convolution::Fast).conv2d("conv", layer, &x, &tensor(3, weight), &bias)
+        Tape::no_grad(ConvAlgorithm::Winograd).conv2d("conv", layer, &x, &tensor(3, weight), &bias)
     };
     let pool = |kernel, stride| Pool { kernel, stride };
     assert!(conv(&[3, 2, 3, 3], None).is_ok());
@@ -739,7 +739,7 @@ fn shapes_that_do_not_fit_are_errors() {
     assert!(max_pool2d(&x, pool(3, 0)).is_err());
     assert!(avg_pool2d(&x, pool(5, 2)).is_err());
     assert!(avg_pool2d(&x, pool(3, 0)).is_err());
-    let mut tape = Tape::forgetting(Convolution::Fast);
+    let mut tape = Tape::no_grad(ConvAlgorithm::Winograd);
     let linear = tape.linear(
         "linear",
         Activation::Relu,
@@ -766,16 +766,16 @@ fn shapes_that_do_not_fit_are_errors() {
 #[test]
 fn a_tape_is_a_chain() -> Result<()> {
     let x = tensor(1, &[2, 3]);
-    let nothing = Tape::recording(Convolution::Fast);
+    let nothing = Tape::recording(ConvAlgorithm::Winograd);
     assert!(nothing.backward(x.clone()).is_err());
-    let mut forgotten = Tape::forgetting(Convolution::Fast);
+    let mut forgotten = Tape::no_grad(ConvAlgorithm::Winograd);
     forgotten.relu("relu", &x)?;
     assert!(forgotten.backward(x.clone()).is_err());
-    let mut tape = Tape::recording(Convolution::Fast);
+    let mut tape = Tape::recording(ConvAlgorithm::Winograd);
     tape.relu("first", &x)?;
     let error = tape.relu("second", &x).unwrap_err().to_string();
     assert!(error.contains("second"), "{error}");
-    let mut tape = Tape::recording(Convolution::Fast);
+    let mut tape = Tape::recording(ConvAlgorithm::Winograd);
     tape.relu("relu", &x)?;
     let error = tape.backward(tensor(2, &[3, 2])).unwrap_err().to_string();
     assert!(

@@ -103,8 +103,7 @@ pub fn network(architecture: Architecture, setting: &Setting) -> Result<NetworkD
     for (done, step) in case.steps.into_iter().enumerate() {
         let mut tape = Tape::recording(setting.arithmetic);
         let logits = network.forward(&mut tape, &images, None)?;
-        let evaluated =
-            network.forward(&mut Tape::forgetting(setting.arithmetic), &images, None)?;
+        let evaluated = network.forward(&mut Tape::no_grad(setting.arithmetic), &images, None)?;
         if numbers(&logits)? != numbers(&evaluated)? {
             let text = "training and evaluation give different logits";
             return Err(candle_core::Error::Msg(text.to_owned()).into());

@@ -4,10 +4,10 @@
 
 use candle_core::{DType, Device};
 use models::Architecture;
-use ops::Convolution;
+use ops::ConvAlgorithm;
 use reference::{Deviation, Error, Setting, network, operations};
 
-fn processor(dtype: DType, convolution: Convolution) -> Setting {
+fn processor(dtype: DType, convolution: ConvAlgorithm) -> Setting {
     Setting {
         device: Device::Cpu,
         dtype,
@@ -25,7 +25,7 @@ fn assert_within(deviations: &[Deviation], tolerance: f64) {
 #[test]
 fn operations_agree_with_pytorch() -> Result<(), Error> {
     for dtype in [DType::F32, DType::F64] {
-        for convolution in Convolution::ALL {
+        for convolution in ConvAlgorithm::ALL {
             let deviations = operations(&processor(dtype, convolution))?;
             // Six convolutions with four tensors each, seven poolings with two.
             assert_eq!(deviations.len(), 38);
@@ -67,13 +67,13 @@ fn check(architecture: Architecture, setting: &Setting, tolerances: &Tolerances)
 }
 
 fn check_all(architecture: Architecture) {
-    for convolution in Convolution::ALL {
+    for convolution in ConvAlgorithm::ALL {
         let setting = processor(DType::F64, convolution);
         check(architecture, &setting, &Tolerances::all(1e-9));
     }
-    let direct = processor(DType::F32, Convolution::Direct);
+    let direct = processor(DType::F32, ConvAlgorithm::Direct);
     check(architecture, &direct, &Tolerances::all(1e-4));
-    let fast = processor(DType::F32, Convolution::Fast);
+    let fast = processor(DType::F32, ConvAlgorithm::Winograd);
     let tolerances = Tolerances {
         values: 1e-4,
         gradients: ROUNDING_DECIDES,
@@ -112,7 +112,7 @@ mod gpu {
             device,
             dtype: DType::F32,
             arithmetic: Arithmetic {
-                convolution: Convolution::Fast,
+                conv_algorithm: ConvAlgorithm::Winograd,
                 precision,
             },
         })

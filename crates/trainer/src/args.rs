@@ -6,7 +6,7 @@ use crate::{device, evaluate, lr_find, predict, train, write_report};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use engine::Positive;
 use models::Architecture;
-use ops::{Convolution, Precision};
+use ops::{ConvAlgorithm, Precision};
 use run::cli::{self, Exit, UsageError};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
@@ -162,7 +162,7 @@ pub(crate) struct WeightArgs {
     /// How convolutions are computed: `direct`, as the sums that define them, or `fast`, with fewer
     /// operations and slightly larger rounding errors.
     #[arg(long, value_parser = convolution(), default_value = "fast")]
-    pub(crate) conv: Convolution,
+    pub(crate) conv: ConvAlgorithm,
 
     /// In what numbers a GPU computes: f32, tf32 or bf16 [default: tf32; a processor computes in f32].
     #[arg(long, value_parser = precision())]

@@ -28,7 +28,7 @@ pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
     use_threads(args.threads)?;
     let device = args.device.device()?;
     let arithmetic = Arithmetic {
-        convolution: args.conv,
+        conv_algorithm: args.conv,
         precision: device::precision(args.precision, &device)?,
     };
     let weights = Weights::read(&args.checkpoint, args.model).map_err(|error| match error {

@@ -25,7 +25,7 @@ pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
     let normalisation = loaded.normalisation();
     for (path, picture) in args.images.iter().zip(pictures) {
         let images = datasets::picture(&picture, &normalisation)?.to_device(&loaded.device)?;
-        let mut tape = Tape::forgetting(loaded.arithmetic);
+        let mut tape = Tape::no_grad(loaded.arithmetic);
         let logits = loaded.network.forward(&mut tape, &images, None)?;
         let logits = logits.to_vec2::<f32>()?;
         let probabilities = softmax(&logits.concat());

@@ -11,7 +11,7 @@ use engine::{
     Schedule,
 };
 use models::{Architecture, Initialisation};
-use ops::{Convolution, Precision};
+use ops::{ConvAlgorithm, Precision};
 use run::cli::UsageError;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -182,7 +182,7 @@ pub(crate) struct Given {
     /// How convolutions are computed: `direct`, as the sums that define them, or `fast`, with fewer
     /// operations and slightly larger rounding errors [default: fast].
     #[arg(long, value_parser = convolution())]
-    pub(crate) conv: Option<Convolution>,
+    pub(crate) conv: Option<ConvAlgorithm>,
 
     /// In what numbers a GPU computes products: `f32`, `tf32` (11 bits in the factors) or `bf16` (8 bits in
     /// activations and gradients); weights, momentum and loss are f32 in all of them. A processor computes
@@ -211,9 +211,9 @@ pub(crate) fn architecture() -> impl TypedValueParser<Value = Architecture> {
 }
 
 /// The ways to compute convolutions, as clap offers them.
-pub(crate) fn convolution() -> impl TypedValueParser<Value = Convolution> {
-    PossibleValuesParser::new(Convolution::ALL.map(Convolution::name))
-        .try_map(|name| name.parse::<Convolution>())
+pub(crate) fn convolution() -> impl TypedValueParser<Value = ConvAlgorithm> {
+    PossibleValuesParser::new(ConvAlgorithm::ALL.map(ConvAlgorithm::name))
+        .try_map(|name| name.parse::<ConvAlgorithm>())
 }
 
 /// The precisions, as clap offers them.
@@ -252,7 +252,7 @@ pub(crate) struct Run {
     pub(crate) seed: u64,
     pub(crate) threads: NonZeroUsize,
     pub(crate) device: device::Choice,
-    pub(crate) conv: Convolution,
+    pub(crate) conv: ConvAlgorithm,
     /// `None` for what is usual on the device.
     pub(crate) precision: Option<Precision>,
     pub(crate) init: Option<PathBuf>,

@@ -253,7 +253,7 @@ fn training(
         data.test.clone(),
         place.device.clone(),
         Arithmetic {
-            convolution: settings.run.conv,
+            conv_algorithm: settings.run.conv,
             precision: place.precision,
         },
     )?;

@@ -86,7 +86,7 @@ CALL(cross_entropy) {
 CALL(sgd) {
   sgd(A(0, tensors), A(1, u), A(2, u), A(3, float), A(4, float), A(5, float), A(6, float), A(7, u));
 }
-CALL(average) { average(A(0, tensors), A(1, u), A(2, u), A(3, float)); }
+CALL(ema) { ema(A(0, tensors), A(1, u), A(2, u), A(3, float)); }
 CALL(squares) { squares(A(0, in), A(1, doubles_out), A(2, u), A(3, u)); }
 
 #define ENTRY(name) {#name, call_##name}
@@ -98,6 +98,6 @@ const emulator_kernel TABLE_NAME(VARIANT)[] = {
     ENTRY(arrange_weight), ENTRY(arrange_gradient), ENTRY(activate),    ENTRY(add_bias_wide),
     ENTRY(relu_gradient), ENTRY(pool),          ENTRY(pool_gradient),   ENTRY(sum_rows),
     ENTRY(sum_sums),      ENTRY(dropout),       ENTRY(cross_entropy),   ENTRY(sgd),
-    ENTRY(average),       ENTRY(squares),       ENTRY(avg_pool),        ENTRY(avg_pool_gradient),
+    ENTRY(ema),           ENTRY(squares),       ENTRY(avg_pool),        ENTRY(avg_pool_gradient),
     {0, 0},
 };

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use datasets::Dataset;
 use engine::{Checkpoints, Event, Training};
 use models::{Architecture, Initialisation, Network, initial_parameters};
-use ops::{Activation, Arithmetic, Convolution, Precision, Tape};
+use ops::{Activation, Arithmetic, ConvAlgorithm, Precision, Tape};
 use run::cli;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
@@ -98,7 +98,7 @@ fn network(args: &Args, device: &Device) -> anyhow::Result<Network> {
 
 fn arithmetic(args: &Args) -> Arithmetic {
     Arithmetic {
-        convolution: Convolution::Fast,
+        conv_algorithm: ConvAlgorithm::Winograd,
         precision: args.precision,
     }
 }
@@ -234,7 +234,7 @@ fn peaks(args: &Args, device: &Device) -> anyhow::Result<Peaks> {
     let x = ops::activations(&x, args.precision)?;
     // The weight in f32 is narrowed on the way, which the time of the same work without a product takes out.
     let product = best(device, || {
-        let mut tape = Tape::forgetting(arithmetic(args));
+        let mut tape = Tape::no_grad(arithmetic(args));
         tape.linear("product", Activation::Relu, &x, &weight, &bias)?;
         Ok(())
     })?;

@@ -8,7 +8,7 @@ use candle_nn::Optimizer;
 use datasets::{Augmentation, Dataset};
 use engine::{Feed, Weights};
 use models::{Architecture, DropoutMasks, Initialisation, Network, initial_parameters};
-use ops::{Arithmetic, Convolution, Precision, Tape, cross_entropy, cross_entropy_gradient};
+use ops::{Arithmetic, ConvAlgorithm, Precision, Tape, cross_entropy, cross_entropy_gradient};
 use serde::Serialize;
 use std::fmt::Write;
 use std::fs;
@@ -81,10 +81,10 @@ pub(super) fn compare_with_processor(
         }
         Ok(losses)
     };
-    let expected = losses(&Device::Cpu, Convolution::Direct.into())?;
+    let expected = losses(&Device::Cpu, ConvAlgorithm::Direct.into())?;
     for &precision in &args.precisions {
         let arithmetic = Arithmetic {
-            convolution: Convolution::Fast,
+            conv_algorithm: ConvAlgorithm::Winograd,
             precision,
         };
         let found = losses(device, arithmetic)?;

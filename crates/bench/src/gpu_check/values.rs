@@ -7,7 +7,7 @@ use models::{
     Architecture, DropoutMasks, Initialisation, Layer, NamedLayer, Network, initial_parameters,
 };
 use ops::{
-    Activation, Arithmetic, Conv2d, Convolution, Dropout, Pool, Precision, Sgd, Tally, Tape,
+    Activation, Arithmetic, Conv2d, ConvAlgorithm, Dropout, Pool, Precision, Sgd, Tally, Tape,
     cross_entropy, cross_entropy_gradient, sgd_step, smoothed_cross_entropy_gradient,
 };
 use reference::{Deviation, Setting, relative_error, uniform};
@@ -26,7 +26,7 @@ fn limit(precision: Precision) -> f64 {
 
 fn arithmetic(precision: Precision) -> Arithmetic {
     Arithmetic {
-        convolution: Convolution::Fast,
+        conv_algorithm: ConvAlgorithm::Winograd,
         precision,
     }
 }
@@ -157,7 +157,7 @@ fn layers(
                 );
                 pass(layer, arithmetic, [&x, &weight, &bias], number + 300)
             };
-            let direct = Convolution::Direct.into();
+            let direct = ConvAlgorithm::Direct.into();
             let expected = compute(&Device::Cpu, DType::F64, direct)?;
             let found = compute(device, DType::F32, arithmetic(precision))?;
             for (part, (found, expected)) in ["result", "gradient of x", "of weight", "of bias"]
@@ -217,7 +217,7 @@ fn networks(
             }
             anyhow::Ok(results)
         };
-        let expected = compute(&Device::Cpu, DType::F64, Convolution::Direct.into())?;
+        let expected = compute(&Device::Cpu, DType::F64, ConvAlgorithm::Direct.into())?;
         let found = compute(device, DType::F32, arithmetic(precision))?;
         anyhow::ensure!(found.len() == expected.len() && found.len() == 17);
         let mut errors = Vec::new();
@@ -495,7 +495,7 @@ fn update(device: &Device, report: &mut Report) -> anyhow::Result<()> {
                     .zip(&parameters)
                     .map(|(average, parameter)| [average, parameter.as_tensor()])
                     .collect();
-                ops::average_step(0.9, &pairs)?;
+                ops::ema_step(0.9, &pairs)?;
             }
             let norms = Tensor::new(norms, &Device::Cpu)?;
             let parameters = parameters
@@ -517,7 +517,7 @@ fn update(device: &Device, report: &mut Report) -> anyhow::Result<()> {
     )
 }
 
-/// Convolution, rectifier and pooling in one operation and one after the other, on the GPU.
+/// Convolution, ReLU and pooling as one operation and one by one, on the GPU.
 fn fused(device: &Device, report: &mut Report) -> anyhow::Result<()> {
     let at = |seed, shape: &[usize]| -> anyhow::Result<Tensor> {
         Ok(numbers(seed, shape, 0.5, DType::F32)?.to_device(device)?)

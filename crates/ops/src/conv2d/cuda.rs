@@ -1,63 +1,59 @@
-//! Convolution on a GPU: cuDNN for the sums, kernels of our own for what follows them.
+//! Convolution on a GPU: cuDNN for the sums, our own kernels for what follows them.
 //!
-//! Images and weights are given to cuDNN channels last. Where channels are no multiple of 16 bytes (three, at
-//! the entrance of the first layer), channels of zeros are added.
+//! cuDNN's images and weights are channels-last. If the channels are not a multiple of 16 bytes (three, in the first
+//! layer's input), channels of zeros are added.
 
 use super::Conv2d;
-use super::geometry::Geometry;
-use crate::Activation;
+use crate::arithmetic::Arithmetic;
 use crate::cuda::{
-    Activations, Argument, Libraries, Pass, Plan, Program, Target, Task, launch, libraries,
-    narrowed, room, slice, tensor, with_activations,
+    Activations, Argument, Cudnn, Pass, Program, Task, contiguous, cudnn, gpu, launch, room, slice,
+    sum_rows, tensor, to_activations, with_activations, with_workspace,
 };
-use crate::max_pool2d::Windows;
-use crate::precision::Arithmetic;
-use crate::tape::ParameterGradients;
+use crate::parametric::ParameterGradients;
+use candle_core::backend::BackendStorage;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView, DevicePtr};
-use candle_core::{CudaDevice, DType, Result, Tensor, bail};
+use candle_core::{CudaDevice, CudaStorage, DType, Error, Layout, Result, Tensor, bail};
+use kernels::Activation;
+use kernels::conv2d::Geometry;
 use std::marker::PhantomData;
 use std::rc::Rc;
 
-/// What the gradient needs of a convolution that was computed.
-pub(crate) struct Kept {
-    /// The images as cuDNN got them.
-    x: Tensor,
-    /// The weight as cuDNN got it.
+/// What is saved for the backward pass.
+pub(super) struct Saved {
+    /// The images with padded channels, if those differ from the input's.
+    x: Option<Tensor>,
+    /// The weight in cuDNN's layout.
     weight: Tensor,
-    /// For each result, the place of the maximum in its window, where there is pooling.
-    places: Option<CudaSlice<u8>>,
+    /// With pooling, for each result the index of the maximum in its window.
+    argmax: Option<CudaSlice<u8>>,
 }
 
-/// As [`super::Computed::forward`].
+/// Images, weight and bias.
+type Inputs<'a> = [(&'a CudaStorage, &'a Layout); 3];
+
+/// The result, and what is saved for the backward pass.
 pub(super) fn forward(
-    layer: Conv2d,
-    arithmetic: Arithmetic,
-    device: &CudaDevice,
+    layer: (Conv2d, Arithmetic),
     g: &Geometry,
-    (x, weight, bias): (&Tensor, &Tensor, &Tensor),
-    windows: Option<Windows>,
-) -> Result<(Tensor, Kept)> {
-    with_activations!("conv2d", x.dtype(), T => {
-        forward_in::<T>(layer, arithmetic, device, g, (x, weight, bias), windows)
-    })
+    inputs: Inputs<'_>,
+) -> Result<(CudaStorage, Saved)> {
+    with_activations!("conv2d", inputs[0].0.dtype(), T => forward_in::<T>(layer, g, inputs))
 }
 
-/// As [`super::Computed::backward`].
+/// The gradients, from the input `x`, the result `y` and the gradient of that.
 pub(super) fn backward(
-    kept: &Kept,
-    (layer, arithmetic): (Conv2d, Arithmetic),
-    device: &CudaDevice,
+    saved: &Saved,
+    layer: (Conv2d, Arithmetic),
     g: &Geometry,
-    (y, grad_y): (&Tensor, &Tensor),
-    windows: Option<Windows>,
+    tensors: (&Tensor, &Tensor, &Tensor),
     wants_x: bool,
 ) -> Result<ParameterGradients> {
-    with_activations!("conv2d", y.dtype(), T => {
-        backward_in::<T>(kept, (layer, arithmetic), device, g, (y, grad_y), windows, wants_x)
+    with_activations!("conv2d", tensors.0.dtype(), T => {
+        backward_in::<T>(saved, layer, g, tensors, wants_x)
     })
 }
 
-/// The same convolution with channels of zeros added until their numbers are multiples of 16 bytes.
+/// The same convolution with channels of zeros added up to multiples of 16 bytes.
 fn padded<T: Activations>(g: &Geometry) -> Geometry {
     Geometry {
         in_channels: g.in_channels.next_multiple_of(T::PACK),
@@ -67,26 +63,26 @@ fn padded<T: Activations>(g: &Geometry) -> Geometry {
 }
 
 fn forward_in<T: Activations>(
-    layer: Conv2d,
-    arithmetic: Arithmetic,
-    device: &CudaDevice,
+    (layer, arithmetic): (Conv2d, Arithmetic),
     g: &Geometry,
-    (x, weight, bias): (&Tensor, &Tensor, &Tensor),
-    windows: Option<Windows>,
-) -> Result<(Tensor, Kept)> {
+    [(x, x_layout), (weight, weight_layout), (bias, bias_layout)]: Inputs<'_>,
+) -> Result<(CudaStorage, Saved)> {
+    let device = x.device();
+    let windows = g.windows(layer.pool).map_err(Error::wrap)?;
     let wide = padded::<T>(g);
-    let x = resize_channels::<T>(device, x, wide.in_channels)?;
-    let weight = arrange_weight::<T>(device, g, weight, &wide)?;
+    let x = contiguous::<T>("conv2d", x, x_layout)?;
+    let weight = contiguous::<f32>("conv2d", weight, weight_layout)?;
+    let bias = contiguous::<f32>("conv2d", bias, bias_layout)?;
+    let pixels = g.batch * g.height * g.width;
+    let widened = if wide.in_channels == g.in_channels {
+        None
+    } else {
+        Some(resize(device, &x, pixels, g.in_channels, wide.in_channels)?)
+    };
+    let x = widened.as_ref().map_or(x, |widened| widened.as_view());
+    let weight = arrange_weight::<T>(device, g, &weight, &wide)?;
     let mut sums = room::<T>(device, wide.batch * wide.out_image())?;
-    {
-        let ((x, x_layout), (weight, weight_layout)) =
-            (x.storage_and_layout(), weight.storage_and_layout());
-        Cudnn::<T>::new(device, &wide, arithmetic)?.forward(
-            &slice("conv2d", &x, x_layout)?,
-            &slice("conv2d", &weight, weight_layout)?,
-            &mut sums,
-        )?;
-    }
+    Convolution::<T>::new(device, &wide, arithmetic)?.forward(&x, &weight.as_view(), &mut sums)?;
     if wide.out_channels != g.out_channels {
         let pixels = wide.batch * wide.positions();
         sums = resize(
@@ -97,53 +93,55 @@ fn forward_in<T: Activations>(
             g.out_channels,
         )?;
     }
-    let (bias, bias_layout) = bias.storage_and_layout();
-    let bias = slice::<f32>("conv2d", &bias, bias_layout)?;
     let relu = layer.activation == Activation::Relu;
-    let (y, places) = match windows {
+    let (y, argmax) = match windows {
         None => {
             crate::relu::cuda::activate(device, &mut sums, Some(&bias), g.out_channels, relu)?;
-            let shape = (g.batch, g.out_height(), g.out_width(), g.out_channels);
-            (tensor(sums, shape, device), None)
+            (sums, None)
         }
         Some(windows) => {
-            let shape = (g.batch, windows.rows(), windows.columns(), g.out_channels);
-            let (y, places) = crate::max_pool2d::cuda::pool(
-                device,
-                &sums.as_view(),
-                Some(&bias),
-                (g.batch, windows, g.out_channels),
-                relu,
-            )?;
-            (tensor(y, shape, device), Some(places))
+            let sizes = (g.batch, windows, g.out_channels);
+            let sums = sums.as_view();
+            let (y, argmax) =
+                crate::max_pool2d::cuda::pool(device, &sums, Some(&bias), sizes, relu)?;
+            (y, Some(argmax))
         }
     };
-    Ok((y, Kept { x, weight, places }))
+    let x_shape = (g.batch, g.height, g.width, wide.in_channels);
+    let weight_shape = (wide.out_channels, g.kernel, g.kernel, wide.in_channels);
+    let saved = Saved {
+        x: widened.map(|x| tensor(x, x_shape, device)),
+        weight: tensor(weight, weight_shape, device),
+        argmax,
+    };
+    Ok((CudaStorage::wrap_cuda_slice(y, device.clone()), saved))
 }
 
 fn backward_in<T: Activations>(
-    kept: &Kept,
+    saved: &Saved,
     (layer, arithmetic): (Conv2d, Arithmetic),
-    device: &CudaDevice,
     g: &Geometry,
-    (y, grad_y): (&Tensor, &Tensor),
-    windows: Option<Windows>,
+    (x, y, grad_y): (&Tensor, &Tensor, &Tensor),
     wants_x: bool,
 ) -> Result<ParameterGradients> {
+    let Some(device) = gpu(x) else {
+        bail!("conv2d: forward and backward on different devices");
+    };
+    let windows = g.windows(layer.pool).map_err(Error::wrap)?;
     let wide = padded::<T>(g);
     let relu = layer.activation == Activation::Relu;
-    let grad_y = narrowed_to::<T>(grad_y)?;
+    let grad_y = to_activations::<T>(grad_y)?;
     let ((y, y_layout), (grad_y, grad_layout)) =
         (y.storage_and_layout(), grad_y.storage_and_layout());
     let y = slice::<T>("conv2d", &y, y_layout)?;
     let grad_y = slice::<T>("conv2d", &grad_y, grad_layout)?;
     // With respect to the sums.
-    let computed = match (windows, &kept.places) {
-        (Some(windows), Some(places)) => Some(crate::max_pool2d::cuda::gradient(
+    let computed = match (windows, &saved.argmax) {
+        (Some(windows), Some(argmax)) => Some(crate::max_pool2d::cuda::gradient(
             device,
             &grad_y,
             relu.then_some(&y),
-            &places.as_view(),
+            &argmax.as_view(),
             (g.batch, windows, g.out_channels),
         )?),
         _ if relu => Some(crate::relu::cuda::gradient(device, &y, &grad_y)?),
@@ -154,7 +152,7 @@ fn backward_in<T: Activations>(
         .map_or(grad_y, |gradient| gradient.as_view());
 
     let rows = g.batch * g.positions();
-    let bias = crate::linear::cuda::sum_rows(device, &gradient, (rows, g.out_channels))?;
+    let bias = sum_rows(device, &gradient, (rows, g.out_channels))?;
 
     let widened = if wide.out_channels == g.out_channels {
         None
@@ -166,21 +164,26 @@ fn backward_in<T: Activations>(
         .as_ref()
         .map_or(gradient, |gradient| gradient.as_view());
     let ((x, x_layout), (weight, weight_layout)) = (
-        kept.x.storage_and_layout(),
-        kept.weight.storage_and_layout(),
+        saved.x.as_ref().unwrap_or(x).storage_and_layout(),
+        saved.weight.storage_and_layout(),
     );
     let x = slice::<T>("conv2d", &x, x_layout)?;
     let weight = slice::<T>("conv2d", &weight, weight_layout)?;
-    let cudnn = Cudnn::<T>::new(device, &wide, arithmetic)?;
+    let convolution = Convolution::<T>::new(device, &wide, arithmetic)?;
     let mut arranged = room::<T>(device, wide.weights())?;
-    cudnn.weight_gradient(&x, &gradient, &mut arranged)?;
+    convolution.weight_gradient(&x, &gradient, &mut arranged)?;
     let grad_weight = arrange_gradient(device, g, &arranged, wide.in_channels)?;
     let grad_x = wants_x
         .then(|| {
             let mut grad_x = room::<T>(device, wide.batch * wide.image())?;
-            cudnn.input_gradient(&weight, &gradient, &mut grad_x)?;
-            let shape = (g.batch, g.height, g.width, wide.in_channels);
-            resize_channels::<T>(device, &tensor(grad_x, shape, device), g.in_channels)
+            convolution.input_gradient(&weight, &gradient, &mut grad_x)?;
+            if wide.in_channels != g.in_channels {
+                let pixels = g.batch * g.height * g.width;
+                let from = wide.in_channels;
+                grad_x = resize(device, &grad_x.as_view(), pixels, from, g.in_channels)?;
+            }
+            let shape = (g.batch, g.height, g.width, g.in_channels);
+            Ok::<_, Error>(tensor(grad_x, shape, device))
         })
         .transpose()?;
     Ok(ParameterGradients {
@@ -188,27 +191,6 @@ fn backward_in<T: Activations>(
         weight: grad_weight,
         bias,
     })
-}
-
-/// A gradient in the type of activations; it comes in `f32` where the layer's result was the last.
-pub(crate) fn narrowed_to<T: Activations>(gradient: &Tensor) -> Result<Tensor> {
-    if gradient.dtype() == T::DTYPE {
-        Ok(gradient.clone())
-    } else {
-        narrowed::<T>(gradient)
-    }
-}
-
-/// `x` `[batch, height, width, channels]` with `to` channels.
-fn resize_channels<T: Activations>(device: &CudaDevice, x: &Tensor, to: usize) -> Result<Tensor> {
-    let (batch, height, width, from) = x.dims4()?;
-    if from == to {
-        return Ok(x.clone());
-    }
-    let (x, layout) = x.storage_and_layout();
-    let x = slice::<T>("conv2d", &x, layout)?;
-    let y = resize(device, &x, batch * height * width, from, to)?;
-    Ok(tensor(y, (batch, height, width, to), device))
 }
 
 /// `x` `[pixels, from]` with `to` channels: what is too much is dropped, what lacks is 0.
@@ -241,20 +223,18 @@ fn resize<T: Activations>(
 fn arrange_weight<T: Activations>(
     device: &CudaDevice,
     g: &Geometry,
-    weight: &Tensor,
+    weight: &CudaView<'_, f32>,
     wide: &Geometry,
-) -> Result<Tensor> {
+) -> Result<CudaSlice<T>> {
     let count = wide.weights();
     let mut arranged = room::<T>(device, count)?;
-    let (weight, layout) = weight.storage_and_layout();
-    let weight = slice::<f32>("conv2d", &weight, layout)?;
     launch(
         device,
         Program::packed::<T>(1),
         "arrange_weight",
         count,
         &[
-            Argument::read(device, &weight),
+            Argument::read(device, weight),
             Argument::write(device, &mut arranged),
             count.into(),
             g.out_channels.into(),
@@ -263,11 +243,10 @@ fn arrange_weight<T: Activations>(
             wide.in_channels.into(),
         ],
     )?;
-    let shape = (wide.out_channels, g.kernel, g.kernel, wide.in_channels);
-    Ok(tensor(arranged, shape, device))
+    Ok(arranged)
 }
 
-/// The way back, for the weight's gradient.
+/// The inverse of [`arrange_weight`], for the gradient.
 fn arrange_gradient<T: Activations>(
     device: &CudaDevice,
     g: &Geometry,
@@ -294,43 +273,24 @@ fn arrange_gradient<T: Activations>(
     Ok(tensor(gradient, shape, device))
 }
 
-/// One convolution on cuDNN.
-struct Cudnn<'a, T> {
+/// One convolution by cuDNN.
+struct Convolution<'a, T> {
     device: &'a CudaDevice,
-    libraries: Rc<Libraries>,
+    cudnn: Rc<Cudnn>,
     geometry: Geometry,
     arithmetic: Arithmetic,
     activations: PhantomData<T>,
 }
 
-impl<'a, T: Activations> Cudnn<'a, T> {
+impl<'a, T: Activations> Convolution<'a, T> {
     fn new(device: &'a CudaDevice, g: &Geometry, arithmetic: Arithmetic) -> Result<Self> {
         Ok(Self {
             device,
-            libraries: libraries(device)?,
+            cudnn: cudnn(device)?,
             geometry: *g,
             arithmetic,
             activations: PhantomData,
         })
-    }
-
-    /// The plan that was made for this shape before, or that is made now.
-    fn plan(&self, pass: Pass) -> Result<Rc<Plan>> {
-        let task = Task {
-            pass,
-            geometry: self.geometry,
-            bf16: T::DTYPE == DType::BF16,
-            arithmetic: self.arithmetic,
-        };
-        let known = self.libraries.convolutions.borrow().get(&task).cloned();
-        if let Some(plan) = known {
-            return Ok(plan);
-        }
-        let plan = Rc::new(Plan::new(&Target::Device(&self.libraries.cudnn), &task)?);
-        tracing::debug!(?task, workspace = plan.workspace, "convolution planned");
-        let mut plans = self.libraries.convolutions.borrow_mut();
-        plans.insert(task, plan.clone());
-        Ok(plan)
     }
 
     /// Computes one of the three tensors from the two others.
@@ -344,20 +304,24 @@ impl<'a, T: Activations> Cudnn<'a, T> {
         let g = &self.geometry;
         assert!(x.len() == g.batch * g.image() && weight.len() == g.weights());
         assert_eq!(y.len(), g.batch * g.out_image());
-        let plan = self.plan(pass)?;
+        let plan = self.cudnn.plan(Task {
+            pass,
+            geometry: self.geometry,
+            bf16: T::DTYPE == DType::BF16,
+            arithmetic: self.arithmetic,
+        })?;
         let stream = self.device.cuda_stream();
         let addresses = [x, weight, y].map(|view| view.device_ptr(&stream).0);
         if addresses.iter().any(|address| address % 16 != 0) {
             bail!("conv2d: a tensor does not begin at a multiple of 16 bytes");
         }
         let bytes = plan.workspace;
-        self.libraries
-            .with_workspace(self.device, bytes, |workspace| {
-                let workspace = workspace.device_ptr(&stream).0;
-                // SAFETY: the lengths and the alignment were checked, the workspace has at least the size asked for,
-                // and whatever gives the memory back is ordered behind the work, on the same stream.
-                unsafe { plan.execute(&self.libraries.cudnn, addresses, workspace) }
-            })
+        with_workspace(self.device, bytes, |workspace| {
+            let workspace = workspace.device_ptr(&stream).0;
+            // SAFETY: the lengths and the alignment were checked, the workspace has at least the plan's size, and
+            // freeing the memory is ordered behind the work, on the same stream.
+            unsafe { self.cudnn.execute(&plan, addresses, workspace) }
+        })
     }
 
     fn forward(

@@ -1,79 +1,19 @@
-//! Two-dimensional convolution with stride 1, and its bias, rectifier and pooling in one operation.
-//!
-//! How the sums are computed is a matter of [`direct`] and [`winograd`]; what follows them, of
-//! [`finish`].
+//! Two-dimensional convolution with stride 1, and its bias, activation and max-pooling in one operation.
 
 #[cfg(feature = "cuda")]
-pub(crate) mod cuda;
-mod direct;
-mod finish;
-mod geometry;
-mod weights;
-mod winograd;
+mod cuda;
 
-use crate::max_pool2d::{Pool, Windows};
-use crate::scratch::Parts;
-use crate::simd::Real;
-use crate::storage::{slice, with_dtype};
-use crate::tape::ParameterGradients;
-use crate::{Activation, Arithmetic};
-use candle_core::{Result, Shape, Tensor, bail};
-use finish::{Gradients, Outputs};
+use crate::arithmetic::Arithmetic;
+use crate::parametric::{ParameterGradients, Parametric, graph_gradients};
+use crate::storage::{contiguous, slice, with_dtype, with_float};
 #[cfg(feature = "cuda")]
-pub(crate) use geometry::Geometry;
-#[cfg(not(feature = "cuda"))]
-use geometry::Geometry;
-use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::str::FromStr;
+use candle_core::CudaStorage;
+use candle_core::{CpuStorage, CustomOp3, Error, Layout, Result, Shape, Tensor, WithDType, bail};
+use kernels::conv2d::{ConvAlgorithm, Geometry};
+use kernels::{Activation, Pool};
+use std::sync::OnceLock;
 
-/// How convolutions are computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Convolution {
-    /// As the sum that defines them.
-    Direct,
-    /// In a transform domain where that takes less time; with rounding errors a few times as large.
-    #[default]
-    Fast,
-}
-
-impl Convolution {
-    /// All ways.
-    pub const ALL: [Self; 2] = [Self::Direct, Self::Fast];
-
-    /// The name on the command line and in files.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Fast => "fast",
-        }
-    }
-}
-
-impl fmt::Display for Convolution {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// A name that is no way to compute a convolution.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no way to compute convolutions: use `direct` or `fast`")]
-pub struct UnknownConvolution(String);
-
-impl FromStr for Convolution {
-    type Err = UnknownConvolution;
-
-    fn from_str(name: &str) -> std::result::Result<Self, Self::Err> {
-        let mut all = Self::ALL.into_iter();
-        all.find(|convolution| convolution.name() == name)
-            .ok_or_else(|| UnknownConvolution(name.to_owned()))
-    }
-}
-
-/// What a convolution layer does, its weight and bias excepted.
+/// A convolution layer without its weight and bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2d {
     /// Zeros on every side of the images.
@@ -85,108 +25,155 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// Multiplications with additions in the matrix products of one pass (forward, input gradient or
-    /// weight gradient) over `x` `[batch, height, width, in_channels]` with `weight`
-    /// `[out_channels, in_channels, kernel, kernel]`: what is left of the sum that defines the convolution.
+    /// Multiply-adds in the matrix products of one pass (forward, input gradient or weight gradient) over `x`
+    /// `[batch, height, width, in_channels]` with `weight` `[out_channels, in_channels, kernel, kernel]`. Winograd's
+    /// algorithm takes fewer than the sum that defines the convolution.
     ///
     /// # Errors
     /// When the shapes do not fit.
     pub fn multiply_adds(
         &self,
-        convolution: Convolution,
+        algorithm: ConvAlgorithm,
         x: impl Into<Shape>,
         weight: impl Into<Shape>,
     ) -> Result<u64> {
-        let g = Geometry::new(&x.into(), &weight.into(), self.padding)?;
-        Ok(match Way::new(&g, convolution) {
-            Way::Direct => (g.batch * g.positions() * g.weights()) as u64,
-            Way::Winograd(plan) => plan.multiply_adds() as u64,
-        })
+        let g = self.geometry(&x.into(), &weight.into())?;
+        Ok(self.kernel(g, algorithm)?.multiply_adds() as u64)
+    }
+
+    fn geometry(&self, x: &Shape, weight: &Shape) -> Result<Geometry> {
+        let (batch, height, width, in_channels) = x.dims4()?;
+        let weight: [usize; 4] = weight.dims4()?.into();
+        Geometry::new([batch, height, width, in_channels], weight, self.padding)
+            .map_err(Error::wrap)
+    }
+
+    fn kernel(&self, g: Geometry, algorithm: ConvAlgorithm) -> Result<kernels::conv2d::Conv2d> {
+        kernels::conv2d::Conv2d::new(g, algorithm, self.activation, self.pool).map_err(Error::wrap)
     }
 }
 
-/// A convolution that has been computed, with what its gradient needs to know.
-pub(crate) struct Computed {
+/// Convolves `x` `[batch, height, width, in_channels]` at stride 1 with `weight`
+/// `[out_channels, in_channels, kernel, kernel]`, adds `bias` `[out_channels]`, applies the activation and pools. Gives
+/// `[batch, height', width', out_channels]`, where `height'` is `height + 2 padding - kernel + 1` before pooling.
+///
+/// # Errors
+/// When the shapes do not fit, or the tensors are neither all `f32` nor all `f64`. On a GPU: when `x` is neither `f32` nor
+/// `bf16`, or weight and bias are not `f32`.
+pub fn conv2d(
+    arithmetic: impl Into<Arithmetic>,
+    layer: Conv2d,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+) -> Result<Tensor> {
+    let operation = Operation::new(layer, arithmetic.into());
+    x.contiguous()?
+        .apply_op3(&weight.contiguous()?, &bias.contiguous()?, operation)
+}
+
+/// One use of a convolution layer.
+pub(crate) struct Operation {
     layer: Conv2d,
     arithmetic: Arithmetic,
-    kept: Kept,
+    saved: OnceLock<Saved>,
 }
 
-/// What was kept for the gradient, where it was computed.
-enum Kept {
-    /// For each result, the place of the maximum in its window; empty where there is no pooling.
+/// What is saved for the backward pass.
+enum Saved {
+    /// For each result, the index of the maximum in its window; empty without pooling.
     Cpu { argmax: Vec<u8> },
     #[cfg(feature = "cuda")]
-    Cuda(Box<cuda::Kept>),
+    Cuda(cuda::Saved),
 }
 
-/// The way that is taken for a convolution.
-enum Way {
-    Direct,
-    Winograd(winograd::Plan),
-}
-
-impl Way {
-    fn new(g: &Geometry, convolution: Convolution) -> Self {
-        match convolution {
-            Convolution::Direct => Self::Direct,
-            Convolution::Fast => winograd::Plan::new(g)
-                .filter(winograd::Plan::pays)
-                .map_or(Self::Direct, Self::Winograd),
+impl Operation {
+    pub(crate) fn new(layer: Conv2d, arithmetic: Arithmetic) -> Self {
+        Self {
+            layer,
+            arithmetic,
+            saved: OnceLock::new(),
         }
     }
-}
 
-impl Computed {
-    /// Convolves `x` `[batch, height, width, in_channels]` with `weight`
-    /// `[out_channels, in_channels, kernel, kernel]`, adds `bias` `[out_channels]`, applies the activation
-    /// and pools. Gives `[batch, height', width', out_channels]`.
-    pub(crate) fn forward(
-        layer: Conv2d,
-        arithmetic: Arithmetic,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-    ) -> Result<(Tensor, Self)> {
-        let g = Geometry::new(x.shape(), weight.shape(), layer.padding)?;
+    fn checked(&self, x: &Layout, weight: &Layout, bias: &Layout) -> Result<Geometry> {
+        let g = self.layer.geometry(x.shape(), weight.shape())?;
         if bias.dims() != [g.out_channels] {
             bail!(
-                "conv2d: {:?} is no bias for {} channels",
+                "conv2d: {:?} is not the shape of a bias for {} channels",
                 bias.shape(),
                 g.out_channels
             );
         }
-        let windows = finish::windows(&g, layer.pool)?;
-        #[cfg(feature = "cuda")]
-        if let Some(device) = crate::cuda::gpu(x) {
-            let (y, kept) =
-                cuda::forward(layer, arithmetic, device, &g, (x, weight, bias), windows)?;
-            let kept = Kept::Cuda(Box::new(kept));
-            let computed = Self {
-                layer,
-                arithmetic,
-                kept,
-            };
-            return Ok((y, computed));
-        }
-        let (rows, columns) = windows.map_or((g.out_height(), g.out_width()), |windows| {
-            (windows.rows(), windows.columns())
-        });
-        let shape = (g.batch, rows, columns, g.out_channels);
-        let (y, argmax) = with_dtype!("conv2d", x.dtype(), T => {
-            let (y, argmax) = compute::<T>(&g, arithmetic.convolution, (x, weight, bias), layer, windows)?;
-            (Tensor::from_vec(y, shape, x.device())?, argmax)
-        });
-        let computed = Self {
-            layer,
-            arithmetic,
-            kept: Kept::Cpu { argmax },
-        };
-        Ok((y, computed))
+        Ok(g)
+    }
+}
+
+impl CustomOp3 for Operation {
+    fn name(&self) -> &'static str {
+        "conv2d"
     }
 
-    /// The gradients, from that of the result `y`; that of `x` only where it is wanted.
-    pub(crate) fn backward(
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let g = self.checked(x_layout, weight_layout, bias_layout)?;
+        let kernel = self.layer.kernel(g, self.arithmetic.conv_algorithm)?;
+        with_float!("conv2d", x, T => {
+            let (y, argmax) = kernel.forward::<T>(
+                contiguous("conv2d", x, x_layout)?,
+                contiguous("conv2d", weight, weight_layout)?,
+                contiguous("conv2d", bias, bias_layout)?,
+            );
+            let _ = self.saved.set(Saved::Cpu { argmax });
+            Ok((T::to_cpu_storage_owned(y), Shape::from(kernel.output_shape().to_vec())))
+        })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let g = self.checked(x_layout, weight_layout, bias_layout)?;
+        let shape = self
+            .layer
+            .kernel(g, self.arithmetic.conv_algorithm)?
+            .output_shape();
+        let (y, saved) = cuda::forward(
+            (self.layer, self.arithmetic),
+            &g,
+            [(x, x_layout), (weight, weight_layout), (bias, bias_layout)],
+        )?;
+        let _ = self.saved.set(Saved::Cuda(saved));
+        Ok((y, Shape::from(shape.to_vec())))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        y: &Tensor,
+        grad_y: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        graph_gradients(self, [x, weight, bias], y, grad_y)
+    }
+}
+
+impl Parametric for Operation {
+    fn backward(
         &self,
         x: &Tensor,
         weight: &Tensor,
@@ -194,100 +181,30 @@ impl Computed {
         grad_y: &Tensor,
         wants_x: bool,
     ) -> Result<ParameterGradients> {
-        let g = Geometry::new(x.shape(), weight.shape(), self.layer.padding)?;
-        match &self.kept {
-            Kept::Cpu { argmax } => with_dtype!("conv2d", x.dtype(), T => {
-                self.gradients::<T>(&g, (x, weight), (y, argmax), grad_y, wants_x)
+        let g = self.layer.geometry(x.shape(), weight.shape())?;
+        match self.saved.get() {
+            None => bail!("conv2d: backward before forward"),
+            Some(Saved::Cpu { argmax }) => with_dtype!("conv2d", x.dtype(), T => {
+                let kernel = self.layer.kernel(g, self.arithmetic.conv_algorithm)?;
+                let gradients = {
+                    let ((x, x_layout), (weight, weight_layout)) =
+                        (x.storage_and_layout(), weight.storage_and_layout());
+                    let ((y, y_layout), (grad_y, grad_layout)) =
+                        (y.storage_and_layout(), grad_y.storage_and_layout());
+                    kernel.backward::<T>(
+                        (slice("conv2d", &x, x_layout)?, slice("conv2d", &weight, weight_layout)?),
+                        (slice("conv2d", &y, y_layout)?, argmax),
+                        slice("conv2d", &grad_y, grad_layout)?,
+                        wants_x,
+                    )
+                };
+                ParameterGradients::from_vecs(gradients, x, weight)
             }),
             #[cfg(feature = "cuda")]
-            Kept::Cuda(kept) => {
-                let Some(device) = crate::cuda::gpu(y) else {
-                    bail!("conv2d: forward and backward on different devices");
-                };
-                let windows = finish::windows(&g, self.layer.pool)?;
-                let (layer, arithmetic) = (self.layer, self.arithmetic);
-                cuda::backward(
-                    kept,
-                    (layer, arithmetic),
-                    device,
-                    &g,
-                    (y, grad_y),
-                    windows,
-                    wants_x,
-                )
+            Some(Saved::Cuda(saved)) => {
+                let layer = (self.layer, self.arithmetic);
+                cuda::backward(saved, layer, &g, (x, y, grad_y), wants_x)
             }
         }
     }
-
-    fn gradients<T: Real>(
-        &self,
-        g: &Geometry,
-        (x, weight): (&Tensor, &Tensor),
-        (y, argmax): (&Tensor, &[u8]),
-        grad_y: &Tensor,
-        wants_x: bool,
-    ) -> Result<ParameterGradients> {
-        let mut sums = vec![T::zero(); g.batch * g.out_channels];
-        let grad_x = wants_x.then(|| Parts::new(g.batch, g.image()));
-        let grad_weight = {
-            let ((x, x_layout), (weight, weight_layout)) =
-                (x.storage_and_layout(), weight.storage_and_layout());
-            let ((y, y_layout), (grad_y, grad_layout)) =
-                (y.storage_and_layout(), grad_y.storage_and_layout());
-            let x = slice::<T>("conv2d", &x, x_layout)?;
-            let weight = slice::<T>("conv2d", &weight, weight_layout)?;
-            let gradients = Gradients::new(
-                g,
-                self.layer.activation,
-                finish::windows(g, self.layer.pool)?,
-                slice::<T>("conv2d", &grad_y, grad_layout)?,
-                slice::<T>("conv2d", &y, y_layout)?,
-                argmax,
-                &mut sums,
-            );
-            match Way::new(g, self.arithmetic.convolution) {
-                Way::Direct => direct::backward(g, x, weight, &gradients, grad_x.as_ref()),
-                Way::Winograd(plan) => {
-                    winograd::backward(&plan, x, weight, &gradients, grad_x.as_ref())
-                }
-            }
-        };
-        let mut grad_bias = vec![0.0; g.out_channels];
-        for sums in sums.chunks_exact(g.out_channels.max(1)) {
-            for (total, sum) in grad_bias.iter_mut().zip(sums) {
-                *total += sum.to_f64();
-            }
-        }
-        let grad_bias: Vec<T> = grad_bias.into_iter().map(T::from_f64).collect();
-        Ok(ParameterGradients {
-            x: grad_x
-                .map(|grad_x| Tensor::from_vec(grad_x.into_vec(), x.shape(), x.device()))
-                .transpose()?,
-            weight: Tensor::from_vec(grad_weight, weight.shape(), x.device())?,
-            bias: Tensor::from_vec(grad_bias, g.out_channels, x.device())?,
-        })
-    }
-}
-
-fn compute<T: Real>(
-    g: &Geometry,
-    convolution: Convolution,
-    (x, weight, bias): (&Tensor, &Tensor, &Tensor),
-    layer: Conv2d,
-    windows: Option<Windows>,
-) -> Result<(Vec<T>, Vec<u8>)> {
-    let ((x, x_layout), (weight, weight_layout), (bias, bias_layout)) = (
-        x.storage_and_layout(),
-        weight.storage_and_layout(),
-        bias.storage_and_layout(),
-    );
-    let x = slice::<T>("conv2d", &x, x_layout)?;
-    let weight = slice::<T>("conv2d", &weight, weight_layout)?;
-    let bias = slice::<T>("conv2d", &bias, bias_layout)?;
-    let outputs = Outputs::new(g, bias, layer.activation, windows);
-    match Way::new(g, convolution) {
-        Way::Direct => direct::forward(g, x, weight, &outputs),
-        Way::Winograd(plan) => winograd::forward(&plan, x, weight, &outputs),
-    }
-    Ok(outputs.into_results())
 }

@@ -1,6 +1,7 @@
 //! Opening a GPU, and what can be wrong with it.
 
-use super::libraries::libraries;
+use super::graph::cudnn;
+use super::product::blas;
 use super::program::Program;
 use candle_core::cuda::cudarc::driver::{CudaContext, result, sys};
 use candle_core::{CudaDevice, Device, Error};
@@ -9,7 +10,7 @@ use std::fmt::Debug;
 use std::sync::{Mutex, PoisonError};
 use std::{panic, ptr};
 
-/// Why a GPU cannot be used. Messages are sentences' beginnings and name what is missing.
+/// Why a GPU cannot be used. Messages name what is missing, without a full stop.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// The driver's library is not installed.
@@ -40,7 +41,7 @@ pub enum DeviceError {
     Failed(String),
 }
 
-/// How much of a GPU's memory there is.
+/// The memory of a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     /// Bytes that are free.
@@ -91,7 +92,8 @@ fn open_or_panic(index: usize) -> Result<Device, DeviceError> {
         // device, and whoever uses the device does so from that thread: see `open`.
         unsafe { cuda.disable_event_tracking() };
         keep_memory(cuda).map_err(failed)?;
-        libraries(cuda).map_err(failed)?;
+        cudnn(cuda).map_err(failed)?;
+        blas(cuda).map_err(failed)?;
         Program::packed::<f32>(4).prepare(cuda).map_err(failed)?;
     }
     Ok(device)

@@ -2,14 +2,17 @@
 //! heuristics name engines, the fastest first. They look at sizes, types and the device alone, so that the choice
 //! is the same in every run; an engine that adds in an order that changes from run to run is passed over.
 
-use crate::Convolution;
-use crate::conv2d::Geometry;
-use crate::precision::{Arithmetic, Precision};
+use super::per_device::PerDevice;
+use crate::arithmetic::{Arithmetic, Precision};
 use candle_core::cuda::cudarc::cudnn::{result, sys};
 use candle_core::cuda::cudarc::driver::CudaStream;
-use candle_core::{Error, Result, bail};
+use candle_core::{CudaDevice, Error, Result, bail};
+use kernels::conv2d::{ConvAlgorithm, Geometry};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr;
+use std::rc::Rc;
 use sys::cudnnBackendAttributeName_t as Name;
 use sys::cudnnBackendAttributeType_t as Type;
 use sys::cudnnBackendDescriptorType_t as Kind;
@@ -39,12 +42,73 @@ fn failed(error: result::CudnnError) -> Error {
     Error::Msg(format!("cuDNN: {error:?}"))
 }
 
+/// cuDNN on one device.
+pub(crate) struct Cudnn {
+    handle: Handle,
+    /// The plan of each pass that was computed before.
+    plans: RefCell<HashMap<Task, Rc<Plan>>>,
+}
+
+thread_local! {
+    static CUDNN: PerDevice<Cudnn> = const { PerDevice::new() };
+}
+
+/// cuDNN on a device.
+///
+/// # Errors
+/// When it does not start.
+pub(crate) fn cudnn(device: &CudaDevice) -> Result<Rc<Cudnn>> {
+    let make = || {
+        Ok(Cudnn {
+            handle: Handle::new(&device.cuda_stream())?,
+            plans: RefCell::default(),
+        })
+    };
+    CUDNN.with(|all| all.get(device, make))
+}
+
+impl Cudnn {
+    /// The plan of a task, made the first time.
+    ///
+    /// # Errors
+    /// When the library has no engine for the task.
+    pub(crate) fn plan(&self, task: Task) -> Result<Rc<Plan>> {
+        let known = self.plans.borrow().get(&task).cloned();
+        if let Some(plan) = known {
+            return Ok(plan);
+        }
+        let plan = Rc::new(Plan::new(&Target::Device(&self.handle), &task)?);
+        tracing::debug!(?task, workspace = plan.workspace, "convolution planned");
+        self.plans.borrow_mut().insert(task, plan.clone());
+        Ok(plan)
+    }
+
+    /// Computes one of the three tensors at these addresses from the two others.
+    ///
+    /// # Safety
+    /// The addresses are those of tensors on the handle's device, as large as the task's geometry says, at
+    /// multiples of 16 bytes; the workspace has the plan's size; and all of it stays alive until the work
+    /// that is put on the stream is done.
+    ///
+    /// # Errors
+    /// When the library fails.
+    pub(crate) unsafe fn execute(
+        &self,
+        plan: &Plan,
+        addresses: [u64; 3],
+        workspace: u64,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { plan.execute(&self.handle, addresses, workspace) }
+    }
+}
+
 /// A handle of cuDNN, for the thread that made it.
-pub(crate) struct Handle(sys::cudnnHandle_t);
+struct Handle(sys::cudnnHandle_t);
 
 impl Handle {
     /// A handle that puts its work on `stream`.
-    pub(crate) fn new(stream: &CudaStream) -> Result<Self> {
+    fn new(stream: &CudaStream) -> Result<Self> {
         let handle = result::create_handle().map(Self).map_err(failed)?;
         // SAFETY: both are alive. The stream is the device's own, which is never destroyed.
         unsafe { result::set_stream(handle.0, stream.cu_stream().cast()) }.map_err(failed)?;
@@ -59,8 +123,8 @@ impl Drop for Handle {
     }
 }
 
-/// For what plans are made.
-pub(crate) enum Target<'a> {
+/// The device for which plans are made.
+enum Target<'a> {
     /// The device of a handle.
     Device(&'a Handle),
     /// A device that is described, not there.
@@ -68,12 +132,12 @@ pub(crate) enum Target<'a> {
     Described(&'a Descriptor),
 }
 
-/// A description that cuDNN holds.
-pub(crate) struct Descriptor(sys::cudnnBackendDescriptor_t);
+/// A description in cuDNN.
+struct Descriptor(sys::cudnnBackendDescriptor_t);
 
 /// What an attribute of a description is set to.
 enum Value<'a> {
-    Numbers(&'a [i64]),
+    Integers(&'a [i64]),
     Factor(f32),
     DataType(sys::cudnnDataType_t),
     Mode(sys::cudnnConvolutionMode_t),
@@ -97,7 +161,7 @@ impl Descriptor {
     fn set(&self, name: Name, value: &Value<'_>) -> Result<()> {
         let pointers: Vec<sys::cudnnBackendDescriptor_t>;
         let (kind, count, start): (Type, usize, *const c_void) = match value {
-            Value::Numbers(values) => {
+            Value::Integers(values) => {
                 (Type::CUDNN_TYPE_INT64, values.len(), values.as_ptr().cast())
             }
             Value::Factor(value) => (Type::CUDNN_TYPE_FLOAT, 1, ptr::from_ref(value).cast()),
@@ -145,7 +209,7 @@ impl Descriptor {
         descriptor.finalized()
     }
 
-    /// Reads whole numbers or enumerations, at most `N`.
+    /// Reads integers or enumerations, at most `N`.
     fn get<T: Copy + Default, const N: usize>(&self, name: Name, kind: Type) -> Result<Vec<T>> {
         let mut values = [T::default(); N];
         let mut count = 0;
@@ -211,7 +275,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// # Errors
     /// When the library has no engine for the task.
-    pub(crate) fn new(target: &Target<'_>, task: &Task) -> Result<Self> {
+    fn new(target: &Target<'_>, task: &Task) -> Result<Self> {
         let (graph, mut parts) = graph(target, task)?;
         // The first mode names fast engines, the second those that can do most.
         for mode in [
@@ -263,16 +327,9 @@ impl Plan {
         bail!("cuDNN has no engine for {task:?}")
     }
 
-    /// Computes one of the three tensors at these addresses from the two others.
-    ///
     /// # Safety
-    /// The addresses are those of tensors on the handle's device, as large as the task's geometry says, at
-    /// multiples of 16 bytes; the workspace has the plan's size; and all of it stays alive until the work
-    /// that is put on the stream is done.
-    ///
-    /// # Errors
-    /// When the library fails.
-    pub(crate) unsafe fn execute(
+    /// As for [`Cudnn::execute`].
+    unsafe fn execute(
         &self,
         handle: &Handle,
         [x, weight, y]: [u64; 3],
@@ -283,7 +340,7 @@ impl Plan {
             &[
                 (
                     Name::CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS,
-                    Value::Numbers(&[X, WEIGHT, Y]),
+                    Value::Integers(&[X, WEIGHT, Y]),
                 ),
                 (
                     Name::CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS,
@@ -318,16 +375,16 @@ fn tensor(id: i64, bf16: bool, sizes: [usize; 4]) -> Result<Descriptor> {
             ),
             (
                 Name::CUDNN_ATTR_TENSOR_DIMENSIONS,
-                Value::Numbers(&[batch, channels, height, width]),
+                Value::Integers(&[batch, channels, height, width]),
             ),
             (
                 Name::CUDNN_ATTR_TENSOR_STRIDES,
-                Value::Numbers(&[height * width * channels, 1, width * channels, channels]),
+                Value::Integers(&[height * width * channels, 1, width * channels, channels]),
             ),
-            (Name::CUDNN_ATTR_TENSOR_UNIQUE_ID, Value::Numbers(&[id])),
+            (Name::CUDNN_ATTR_TENSOR_UNIQUE_ID, Value::Integers(&[id])),
             (
                 Name::CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT,
-                Value::Numbers(&[16]),
+                Value::Integers(&[16]),
             ),
         ],
     )
@@ -355,23 +412,23 @@ fn graph(target: &Target<'_>, task: &Task) -> Result<(Descriptor, Vec<Descriptor
             ),
             (
                 Name::CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS,
-                Value::Numbers(&[2]),
+                Value::Integers(&[2]),
             ),
             (
                 Name::CUDNN_ATTR_CONVOLUTION_DILATIONS,
-                Value::Numbers(&[1, 1]),
+                Value::Integers(&[1, 1]),
             ),
             (
                 Name::CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES,
-                Value::Numbers(&[1, 1]),
+                Value::Integers(&[1, 1]),
             ),
             (
                 Name::CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS,
-                Value::Numbers(&padding),
+                Value::Integers(&padding),
             ),
             (
                 Name::CUDNN_ATTR_CONVOLUTION_POST_PADDINGS,
-                Value::Numbers(&padding),
+                Value::Integers(&padding),
             ),
         ],
     )?;
@@ -470,7 +527,7 @@ fn engines(
     Ok(engines)
 }
 
-/// What the library says of an engine's numbers; of the type `cudnnBackendNumericalNote_t`, of which later versions
+/// The library's notes on an engine's arithmetic; of the type `cudnnBackendNumericalNote_t`, of which later versions
 /// of the library may know more.
 fn notes(engine: &Descriptor) -> Result<Vec<i32>> {
     let inner = [Descriptor::new(Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR)?];
@@ -481,11 +538,11 @@ fn notes(engine: &Descriptor) -> Result<Vec<i32>> {
     )
 }
 
-/// Whether an engine with these notes gives the same bits in every run, and numbers of the precision asked for.
+/// Whether an engine with these notes gives the same bits in every run, and the precision asked for.
 fn is_allowed(notes: &[i32], arithmetic: Arithmetic) -> bool {
     let has = |note: Note| notes.contains(&(note as i32));
     let full = arithmetic.precision == Precision::F32;
-    let direct = arithmetic.convolution == Convolution::Direct;
+    let direct = arithmetic.conv_algorithm == ConvAlgorithm::Direct;
     !(has(Note::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC)
         || has(Note::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)
         // On f32, tensor cores compute in TF32.
@@ -500,9 +557,9 @@ mod tests {
     use super::*;
     use std::panic;
 
-    fn arithmetic(convolution: Convolution, precision: Precision) -> Arithmetic {
+    fn arithmetic(conv_algorithm: ConvAlgorithm, precision: Precision) -> Arithmetic {
         Arithmetic {
-            convolution,
+            conv_algorithm,
             precision,
         }
     }
@@ -511,7 +568,7 @@ mod tests {
     fn engines_without_a_fixed_order_are_passed_over() {
         let nondeterministic = Note::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC as i32;
         for precision in Precision::ALL {
-            for convolution in Convolution::ALL {
+            for convolution in ConvAlgorithm::ALL {
                 let arithmetic = arithmetic(convolution, precision);
                 assert!(!is_allowed(&[nondeterministic], arithmetic));
                 assert!(is_allowed(&[], arithmetic));
@@ -526,11 +583,23 @@ mod tests {
         let allowed = |notes: &[i32], convolution, precision| {
             is_allowed(notes, arithmetic(convolution, precision))
         };
-        assert!(!allowed(&tensor_core, Convolution::Fast, Precision::F32));
-        assert!(allowed(&tensor_core, Convolution::Fast, Precision::Tf32));
-        assert!(allowed(&tensor_core, Convolution::Direct, Precision::Bf16));
-        assert!(!allowed(&winograd, Convolution::Direct, Precision::F32));
-        assert!(allowed(&winograd, Convolution::Fast, Precision::F32));
+        assert!(!allowed(
+            &tensor_core,
+            ConvAlgorithm::Winograd,
+            Precision::F32
+        ));
+        assert!(allowed(
+            &tensor_core,
+            ConvAlgorithm::Winograd,
+            Precision::Tf32
+        ));
+        assert!(allowed(
+            &tensor_core,
+            ConvAlgorithm::Direct,
+            Precision::Bf16
+        ));
+        assert!(!allowed(&winograd, ConvAlgorithm::Direct, Precision::F32));
+        assert!(allowed(&winograd, ConvAlgorithm::Winograd, Precision::F32));
     }
 
     /// An H200 as cuDNN 9.26 describes a device, from its data sheet and CUDA's table of compute capability 9.0.
@@ -590,7 +659,7 @@ mod tests {
                             pass,
                             geometry,
                             bf16,
-                            arithmetic: arithmetic(Convolution::Fast, precision),
+                            arithmetic: arithmetic(ConvAlgorithm::Winograd, precision),
                         };
                         let plan = Plan::new(&Target::Described(&device), &task).unwrap();
                         assert!(plan.workspace < 4 << 30, "{task:?}: {}", plan.workspace);

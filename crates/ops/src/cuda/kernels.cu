@@ -385,7 +385,7 @@ KERNEL(cross_entropy)(const float *logits, const unsigned *labels, float *gradie
 
 typedef struct {
   float *parameter;
-  float *velocity;
+  float *buffer;
   const void *gradient;
   // Elements, and how many chunks the tensors before this one have.
   unsigned count, chunks_before;
@@ -401,8 +401,8 @@ typedef struct { tensor at[TENSORS]; } tensors;
 #define CREW 256
 
 // A step of gradient descent on all parameters: slope = scale gradient + decay parameter,
-// velocity = momentum velocity + slope, parameter -= rate velocity; with `nesterov`,
-// parameter -= rate (slope + momentum velocity).
+// buffer = momentum buffer + slope, parameter -= rate buffer; with `nesterov`,
+// parameter -= rate (slope + momentum buffer).
 KERNEL(sgd)(const tensors all, unsigned count, unsigned chunks, float rate, float momentum, float decay,
             float scale, unsigned nesterov) {
   unsigned i = INDEX;
@@ -416,14 +416,14 @@ KERNEL(sgd)(const tensors all, unsigned count, unsigned chunks, float rate, floa
     float g = t.wide ? ((const float *)t.gradient)[n] : widen(((const act *)t.gradient)[n]);
     float p = t.parameter[n];
     float slope = scale * g + decay * p;
-    float v = momentum * t.velocity[n] + slope;
-    t.velocity[n] = v;
-    t.parameter[n] = p - rate * (nesterov ? slope + momentum * v : v);
+    float b = momentum * t.buffer[n] + slope;
+    t.buffer[n] = b;
+    t.parameter[n] = p - rate * (nesterov ? slope + momentum * b : b);
   }
 }
 
-// Averages (in the place of velocities) move by `share` of the way towards their parameters.
-KERNEL(average)(const tensors all, unsigned count, unsigned chunks, float share) {
+// ema += factor (parameter - ema), with the EMA as the buffer.
+KERNEL(ema)(const tensors all, unsigned count, unsigned chunks, float factor) {
   unsigned i = INDEX;
   unsigned chunk = i / CREW, worker = i % CREW;
   if (chunk >= chunks) return;
@@ -432,7 +432,7 @@ KERNEL(average)(const tensors all, unsigned count, unsigned chunks, float share)
   tensor t = all.at[number];
   unsigned first = (chunk - t.chunks_before) * CHUNK;
   for (unsigned n = first + worker; n < first + CHUNK && n < t.count; n += CREW)
-    t.velocity[n] += share * (t.parameter[n] - t.velocity[n]);
+    t.buffer[n] += factor * (t.parameter[n] - t.buffer[n]);
 }
 
 // The sum of the squares of every `threads`-th element, one sum a thread.

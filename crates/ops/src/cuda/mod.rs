@@ -1,20 +1,26 @@
-//! What the operations share on an NVIDIA GPU: views of candle's storage, kernels of our own, and the
-//! libraries' handles. Built with the feature `cuda`.
+//! The common parts of the operations on an NVIDIA GPU: views of candle's storage, our own kernels, and the libraries.
+//! Built with the feature `cuda`.
 //!
-//! Everything is put on candle's stream of the device and nothing waits for it: an operation returns before
-//! it is computed. One stream also means that no memory is reused before the work on it is done.
+//! All work is put on candle's stream of the device, and operations return before it is done. On one stream, no memory
+//! is reused before the work on it is done.
 
 mod device;
 mod graph;
-mod libraries;
+mod per_device;
 mod product;
 mod program;
+mod sum_rows;
+mod table;
+mod updates;
+mod workspace;
 
 pub use device::{DeviceError, Memory, is_out_of_memory, memory, name, open};
-pub(crate) use graph::{Pass, Plan, Target, Task};
-pub(crate) use libraries::{Libraries, libraries};
+pub(crate) use graph::{Cudnn, Pass, Task, cudnn};
 pub(crate) use product::{Product, Stored, product};
-pub(crate) use program::{Argument, GROUP, Program, launch};
+pub(crate) use program::{Argument, Program, launch};
+pub(crate) use sum_rows::sum_rows;
+pub(crate) use updates::update;
+pub(crate) use workspace::with_workspace;
 
 use candle_core::cuda::cudarc::cublaslt::sys::cudaDataType;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
@@ -46,7 +52,7 @@ impl Activations for half::bf16 {
     const PACK: usize = 8;
 }
 
-/// Runs `$body` with `$t` standing for the type of activations `$dtype`.
+/// Runs `$body` with `$t` as the type of activations `$dtype`.
 macro_rules! with_activations {
     ($operation:expr, $dtype:expr, $t:ident => $body:expr) => {
         match $dtype {
@@ -67,7 +73,7 @@ macro_rules! with_activations {
 }
 pub(crate) use with_activations;
 
-/// The GPU of a tensor; `None` where it lies elsewhere.
+/// The GPU of a tensor; `None` if it is on another device.
 pub(crate) fn gpu(tensor: &Tensor) -> Option<&CudaDevice> {
     match tensor.device() {
         Device::Cuda(device) => Some(device),
@@ -78,7 +84,7 @@ pub(crate) fn gpu(tensor: &Tensor) -> Option<&CudaDevice> {
 /// The elements of a contiguous tensor on a GPU.
 ///
 /// # Errors
-/// When the tensor is not contiguous, has another type or lies on another device.
+/// When the tensor is not contiguous, has another type or is on another device.
 pub(crate) fn slice<'a, T: CudaDType>(
     operation: &str,
     storage: &'a Storage,
@@ -86,7 +92,7 @@ pub(crate) fn slice<'a, T: CudaDType>(
 ) -> Result<CudaView<'a, T>> {
     match storage {
         Storage::Cuda(storage) => contiguous(operation, storage, layout),
-        _ => bail!("{operation}: all tensors must lie on the GPU"),
+        _ => bail!("{operation}: all tensors must be on the GPU"),
     }
 }
 
@@ -105,7 +111,7 @@ pub(crate) fn contiguous<'a, T: CudaDType>(
     Ok(storage.as_cuda_slice::<T>()?.slice(start..end))
 }
 
-/// Room for `count` elements, of any content.
+/// Memory for `count` elements, of any content.
 ///
 /// # Errors
 /// When they are too many for the kernels, or there is no memory.
@@ -115,12 +121,12 @@ pub(crate) fn room<T: DeviceRepr>(device: &CudaDevice, count: usize) -> Result<C
             "a tensor of {count} elements is too large for the GPU's kernels; use a smaller batch"
         );
     }
-    // SAFETY: whoever asks for it has a kernel or a library write all of it before it is read, on the one
-    // stream on which everything is ordered.
+    // SAFETY: callers have a kernel or a library write all of it before it is read, on the one stream on which
+    // everything is ordered.
     unsafe { device.alloc::<T>(count) }
 }
 
-/// A tensor of what was computed.
+/// A tensor of computed values.
 pub(crate) fn tensor<T: CudaDType>(
     slice: CudaSlice<T>,
     shape: impl Into<Shape>,
@@ -130,7 +136,7 @@ pub(crate) fn tensor<T: CudaDType>(
     Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
 }
 
-/// A one-dimensional tensor of numbers from the host.
+/// Values from the host.
 pub(crate) fn upload<T: DeviceRepr + 'static>(
     device: &CudaDevice,
     values: &[T],
@@ -138,35 +144,44 @@ pub(crate) fn upload<T: DeviceRepr + 'static>(
     device.clone_htod(values)
 }
 
-/// All numbers of `x`, `[..]` of `f32`, in the type of activations; as they are where that is `f32`.
+/// `x` in the element type `T` of activations: as it is, or converted from `f32`.
 ///
 /// # Errors
-/// When `x` is not a contiguous tensor of `f32` on a GPU.
-pub(crate) fn narrowed<T: Activations>(x: &Tensor) -> Result<Tensor> {
-    if T::DTYPE == DType::F32 {
+/// When `x` is on no GPU, not contiguous, or of another type.
+pub(crate) fn to_activations<T: Activations>(x: &Tensor) -> Result<Tensor> {
+    if x.dtype() == T::DTYPE {
         return Ok(x.clone());
     }
-    let Device::Cuda(device) = x.device() else {
-        bail!("narrowing is done on a GPU");
+    let Some(device) = gpu(x) else {
+        bail!("the type of activations is converted on a GPU");
     };
-    let count = x.elem_count();
-    let mut y = room::<T>(device, count)?;
-    {
-        let (storage, layout) = x.storage_and_layout();
-        let x = slice::<f32>("narrowing", &storage, layout)?;
-        let program = Program::packed::<T>(count);
-        let packs = program.packs(count);
-        launch(
-            device,
-            program,
-            "narrow_all",
-            packs,
-            &[
-                Argument::read(device, &x),
-                Argument::write(device, &mut y),
-                packs.into(),
-            ],
-        )?;
-    }
+    let (storage, layout) = x.storage_and_layout();
+    let y = from_f32::<T>(device, &slice::<f32>("conversion", &storage, layout)?)?;
     Ok(tensor(y, x.shape(), device))
+}
+
+/// `x` in the element type `T` of activations.
+///
+/// # Errors
+/// When there is no memory.
+pub(crate) fn from_f32<T: Activations>(
+    device: &CudaDevice,
+    x: &CudaView<'_, f32>,
+) -> Result<CudaSlice<T>> {
+    let count = x.len();
+    let mut y = room::<T>(device, count)?;
+    let program = Program::packed::<T>(count);
+    let packs = program.packs(count);
+    launch(
+        device,
+        program,
+        "narrow_all",
+        packs,
+        &[
+            Argument::read(device, x),
+            Argument::write(device, &mut y),
+            packs.into(),
+        ],
+    )?;
+    Ok(y)
 }

@@ -1,17 +1,22 @@
 //! Matrix products by cuBLASLt.
 
-use super::{Activations, Libraries};
-use crate::precision::Precision;
+use super::Activations;
+use super::per_device::PerDevice;
+use super::workspace::with_workspace;
+use crate::arithmetic::Precision;
 use candle_core::cuda::cudarc::cublaslt::{result, sys};
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView, DevicePtr};
 use candle_core::{CudaDevice, Error, Result};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::mem::size_of;
+use std::rc::Rc;
 
-/// Bytes that a product may use: what the library's documentation recommends for Hopper.
+/// Bytes of working memory: what the library's documentation recommends for Hopper.
 const WORKSPACE: usize = 32 << 20;
 
-/// How a matrix lies in memory, row by row.
+/// The layout of a row-major matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Stored {
     AsIs,
@@ -28,28 +33,37 @@ pub(crate) struct Product {
     pub(crate) b: Stored,
 }
 
-/// What decides which algorithm is used: sizes, whether the factors and the result are `f32`, precision.
-pub(super) type Key = (Product, bool, bool, Precision);
+/// What the choice of an algorithm depends on: sizes, whether the factors and the result are `f32`, precision.
+type Key = (Product, bool, bool, Precision);
 
-/// An algorithm and the bytes that it needs.
-#[derive(Clone, Copy)]
-pub(super) struct Chosen {
-    algorithm: sys::cublasLtMatmulAlgo_t,
+/// cuBLASLt on one device.
+pub(super) struct Blas {
+    handle: sys::cublasLtHandle_t,
+    /// The algorithm of each product that was computed before.
+    algorithms: RefCell<HashMap<Key, sys::cublasLtMatmulAlgo_t>>,
 }
 
-/// A handle of cuBLASLt.
-pub(super) struct Blas(sys::cublasLtHandle_t);
+thread_local! {
+    static BLAS: PerDevice<Blas> = const { PerDevice::new() };
+}
 
-impl Blas {
-    pub(super) fn new() -> Result<Self> {
-        result::create_handle().map(Self).map_err(failed)
-    }
+/// cuBLASLt on a device.
+///
+/// # Errors
+/// When it does not start.
+pub(super) fn blas(device: &CudaDevice) -> Result<Rc<Blas>> {
+    let make = || {
+        let handle = result::create_handle().map_err(failed)?;
+        let algorithms = RefCell::default();
+        Ok(Blas { handle, algorithms })
+    };
+    BLAS.with(|all| all.get(device, make))
 }
 
 impl Drop for Blas {
     fn drop(&mut self) {
         // SAFETY: made by `create_handle`, and destroyed once. A failure leaves nothing to do.
-        let _ = unsafe { result::destroy_handle(self.0) };
+        let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
 
@@ -57,11 +71,11 @@ fn failed(error: result::CublasError) -> Error {
     Error::Msg(format!("cuBLASLt: {error:?}"))
 }
 
-/// A matrix's description, column by column as the library sees it.
+/// A matrix's description, in column-major order.
 struct Matrix(sys::cublasLtMatrixLayout_t);
 
 impl Matrix {
-    /// `rows` and `columns` of the matrix as it lies row by row, which is its transpose column by column.
+    /// `rows` and `columns` of a row-major matrix, which is its transpose in column-major order.
     fn stored(kind: sys::cudaDataType, rows: usize, columns: usize) -> Result<Self> {
         let made = result::create_matrix_layout(kind, columns as u64, rows as u64, columns as i64);
         made.map(Self).map_err(failed)
@@ -143,14 +157,13 @@ impl Drop for Preference {
     }
 }
 
-/// Computes `c = a b`, with the algorithm that the library's heuristics name first. They look at sizes, types
-/// and the device alone, so that it is the same in every run.
+/// Computes `c = a b`, with the first algorithm of the library's heuristics. They depend on sizes, types and the device
+/// alone, so that it is the same in every run.
 ///
 /// # Errors
 /// When the library has no algorithm, or fails.
 pub(crate) fn product<T: Activations, R: Activations>(
     device: &CudaDevice,
-    libraries: &Libraries,
     precision: Precision,
     product: Product,
     (a, b): (&CudaView<'_, T>, &CudaView<'_, T>),
@@ -163,28 +176,28 @@ pub(crate) fn product<T: Activations, R: Activations>(
         ..
     } = product;
     assert!(a.len() == rows * depth && b.len() == depth * columns && c.len() == rows * columns);
-    // Row by row, a matrix is its transpose column by column, which is how the library counts: so it is
-    // given c' = b' a'.
-    let lying = |stored, rows, columns| match stored {
+    // The library is column-major, in which a row-major matrix is its transpose: so it computes c' = b' a'.
+    let stored = |stored, rows, columns| match stored {
         Stored::AsIs => (rows, columns),
         Stored::Transposed => (columns, rows),
     };
-    let (b_rows, b_columns) = lying(product.b, depth, columns);
-    let (a_rows, a_columns) = lying(product.a, rows, depth);
+    let (b_rows, b_columns) = stored(product.b, depth, columns);
+    let (a_rows, a_columns) = stored(product.a, rows, depth);
     let description = Description::new(precision, product.b, product.a)?;
     let first = Matrix::stored(T::CUDA_TYPE, b_rows, b_columns)?;
     let second = Matrix::stored(T::CUDA_TYPE, a_rows, a_columns)?;
     let out = Matrix::stored(R::CUDA_TYPE, rows, columns)?;
     let key = (product, T::PACK == 4, R::PACK == 4, precision);
-    let known = libraries.products.borrow().get(&key).copied();
-    let chosen = match known {
-        Some(chosen) => chosen,
+    let blas = blas(device)?;
+    let known = blas.algorithms.borrow().get(&key).copied();
+    let algorithm = match known {
+        Some(algorithm) => algorithm,
         None => {
             let preference = Preference::new()?;
             // SAFETY: all descriptions are alive.
             let found = unsafe {
                 result::get_matmul_algo_heuristic(
-                    libraries.blas.0,
+                    blas.handle,
                     description.0,
                     first.0,
                     second.0,
@@ -194,23 +207,20 @@ pub(crate) fn product<T: Activations, R: Activations>(
                 )
             }
             .map_err(failed)?;
-            let chosen = Chosen {
-                algorithm: found.algo,
-            };
-            libraries.products.borrow_mut().insert(key, chosen);
-            chosen
+            blas.algorithms.borrow_mut().insert(key, found.algo);
+            found.algo
         }
     };
     let stream = device.cuda_stream();
     let (one, zero) = (1.0_f32, 0.0_f32);
-    libraries.with_workspace(device, WORKSPACE, |workspace| {
+    with_workspace(device, WORKSPACE, |workspace| {
         let address = |at: u64| at as *const c_void;
         let to = address(c.device_ptr(&stream).0).cast_mut();
         // SAFETY: the descriptions are alive and fit the memory, whose lengths were checked; the workspace
         // is as large as the heuristics were told; the work is ordered on the stream of the memory.
         unsafe {
             result::matmul(
-                libraries.blas.0,
+                blas.handle,
                 description.0,
                 (&raw const one).cast(),
                 (&raw const zero).cast(),
@@ -222,7 +232,7 @@ pub(crate) fn product<T: Activations, R: Activations>(
                 out.0,
                 to,
                 out.0,
-                &raw const chosen.algorithm,
+                &raw const algorithm,
                 address(workspace.device_ptr(&stream).0).cast_mut(),
                 WORKSPACE,
                 stream.cu_stream().cast(),

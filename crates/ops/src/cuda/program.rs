@@ -1,14 +1,16 @@
 //! Kernels of our own: compiled when they are first needed, and started.
 
 use super::Activations;
-use super::libraries::libraries;
-use crate::sgd::cuda::Table;
+use super::per_device::PerDevice;
+use super::table::Table;
 use candle_core::cuda::cudarc::driver::sys::CUdevice_attribute;
 use candle_core::cuda::cudarc::driver::{
-    CudaSlice, CudaView, DevicePtr, LaunchArgs, LaunchConfig, PushKernelArg,
+    CudaFunction, CudaSlice, CudaStream, CudaView, DevicePtr, LaunchArgs, LaunchConfig,
+    PushKernelArg,
 };
 use candle_core::cuda::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use candle_core::{CudaDevice, DType, Error, Result, bail};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::marker::PhantomData;
@@ -18,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(super) const SOURCE: &str = include_str!("kernels.cu");
 
 /// Rows that one thread of the kernel `sum_rows` adds up: `GROUP` in the source.
-pub(crate) const GROUP: usize = 64;
+pub(super) const GROUP: usize = 64;
 
 /// Threads of a block.
 const THREADS: usize = 256;
@@ -147,8 +149,8 @@ fn architecture(device: &CudaDevice) -> Result<String> {
     Ok(format!("compute_{major}{minor}"))
 }
 
-/// An argument of a kernel. One that stands for memory borrows it until the kernel is started; what happens
-/// to the memory after that is ordered behind the kernel.
+/// An argument of a kernel. A pointer borrows its memory until the kernel is started; later uses of the memory are
+/// ordered behind the kernel.
 #[derive(Clone, Copy)]
 pub(crate) struct Argument<'a> {
     value: Value<'a>,
@@ -194,7 +196,7 @@ impl<'a> Argument<'a> {
         Self::new(Value::Address(0))
     }
 
-    /// Memory that the kernel reads, or none.
+    /// Memory that the kernel reads, or null.
     pub(crate) fn maybe<T>(device: &CudaDevice, memory: Option<&'a CudaView<'_, T>>) -> Self {
         memory.map_or_else(Self::null, |memory| Self::read(device, memory))
     }
@@ -204,7 +206,7 @@ impl<'a> Argument<'a> {
         Self::new(Value::Table(table))
     }
 
-    /// A number of 64 bits.
+    /// An integer of 64 bits.
     pub(crate) fn long(value: u64) -> Self {
         Self::new(Value::Long(value))
     }
@@ -235,6 +237,16 @@ impl From<f32> for Argument<'_> {
     }
 }
 
+/// The kernels of a device that were started before, so that starting one costs little.
+struct Loaded {
+    stream: Arc<CudaStream>,
+    functions: RefCell<HashMap<(Program, &'static str), CudaFunction>>,
+}
+
+thread_local! {
+    static LOADED: PerDevice<Loaded> = const { PerDevice::new() };
+}
+
 /// Starts the kernel `name` with at least `threads` threads.
 ///
 /// # Errors
@@ -260,9 +272,15 @@ pub(crate) fn launch(
             bail!("{name}: {count} is more than the GPU's kernels can count");
         }
     }
-    let libraries = libraries(device)?;
-    let mut kernels = libraries.kernels.borrow_mut();
-    let kernel = match kernels.entry((program, name)) {
+    let load = || {
+        Ok(Loaded {
+            stream: device.cuda_stream(),
+            functions: RefCell::default(),
+        })
+    };
+    let loaded = LOADED.with(|all| all.get(device, load))?;
+    let mut functions = loaded.functions.borrow_mut();
+    let kernel = match functions.entry((program, name)) {
         Entry::Occupied(entry) => entry.into_mut(),
         Entry::Vacant(entry) => {
             let ptx = program.for_device(device)?;
@@ -270,7 +288,7 @@ pub(crate) fn launch(
             entry.insert(kernel.into_cuda_function())
         }
     };
-    let mut builder = libraries.stream.launch_builder(kernel);
+    let mut builder = loaded.stream.launch_builder(kernel);
     for argument in arguments {
         push(&mut builder, argument);
     }

@@ -1,4 +1,4 @@
-//! Convolution in a transform domain, where it takes fewer products.
+//! Convolution in Winograd's transform domain, where it takes fewer multiplications.
 //!
 //! The output is cut into tiles of `M` by `M`. With the matrices `A`, `B`, `G` of
 //! [`cook_toom`](crate::cook_toom), a tile `d` of the input (`T` by `T`, `T = M + kernel - 1`) and
@@ -6,35 +6,36 @@
 //!
 //! `U = G g G'`, `V = B d B'`, `Q = sum over input channels of U * V`, `y = A' Q A`,
 //!
-//! with `*` the product of element and element: `T^2` products for `M^2 kernel^2`. The gradients are
-//! the transposes of these maps:
+//! with `*` the elementwise product: `T^2` multiplications for `M^2 kernel^2`. The gradients are the
+//! transposes of these maps:
 //!
 //! `dQ = A dy A'`, `dV = sum over output channels of U * dQ`, `dd = B' dV B` (tiles overlap and add up),
 //! `dU = sum over tiles of V * dQ`, `dg = G' dU G`.
 //!
 //! (A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2015.) For each of the
-//! `T^2` places in a tile the sums over channels are a matrix product, between `V`
+//! `T^2` points of a tile the sums over channels are a matrix product, between `V`
 //! `[tiles, in_channels]` and `U` `[in_channels, out_channels]`.
 //!
-//! The images are taken a block at a time, so that a block's `V` and `Q` stay in the cache, and each
-//! block in three parallel loops: transforms of tiles, products of places, transforms back. Blocks
-//! follow one another, so every sum has one order whatever the number of threads. Vectors run along
-//! the channels.
+//! The images are processed in blocks, so that a block's `V` and `Q` stay in the cache, and each block in
+//! three parallel loops: transforms of tiles, products of points, inverse transforms. Blocks follow one
+//! another, so the order of every sum does not depend on the number of threads. Vectors run along the
+//! channels.
 
-use super::finish;
+use super::epilogue;
 use super::geometry::Geometry;
 use super::weights;
 use crate::cook_toom::{Inputs, Kernel, Matrix, Outputs, contract_tile, expand_tile};
+use crate::instruction_set::arch;
+use crate::parts::{Parts, Shared};
 use crate::product::{Left, Onto, Product, Right, panel_width, panels};
-use crate::scratch::{Parts, Scratch, Shared};
-use crate::simd::{Real, arch};
+use crate::scratch::Scratch;
+use crate::simd::Real;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::marker::PhantomData;
 
-/// Rows that the matrix products of a block should have: enough to make good use of a `U` that is read
-/// for them, few enough to keep `V` and `Q` of a block in the last-level cache. The backward pass also
-/// adds to a `dU` for every block.
+/// Rows of a block's matrix products: enough to amortise reading `U`, few enough that `V` and `Q` of a block stay
+/// in the last-level cache. The backward pass also adds to `dU` for every block.
 const FORWARD_ROWS: usize = 96;
 const BACKWARD_ROWS: usize = 192;
 
@@ -51,7 +52,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The plan with the fewest products; `None` for kernels that there are no tiles for.
+    /// The plan with the fewest multiplications; `None` for kernels without tiles.
     pub(crate) fn new(g: &Geometry) -> Option<Self> {
         let tiles: &[usize] = match g.kernel {
             3 => &TILES_OF_3,
@@ -61,48 +62,54 @@ impl Plan {
         tiles
             .iter()
             .map(|tile| Self { g: *g, tile: *tile })
-            .min_by_key(|plan| plan.tiles() * plan.places())
+            .min_by_key(|plan| plan.tiles() * plan.points())
     }
 
-    /// Whether the plan is faster than the sum as it stands. The transforms of a number cost about
-    /// as much as 16 multiplications and additions.
-    pub(crate) fn pays(&self) -> bool {
+    /// Whether the plan is faster than the direct algorithm. The transforms cost about as much as 16 multiply-adds
+    /// for each value.
+    pub(crate) fn is_faster(&self) -> bool {
         let g = &self.g;
         let direct = g.batch * g.positions() * g.weights();
-        let numbers = g.batch * self.tiles() * self.places() * (g.in_channels + g.out_channels);
-        self.multiply_adds() + 16 * numbers < direct
+        let values = g.batch * self.tiles() * self.points() * (g.in_channels + g.out_channels);
+        self.multiply_adds() + 16 * values < direct
     }
 
-    /// Multiplications with additions in the matrix products of one pass.
+    /// Multiply-adds in the matrix products of one pass.
     pub(crate) fn multiply_adds(&self) -> usize {
         let channels = self.g.in_channels * self.g.out_channels;
-        self.g.batch * self.tiles() * self.places() * channels
+        self.g.batch * self.tiles() * self.points() * channels
     }
 
     /// Height and width of an input tile.
-    fn points(&self) -> usize {
+    #[inline]
+    fn side(&self) -> usize {
         self.tile + self.g.kernel - 1
     }
 
-    /// Places in an input tile.
-    fn places(&self) -> usize {
-        self.points() * self.points()
+    /// Points of an input tile.
+    #[inline]
+    fn points(&self) -> usize {
+        self.side() * self.side()
     }
 
+    #[inline]
     fn tile_rows(&self) -> usize {
         self.g.out_height().div_ceil(self.tile)
     }
 
+    #[inline]
     fn tile_columns(&self) -> usize {
         self.g.out_width().div_ceil(self.tile)
     }
 
     /// Tiles of an image.
+    #[inline]
     fn tiles(&self) -> usize {
         self.tile_rows() * self.tile_columns()
     }
 
-    /// Images of a block whose products have about so many rows, a multiple of `images`.
+    /// Images of a block whose products have about `rows` rows, a multiple of `images`.
+    #[inline]
     fn block(&self, rows: usize, images: usize) -> usize {
         let block = rows.div_ceil(self.tiles()).next_multiple_of(images);
         block.clamp(1, self.g.batch)
@@ -128,50 +135,50 @@ pub(crate) fn forward<T: Real>(
     plan: &Plan,
     x: &[T],
     weight: &[T],
-    outputs: &finish::Outputs<'_, T>,
+    outputs: &epilogue::Outputs<'_, T>,
 ) {
     with_tile!(plan, forward_tiles(plan, x, weight, outputs));
 }
 
-/// The gradients of the input, where it is wanted, and of the weight.
+/// The gradient of the weight; that of the input goes to `grad_x`, if given.
 pub(crate) fn backward<T: Real>(
     plan: &Plan,
     x: &[T],
     weight: &[T],
-    gradients: &finish::Gradients<'_, T>,
+    gradients: &epilogue::Gradients<'_, T>,
     grad_x: Option<&Parts<T>>,
 ) -> Vec<T> {
     with_tile!(plan, backward_tiles(plan, x, weight, gradients, grad_x))
 }
 
-/// Planes of `places` matrices of `rows` by `columns`, in a layout for vectors.
+/// The layout of `points` matrices of `rows` by `columns`, each in a plane of its own.
 #[derive(Clone, Copy)]
 struct Planes {
     /// Elements from a row to the next.
     stride: usize,
-    /// Elements from a plane to the next. A line more than the rows take, so that the places of a
-    /// tile do not fall into the same set of the cache.
+    /// Elements from a plane to the next. A cache line more than the rows, so that the points of a tile do not
+    /// fall into the same set of the cache.
     plane: usize,
-    places: usize,
+    points: usize,
 }
 
 impl Planes {
-    fn new<T: Real>(places: usize, rows: usize, columns: usize) -> Self {
+    fn new<T: Real>(points: usize, rows: usize, columns: usize) -> Self {
         let line = 64 / size_of::<T>();
         let stride = columns.next_multiple_of(line);
         Self {
             stride,
             plane: rows * stride + line,
-            places,
+            points,
         }
     }
 
     fn scratch<T: Real>(&self) -> Scratch<T> {
-        Scratch::new(self.places * self.plane)
+        Scratch::new(self.points * self.plane)
     }
 }
 
-/// Tiles of images `[height, width, channels]`, and where their transforms lie.
+/// Tiles of images `[height, width, channels]`, and the layout of their transforms.
 #[derive(Clone, Copy)]
 struct Tiling {
     height: usize,
@@ -187,7 +194,7 @@ struct Tiling {
 }
 
 impl Tiling {
-    /// The input's tiles, with planes for so many images.
+    /// The input's tiles, with planes for `images` images.
     fn of_inputs<T: Real>(plan: &Plan, images: usize) -> Self {
         let g = &plan.g;
         Self {
@@ -198,11 +205,11 @@ impl Tiling {
             step: plan.tile,
             tile_rows: plan.tile_rows(),
             tile_columns: plan.tile_columns(),
-            planes: Planes::new::<T>(plan.places(), images * plan.tiles(), g.in_channels),
+            planes: Planes::new::<T>(plan.points(), images * plan.tiles(), g.in_channels),
         }
     }
 
-    /// The output's tiles, with planes for so many images.
+    /// The output's tiles, with planes for `images` images.
     fn of_outputs<T: Real>(plan: &Plan, images: usize) -> Self {
         let g = &plan.g;
         Self {
@@ -213,10 +220,11 @@ impl Tiling {
             step: plan.tile,
             tile_rows: plan.tile_rows(),
             tile_columns: plan.tile_columns(),
-            planes: Planes::new::<T>(plan.places(), images * plan.tiles(), g.out_channels),
+            planes: Planes::new::<T>(plan.points(), images * plan.tiles(), g.out_channels),
         }
     }
 
+    #[inline]
     fn tiles(&self) -> usize {
         self.tile_rows * self.tile_columns
     }
@@ -236,7 +244,7 @@ impl Tiling {
         }
     }
 
-    /// Where the pixels of a tile lie in the image, those in the padding excepted.
+    /// Indices of the pixels of a tile in the image; `None` in the padding.
     #[inline(always)]
     fn pixels<const N: usize>(&self, top: usize, left: usize) -> [[Option<usize>; N]; N] {
         let mut pixels = [[None; N]; N];
@@ -293,10 +301,10 @@ impl<T: Real, X: Matrix<N, P>, const N: usize, const P: usize> WithSimd for Expa
                         None => zero,
                     },
                     |k, l, value| {
-                        let place = (k * P + l) * tiling.planes.plane + row + channel;
+                        let index = (k * P + l) * tiling.planes.plane + row + channel;
                         // SAFETY: rows are as long as whole vectors, and this image's rows of all
                         // planes are written by this call alone.
-                        unsafe { T::store::<S>(planes.pointer().add(place), value) }
+                        unsafe { T::store::<S>(planes.pointer().add(index), value) }
                     },
                 );
             }
@@ -311,7 +319,7 @@ struct Contract<'a, T, X, const N: usize, const P: usize> {
     image: &'a mut [T],
     planes: &'a [T],
     first: usize,
-    /// Whether tiles are added to what the image holds, or replace it.
+    /// Whether tiles are added to the image or replace its values.
     onto: Onto,
 }
 
@@ -337,8 +345,8 @@ impl<T: Real, X: Matrix<N, P>, const N: usize, const P: usize> WithSimd
                 contract_tile::<T, S, X, N, P>(
                     simd,
                     |k, l| {
-                        let place = (k * P + l) * tiling.planes.plane + row + channel;
-                        T::load_some(simd, &planes[place..place + lanes])
+                        let index = (k * P + l) * tiling.planes.plane + row + channel;
+                        T::load_some(simd, &planes[index..index + lanes])
                     },
                     |i, j, value| {
                         let Some(pixel) = pixels[i][j] else {
@@ -358,7 +366,7 @@ impl<T: Real, X: Matrix<N, P>, const N: usize, const P: usize> WithSimd
 }
 
 /// Transforms all kernels by `G g G'`: from `[kernel, kernel, rows, columns]` into a matrix of `rows` by
-/// `columns` for each place, laid out in panels.
+/// `columns` for each point, packed in panels.
 struct ExpandKernels<'a, T, X, const R: usize, const P: usize> {
     transform: PhantomData<X>,
     kernels: &'a [T],
@@ -395,17 +403,17 @@ impl<T: Real, X: Matrix<R, P>, const R: usize, const P: usize> WithSimd
                     T::load_some(simd, &self.kernels[from..][..rest])
                 },
                 |k, l, value| {
-                    let place = (k * P + l) * matrix + to;
+                    let index = (k * P + l) * matrix + to;
                     // SAFETY: panels hold whole vectors, and row `row` of all matrices is written
                     // by this call alone.
-                    unsafe { T::store::<S>(self.panels.pointer().add(place), value) }
+                    unsafe { T::store::<S>(self.panels.pointer().add(index), value) }
                 },
             );
         }
     }
 }
 
-/// `U` for every place, in panels, from kernels `[kernel, kernel, rows, columns]`.
+/// `U` for every point, in panels, from kernels `[kernel, kernel, rows, columns]`.
 fn expand_kernels<T: Real, const R: usize, const P: usize>(
     kernels: &[T],
     rows: usize,
@@ -427,7 +435,7 @@ fn expand_kernels<T: Real, const R: usize, const P: usize>(
     expanded
 }
 
-/// Transforms sums over tiles by `G' dU G`: from a matrix for each place, all with `stride` between
+/// Transforms sums over tiles by `G' dU G`: from a matrix for each point, all with `stride` between
 /// rows, into row `row` of `[kernel, kernel, rows, columns]`.
 struct ContractKernels<'a, T, X, const R: usize, const P: usize> {
     transform: PhantomData<X>,
@@ -455,8 +463,8 @@ impl<T: Real, X: Matrix<R, P>, const R: usize, const P: usize> WithSimd
             contract_tile::<T, S, X, R, P>(
                 simd,
                 |k, l| {
-                    let place = (k * P + l) * self.layout.plane + row * self.layout.stride + column;
-                    T::load_some(simd, &self.sums[place..][..lanes])
+                    let index = (k * P + l) * self.layout.plane + row * self.layout.stride + column;
+                    T::load_some(simd, &self.sums[index..][..lanes])
                 },
                 |i, j, value| {
                     let to = ((i * R + j) * rows + row) * columns + column;
@@ -476,7 +484,7 @@ fn forward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
     plan: &Plan,
     x: &[T],
     weight: &[T],
-    outputs: &finish::Outputs<'_, T>,
+    outputs: &epilogue::Outputs<'_, T>,
 ) {
     let g = &plan.g;
     // The results of an image do not depend on its block, so that this may follow the threads.
@@ -485,7 +493,7 @@ fn forward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
     let results = Tiling::of_outputs::<T>(plan, block);
     let taps = weights::taps_in_out(g, weight);
     let u = expand_kernels::<T, R, P>(&taps, g.in_channels, g.out_channels);
-    let u_place = panels::<T>(g.in_channels, g.out_channels);
+    let u_point = panels::<T>(g.in_channels, g.out_channels);
     let mut v = inputs.planes.scratch::<T>();
     let mut q = results.planes.scratch::<T>();
     for start in (0..g.batch).step_by(block) {
@@ -502,7 +510,7 @@ fn forward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
         });
         q.par_chunks_mut(results.planes.plane)
             .zip(v.par_chunks(inputs.planes.plane))
-            .zip(u.par_chunks(u_place))
+            .zip(u.par_chunks(u_point))
             .for_each(|((q, v), u)| {
                 Product {
                     rows: images * plan.tiles(),
@@ -533,24 +541,24 @@ fn backward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
     plan: &Plan,
     x: &[T],
     weight: &[T],
-    gradients: &finish::Gradients<'_, T>,
+    gradients: &epilogue::Gradients<'_, T>,
     grad_x: Option<&Parts<T>>,
 ) -> Vec<T> {
     let g = &plan.g;
-    // The sums over images do depend on it: an even number, as the number of threads mostly is.
+    // The sums over images depend on the block: an even number, since the number of threads mostly is even.
     let block = plan.block(BACKWARD_ROWS, 2);
     let inputs = Tiling::of_inputs::<T>(plan, block);
     let results = Tiling::of_outputs::<T>(plan, block);
     let mut v = inputs.planes.scratch::<T>();
     let mut dq = results.planes.scratch::<T>();
-    let sums = Planes::new::<T>(plan.places(), g.in_channels, g.out_channels);
+    let sums = Planes::new::<T>(plan.points(), g.in_channels, g.out_channels);
     let mut du = sums.scratch::<T>();
     let input_gradient = grad_x.map(|grad_x| {
         let taps = weights::taps_out_in(g, weight);
         let u = expand_kernels::<T, R, P>(&taps, g.out_channels, g.in_channels);
         (grad_x, u)
     });
-    let u_place = panels::<T>(g.out_channels, g.in_channels);
+    let u_point = panels::<T>(g.out_channels, g.in_channels);
 
     for start in (0..g.batch).step_by(block) {
         let images = block.min(g.batch - start);
@@ -575,13 +583,13 @@ fn backward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
                 });
             });
         });
-        // A place's `dQ` is used twice while it is in the cache, and `dV` replaces the `V` that is done with.
+        // A point's `dQ` is used twice while it is in the cache, and its `dV` replaces its `V`.
         let u = input_gradient.as_ref().map(|(_, u)| &u[..]);
         du.par_chunks_mut(sums.plane)
             .zip(dq.par_chunks(results.planes.plane))
             .zip(v.par_chunks_mut(inputs.planes.plane))
             .enumerate()
-            .for_each(|(place, ((du, dq), v))| {
+            .for_each(|(point, ((du, dq), v))| {
                 Product {
                     rows: g.in_channels,
                     columns: g.out_channels,
@@ -597,7 +605,7 @@ fn backward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
                         columns: g.in_channels,
                         depth: g.out_channels,
                         left: Left::rows(dq, results.planes.stride),
-                        right: Right::panels(&u[place * u_place..][..u_place], g.out_channels),
+                        right: Right::panels(&u[point * u_point..][..u_point], g.out_channels),
                         onto: Onto::Nothing,
                     }
                     .into(v, inputs.planes.stride);
@@ -637,10 +645,10 @@ fn backward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
 mod tests {
     use super::super::direct;
     use super::*;
-    use crate::Activation;
+    use crate::activation::Activation;
     use proptest::prelude::*;
 
-    fn numbers(count: usize, seed: u64) -> Vec<f64> {
+    fn uniform(count: usize, seed: u64) -> Vec<f64> {
         let stream = rng::Stream::new(seed, rng::Purpose::Synthetic, 0);
         (0..count as u64)
             .map(|i| f64::from(rng::unit(stream.words(i)[0])) - 0.5)
@@ -648,10 +656,10 @@ mod tests {
     }
 
     fn assert_close(found: &[f64], expected: &[f64]) {
-        for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
+        for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
             assert!(
                 (found - expected).abs() < 1e-10,
-                "[{place}]: {found}, not {expected}"
+                "[{index}]: {found}, not {expected}"
             );
         }
     }
@@ -659,9 +667,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
-        /// Tiles of every size, larger than the image as well; channels in every number.
+        /// Tiles of every size, also larger than the image; any number of channels.
         #[test]
-        fn all_tiles_give_the_direct_convolution(
+        fn all_tiles_agree_with_the_direct_algorithm(
             batch in 1_usize..4, in_channels in 1_usize..20, out_channels in 1_usize..20,
             (kernel, tile) in prop_oneof![
                 prop::sample::select(&TILES_OF_3).prop_map(|tile| (3_usize, tile)),
@@ -676,11 +684,11 @@ mod tests {
                 width: least + extra_width,
             };
             let plan = Plan { g, tile };
-            let x = numbers(batch * g.image(), seed);
-            let weight = numbers(g.weights(), seed + 1);
-            let bias = numbers(out_channels, seed + 2);
-            let run = |forward: &dyn Fn(&finish::Outputs<'_, f64>)| {
-                let outputs = finish::Outputs::new(&g, &bias, Activation::Identity, None);
+            let x = uniform(batch * g.image(), seed);
+            let weight = uniform(g.weights(), seed + 1);
+            let bias = uniform(out_channels, seed + 2);
+            let run = |forward: &dyn Fn(&epilogue::Outputs<'_, f64>)| {
+                let outputs = epilogue::Outputs::new(&g, &bias, Activation::Identity, None);
                 forward(&outputs);
                 outputs.into_results().0
             };
@@ -688,10 +696,10 @@ mod tests {
             let expected = run(&|outputs| direct::forward(&g, &x, &weight, outputs));
             assert_close(&y, &expected);
 
-            let grad_y = numbers(y.len(), seed + 3);
+            let grad_y = uniform(y.len(), seed + 3);
             let mut sums = vec![0.0; batch * out_channels];
             let grad_x = [(); 2].map(|()| Parts::new(batch, g.image()));
-            let gradients = finish::Gradients::new(&g, Activation::Identity, None, &grad_y, &y, &[], &mut sums);
+            let gradients = epilogue::Gradients::new(&g, Activation::Identity, None, &grad_y, &y, &[], &mut sums);
             let found = backward(&plan, &x, &weight, &gradients, Some(&grad_x[0]));
             let expected = direct::backward(&g, &x, &weight, &gradients, Some(&grad_x[1]));
             assert_close(&found, &expected);

@@ -1,7 +1,7 @@
-//! The matrices of the fast convolution algorithms, after Cook and Toom.
+//! The matrices of Winograd's convolution algorithms, after Cook and Toom.
 //!
 //! A convolution in one dimension multiplies polynomials: with `g` of `R` and `h` of `M`
-//! coefficients, `s = g h` has `T = M + R - 1`, and is known from its values at `T - 1` points `a_k`
+//! coefficients, `s = g h` has `T = M + R - 1`, and is determined by its values at `T - 1` points `a_k`
 //! and its leading coefficient (its "value at infinity"), each of which is one product. With
 //!
 //! - `A` (`T` by `M`) and `G` (`T` by `R`): the powers of the points, `a_k^i`; in the last row, the
@@ -10,7 +10,7 @@
 //!   row those of `prod over l of (x - a_l)`; row `k` of `G` is divided by the value of `B`'s row at
 //!   `a_k`, which makes these Lagrange's interpolation polynomials,
 //!
-//! `s = B' ((G g) * (A h))`, with `*` the product of element and element. Transposing the bilinear
+//! `s = B' ((G g) * (A h))`, with `*` the elementwise product. Transposing the bilinear
 //! form gives the correlation that a network's convolution is, for `T` inputs `d` and `M` outputs
 //! `y`:
 //!
@@ -38,7 +38,7 @@ const PAIRS: [f64; 3] = [1.0, 0.5, 2.0];
 const MOST: usize = 2 * PAIRS.len() + 4;
 
 /// The positive point of the pair that `count` points, one of them infinity, need beyond [`PAIRS`]: of
-/// the fractions with small numbers the one with the smallest rounding errors.
+/// the fractions with small terms the one with the smallest rounding errors.
 const fn last_pair(count: usize) -> f64 {
     if count.is_multiple_of(2) { 0.75 } else { 0.25 }
 }

@@ -1,44 +1,42 @@
-//! Vectors of floating-point numbers, on whatever instruction set the machine has.
+//! Vectors of floating-point values, on the instruction set of the machine.
 //!
-//! `pulp` picks the instruction set at run time (AVX-512, AVX2 with FMA, NEON, or plain scalars) and
-//! hands out a token for it, the type parameter `S` below. Functions that take the token are marked
+//! `pulp` represents an instruction set by a token, the type parameter `S` below. Functions that take the token are
 //! `#[inline(always)]`, so that they are compiled once for each instruction set.
 
-use candle_core::WithDType;
-use pulp::{Arch, Simd};
-use std::sync::OnceLock;
+use pulp::Simd;
+use std::ops::{Add, AddAssign, DivAssign, Mul, Sub, SubAssign};
 
-/// The environment variable that names the instruction set to use instead of the best one: `avx512`, `avx2` or
-/// `scalar`. For tests and measurements: the results are the same to the bit.
-const ISA: &str = "KERNELS_ISA";
+/// A floating-point type, `f32` or `f64`, and the operations on vectors of it.
+pub trait Real:
+    Copy
+    + Default
+    + PartialOrd
+    + Send
+    + Sync
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + AddAssign
+    + DivAssign
+    + SubAssign
+    + 'static
+{
+    /// 0.
+    fn zero() -> Self;
 
-/// The instruction set to use: the best of this machine, unless the environment names another that it has.
-pub(crate) fn arch() -> Arch {
-    static ARCH: OnceLock<Arch> = OnceLock::new();
-    *ARCH.get_or_init(|| named(std::env::var(ISA).as_deref().unwrap_or("")).unwrap_or_default())
-}
+    /// The nearest value of this type.
+    fn from_f64(value: f64) -> Self;
 
-/// The instruction set of this name, where the machine has it.
-fn named(name: &str) -> Option<Arch> {
-    match name {
-        "scalar" => Some(Arch::Scalar),
-        #[cfg(target_arch = "x86_64")]
-        "avx2" => pulp::x86::V3::try_new().map(Arch::V3),
-        #[cfg(target_arch = "x86_64")]
-        "avx512" => pulp::x86::V4::try_new().map(Arch::V4),
-        _ => None,
-    }
-}
+    /// The same value in double precision.
+    fn to_f64(self) -> f64;
 
-/// A floating-point type and the operations on vectors of it.
-pub(crate) trait Real: WithDType {
-    /// A register full of numbers.
+    /// A register of values.
     type Vector<S: Simd>: Copy;
 
-    /// Numbers in a register.
+    /// Values in a register.
     fn lanes<S: Simd>() -> usize;
 
-    /// A register with the same number in all lanes.
+    /// A register with the same value in all lanes.
     fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
 
     /// `a + b`.
@@ -58,26 +56,26 @@ pub(crate) trait Real: WithDType {
         c: Self::Vector<S>,
     ) -> Self::Vector<S>;
 
-    /// As many numbers as `from` holds, up to a register full, and zeros.
+    /// The first values of `from`, as many as there are lanes; missing ones are 0.
     fn load_some<S: Simd>(simd: S, from: &[Self]) -> Self::Vector<S>;
 
-    /// As many of the lanes as `to` holds, from the first on.
+    /// Writes the first lanes to `to`, as many as it has elements.
     fn store_some<S: Simd>(simd: S, to: &mut [Self], value: Self::Vector<S>);
 
-    /// A register full of the numbers from `from` on.
+    /// The values that start at `from`, one for each lane.
     ///
     /// # Safety
-    /// `from` must be valid for reads of as many numbers as there are lanes.
+    /// `from` must be valid for reads of one value for each lane.
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const Self) -> Self::Vector<S> {
         // SAFETY: the caller's promise; a vector has no invalid bit patterns.
         unsafe { from.cast::<Self::Vector<S>>().read_unaligned() }
     }
 
-    /// Writes all lanes from `to` on.
+    /// Writes all lanes to the values that start at `to`.
     ///
     /// # Safety
-    /// `to` must be valid for writes of as many numbers as there are lanes.
+    /// `to` must be valid for writes of one value for each lane.
     #[inline(always)]
     unsafe fn store<S: Simd>(to: *mut Self, value: Self::Vector<S>) {
         // SAFETY: the caller's promise.
@@ -86,9 +84,24 @@ pub(crate) trait Real: WithDType {
 }
 
 macro_rules! real {
-    ($number:ty, $vector:ident, $lanes:ident, $splat:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident, $load:ident, $store:ident) => {
-        impl Real for $number {
+    ($real:ty, $vector:ident, $lanes:ident, $splat:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident, $load:ident, $store:ident) => {
+        impl Real for $real {
             type Vector<S: Simd> = S::$vector;
+
+            #[inline(always)]
+            fn zero() -> Self {
+                0.0
+            }
+
+            #[inline(always)]
+            fn from_f64(value: f64) -> Self {
+                value as Self
+            }
+
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                self.into()
+            }
 
             #[inline(always)]
             fn lanes<S: Simd>() -> usize {
@@ -123,7 +136,7 @@ macro_rules! real {
             #[inline(always)]
             fn load_some<S: Simd>(simd: S, from: &[Self]) -> S::$vector {
                 if from.len() >= S::$lanes {
-                    // SAFETY: `from` holds as many numbers as there are lanes.
+                    // SAFETY: `from` has at least one element for each lane.
                     return unsafe { Self::load::<S>(from.as_ptr()) };
                 }
                 simd.$load(from)
@@ -132,7 +145,7 @@ macro_rules! real {
             #[inline(always)]
             fn store_some<S: Simd>(simd: S, to: &mut [Self], value: S::$vector) {
                 if to.len() >= S::$lanes {
-                    // SAFETY: `to` holds as many numbers as there are lanes.
+                    // SAFETY: `to` has at least one element for each lane.
                     return unsafe { Self::store::<S>(to.as_mut_ptr(), value) };
                 }
                 simd.$store(to, value);
@@ -165,28 +178,3 @@ real!(
     partial_load_f64s,
     partial_store_f64s
 );
-
-#[cfg(test)]
-mod tests {
-    use super::ISA;
-    use std::process::Command;
-
-    /// Runs the other tests of this crate on the instruction sets that this machine would not choose.
-    #[test]
-    fn all_instruction_sets_give_right_results() {
-        for set in ["scalar", "avx2", "avx512"] {
-            if super::named(set).is_none() {
-                println!("skipped: this machine has no {set}");
-                continue;
-            }
-            let output = Command::new(std::env::current_exe().unwrap())
-                .args(["--skip", "all_instruction_sets"])
-                .env(ISA, set)
-                .output()
-                .unwrap();
-            let text = String::from_utf8_lossy(&output.stdout);
-            assert!(output.status.success(), "{set}: {text}");
-            assert!(text.contains("agrees_with_three_loops ... ok"), "{text}");
-        }
-    }
-}

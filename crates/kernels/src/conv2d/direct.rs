@@ -1,4 +1,4 @@
-//! Convolution as the sum that it is, by matrix products over unrolled images.
+//! Convolution by matrix products over unrolled images.
 //!
 //! ("im2col": K. Chellapilla, S. Puri and P. Simard, "High performance convolutional neural networks
 //! for document processing", 2006.) With `col` the matrix
@@ -9,25 +9,27 @@
 //! - input gradient: `dcol = dy W'`, folded back onto the image by adding overlaps,
 //! - weight gradient: `dW = sum over images of col' dy`.
 //!
-//! A few rows of the output are taken at a time, so that their part of `col` stays in the cache. In the
-//! third product, images are shared among [`GROUPS`] sums, which are added in order at the end.
+//! A few rows of the output are computed at a time, so that their part of `col` stays in the cache. The third
+//! product has [`GROUPS`] partial sums over images, which are added in order at the end.
 
-use super::finish::{Gradients, Outputs};
+use super::epilogue::{Gradients, Outputs};
 use super::geometry::Geometry;
 use super::weights;
+use crate::parts::Parts;
 use crate::product::{Left, Onto, Product, Right};
-use crate::scratch::{Parts, Scratch};
+use crate::scratch::Scratch;
 use crate::simd::Real;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Elements of `col` that are worked on at once, at most (but at least one row of the output).
+/// Maximum elements of `col` at a time (but at least one row of the output).
 const COL: usize = 1 << 17;
 
-/// Partial sums of the weight gradient: a constant, so that the order of additions is one.
+/// Partial sums of the weight gradient: a constant, so that the order of additions is fixed.
 const GROUPS: usize = 8;
 
 /// Row blocks of an output image.
+#[inline]
 fn bands(g: &Geometry) -> impl Iterator<Item = Range<usize>> {
     let row = g.out_width() * g.taps() * g.in_channels;
     let rows = (COL / row.max(1)).clamp(1, g.out_height());
@@ -38,18 +40,21 @@ fn bands(g: &Geometry) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// Elements of `col` for the largest band.
+#[inline]
 fn col_length(g: &Geometry) -> usize {
     let rows = bands(g).map(|band| band.len()).max().unwrap_or(0);
     rows * g.out_width() * g.taps() * g.in_channels
 }
 
-/// For kernel offset `k` and output `o` along an axis of `size` inputs: the input, where it is inside.
+/// For kernel offset `k` and output `o` along an axis of `size` inputs: the input, if it is inside the image.
+#[inline]
 fn input(g: &Geometry, o: usize, k: usize, size: usize) -> Option<usize> {
     (o + k).checked_sub(g.padding).filter(|at| *at < size)
 }
 
 /// The columns of a kernel row that are inside the image for output column `x`, and the input of the first
 /// of them.
+#[inline]
 fn inside(g: &Geometry, x: usize) -> (Range<usize>, usize) {
     let start = g.padding.saturating_sub(x).min(g.kernel);
     let end = (g.width + g.padding).saturating_sub(x).min(g.kernel);
@@ -134,7 +139,7 @@ pub(crate) fn forward<T: Real>(g: &Geometry, x: &[T], weight: &[T], outputs: &Ou
     });
 }
 
-/// The gradients of the input, where it is wanted, and of the weight.
+/// The gradient of the weight; that of the input goes to `grad_x`, if given.
 pub(crate) fn backward<T: Real>(
     g: &Geometry,
     x: &[T],
@@ -147,10 +152,10 @@ pub(crate) fn backward<T: Real>(
     let group = g.batch.div_ceil(GROUPS).max(1);
     let groups = g.batch.div_ceil(group);
     let mut sums: Vec<Scratch<T>> = (0..groups).map(|_| Scratch::new(g.weights())).collect();
-    sums.par_iter_mut().enumerate().for_each(|(number, sum)| {
+    sums.par_iter_mut().enumerate().for_each(|(index, sum)| {
         sum.fill(T::zero());
         let mut col = Scratch::new(col_length(g));
-        let start = number * group;
+        let start = index * group;
         for image in start..(start + group).min(g.batch) {
             let x = &x[image * g.image()..][..g.image()];
             gradients.image(image, |grad_y| {

@@ -1,21 +1,21 @@
-//! In what numbers operations compute.
+//! How operations compute: the algorithm of convolutions and the precision.
 
-use crate::Convolution;
-use candle_core::{DType, Result, Tensor};
+use candle_core::DType;
+pub use kernels::conv2d::ConvAlgorithm;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// In what numbers a GPU computes products. Weights, momentum and loss are `f32` in all of them.
+/// The precision of products on a GPU. Weights, momentum buffers and loss are `f32` in all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// 24 bits of precision. What a processor computes in.
+    /// Significands of 24 bits. CPUs always use it.
     #[default]
     F32,
-    /// Factors of 11 bits with the range of `f32`, sums in `f32`.
+    /// Factors with significands of 11 bits and the range of `f32`, sums in `f32`.
     Tf32,
-    /// Activations and gradients of 8 bits with the range of `f32`, sums in `f32`.
+    /// Activations and gradients with significands of 8 bits and the range of `f32`, sums in `f32`.
     Bf16,
 }
 
@@ -49,7 +49,7 @@ impl fmt::Display for Precision {
     }
 }
 
-/// A name that is no precision's.
+/// A name that is not a precision's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no precision: use `f32`, `tf32` or `bf16`")]
 pub struct UnknownPrecision(String);
@@ -67,31 +67,17 @@ impl FromStr for Precision {
 /// How operations compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Arithmetic {
-    /// How convolutions are computed.
-    pub convolution: Convolution,
-    /// In what numbers a GPU computes. On a processor the tensors' own type decides.
+    /// The algorithm of convolutions.
+    pub conv_algorithm: ConvAlgorithm,
+    /// The precision on a GPU. On a CPU the tensors' own type decides.
     pub precision: Precision,
 }
 
-impl From<Convolution> for Arithmetic {
-    fn from(convolution: Convolution) -> Self {
+impl From<ConvAlgorithm> for Arithmetic {
+    fn from(conv_algorithm: ConvAlgorithm) -> Self {
         Self {
-            convolution,
+            conv_algorithm,
             precision: Precision::F32,
         }
     }
-}
-
-/// Numbers in the type of the activations in which `precision` computes; on a processor, as they are.
-///
-/// # Errors
-/// When `x` lies on a GPU and is neither of `f32` nor of that type.
-pub fn activations(x: &Tensor, precision: Precision) -> Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if precision == Precision::Bf16 && x.device().is_cuda() && x.dtype() != DType::BF16 {
-        return crate::cuda::narrowed::<half::bf16>(&x.contiguous()?);
-    }
-    #[cfg(not(feature = "cuda"))]
-    let _ = precision;
-    Ok(x.clone())
 }

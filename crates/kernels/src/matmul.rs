@@ -1,18 +1,20 @@
 //! Products of matrices too large for the caches, over all threads.
 //!
-//! The right operand, which should be the smaller one, is first laid out in panels; blocks of the
-//! destination are then shared among the threads. A thread copies a block's rows of the left operand to
-//! where they do not evict one another from the first-level cache, or lays them out in tiles where it is
-//! the columns that are contiguous; the right panels stay in the second-level cache meanwhile.
+//! The right operand, which should be the smaller one, is first packed in panels. Then the threads compute
+//! blocks of the destination. A thread copies a block's rows of the left operand to addresses at which they
+//! do not evict one another from the first-level cache, or packs them in tiles if its columns are
+//! contiguous. The right panels stay in the second-level cache meanwhile.
 
+use crate::instruction_set::arch;
+use crate::parts::Shared;
 use crate::product::{DEPTH, Left, Onto, Product, ROWS, Right, VECTORS, panel_width, panels};
-use crate::scratch::{Scratch, Shared};
-use crate::simd::{Real, arch};
+use crate::scratch::Scratch;
+use crate::simd::Real;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Rows and columns of the destination that a thread takes at once.
+/// Rows and columns of a block of the destination.
 const BLOCK_ROWS: usize = 8 * ROWS;
 const BLOCK_COLUMNS: usize = 256;
 
@@ -20,10 +22,10 @@ const BLOCK_COLUMNS: usize = 256;
 /// power of two apart fall into one set of the cache.
 const ROW_STRIDE: usize = DEPTH + 16;
 
-/// Columns of a transposed matrix that are laid out at once: a cache line or two of each row.
+/// Columns of a transposed matrix that are packed at once: a cache line or two of each row.
 const PART: usize = 16;
 
-/// A matrix that reads a slice: element `(r, c)` lies at `r * row_stride + c * column_stride`.
+/// A view of a slice as a matrix: element `(r, c)` is at `r * row_stride + c * column_stride`.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a, T> {
     data: &'a [T],
@@ -58,7 +60,7 @@ impl<'a, T: Real> Matrix<'a, T> {
     }
 }
 
-/// How many rows a tile of a [`LayOut`] has.
+/// Rows in a tile of [`Pack`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Height {
     /// Those of a register tile.
@@ -67,9 +69,9 @@ enum Height {
     Panel,
 }
 
-/// Lays out some rows and columns of a matrix in tiles, `[tile, column, row in the tile]`, where the last
-/// tile is filled up with zeros.
-struct LayOut<'a, T> {
+/// Packs some rows and columns of a matrix in tiles, `[tile, column, row in the tile]`; the last tile is padded
+/// with zeros.
+struct Pack<'a, T> {
     matrix: Matrix<'a, T>,
     rows: Range<usize>,
     columns: Range<usize>,
@@ -77,7 +79,7 @@ struct LayOut<'a, T> {
     to: &'a mut [T],
 }
 
-impl<T: Real> WithSimd for LayOut<'_, T> {
+impl<T: Real> WithSimd for Pack<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -90,7 +92,7 @@ impl<T: Real> WithSimd for LayOut<'_, T> {
     }
 }
 
-impl<T: Real> LayOut<'_, T> {
+impl<T: Real> Pack<'_, T> {
     #[inline(always)]
     fn tiles_of(self, height: usize) {
         let Matrix {
@@ -158,7 +160,7 @@ pub(crate) fn par_matmul_into<T: Real>(
     unsafe { write(&Shared::new(destination), left, right) }
 }
 
-/// Writes every element of `left · right`, without reading any before.
+/// Writes every element of `left · right`, without reading any first.
 ///
 /// # Safety
 /// There must be room for `left.rows * right.columns` elements, which nobody else may access.
@@ -166,22 +168,22 @@ unsafe fn write<T: Real>(destination: &Shared<T>, left: Matrix<'_, T>, right: Ma
     assert_eq!(left.columns, right.rows, "inner dimensions");
     let (rows, columns, depth) = (left.rows, right.columns, left.columns);
     if depth == 0 {
-        for place in 0..rows * columns {
+        for index in 0..rows * columns {
             // SAFETY: inside the destination.
-            unsafe { destination.pointer().add(place).write(T::zero()) }
+            unsafe { destination.pointer().add(index).write(T::zero()) }
         }
     }
     if rows * columns * depth == 0 {
         return;
     }
     let width = panel_width::<T>();
-    let mut laid_out = Scratch::new(panels::<T>(depth, columns));
-    laid_out
+    let mut packed = Scratch::new(panels::<T>(depth, columns));
+    packed
         .par_chunks_mut(width * depth)
         .enumerate()
         .for_each(|(panel, to)| {
             let start = panel * width;
-            arch().dispatch(LayOut {
+            arch().dispatch(Pack {
                 matrix: right.transposed(),
                 rows: start..columns.min(start + width),
                 columns: 0..depth,
@@ -189,7 +191,7 @@ unsafe fn write<T: Real>(destination: &Shared<T>, left: Matrix<'_, T>, right: Ma
                 to,
             });
         });
-    let right = Right::panels(&laid_out, depth);
+    let right = Right::panels(&packed, depth);
 
     let (down, across) = (rows.div_ceil(BLOCK_ROWS), columns.div_ceil(BLOCK_COLUMNS));
     (0..down * across).into_par_iter().for_each(|block| {
@@ -211,7 +213,7 @@ unsafe fn write<T: Real>(destination: &Shared<T>, left: Matrix<'_, T>, right: Ma
                     to[..depth].copy_from_slice(from);
                 }
             } else {
-                arch().dispatch(LayOut {
+                arch().dispatch(Pack {
                     matrix: left,
                     rows: rows_here.clone(),
                     columns: depth_here,
@@ -234,7 +236,7 @@ unsafe fn write<T: Real>(destination: &Shared<T>, left: Matrix<'_, T>, right: Ma
                     onto: if start == 0 { Onto::Nothing } else { Onto::Sum },
                 };
                 // SAFETY: the rows and columns of this block are inside the destination, and no other
-                // block holds them.
+                // block has them.
                 unsafe {
                     let to = destination.pointer().add(row * columns + first_column);
                     product.write(to, columns);
@@ -261,7 +263,7 @@ mod tests {
         out
     }
 
-    fn numbers(count: usize, seed: u64) -> Vec<f64> {
+    fn uniform(count: usize, seed: u64) -> Vec<f64> {
         let stream = rng::Stream::new(seed, rng::Purpose::Synthetic, 0);
         (0..count as u64)
             .map(|i| f64::from(rng::unit(stream.words(i)[0])) - 0.5)
@@ -286,8 +288,8 @@ mod tests {
 
         #[test]
         fn agrees_with_three_loops(m in 1_usize..260, n in 1_usize..300, k in 0_usize..20, seed in 0_u64..100) {
-            let left = numbers(m * k, seed);
-            let right = numbers(k * n, seed + 1);
+            let left = uniform(m * k, seed);
+            let right = uniform(k * n, seed + 1);
             let expected = plain(&left, &right, m, n, k);
             let left_t = transpose(&left, m, k);
             let right_t = transpose(&right, k, n);
@@ -298,11 +300,11 @@ mod tests {
             prop_assert!(close(&out, &expected));
         }
 
-        /// Deeper than what is run through at once.
+        /// Deeper than one pass.
         #[test]
         fn deep_products_agree(m in 1_usize..14, n in 1_usize..40, k in 500_usize..1100, seed in 0_u64..100) {
-            let left = numbers(m * k, seed);
-            let right = numbers(k * n, seed + 1);
+            let left = uniform(m * k, seed);
+            let right = uniform(k * n, seed + 1);
             let out = par_matmul(Matrix::new(&left, m, k), Matrix::new(&right, k, n));
             prop_assert!(close(&out, &plain(&left, &right, m, n, k)));
         }

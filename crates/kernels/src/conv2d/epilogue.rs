@@ -1,26 +1,29 @@
-//! What follows the sums of a convolution while an image's results are still in the cache: bias,
-//! rectifier and pooling; and on the way back the same, transposed.
+//! What follows the sums of a convolution while an image's results are still in the cache: bias, ReLU and
+//! max-pooling; and in the backward pass their gradients, before those of the sums.
 
 use super::geometry::Geometry;
-use crate::Activation;
-use crate::max_pool2d::{Maxima, Pool, Spread, Windows};
-use crate::scratch::{Parts, Scratch, Shared};
-use crate::simd::{Real, arch};
+use crate::activation::Activation;
+use crate::instruction_set::arch;
+use crate::max_pool2d::{Maxima, Spread};
+use crate::parts::{Parts, Shared};
+use crate::scratch::Scratch;
+use crate::simd::Real;
+use crate::windows::Windows;
 use pulp::{Simd, WithSimd};
 use std::mem::MaybeUninit;
 
-/// Where results go.
+/// The results of a convolution.
 pub(crate) struct Outputs<'a, T> {
     g: &'a Geometry,
     bias: &'a [T],
     activation: Activation,
-    /// The windows, and for each of their maxima its place.
+    /// The windows, and for each of their maxima its index in the window.
     pooling: Option<(Windows, Parts<u8>)>,
     y: Parts<T>,
 }
 
 impl<'a, T: Real> Outputs<'a, T> {
-    /// Room for the results of all images.
+    /// Memory for the results of all images.
     pub(crate) fn new(
         g: &'a Geometry,
         bias: &'a [T],
@@ -39,12 +42,12 @@ impl<'a, T: Real> Outputs<'a, T> {
         }
     }
 
-    /// Takes the sums of image number `image`, `[height, width, out_channels]`, which `fill` is to
-    /// write. To be called once an image.
+    /// Computes the results of image number `image` from its sums `[height, width, out_channels]`, which `fill`
+    /// writes. To be called once for each image.
     pub(crate) fn image(&self, image: usize, fill: impl FnOnce(&mut [T])) {
         let mut sums = Scratch::new(self.g.out_image());
         fill(&mut sums);
-        // Bias and rectifier keep the order of numbers, so they may follow the pooling.
+        // Bias and ReLU are monotonic, so they may follow the pooling.
         if let Some((windows, argmax)) = &self.pooling {
             let mut maxima = Scratch::new(self.y.part());
             arch().dispatch(Maxima {
@@ -65,8 +68,8 @@ impl<'a, T: Real> Outputs<'a, T> {
         });
     }
 
-    /// The results `[batch, height, width, out_channels]` and, where they are pooled, for each the place of
-    /// the maximum in its window.
+    /// The results `[batch, height, width, out_channels]` and, with pooling, for each the index of the maximum in
+    /// its window.
     pub(crate) fn into_results(self) -> (Vec<T>, Vec<u8>) {
         let argmax = self.pooling.map(|(_, argmax)| argmax.into_vec());
         (self.y.into_vec(), argmax.unwrap_or_default())
@@ -91,13 +94,13 @@ impl<T: Real> WithSimd for Finish<'_, T> {
         let pixels = self.y.chunks_mut(channels);
         for (y, sums) in pixels.zip(self.sums.chunks(channels)) {
             for ((y, sum), bias) in y.iter_mut().zip(sums).zip(self.bias) {
-                y.write(self.activation.of(*sum + *bias));
+                y.write(self.activation.apply(*sum + *bias));
             }
         }
     }
 }
 
-/// Where the gradients of results come from.
+/// The gradients of a convolution's results.
 pub(crate) struct Gradients<'a, T> {
     g: &'a Geometry,
     activation: Activation,
@@ -105,7 +108,7 @@ pub(crate) struct Gradients<'a, T> {
     grad_y: &'a [T],
     y: &'a [T],
     argmax: &'a [u8],
-    /// For each image and channel, the sum of its gradients.
+    /// For each image and channel, the sum of the gradients: `[batch, out_channels]`.
     sums: Shared<T>,
 }
 
@@ -123,6 +126,7 @@ impl<'a, T: Real> Gradients<'a, T> {
     ) -> Self {
         assert_eq!(sums.len(), g.batch * g.out_channels);
         assert_eq!(grad_y.len(), y.len());
+        assert!(windows.is_none() || argmax.len() == y.len());
         Self {
             g,
             activation,
@@ -134,8 +138,8 @@ impl<'a, T: Real> Gradients<'a, T> {
         }
     }
 
-    /// Hands the gradient with respect to the sums of image number `image` to `take`. To be called
-    /// once an image.
+    /// Calls `take` with the gradient with respect to the sums of image number `image`. To be called once for each
+    /// image.
     pub(crate) fn image(&self, image: usize, take: impl FnOnce(&[T])) {
         assert!(image < self.g.batch);
         let channels = self.g.out_channels;
@@ -175,7 +179,7 @@ impl<'a, T: Real> Gradients<'a, T> {
     }
 }
 
-/// An image's gradients with respect to what the activation was given, and their sums over the pixels.
+/// An image's gradients with respect to the activation's input, and their sums over the pixels.
 struct Mask<'a, T> {
     activation: Activation,
     grad_y: &'a [T],
@@ -202,20 +206,9 @@ impl<T: Real> WithSimd for Mask<'_, T> {
                 .zip(grad_y)
                 .zip(y)
             {
-                // Written so that the gradient of a NaN is kept.
-                let cut = self.activation == Activation::Relu && *y <= T::zero();
-                *masked = if cut { T::zero() } else { *grad_y };
+                *masked = self.activation.gradient(*y, *grad_y);
                 *sum += *masked;
             }
         }
     }
-}
-
-/// The pooling windows of a convolution's results.
-///
-/// # Errors
-/// When no window fits.
-pub(crate) fn windows(g: &Geometry, pool: Option<Pool>) -> candle_core::Result<Option<Windows>> {
-    pool.map(|pool| Windows::new(pool, g.out_height(), g.out_width()))
-        .transpose()
 }

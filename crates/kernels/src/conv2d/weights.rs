@@ -1,8 +1,8 @@
-//! Arrangements of a convolution's weight, which is `[out_channels, in_channels, kernel, kernel]`
-//! outside.
+//! Layouts of a convolution's weight, which is `[out_channels, in_channels, kernel, kernel]` elsewhere.
 
 use super::geometry::Geometry;
-use crate::scratch::{Scratch, par_parts};
+use crate::parts::par_parts;
+use crate::scratch::Scratch;
 use crate::simd::Real;
 use rayon::prelude::*;
 

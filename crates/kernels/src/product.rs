@@ -1,19 +1,20 @@
-//! Matrix products on one thread, over operands where they lie.
+//! Matrix products on one thread, without copies of the operands.
 //!
 //! A register tile of [`ROWS`] by two vectors of the destination is kept in registers while the
 //! inner dimension runs through (K. Goto and R. van de Geijn, "Anatomy of high-performance matrix
-//! multiplication", 2008): in every step two vectors of the right operand are loaded and one number
-//! of the left operand for each row. The left operand is read with any strides, so a transpose costs
-//! nothing; the right one has contiguous rows, or lies in panels ([`panels`]) as wide as a tile, so
-//! that it is read in the order of memory.
+//! multiplication", 2008): every step loads two vectors of the right operand, and one value of the left
+//! operand for each row. The left operand has any strides, so a transpose costs nothing. The right one
+//! has contiguous rows, or is packed in panels ([`panels`]) as wide as a tile, so that it is read in the
+//! order of memory.
 //!
 //! Each element of the destination is the sum over the inner dimension in order: it does not depend
-//! on how rows and columns are shared among threads.
+//! on how rows and columns are distributed over threads.
 
+use crate::instruction_set::arch;
 use crate::simd::Real;
 use pulp::{Simd, WithSimd};
 
-/// Rows of a register tile: 24 sums, two vectors and a number fill 32 registers.
+/// Rows of a register tile: 24 sums, two vectors and a broadcast value fill 32 registers.
 pub(crate) const ROWS: usize = 12;
 
 /// Rows of a register tile where there are 16 registers.
@@ -22,11 +23,11 @@ const FEW_ROWS: usize = 6;
 /// Vectors in a row of a register tile.
 pub(crate) const VECTORS: usize = 2;
 
-/// Left rows times inner dimension that are run through at once: the left rows of a tile and the
-/// right panel then stay in the first-level cache.
+/// Steps of the inner dimension in one pass: the left rows of a tile and the right panel then stay in the
+/// first-level cache.
 pub(crate) const DEPTH: usize = 512;
 
-/// A matrix on the left: element `(row, k)` lies at `row * row_stride + k * depth_stride`.
+/// A matrix on the left: element `(row, k)` is at `row * row_stride + k * depth_stride`.
 #[derive(Clone, Copy)]
 pub(crate) struct Left<'a, T> {
     pub(crate) data: &'a [T],
@@ -54,7 +55,7 @@ impl<'a, T> Left<'a, T> {
     }
 }
 
-/// A matrix on the right: as many columns as a register tile has lie side by side.
+/// A matrix on the right: the columns of a register tile are contiguous.
 #[derive(Clone, Copy)]
 pub(crate) struct Right<'a, T> {
     data: &'a [T],
@@ -62,7 +63,7 @@ pub(crate) struct Right<'a, T> {
     depth_stride: usize,
     /// Elements from the columns of a register tile to the next ones.
     panel_stride: usize,
-    /// Whether rows are filled up to whole panels.
+    /// Whether rows are padded to complete panels.
     filled: bool,
 }
 
@@ -78,7 +79,7 @@ impl<'a, T: Real> Right<'a, T> {
     }
 
     /// A matrix of `depth` rows in panels: the first [`panel_width`] columns of all rows, then the next
-    /// ones; the last panel is filled up with zeros.
+    /// ones; the last panel is padded with zeros.
     pub(crate) fn panels(data: &'a [T], depth: usize) -> Self {
         let width = panel_width::<T>();
         Self {
@@ -106,7 +107,7 @@ impl<'a, T: Real> Right<'a, T> {
     }
 }
 
-/// What becomes of the values that a destination held before a product.
+/// What happens to the previous values of a destination.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Onto {
     /// They are overwritten.
@@ -125,10 +126,10 @@ pub(crate) fn panel_width<T: Real>() -> usize {
             VECTORS * T::lanes::<S>()
         }
     }
-    crate::simd::arch().dispatch(Width::<T>(std::marker::PhantomData))
+    arch().dispatch(Width::<T>(std::marker::PhantomData))
 }
 
-/// Elements of a matrix of `depth` rows and `columns` columns that is laid out in panels.
+/// Elements of a matrix of `depth` rows and `columns` columns, packed in panels.
 pub(crate) fn panels<T: Real>(depth: usize, columns: usize) -> usize {
     let width = panel_width::<T>();
     columns.div_ceil(width) * width * depth
@@ -157,7 +158,7 @@ impl<T: Real> Product<'_, T> {
         unsafe { self.write(destination.as_mut_ptr(), stride) }
     }
 
-    /// As [`Product::into`], to where others may be writing as well.
+    /// As [`Product::into`], to memory of which other threads may write other parts.
     ///
     /// # Safety
     /// `destination` must be valid for reads and writes of `rows` runs of `columns` elements,
@@ -183,7 +184,7 @@ impl<T: Real> Product<'_, T> {
             let end = full * right.panel_stride + (depth - 1) * right.depth_stride + rest;
             assert!(end <= right.data.len(), "the right operand is too short");
         }
-        crate::simd::arch().dispatch(Run {
+        arch().dispatch(Run {
             product: self,
             destination,
             stride,

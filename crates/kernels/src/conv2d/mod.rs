@@ -1,0 +1,152 @@
+//! Two-dimensional convolution with stride 1, with its bias, activation and max-pooling in the same pass.
+//!
+//! [`direct`] and [`winograd`] compute the sums, [`epilogue`] what follows them.
+
+mod algorithm;
+mod direct;
+mod epilogue;
+mod geometry;
+mod weights;
+mod winograd;
+
+use crate::activation::Activation;
+use crate::gradients::ParameterGradients;
+use crate::parts::Parts;
+use crate::shape_error::ShapeError;
+use crate::simd::Real;
+use crate::windows::{Pool, Windows};
+pub use algorithm::{ConvAlgorithm, UnknownConvAlgorithm};
+use epilogue::{Gradients, Outputs};
+pub use geometry::Geometry;
+
+/// A convolution of given sizes, and what follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv2d {
+    geometry: Geometry,
+    algorithm: ConvAlgorithm,
+    activation: Activation,
+    windows: Option<Windows>,
+}
+
+/// The algorithm for one convolution.
+enum Plan {
+    Direct,
+    Winograd(winograd::Plan),
+}
+
+impl Plan {
+    fn new(g: &Geometry, algorithm: ConvAlgorithm) -> Self {
+        match algorithm {
+            ConvAlgorithm::Direct => Self::Direct,
+            ConvAlgorithm::Winograd => winograd::Plan::new(g)
+                .filter(winograd::Plan::is_faster)
+                .map_or(Self::Direct, Self::Winograd),
+        }
+    }
+}
+
+impl Conv2d {
+    /// A convolution, followed by `activation` and the max-pooling `pool`.
+    ///
+    /// # Errors
+    /// When no pooling window fits.
+    pub fn new(
+        geometry: Geometry,
+        algorithm: ConvAlgorithm,
+        activation: Activation,
+        pool: Option<Pool>,
+    ) -> Result<Self, ShapeError> {
+        let windows = geometry.windows(pool)?;
+        Ok(Self {
+            geometry,
+            algorithm,
+            activation,
+            windows,
+        })
+    }
+
+    /// The shape of the result, `[batch, height, width, out_channels]`.
+    #[must_use]
+    pub fn output_shape(&self) -> [usize; 4] {
+        let g = &self.geometry;
+        let (rows, columns) = self
+            .windows
+            .map_or((g.out_height(), g.out_width()), |windows| {
+                (windows.rows(), windows.columns())
+            });
+        [g.batch, rows, columns, g.out_channels]
+    }
+
+    /// Multiply-adds in the matrix products of one pass (forward, input gradient or weight gradient): for Winograd's
+    /// algorithm fewer than in the sum that defines the convolution.
+    #[must_use]
+    pub fn multiply_adds(&self) -> usize {
+        let g = &self.geometry;
+        match Plan::new(g, self.algorithm) {
+            Plan::Direct => g.batch * g.positions() * g.weights(),
+            Plan::Winograd(plan) => plan.multiply_adds(),
+        }
+    }
+
+    /// The result for the images `x`, the weight and the bias `[out_channels]`, of [`Self::output_shape`]; and with
+    /// max-pooling, for each of its elements the index of the maximum in its window, row by row.
+    ///
+    /// # Panics
+    /// When a slice has another length than the geometry says.
+    #[must_use]
+    pub fn forward<T: Real>(&self, x: &[T], weight: &[T], bias: &[T]) -> (Vec<T>, Vec<u8>) {
+        let g = &self.geometry;
+        assert!(x.len() == g.batch * g.image() && weight.len() == g.weights());
+        let outputs = Outputs::new(g, bias, self.activation, self.windows);
+        match Plan::new(g, self.algorithm) {
+            Plan::Direct => direct::forward(g, x, weight, &outputs),
+            Plan::Winograd(plan) => winograd::forward(&plan, x, weight, &outputs),
+        }
+        outputs.into_results()
+    }
+
+    /// The gradients, from `y` and `argmax` as [`Self::forward`] returned them and the gradient of `y`; that of `x` only
+    /// if `wants_x`.
+    ///
+    /// # Panics
+    /// When a slice has another length than the geometry says.
+    #[must_use]
+    pub fn backward<T: Real>(
+        &self,
+        (x, weight): (&[T], &[T]),
+        (y, argmax): (&[T], &[u8]),
+        grad_y: &[T],
+        wants_x: bool,
+    ) -> ParameterGradients<T> {
+        let g = &self.geometry;
+        assert!(x.len() == g.batch * g.image() && weight.len() == g.weights());
+        let mut sums = vec![T::zero(); g.batch * g.out_channels];
+        let grad_x = wants_x.then(|| Parts::new(g.batch, g.image()));
+        let gradients = Gradients::new(
+            g,
+            self.activation,
+            self.windows,
+            grad_y,
+            y,
+            argmax,
+            &mut sums,
+        );
+        let grad_weight = match Plan::new(g, self.algorithm) {
+            Plan::Direct => direct::backward(g, x, weight, &gradients, grad_x.as_ref()),
+            Plan::Winograd(plan) => {
+                winograd::backward(&plan, x, weight, &gradients, grad_x.as_ref())
+            }
+        };
+        let mut grad_bias = vec![0.0; g.out_channels];
+        for sums in sums.chunks_exact(g.out_channels.max(1)) {
+            for (total, sum) in grad_bias.iter_mut().zip(sums) {
+                *total += sum.to_f64();
+            }
+        }
+        ParameterGradients {
+            x: grad_x.map(Parts::into_vec),
+            weight: grad_weight,
+            bias: grad_bias.into_iter().map(T::from_f64).collect(),
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The instruction sets for which the kernels are compiled.
+
+use pulp::Arch;
+use std::sync::OnceLock;
+
+/// The environment variable that selects an instruction set: see the crate's documentation.
+const VARIABLE: &str = "KERNELS_ISA";
+
+/// An instruction set for which the kernels are compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstructionSet {
+    /// AVX-512 of x86-64: vectors of 512 bits.
+    Avx512,
+    /// AVX2 with FMA of x86-64: vectors of 256 bits.
+    Avx2,
+    /// NEON of ARM: vectors of 128 bits.
+    Neon,
+    /// No vectors.
+    Scalar,
+}
+
+impl InstructionSet {
+    /// All instruction sets, the best first.
+    pub const ALL: [Self; 4] = [Self::Avx512, Self::Avx2, Self::Neon, Self::Scalar];
+
+    /// The name, as in `KERNELS_ISA`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
+            Self::Neon => "neon",
+            Self::Scalar => "scalar",
+        }
+    }
+
+    /// Whether the machine has it.
+    #[must_use]
+    pub fn is_available(self) -> bool {
+        self.arch().is_some()
+    }
+
+    /// The one in use.
+    #[must_use]
+    pub fn current() -> Self {
+        match arch() {
+            #[cfg(target_arch = "x86_64")]
+            Arch::V4(_) => Self::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            Arch::V3(_) => Self::Avx2,
+            #[cfg(target_arch = "aarch64")]
+            Arch::Neon(_) => Self::Neon,
+            _ => Self::Scalar,
+        }
+    }
+
+    fn arch(self) -> Option<Arch> {
+        match self {
+            Self::Scalar => Some(Arch::Scalar),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => pulp::x86::V4::try_new().map(Arch::V4),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => pulp::x86::V3::try_new().map(Arch::V3),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => pulp::aarch64::Neon::try_new().map(Arch::Neon),
+            _ => None,
+        }
+    }
+}
+
+/// The instruction set to use: the one that the environment selects, if the machine has it, or the best.
+#[inline]
+pub(crate) fn arch() -> Arch {
+    static ARCH: OnceLock<Arch> = OnceLock::new();
+    *ARCH.get_or_init(|| {
+        let name = std::env::var(VARIABLE).unwrap_or_default();
+        let mut all = InstructionSet::ALL.into_iter();
+        let selected = all.find(|set| set.name() == name);
+        selected.and_then(InstructionSet::arch).unwrap_or_default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// Runs the other tests of this crate on every instruction set of the machine.
+    #[test]
+    fn the_tests_pass_on_all_instruction_sets() {
+        for set in InstructionSet::ALL {
+            if !set.is_available() {
+                println!("skipped: this machine has no {}", set.name());
+                continue;
+            }
+            let output = Command::new(std::env::current_exe().unwrap())
+                .args(["--skip", "the_tests_pass_on_all_instruction_sets"])
+                .env(VARIABLE, set.name())
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{set:?}: {text}");
+            assert!(text.contains("agrees_with_three_loops ... ok"), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_environment_selects_the_instruction_set() {
+        let selected = std::env::var(VARIABLE).unwrap_or_default();
+        let mut all = InstructionSet::ALL.into_iter();
+        let best = all.clone().find(|set| set.is_available());
+        let set = all.find(|set| set.name() == selected && set.is_available());
+        assert_eq!(Some(InstructionSet::current()), set.or(best));
+    }
+}

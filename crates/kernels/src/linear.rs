@@ -1,0 +1,99 @@
+//! A fully connected layer with its bias and activation.
+//!
+//! The products are arranged so that the weight, which is the largest operand, is read without a copy: `y' = W x'`,
+//! `dx = dy W`, `dW = dy' x`.
+
+use crate::activation::Activation;
+use crate::gradients::ParameterGradients;
+use crate::matmul::{Matrix, par_matmul, par_matmul_into};
+use crate::parts::par_parts;
+use crate::scratch::Scratch;
+use crate::simd::Real;
+
+/// The sizes of a fully connected layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Rows of the input.
+    pub batch: usize,
+    /// Columns of the input.
+    pub inputs: usize,
+    /// Columns of the output.
+    pub outputs: usize,
+}
+
+/// `activation(x · weight' + bias)`, `[batch, outputs]`, for `x` `[batch, inputs]`, `weight` `[outputs, inputs]` and
+/// `bias` `[outputs]`.
+///
+/// # Panics
+/// When a slice is too short.
+#[must_use]
+pub fn forward<T: Real>(
+    Sizes {
+        batch,
+        inputs,
+        outputs,
+    }: Sizes,
+    activation: Activation,
+    x: &[T],
+    weight: &[T],
+    bias: &[T],
+) -> Vec<T> {
+    assert_eq!(bias.len(), outputs);
+    let mut transposed = Scratch::new(outputs * batch);
+    par_matmul_into(
+        &mut transposed,
+        Matrix::new(weight, outputs, inputs),
+        Matrix::new(x, batch, inputs).transposed(),
+    );
+    par_parts(batch, outputs, |row, y| {
+        let column = transposed[row..].iter().step_by(batch);
+        for ((y, sum), bias) in y.iter_mut().zip(column).zip(bias) {
+            *y = activation.apply(*sum + *bias);
+        }
+    })
+}
+
+/// The gradients, from that of the products `x · weight' + bias`; that of `x` only if `wants_x`.
+///
+/// # Panics
+/// When a slice is too short.
+#[must_use]
+pub fn backward<T: Real>(
+    Sizes {
+        batch,
+        inputs,
+        outputs,
+    }: Sizes,
+    x: &[T],
+    weight: &[T],
+    grad_y: &[T],
+    wants_x: bool,
+) -> ParameterGradients<T> {
+    let grad_matrix = Matrix::new(grad_y, batch, outputs);
+    let grad_x = wants_x.then(|| {
+        let mut transposed = Scratch::new(inputs * batch);
+        par_matmul_into(
+            &mut transposed,
+            Matrix::new(weight, outputs, inputs).transposed(),
+            grad_matrix.transposed(),
+        );
+        par_parts(batch, inputs, |row, grad_x| {
+            let column = transposed[row..].iter().step_by(batch);
+            for (to, from) in grad_x.iter_mut().zip(column) {
+                *to = *from;
+            }
+        })
+    });
+    let grad_weight = par_matmul(grad_matrix.transposed(), Matrix::new(x, batch, inputs));
+    let mut sums = vec![0.0; outputs];
+    for row in grad_y.chunks_exact(outputs.max(1)) {
+        for (sum, value) in sums.iter_mut().zip(row) {
+            *sum += value.to_f64();
+        }
+    }
+    ParameterGradients {
+        x: grad_x,
+        weight: grad_weight,
+        bias: sums.into_iter().map(T::from_f64).collect(),
+    }
+}

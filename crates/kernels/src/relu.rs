@@ -1,0 +1,32 @@
+//! ReLU of values of any shape.
+
+use crate::activation::Activation;
+use crate::simd::Real;
+use rayon::prelude::*;
+
+/// Elements of a task.
+const PART: usize = 1 << 15;
+
+/// Replaces every value by `max(value, 0)`.
+pub fn forward<T: Real>(values: &mut [T]) {
+    values
+        .par_iter_mut()
+        .with_min_len(PART)
+        .for_each(|value| *value = Activation::Relu.apply(*value));
+}
+
+/// Replaces the gradient of the results `y` by that of the inputs.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn backward<T: Real>(y: &[T], gradient: &mut [T]) {
+    assert_eq!(y.len(), gradient.len());
+    gradient
+        .par_chunks_mut(PART)
+        .zip(y.par_chunks(PART))
+        .for_each(|(gradient, y)| {
+            for (gradient, y) in gradient.iter_mut().zip(y) {
+                *gradient = Activation::Relu.gradient(*y, *gradient);
+            }
+        });
+}
