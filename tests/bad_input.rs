@@ -266,11 +266,11 @@ fn damaged_checkpoints_are_named() {
     let mut future = small();
     future
         .metadata
-        .insert("format_version".to_owned(), "2".to_owned());
+        .insert("format_version".to_owned(), "3".to_owned());
     refused(
         &mut eval(&future.write(&folder)),
         1,
-        &["format 2", "newer version"],
+        &["format 3", "newer version"],
     );
 
     let path = small().write(&folder);
@@ -362,7 +362,7 @@ fn a_run_is_resumed_only_as_what_it_is() {
     refused(
         &mut resume(),
         1,
-        &["last.safetensors", "holds weights alone"],
+        &["last.safetensors", "contains weights alone"],
     );
     fs::write(&last, Weights::new("alexnet".parse().unwrap()).bytes()).unwrap();
     refused(
@@ -374,12 +374,12 @@ fn a_run_is_resumed_only_as_what_it_is() {
         ],
     );
     fs::write(&last, &whole).unwrap();
-    let velocities = fs::read(&momentum).unwrap();
-    fs::write(&momentum, &velocities[..1000]).unwrap();
+    let buffers = fs::read(&momentum).unwrap();
+    fs::write(&momentum, &buffers[..1000]).unwrap();
     refused(&mut resume(), 1, &["momentum-1-0.safetensors"]);
     fs::remove_file(&momentum).unwrap();
     refused(&mut resume(), 1, &["momentum-1-0.safetensors"]);
-    fs::write(&momentum, &velocities).unwrap();
+    fs::write(&momentum, &buffers).unwrap();
 
     let record = run.join("run.toml");
     let text = fs::read_to_string(&record).unwrap();

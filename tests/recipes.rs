@@ -54,7 +54,7 @@ fn xtask(name: &str) -> Command {
     command
 }
 
-/// Weights, momentum and averages by file and tensor.
+/// Weights, momentum buffers and EMA by file and tensor.
 fn state(run: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut all = BTreeMap::new();
     for entry in fs::read_dir(run).unwrap() {
@@ -122,12 +122,15 @@ fn a_run_with_everything_is_the_same_after_any_interruption() {
     assert!(!whole[0].to_string().contains("test_"), "{}", whole[0]);
     assert!(whole[1].get("tta_validation_accuracy").is_none());
     assert!(whole[2].get("tta_validation_accuracy").is_some());
-    // The rate rises in the first epoch's first step, and falls afterwards.
-    let rates: Vec<f64> = whole
+    // The warm-up starts at a tenth of the reference recipe's 0.01, and the learning rate falls after it.
+    let lrs: Vec<f64> = whole
         .iter()
         .map(|epoch| epoch["learning_rate"].as_f64().unwrap())
         .collect();
-    assert!(rates[0] < 0.0101 && rates[1] > rates[2], "{rates:?}");
+    assert!(
+        lrs[0] == 0.001 && lrs[1] < 0.01 && lrs[1] > lrs[2],
+        "{lrs:?}"
+    );
 
     // Before the first step, after an epoch, and again; each time a checkpoint is left, and the exit code is 0.
     run(runs, "parts", &EVERYTHING)
@@ -142,7 +145,7 @@ fn a_run_with_everything_is_the_same_after_any_interruption() {
     }
     assert_eq!(metrics(&parts), whole);
     let (found, expected) = (state(&parts), state(&runs.join("whole")));
-    assert!(expected.keys().any(|name| name.starts_with("average-3-0")));
+    assert!(expected.keys().any(|name| name.starts_with("ema-3-0")));
     assert!(found == expected, "other weights");
 
     // A schedule over three epochs is not one over four.
@@ -158,7 +161,7 @@ fn a_run_with_everything_is_the_same_after_any_interruption() {
     let said = printed(xtask("verify").arg(&parts).args(["--epochs", "1"]));
     assert!(said.contains("the same: the weights"), "{said}");
 
-    // A checkpoint without its average does not go on.
+    // A checkpoint without its EMA cannot be resumed.
     for entry in fs::read_dir(&parts).unwrap() {
         let file = entry.unwrap().path();
         if file
@@ -166,7 +169,7 @@ fn a_run_with_everything_is_the_same_after_any_interruption() {
             .unwrap()
             .to_str()
             .unwrap()
-            .starts_with("average-")
+            .starts_with("ema-")
         {
             fs::remove_file(file).unwrap();
         }
@@ -175,7 +178,7 @@ fn a_run_with_everything_is_the_same_after_any_interruption() {
     refused(
         resume.arg("--resume").arg(&parts),
         1,
-        &["average-3-0.safetensors"],
+        &["ema-3-0.safetensors"],
     );
 }
 
@@ -201,10 +204,10 @@ fn what_was_learnt_is_evaluated_by_average_and_mirrored_as_well() {
         command.arg("--checkpoint").arg(run.join(file)).args(flags);
         serde_json::from_str(&printed(&mut command)).unwrap()
     };
-    let average = eval("average-1-0.safetensors", &[]);
-    assert_eq!(average["loss"], last["model_ema_test_loss"]);
-    assert_eq!(average["accuracy"], last["model_ema_test_accuracy"]);
-    assert_ne!(average["loss"], last["test_loss"]);
+    let ema = eval("ema-1-0.safetensors", &[]);
+    assert_eq!(ema["loss"], last["model_ema_test_loss"]);
+    assert_eq!(ema["accuracy"], last["model_ema_test_accuracy"]);
+    assert_ne!(ema["loss"], last["test_loss"]);
     let mirrored = eval("last.safetensors", &["--mirrored"]);
     assert_eq!(mirrored["accuracy"], last["tta_test_accuracy"]);
     assert_ne!(mirrored["loss"], last["test_loss"]);

@@ -8,10 +8,10 @@ use candle_core::{Device, Tensor};
 use candle_nn::Optimizer;
 use clap::ValueEnum;
 use datasets::Dataset;
-use engine::{Checkpoints, Event, Inputs, Recipe, Training};
+use engine::{Checkpoints, Event, Inputs, Recipe, Training, TrainingSetup};
 use models::{Architecture, Initialisation, Network, initial_parameters};
 use ops::{ConvAlgorithm, Tape};
-use run::cli;
+use run::{EvaluationSplit, cli};
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::fs;
@@ -125,7 +125,7 @@ pub(crate) fn recipe(architecture: Architecture, changes: toml::Table) -> anyhow
 pub(crate) fn inputs(recipe: &Recipe, set: &Dataset) -> Inputs {
     Inputs {
         mean: recipe.mean,
-        standard_deviation: recipe.standard_deviation,
+        std: recipe.standard_deviation,
         class_names: set.class_names().map(str::to_owned),
     }
 }
@@ -149,15 +149,17 @@ fn training(args: &Args, convolution: ConvAlgorithm) -> anyhow::Result<Measured>
     )?;
     let folder = tempfile::tempdir()?;
     let inputs = inputs(&recipe, &set);
-    let mut training = Training::new(
+    let setup = TrainingSetup {
         recipe,
-        0,
-        network(args.model)?,
-        set.training(),
-        set.test(),
-        Device::Cpu,
-        convolution.into(),
-    )?;
+        seed: 0,
+        train: set.training(),
+        test: set.test(),
+        split: EvaluationSplit::Test,
+        shuffle: true,
+        device: Device::Cpu,
+        arithmetic: convolution.into(),
+    };
+    let mut training = Training::new(setup, network(args.model)?)?;
     let clock = Cell::new(Clock::default());
     let limit = Duration::from_secs_f64(args.seconds);
     training.run(

@@ -1,13 +1,14 @@
-//! What can go wrong while training, evaluating, or with a checkpoint.
+//! Errors of training, evaluation and checkpoints.
 
+use crate::progress::Position;
 use models::Architecture;
 use std::io;
 use std::path::PathBuf;
 
-/// An error of the engine. Messages begin in lower case and name the file they are about.
+/// An error of the engine. Messages begin in lower case and name the file concerned.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The loss or the weights became infinite or not a number.
+    /// The loss or the weights became infinite or NaN.
     #[error(
         "the {what} is no longer finite in epoch {epoch} after {steps} of its steps: training diverged; \
          use a lower learning rate"
@@ -17,7 +18,7 @@ pub enum Error {
         what: &'static str,
         /// The epoch, from 1.
         epoch: u32,
-        /// Steps done in it.
+        /// Steps of the epoch done before.
         steps: usize,
     },
     /// A training set smaller than a batch.
@@ -28,9 +29,9 @@ pub enum Error {
         /// Images of the training set.
         images: usize,
     },
-    /// A GPU's memory does not hold what a training step needs.
+    /// A GPU has too little memory for a training step.
     #[error(
-        "the GPU's memory does not hold a step of {batch_size} images; {}",
+        "the GPU has too little memory for a step of {batch_size} images; {}",
         match fits {
             0 => "not even one image fits beside the weights".to_owned(),
             fits => format!("about {fits} would fit: use --batch-size {fits}"),
@@ -42,52 +43,54 @@ pub enum Error {
         /// About how many images would fit.
         fits: usize,
     },
-    /// A file of weights cannot be read from the disk.
+    /// A file of weights cannot be read.
     #[error("cannot read `{}`: {source}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The reason given by the operating system.
         source: io::Error,
     },
-    /// A file cannot be written; what was there before is still there.
+    /// A file cannot be written; its previous content is unchanged.
     #[error("cannot write `{}`: {source}; what was saved before is unchanged", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The reason given by the operating system.
         source: io::Error,
     },
-    /// A file is no safetensors file, or is cut short.
+    /// A file is not a safetensors file, or is truncated.
     #[error("`{}` is not a complete safetensors file: {reason}", path.display())]
     NotSafetensors {
         /// The file.
         path: PathBuf,
-        /// The parser's reason.
+        /// The reason given by the parser.
         reason: String,
     },
     /// A checkpoint was written by a later version of this program.
     #[error(
         "`{}` has checkpoint format {found}, but this version reads up to {}; use a newer version",
-        path.display(), crate::checkpoint::FORMAT_VERSION
+        path.display(), supported
     )]
     FutureVersion {
         /// The file.
         path: PathBuf,
         /// Its version.
         found: String,
+        /// The latest version that can be read.
+        supported: u32,
     },
-    /// A checkpoint is of the other network.
-    #[error("`{}` holds weights of {found}, not of {expected}", path.display())]
+    /// A checkpoint is of another network.
+    #[error("`{}` contains weights of {found}, not of {expected}", path.display())]
     OtherModel {
         /// The file.
         path: PathBuf,
-        /// The network it says it is.
+        /// The network named in the file.
         found: String,
-        /// The network wanted.
+        /// The expected network.
         expected: Architecture,
     },
-    /// Neither the file nor the caller says which network the weights belong to.
+    /// Neither the file nor the caller names the network of the weights.
     #[error("`{}` does not say which network it belongs to: name it with --model", path.display())]
     UnknownModel {
         /// The file.
@@ -101,28 +104,39 @@ pub enum Error {
         /// Which tensor, and how.
         reason: String,
     },
-    /// A tensor holds an infinite number or none at all.
-    #[error("`{}` is damaged: the tensor `{tensor}` holds {value}", path.display())]
+    /// A tensor has an infinite value or a NaN.
+    #[error("`{}` is damaged: the tensor `{tensor}` has the value {value}", path.display())]
     NotFinite {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// The number found.
+        /// The value found.
         value: f64,
     },
-    /// A checkpoint lacks what is needed to go on training, or contradicts itself.
+    /// Training cannot be resumed from a checkpoint.
     #[error("`{}` cannot be resumed from: {reason}", path.display())]
     NotResumable {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// Why not.
         reason: String,
     },
-    /// Whoever observes the events could not do its part.
+    /// The observer of the events failed.
     #[error(transparent)]
     Observer(Box<dyn std::error::Error + Send + Sync>),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+}
+
+impl Error {
+    /// `what` is not finite at `position`.
+    pub(crate) fn diverged(what: &'static str, position: &Position) -> Self {
+        Self::Diverged {
+            what,
+            epoch: position.epoch + 1,
+            steps: position.step,
+        }
+    }
 }

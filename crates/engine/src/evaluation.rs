@@ -1,44 +1,33 @@
-//! How well a network does on a set of images.
+//! Loss, accuracy and confusion matrix of a network on a split of a data set.
 
-use crate::feed::Feed;
+use crate::data_loader::DataLoader;
 use candle_core::{DType, Device, Result, Tensor};
 use datasets::{Normalisation, Split, View};
 use models::{CLASSES, Network};
-use ops::{Arithmetic, Precision, Tally, Tape};
+use ops::{Arithmetic, Tally, Tape};
 use std::num::NonZeroUsize;
 
-/// Images a batch. Always the same, so that a result does not depend on the recipe's batch size.
+/// Images per batch. It does not follow the batch size of the run, so that a result does not depend on it.
 const BATCH: NonZeroUsize = NonZeroUsize::MIN.saturating_add(249);
 
-/// The same on a GPU, which has more to do at once.
+/// The same on a GPU, which computes more at once.
 const GPU_BATCH: NonZeroUsize = NonZeroUsize::MIN.saturating_add(999);
 
-/// How a network looks at the images that it is evaluated on.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Views<'a> {
-    /// As they are.
-    Whole,
-    /// Mirrored, with the mean of these outputs and those of this evaluation, made of them as they are, as the output:
-    /// test-time augmentation.
-    MirroredWith(&'a Evaluation),
-}
-
-/// A network's result on a set of images.
+/// The result of a network on a split.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// Mean cross-entropy over the images.
+    /// Mean cross-entropy.
     pub loss: f64,
-    /// Share of the images that were classified rightly, 0 to 1.
+    /// Accuracy, 0 to 1.
     pub accuracy: f64,
-    /// How many images of class `row` were taken for class `column`.
+    /// How many images of class `row` were classified as class `column`.
     pub confusion: [[u64; CLASSES]; CLASSES],
-    /// The network's output for every image, in the set's order.
+    /// The logits of every image, in the order of the split.
     pub logits: Vec<[f32; CLASSES]>,
 }
 
 impl Evaluation {
-    /// The share of each class's images that were classified rightly, 0 to 1; `None` for a class
-    /// without images.
+    /// The accuracy of each class, 0 to 1; `None` for a class without images.
     #[must_use]
     pub fn class_accuracies(&self) -> [Option<f64>; CLASSES] {
         std::array::from_fn(|class| {
@@ -49,92 +38,201 @@ impl Evaluation {
     }
 }
 
-/// Images of a set that are to be evaluated, on `device`.
-///
-/// # Errors
-/// When the device has no memory for them.
-pub fn evaluation_feed(
-    images: Split,
-    normalisation: Normalisation,
-    device: &Device,
-    precision: Precision,
-) -> Result<Feed> {
-    let batch = if device.is_cuda() { GPU_BATCH } else { BATCH };
-    Feed::new(images, batch, normalisation, device, precision)
+/// The logits of a batch `[batch, 10]`, and its labels `[batch]`.
+struct Output {
+    logits: Tensor,
+    labels: Tensor,
 }
 
-/// Evaluates `network` on the images of `feed`, without dropout. `None` where `stop` turned true meanwhile; it is
-/// asked before every batch.
-///
-/// # Errors
-/// When a tensor operation fails.
-pub fn evaluate(
-    network: &Network,
+/// Evaluates networks on one split.
+pub struct Evaluator {
+    loader: DataLoader,
     arithmetic: Arithmetic,
-    feed: &Feed,
-    device: &Device,
-    views: Views<'_>,
-    stop: impl Fn() -> bool,
-) -> Result<Option<Evaluation>> {
-    let view = match views {
-        Views::Whole => View::WHOLE,
-        Views::MirroredWith(_) => View::MIRRORED,
-    };
-    let mut outputs = Vec::new();
-    for batch in feed.evaluation(view)? {
-        if stop() {
-            return Ok(None);
-        }
-        let batch = batch?;
-        let mut tape = Tape::no_grad(arithmetic);
-        let logits = network.forward(&mut tape, &batch.images, None)?;
-        outputs.push([logits, batch.labels]);
-    }
-    let mut place = device;
-    if let Views::MirroredWith(whole) = views {
-        place = &Device::Cpu;
-        let mut rest = whole.logits.as_slice();
-        for [logits, labels] in &mut outputs {
-            let images = logits.dim(0)?;
-            let Some((these, others)) = rest.split_at_checked(images) else {
-                candle_core::bail!("the evaluation beside the mirrored views is of fewer images");
-            };
-            let these = Tensor::from_slice(these.as_flattened(), (images, CLASSES), place)?;
-            *logits = ((these + on_host(logits)?)? * 0.5)?;
-            *labels = labels.to_device(place)?;
-            rest = others;
-        }
-    }
-    let mut tally = Tally::new(CLASSES, place)?;
-    for (number, [logits, labels]) in (0..).zip(&outputs) {
-        if place.is_cpu() {
-            tally.add(&logits.to_dtype(DType::F64)?, labels, number)?;
-        } else {
-            tally.add(logits, labels, number)?;
-        }
-    }
-    let totals = tally.take()?;
-    // After the tally, for which a GPU was waited for already.
-    let mut logits = Vec::with_capacity(feed.images());
-    for [output, _] in outputs {
-        let numbers = on_host(&output)?.flatten_all()?.to_vec1()?;
-        logits.extend(numbers.as_chunks::<CLASSES>().0);
-    }
-    let images = feed.images() as f64;
-    let loss = match totals.diverged {
-        Some(_) => f64::NAN,
-        None => totals.loss / images,
-    };
-    let count = |row, column| totals.confusion[row * CLASSES + column];
-    Ok(Some(Evaluation {
-        loss,
-        accuracy: totals.right() as f64 / images,
-        confusion: std::array::from_fn(|row| std::array::from_fn(|column| count(row, column))),
-        logits,
-    }))
+    device: Device,
 }
 
-/// Logits in the host's memory, as `f32`.
+impl Evaluator {
+    /// Evaluates networks on `split`, on `device`.
+    ///
+    /// # Errors
+    /// When the device has no memory for the images.
+    pub fn new(
+        split: Split,
+        normalisation: Normalisation,
+        device: &Device,
+        arithmetic: Arithmetic,
+    ) -> Result<Self> {
+        let batch_size = if device.is_cuda() { GPU_BATCH } else { BATCH };
+        let precision = arithmetic.precision;
+        Ok(Self {
+            loader: DataLoader::new(split, batch_size, normalisation, device, precision)?,
+            arithmetic,
+            device: device.clone(),
+        })
+    }
+
+    /// Evaluates `network`, without dropout. Returns `None` if `stop` returned true, which is called before every batch.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn evaluate(
+        &self,
+        network: &Network,
+        stop: impl Fn() -> bool,
+    ) -> Result<Option<Evaluation>> {
+        let outputs = self.outputs(network, View::WHOLE, stop)?;
+        let evaluation = outputs.map(|outputs| self.summary(outputs, &self.device));
+        evaluation.transpose()
+    }
+
+    /// Evaluates `network` with test-time augmentation (TTA): the logits of an image are the mean of those of the image
+    /// and of its horizontal flip. `plain` is the evaluation of the same network without it. Returns `None` if `stop`
+    /// returned true, which is called before every batch.
+    ///
+    /// # Errors
+    /// When a tensor operation fails, or `plain` has another number of images.
+    pub fn evaluate_tta(
+        &self,
+        network: &Network,
+        plain: &Evaluation,
+        stop: impl Fn() -> bool,
+    ) -> Result<Option<Evaluation>> {
+        let Some(flipped) = self.outputs(network, View::MIRRORED, stop)? else {
+            return Ok(None);
+        };
+        if plain.logits.len() != self.loader.images() {
+            candle_core::bail!(
+                "TTA of {} images needs the evaluation of all of them, not of {}",
+                self.loader.images(),
+                plain.logits.len()
+            );
+        }
+        let mut rest = plain.logits.as_slice();
+        let means = flipped.into_iter().map(|Output { logits, labels }| {
+            let images = logits.dim(0)?;
+            let (plain, others) = rest.split_at(images);
+            rest = others;
+            let plain = Tensor::from_slice(plain.as_flattened(), (images, CLASSES), &Device::Cpu)?;
+            Ok(Output {
+                logits: ((plain + on_host(&logits)?)? * 0.5)?,
+                labels: labels.to_device(&Device::Cpu)?,
+            })
+        });
+        let means = means.collect::<Result<Vec<_>>>()?;
+        self.summary(means, &Device::Cpu).map(Some)
+    }
+
+    /// The logits of all images in the order of the split; `None` if `stop` returned true.
+    fn outputs(
+        &self,
+        network: &Network,
+        view: View,
+        stop: impl Fn() -> bool,
+    ) -> Result<Option<Vec<Output>>> {
+        let mut outputs = Vec::new();
+        for batch in self.loader.evaluation(view)? {
+            if stop() {
+                return Ok(None);
+            }
+            let batch = batch?;
+            let mut tape = Tape::no_grad(self.arithmetic);
+            outputs.push(Output {
+                logits: network.forward(&mut tape, &batch.images, None)?,
+                labels: batch.labels,
+            });
+        }
+        Ok(Some(outputs))
+    }
+
+    /// The metrics of logits on `device`.
+    fn summary(&self, outputs: Vec<Output>, device: &Device) -> Result<Evaluation> {
+        let mut metrics = Tally::new(CLASSES, device)?;
+        for (batch, Output { logits, labels }) in (0..).zip(&outputs) {
+            if device.is_cpu() {
+                metrics.add(&logits.to_dtype(DType::F64)?, labels, batch)?;
+            } else {
+                metrics.add(logits, labels, batch)?;
+            }
+        }
+        let totals = metrics.take()?;
+        // After the metrics, which waited for a GPU already.
+        let mut logits = Vec::with_capacity(self.loader.images());
+        for output in outputs {
+            let values = on_host(&output.logits)?.flatten_all()?.to_vec1()?;
+            logits.extend(values.as_chunks::<CLASSES>().0);
+        }
+        let images = self.loader.images() as f64;
+        let count = |row, column| totals.confusion[row * CLASSES + column];
+        Ok(Evaluation {
+            loss: match totals.diverged {
+                Some(_) => f64::NAN,
+                None => totals.loss / images,
+            },
+            accuracy: totals.right() as f64 / images,
+            confusion: std::array::from_fn(|row| std::array::from_fn(|column| count(row, column))),
+            logits,
+        })
+    }
+}
+
+/// Logits in the memory of the host, as `f32`.
 fn on_host(logits: &Tensor) -> Result<Tensor> {
     logits.to_device(&Device::Cpu)?.to_dtype(DType::F32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use datasets::Dataset;
+    use models::{Architecture, Initialisation, initial_parameters};
+    use ops::ConvAlgorithm;
+
+    #[test]
+    fn tta_averages_the_logits_of_an_image_and_its_flip() -> Result<()> {
+        let architecture: Architecture = "small-alexnet".parse().unwrap();
+        let device = &Device::Cpu;
+        let parameters = initial_parameters(architecture, Initialisation::Kaiming, 1, device)?;
+        let network = Network::new(architecture, parameters).map_err(candle_core::Error::wrap)?;
+        let evaluator = |images| {
+            let split = Dataset::synthetic(1, images).unwrap().test();
+            let normalisation = Normalisation::new([0.5; 3], [0.25; 3]);
+            Evaluator::new(split, normalisation, device, ConvAlgorithm::Direct.into())
+        };
+        let three = evaluator(3)?;
+        let plain = three.evaluate(&network, || false)?.unwrap();
+        let tta = three.evaluate_tta(&network, &plain, || false)?.unwrap();
+        let flipped = three.outputs(&network, View::MIRRORED, || false)?.unwrap();
+        let flipped = flipped[0].logits.to_vec2::<f32>()?;
+        assert_eq!(tta.logits.len(), 3);
+        for ((tta, plain), flipped) in tta.logits.iter().zip(&plain.logits).zip(&flipped) {
+            for ((tta, plain), flipped) in tta.iter().zip(plain).zip(flipped) {
+                assert_eq!(*tta, (plain + flipped) * 0.5);
+            }
+        }
+        assert_ne!(tta.loss, plain.loss);
+        assert!(
+            evaluator(2)?
+                .evaluate_tta(&network, &plain, || false)
+                .is_err()
+        );
+        assert!(three.evaluate(&network, || true)?.is_none());
+        assert!(three.evaluate_tta(&network, &plain, || true)?.is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn class_accuracies_are_fractions_of_rows() {
+        let mut confusion = [[0; CLASSES]; CLASSES];
+        confusion[0][0] = 3;
+        confusion[0][9] = 1;
+        confusion[3][5] = 2;
+        let evaluation = Evaluation {
+            loss: 1.0,
+            accuracy: 0.5,
+            confusion,
+            logits: Vec::new(),
+        };
+        let accuracies = evaluation.class_accuracies();
+        assert_eq!(accuracies[..4], [Some(0.75), None, None, Some(0.0)]);
+    }
 }

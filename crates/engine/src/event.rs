@@ -1,59 +1,59 @@
-//! What the engine says while it works.
+//! The events of a training run.
 
 use crate::evaluation::Evaluation;
-use crate::training::BestEpoch;
+use crate::progress::BestEpoch;
 use models::Network;
 use run::EpochMetrics;
 use std::path::Path;
 
-/// Something that happened. Epochs are counted from 1, as people do.
+/// Something that happened. Epochs are numbered from 1.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
-    /// An epoch begins, or goes on where it was interrupted.
+    /// An epoch starts, or resumes after an interruption.
     EpochStarted {
         /// Its number.
         epoch: u32,
-        /// Epochs in all.
+        /// Epochs of the run.
         epochs: u32,
-        /// Steps that were done before the interruption.
+        /// Steps done before the interruption.
         done: usize,
         /// Steps of the epoch.
         steps: usize,
         /// The learning rate of the epoch's first step.
         learning_rate: f64,
     },
-    /// A training step was done.
+    /// A training step is done. On a GPU, some steps have no event of their own.
     Step {
         /// The epoch's number.
         epoch: u32,
         /// Steps done in the epoch.
         done: usize,
-        /// Mean loss over the epoch's images so far.
+        /// Mean training loss of the epoch so far.
         loss: f64,
-        /// Share of the epoch's images so far that were classified rightly, 0 to 1.
+        /// Training accuracy of the epoch so far, 0 to 1.
         accuracy: f64,
-        /// Training images a second in the epoch so far.
+        /// Training throughput of the epoch so far.
         images_per_second: f64,
     },
-    /// All steps of the epoch are done; the test images follow.
+    /// All steps of the epoch are done; the evaluation starts.
     EvaluationStarted {
         /// The epoch's number.
         epoch: u32,
     },
     /// An epoch is done and evaluated.
     EpochFinished {
-        /// All epochs so far, the one that finished last.
+        /// All epochs so far, this one last.
         history: &'a [EpochMetrics],
-        /// The best one.
+        /// The best epoch so far.
         best: BestEpoch,
-        /// What the epoch's weights made of the test images.
+        /// The evaluation of the weights after the epoch.
         evaluation: &'a Evaluation,
-        /// The network with the epoch's weights.
+        /// The network with the weights after the epoch.
         network: &'a Network,
-        /// Whether it is the run's last.
+        /// Whether it is the last epoch of the run.
         last: bool,
     },
-    /// A checkpoint lies complete on the disk.
+    /// A checkpoint is completely written.
     CheckpointWritten {
         /// The file.
         path: &'a Path,

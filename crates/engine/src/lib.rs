@@ -1,32 +1,42 @@
-//! The training engine: recipe, optimiser, learning-rate schedule, the loops over steps and epochs,
-//! evaluation, checkpoints, and the stream of events in which it says what happens.
+//! The training engine: recipe, optimiser, learning-rate schedulers, EMA, early stopping, the training step, the epoch
+//! loop, evaluation, the LR finder, checkpoints and events.
 //!
-//! It prints nothing and reads no arguments: whoever observes the events decides what becomes of
-//! them.
+//! It prints nothing and reads no arguments. [`Training::run`] reports [`Event`]s to an observer, which decides what to
+//! print or write.
 
+mod best_checkpoint;
 mod checkpoint;
+mod checkpoint_writer;
+mod data_loader;
+mod dropout_schedule;
+mod early_stopping;
+mod ema;
 mod error;
 mod evaluation;
 mod event;
-mod feed;
+mod lr_finder;
+pub mod lr_scheduler;
+mod named_tensors;
 mod optimiser;
-mod plateau;
-mod range_test;
+mod progress;
 mod recipe;
-mod schedule;
 mod training;
+mod training_setup;
+mod training_step;
+mod weights;
 
-pub use checkpoint::{Checkpoint, Checkpoints, FORMAT_VERSION, Inputs, Progress, Weights};
+pub use checkpoint::{Checkpoint, Checkpoints};
+pub use data_loader::{Batches, DataLoader};
 pub use error::Error;
-pub use evaluation::{Evaluation, Views, evaluate, evaluation_feed};
+pub use evaluation::{Evaluation, Evaluator};
 pub use event::Event;
-pub use feed::{Feed, Pass};
+pub use lr_finder::{InvalidLrRange, LrFinder, LrFinderStep, suggested_lr};
 pub use optimiser::Sgd;
-pub use plateau::Plateau;
-pub use range_test::{RangeTest, Tried, suggested_rate};
+pub use progress::{BestEpoch, Position, Progress};
 pub use recipe::{
     Augment, Cutout, DecayOn, DropoutEpochs, Fraction, NonNegative, OpenFraction, OutOfRange,
-    Positive, Recipe, built_in, names as recipe_names,
+    Positive, Recipe, Schedule, built_in, names as recipe_names,
 };
-pub use schedule::{Rates, Schedule};
-pub use training::{BestEpoch, Observed, Outcome, Position, Training};
+pub use training::{Observed, Outcome, Training};
+pub use training_setup::TrainingSetup;
+pub use weights::{FORMAT_VERSION, Inputs, Weights};

@@ -1,64 +1,64 @@
-//! Stochastic gradient descent with momentum over all parameters of a network.
+//! Stochastic gradient descent with momentum.
 
-use crate::recipe::DecayOn;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var, bail};
 use candle_nn::Optimizer;
 
-/// `torch.optim.SGD` with momentum and weight decay: see [`ops::sgd_step`] for the formula.
+/// `torch.optim.SGD` with momentum and weight decay, after `torch.nn.utils.clip_grad_norm_`: see [`ops::sgd_step`] for
+/// the formula.
 pub struct Sgd {
-    /// Each parameter with its velocity (PyTorch's momentum buffer).
+    /// Each parameter with its momentum buffer.
     parameters: Vec<(Var, Tensor)>,
     factors: ops::Sgd,
-    decay_on: DecayOn,
-    clip_norm: f64,
+    decay_biases: bool,
+    clip_grad_norm: f64,
 }
 
-/// What PyTorch adds to a norm before it divides by it.
+/// What `clip_grad_norm_` adds to the norm before it divides by it.
 const CLIP_EPSILON: f64 = 1e-6;
 
 impl Sgd {
-    /// Weight decay for these parameters alone.
+    /// Whether weight decay applies to biases, the parameters of one dimension; it does by default.
     #[must_use]
-    pub fn with_decay_on(mut self, decay_on: DecayOn) -> Self {
-        self.decay_on = decay_on;
+    pub fn with_bias_decay(mut self, decay_biases: bool) -> Self {
+        self.decay_biases = decay_biases;
         self
     }
 
-    /// Gradients scaled down in each step so that the norm of all of them together is at most `norm`, as
-    /// `torch.nn.utils.clip_grad_norm_` does; as they are where `norm` is 0.
+    /// The largest norm of all gradients together: larger ones are scaled down as by
+    /// `torch.nn.utils.clip_grad_norm_`. No clipping at 0, the default.
     #[must_use]
-    pub fn with_clip_norm(mut self, norm: f64) -> Self {
-        self.clip_norm = norm;
+    pub fn with_clip_grad_norm(mut self, max_norm: f64) -> Self {
+        self.clip_grad_norm = max_norm;
         self
     }
 
-    /// The velocities, in the order of the parameters.
-    pub fn velocities(&self) -> impl Iterator<Item = &Tensor> {
-        self.parameters.iter().map(|(_, velocity)| velocity)
+    /// The momentum buffers, in the order of the parameters.
+    pub fn momentum_buffers(&self) -> impl Iterator<Item = &Tensor> {
+        self.parameters.iter().map(|(_, buffer)| buffer)
     }
 
-    /// Takes over saved velocities, in the order of the parameters.
+    /// Restores saved momentum buffers, in the order of the parameters.
     ///
     /// # Errors
     /// When their number or a shape is not that of the parameters.
-    pub fn with_velocities(mut self, velocities: Vec<Tensor>) -> Result<Self> {
-        if velocities.len() != self.parameters.len() {
+    pub fn with_momentum_buffers(mut self, buffers: Vec<Tensor>) -> Result<Self> {
+        if buffers.len() != self.parameters.len() {
             bail!(
-                "{} velocities do not fit {} parameters",
-                velocities.len(),
+                "{} momentum buffers do not fit {} parameters",
+                buffers.len(),
                 self.parameters.len()
             );
         }
-        for ((parameter, velocity), saved) in self.parameters.iter_mut().zip(velocities) {
+        for ((parameter, buffer), saved) in self.parameters.iter_mut().zip(buffers) {
             if saved.shape() != parameter.shape() {
                 bail!(
-                    "a velocity of shape {:?} does not fit {:?}",
+                    "a momentum buffer of shape {:?} does not fit {:?}",
                     saved.shape(),
                     parameter.shape()
                 );
             }
-            *velocity = saved;
+            *buffer = saved;
         }
         Ok(self)
     }
@@ -71,35 +71,34 @@ impl Optimizer for Sgd {
         let parameters = variables
             .into_iter()
             .map(|variable| {
-                let velocity = variable.zeros_like()?;
-                Ok((variable, velocity))
+                let buffer = variable.zeros_like()?;
+                Ok((variable, buffer))
             })
             .collect::<Result<_>>()?;
         Ok(Self {
             parameters,
             factors,
-            decay_on: DecayOn::All,
-            clip_norm: 0.0,
+            decay_biases: true,
+            clip_grad_norm: 0.0,
         })
     }
 
     fn step(&mut self, gradients: &GradStore) -> Result<()> {
-        let updates = self.parameters.iter().filter_map(|(parameter, velocity)| {
+        let updates = self.parameters.iter().filter_map(|(parameter, buffer)| {
             let gradient = gradients.get(parameter)?;
-            Some([parameter.as_tensor(), velocity, gradient])
+            Some([parameter.as_tensor(), buffer, gradient])
         });
-        // Biases are the parameters of one dimension.
-        let (decayed, spared): (Vec<_>, Vec<_>) = updates
-            .partition(|[parameter, ..]| self.decay_on == DecayOn::All || parameter.rank() > 1);
+        let (decayed, undecayed): (Vec<_>, Vec<_>) =
+            updates.partition(|[parameter, ..]| self.decay_biases || parameter.rank() > 1);
         let mut factors = self.factors;
-        if self.clip_norm > 0.0 {
-            let all = decayed.iter().chain(&spared);
+        if self.clip_grad_norm > 0.0 {
+            let all = decayed.iter().chain(&undecayed);
             let norm = ops::norm(all.map(|[.., gradient]| *gradient))?;
-            factors.gradient_scale = (self.clip_norm / (norm + CLIP_EPSILON)).min(1.0);
+            factors.gradient_scale = (self.clip_grad_norm / (norm + CLIP_EPSILON)).min(1.0);
         }
         ops::sgd_step(factors, &decayed)?;
         factors.weight_decay = 0.0;
-        ops::sgd_step(factors, &spared)
+        ops::sgd_step(factors, &undecayed)
     }
 
     fn learning_rate(&self) -> f64 {
@@ -120,7 +119,7 @@ mod tests {
     /// `torch.optim.SGD([{"params": [p], "weight_decay": 0.01}, {"params": [b], "weight_decay": 0.0}], lr=0.1, momentum=0.9)`
     /// from `p = [[1, -2]]`, `b = [0.5]`, with `torch.nn.utils.clip_grad_norm_([p, b], 1.0)` before it.
     #[test]
-    fn clipping_and_decay_on_weights_are_pytorchs() -> Result<()> {
+    fn clipping_and_decay_without_biases_match_pytorch() -> Result<()> {
         let device = &Device::Cpu;
         let weight = Var::from_tensor(&Tensor::new(&[[1.0_f64, -2.0]], device)?)?;
         let bias = Var::from_tensor(&Tensor::new(&[0.5_f64], device)?)?;
@@ -131,8 +130,8 @@ mod tests {
             ..ops::Sgd::default()
         };
         let mut sgd = Sgd::new(vec![weight.clone(), bias.clone()], factors)?
-            .with_decay_on(DecayOn::Weights)
-            .with_clip_norm(1.0);
+            .with_bias_decay(false)
+            .with_clip_grad_norm(1.0);
         for (weights, biases, expected) in [
             (
                 [0.5_f64, 1.0],
@@ -162,7 +161,7 @@ mod tests {
                 ],
             ),
         ] {
-            // The loss whose gradients these numbers are.
+            // A loss with these gradients.
             let loss = ((weight.as_tensor() * Tensor::new(&[weights], device)?)?.sum_all()?
                 + (bias.as_tensor() * Tensor::new(&biases, device)?)?.sum_all()?)?;
             sgd.step(&loss.backward()?)?;
@@ -172,6 +171,25 @@ mod tests {
                 assert!((found - expected).abs() < 1e-12, "{found}, not {expected}");
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn momentum_buffers_of_other_shapes_are_refused() -> Result<()> {
+        let device = &Device::Cpu;
+        let sgd = || {
+            let weight = Var::from_tensor(&Tensor::new(&[1_f32, 2.0], device)?)?;
+            Sgd::new(vec![weight], ops::Sgd::default())
+        };
+        let buffer = Tensor::new(&[3_f32, 4.0], device)?;
+        let restored = sgd()?.with_momentum_buffers(vec![buffer.clone()])?;
+        assert_eq!(restored.momentum_buffers().count(), 1);
+        assert!(sgd()?.with_momentum_buffers(Vec::new()).is_err());
+        assert!(
+            sgd()?
+                .with_momentum_buffers(vec![buffer.narrow(0, 0, 1)?])
+                .is_err()
+        );
         Ok(())
     }
 }

@@ -1,6 +1,5 @@
 //! What is done to a network, as numbers: the recipe, and the types that keep them in range.
 
-use crate::schedule::Schedule;
 use datasets::{Augmentation, Edges, Flip, Normalisation};
 use models::{Architecture, Initialisation};
 use serde::{Deserialize, Serialize};
@@ -14,15 +13,6 @@ use std::str::FromStr;
 pub struct OutOfRange {
     found: String,
     expected: &'static str,
-}
-
-impl OutOfRange {
-    pub(crate) fn new(found: impl fmt::Display, expected: &'static str) -> Self {
-        Self {
-            found: found.to_string(),
-            expected,
-        }
-    }
 }
 
 /// A number type with a range, read from text and from files.
@@ -95,6 +85,28 @@ ranged!(
     /// A number above 0 and below 1.
     OpenFraction, "a number above 0 and below 1", value => value > 0.0 && value < 1.0
 );
+
+/// How the learning rate changes after its warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Not at all.
+    Constant,
+    /// It is reduced when the test loss stops improving.
+    Plateau,
+    /// Half a period of a cosine.
+    Cosine,
+    /// A straight line.
+    OneCycle,
+}
+
+impl Schedule {
+    /// Whether the rate depends on how many epochs the run has.
+    #[must_use]
+    pub fn depends_on_length(self) -> bool {
+        matches!(self, Self::Cosine | Self::OneCycle)
+    }
+}
 
 /// What weight decay is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,17 +185,6 @@ pub enum DropoutEpochs {
 pub enum All {
     /// The word itself.
     All,
-}
-
-impl DropoutEpochs {
-    /// Whether dropout is active in the epoch of this number, the first being 0.
-    #[must_use]
-    pub fn contains(self, epoch: u32) -> bool {
-        match self {
-            Self::All(All::All) => true,
-            Self::First(count) => epoch < count,
-        }
-    }
 }
 
 impl FromStr for DropoutEpochs {
@@ -275,19 +276,6 @@ impl Recipe {
                 flip: self.flip,
                 cutout: self.cutout.0,
             },
-        }
-    }
-
-    /// The share of features that dropout sets to 0 in an epoch, the first being 0.
-    #[must_use]
-    pub fn dropout_in(&self, epoch: u32) -> f64 {
-        let share = self.dropout.get();
-        if !self.dropout_epochs.contains(epoch) {
-            0.0
-        } else if epoch < self.dropout_rise {
-            share * f64::from(epoch) / f64::from(self.dropout_rise)
-        } else {
-            share
         }
     }
 
@@ -393,24 +381,5 @@ mod tests {
             "x".parse::<Fraction>().unwrap_err().to_string(),
             "`x` is out of range: expected a number of at least 0 and below 1"
         );
-    }
-
-    #[test]
-    fn dropout_rises_and_ends() {
-        let recipe = Recipe {
-            dropout_rise: 4,
-            dropout_epochs: DropoutEpochs::First(6),
-            ..reference("alexnet")
-        };
-        let shares: Vec<f64> = (0..8).map(|epoch| recipe.dropout_in(epoch)).collect();
-        assert_eq!(shares, [0.0, 0.125, 0.25, 0.375, 0.5, 0.5, 0.0, 0.0]);
-    }
-
-    #[test]
-    fn dropout_ends_after_its_epochs() {
-        let all: DropoutEpochs = "all".parse().unwrap();
-        let one: DropoutEpochs = "1".parse().unwrap();
-        assert!(all.contains(0) && all.contains(49));
-        assert!(one.contains(0) && !one.contains(1));
     }
 }

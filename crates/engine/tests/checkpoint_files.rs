@@ -1,4 +1,4 @@
-//! Files that are no checkpoints are refused with an error, whatever their bytes.
+//! Files that are not checkpoints are refused with an error, whatever their bytes.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
 
@@ -16,7 +16,7 @@ fn small_alexnet() -> Architecture {
     "small-alexnet".parse().unwrap()
 }
 
-/// A bare file of weights in half precision: small, and read as `f32`.
+/// A file of plain weights in half precision: small, and read as `f32`.
 static WEIGHTS: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let tensors: Vec<_> = small_alexnet()
         .parameters()
@@ -60,7 +60,7 @@ fn weights_in_half_precision_are_read() {
 }
 
 #[test]
-fn a_file_of_torch_save_is_told_what_to_do() {
+fn a_file_of_torch_save_is_refused_with_a_remedy() {
     let error = read(b"PK\x03\x04 and so on").err().unwrap().to_string();
     assert!(error.contains("safetensors.torch.save_file"), "{error}");
 }
@@ -69,13 +69,13 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
     #[test]
-    fn a_file_cut_short_anywhere_is_refused(length in 0..WEIGHTS.len()) {
+    fn a_truncated_file_is_refused(length in 0..WEIGHTS.len()) {
         let refused = matches!(read(&WEIGHTS[..length]), Err(Error::NotSafetensors { .. }));
         prop_assert!(refused);
     }
 
     #[test]
-    fn a_header_with_another_byte_is_read_or_refused(place in 0_usize..1500, byte: u8) {
+    fn a_header_with_a_changed_byte_is_read_or_refused(place in 0_usize..1500, byte: u8) {
         let mut bytes = WEIGHTS.clone();
         bytes[place] = byte;
         if let Ok(weights) = read(&bytes) {

@@ -5,7 +5,7 @@ use crate::data::{Data, Limits};
 use crate::device;
 use anyhow::Context;
 use candle_core::Device;
-use engine::{Evaluation, Inputs, Recipe, Views, Weights};
+use engine::{Evaluation, Evaluator, Inputs, Recipe, Weights};
 use models::{Architecture, Network};
 use ops::Arithmetic;
 use run::cli::{self, UsageError};
@@ -37,16 +37,12 @@ pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
         }
         error => error.into(),
     })?;
-    let tensors = weights.tensors.into_iter();
-    let tensors = tensors.map(|(name, tensor)| Ok((name, tensor.to_device(&device)?)));
-    let network = Network::new(
-        weights.architecture,
-        tensors.collect::<candle_core::Result<_>>()?,
-    )?;
     let inputs_are_known = weights.inputs.is_some();
-    let inputs = weights
-        .inputs
-        .map_or_else(|| reference_inputs(weights.architecture), Ok)?;
+    let inputs = match &weights.inputs {
+        Some(inputs) => inputs.clone(),
+        None => reference_inputs(weights.architecture)?,
+    };
+    let network = weights.into_network(&device)?;
     Ok(Loaded {
         network,
         inputs,
@@ -63,7 +59,7 @@ fn reference_inputs(architecture: Architecture) -> anyhow::Result<Inputs> {
     let recipe: Recipe = recipe.try_into()?;
     Ok(Inputs {
         mean: recipe.mean,
-        standard_deviation: recipe.standard_deviation,
+        std: recipe.standard_deviation,
         class_names: datasets::layout::CLASS_NAMES.map(str::to_owned),
     })
 }
@@ -73,9 +69,7 @@ impl Loaded {
     pub(crate) fn normalisation(&self) -> datasets::Normalisation {
         datasets::Normalisation::new(
             self.inputs.mean.map(|value| value as f32),
-            self.inputs
-                .standard_deviation
-                .map(|value| value.get() as f32),
+            self.inputs.std.map(|value| value.get() as f32),
         )
     }
 }
@@ -101,26 +95,18 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         .into());
     }
     let images = data.test.len();
-    let feed = engine::evaluation_feed(
+    let evaluator = Evaluator::new(
         data.test,
         loaded.normalisation(),
         &loaded.device,
-        loaded.arithmetic.precision,
+        loaded.arithmetic,
     )?;
-    let evaluate = |views| -> anyhow::Result<Evaluation> {
-        let evaluation = engine::evaluate(
-            &loaded.network,
-            loaded.arithmetic,
-            &feed,
-            &loaded.device,
-            views,
-            || false,
-        )?;
-        evaluation.context("the evaluation was stopped")
-    };
-    let mut evaluation = evaluate(Views::Whole)?;
+    let stopped = "the evaluation was stopped";
+    let network = &loaded.network;
+    let mut evaluation = evaluator.evaluate(network, || false)?.context(stopped)?;
     if args.mirrored {
-        evaluation = evaluate(Views::MirroredWith(&evaluation))?;
+        let tta = evaluator.evaluate_tta(network, &evaluation, || false)?;
+        evaluation = tta.context(stopped)?;
     }
     let model = loaded.network.architecture();
     if args.json {

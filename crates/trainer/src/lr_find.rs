@@ -4,7 +4,7 @@ use crate::args::{LrFindArgs, use_threads};
 use crate::settings::Given;
 use crate::train::{Place, data, start, stop_on_interrupt};
 use anyhow::Context;
-use engine::RangeTest;
+use engine::LrFinder;
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use run::cli::{self, Exit, UsageError};
 use serde::Serialize;
@@ -45,33 +45,33 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
         .into());
     }
     let settings = args.given.resolve(file.as_ref())?;
-    let test = RangeTest::new(args.min_lr, args.max_lr, args.steps)
+    let finder = LrFinder::new(args.min_lr.get(), args.max_lr.get(), args.steps)
         .map_err(|error| UsageError(format!("--min-lr, --max-lr, --steps: {error}")))?;
     let stop = stop_on_interrupt()?;
     use_threads(Some(settings.run.threads))?;
     let place = Place::of(&settings.run)?;
     let data = data(&settings)?;
-    let mut training = start(&settings, &data, &place)?;
+    let training = start(&settings, &data, &place)?;
     let bar = if stderr().is_terminal() {
         ProgressBar::with_draw_target(
-            Some(test.steps().into()),
+            Some(finder.steps().into()),
             ProgressDrawTarget::stderr_with_hz(5),
         )
     } else {
         ProgressBar::hidden()
     };
-    let tried = training.range_test(test, &|| stop.load(Ordering::SeqCst), &mut |_| bar.inc(1))?;
+    let tried = training.find_lr(finder, &|| stop.load(Ordering::SeqCst), &mut |_| bar.inc(1))?;
     bar.finish_and_clear();
     if stop.load(Ordering::SeqCst) {
         return Ok(Exit::Interrupted);
     }
-    let suggestion = engine::suggested_rate(&tried);
+    let suggestion = engine::suggested_lr(&tried);
     let steps: Vec<_> = tried
         .iter()
         .map(|tried| report::TriedRate {
-            learning_rate: tried.rate,
+            learning_rate: tried.lr,
             loss: tried.loss,
-            smoothed_loss: tried.smoothed,
+            smoothed_loss: tried.smoothed_loss,
         })
         .collect();
     fs::create_dir_all(&args.out)
@@ -102,9 +102,9 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
     let ended = match tried.last() {
         Some(last) => format!(
             "tried up to {:.2e} in {} of {} steps; plot in {}",
-            last.rate,
+            last.lr,
             tried.len(),
-            test.steps(),
+            finder.steps(),
             plot.display()
         ),
         None => format!("the first loss is no number; plot in {}", plot.display()),

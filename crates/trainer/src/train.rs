@@ -11,7 +11,7 @@ use ::run::EpochMetrics;
 use anyhow::Context;
 use atomic_file::Unfinished;
 use candle_core::Device;
-use engine::{Checkpoints, Evaluation, Event, Inputs, Outcome, Training, Weights};
+use engine::{Checkpoints, Evaluation, Event, Inputs, Outcome, Training, TrainingSetup, Weights};
 use models::{Architecture, NamedLayer, Network, initial_parameters};
 use ops::{Arithmetic, Precision};
 use report::MADE_BY;
@@ -188,12 +188,15 @@ pub(crate) fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
 pub(crate) fn start(settings: &Settings, data: &Data, place: &Place) -> anyhow::Result<Training> {
     let run = &settings.run;
     let device = &place.device;
-    let parameters = match &run.init {
-        Some(path) => on_device(Weights::read(path, Some(run.model))?.tensors, device)?,
-        None => initial_parameters(run.model, settings.recipe.initialisation, run.seed, device)?,
+    let network = match &run.init {
+        Some(path) => Weights::read(path, Some(run.model))?.into_network(device)?,
+        None => {
+            let how = settings.recipe.initialisation;
+            let parameters = initial_parameters(run.model, how, run.seed, device)?;
+            Network::new(run.model, parameters)?
+        }
     };
-    let network = Network::new(run.model, parameters)?;
-    training(settings, data, place, network)
+    Ok(Training::new(setup(settings, data, place), network)?)
 }
 
 /// Training from where a run stands; from its first step where it has no checkpoint yet.
@@ -216,52 +219,23 @@ fn resume(
             data.digest
         );
     }
-    let network = Network::new(
-        settings.run.model,
-        on_device(checkpoint.weights.tensors, &place.device)?,
-    )?;
-    let training = training(settings, data, place, network)?;
-    Ok(training.resumed(
-        &checkpoints,
-        checkpoint.velocities,
-        checkpoint.averages,
-        checkpoint.progress,
-    )?)
+    Ok(Training::resume(setup(settings, data, place), checkpoint)?)
 }
 
-fn on_device(
-    tensors: Vec<(String, candle_core::Tensor)>,
-    device: &Device,
-) -> candle_core::Result<Vec<(String, candle_core::Tensor)>> {
-    let tensors = tensors.into_iter();
-    tensors
-        .map(|(name, tensor)| Ok((name, tensor.to_device(device)?)))
-        .collect()
-}
-
-fn training(
-    settings: &Settings,
-    data: &Data,
-    place: &Place,
-    network: Network,
-) -> anyhow::Result<Training> {
-    let training = Training::new(
-        settings.recipe.clone(),
-        settings.run.seed,
-        network,
-        data.train.clone(),
-        data.test.clone(),
-        place.device.clone(),
-        Arithmetic {
+fn setup(settings: &Settings, data: &Data, place: &Place) -> TrainingSetup {
+    TrainingSetup {
+        recipe: settings.recipe.clone(),
+        seed: settings.run.seed,
+        train: data.train.clone(),
+        test: data.test.clone(),
+        split: data.evaluated,
+        shuffle: settings.run.overfit_batches.is_none(),
+        device: place.device.clone(),
+        arithmetic: Arithmetic {
             conv_algorithm: settings.run.conv,
             precision: place.precision,
         },
-    )?;
-    Ok(match settings.run.overfit_batches {
-        Some(_) => training.in_order(),
-        None => training,
     }
-    .evaluated_on(data.evaluated))
 }
 
 fn checkpoints(settings: &Settings, data: &Data, folder: &RunFolder) -> Checkpoints {
@@ -269,7 +243,7 @@ fn checkpoints(settings: &Settings, data: &Data, folder: &RunFolder) -> Checkpoi
         folder.path(),
         Inputs {
             mean: settings.recipe.mean,
-            standard_deviation: settings.recipe.standard_deviation,
+            std: settings.recipe.standard_deviation,
             class_names: data.class_names.map(str::to_owned),
         },
     )

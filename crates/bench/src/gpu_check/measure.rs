@@ -7,10 +7,10 @@ use anyhow::bail;
 use candle_core::{CudaDevice, DType, Device, Tensor};
 use clap::ValueEnum;
 use datasets::Dataset;
-use engine::{Checkpoints, Event, Training};
+use engine::{Checkpoints, Event, Training, TrainingSetup};
 use models::{Architecture, Initialisation, Network, initial_parameters};
 use ops::{Activation, Arithmetic, ConvAlgorithm, Precision, Tape};
-use run::cli;
+use run::{EvaluationSplit, cli};
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::num::NonZeroUsize;
@@ -120,15 +120,17 @@ fn training(args: &Args, device: &Device, gpu: &CudaDevice) -> anyhow::Result<St
     )?;
     let folder = tempfile::tempdir()?;
     let inputs = inputs(&recipe, &set);
-    let mut training = Training::new(
+    let setup = TrainingSetup {
         recipe,
-        0,
-        network(args, device)?,
-        set.training(),
-        set.test(),
-        device.clone(),
-        arithmetic(args),
-    )?;
+        seed: 0,
+        train: set.training(),
+        test: set.test(),
+        split: EvaluationSplit::Test,
+        shuffle: true,
+        device: device.clone(),
+        arithmetic: arithmetic(args),
+    };
+    let mut training = Training::new(setup, network(args, device)?)?;
     let limit = Duration::from_secs_f64(args.seconds);
     let clock = Cell::new(Clock::default());
     training.run(

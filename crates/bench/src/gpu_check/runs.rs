@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::Optimizer;
 use datasets::{Augmentation, Dataset};
-use engine::{Feed, Weights};
+use engine::{DataLoader, Weights};
 use models::{Architecture, DropoutMasks, Initialisation, Network, initial_parameters};
 use ops::{Arithmetic, ConvAlgorithm, Precision, Tape, cross_entropy, cross_entropy_gradient};
 use serde::Serialize;
@@ -63,9 +63,9 @@ pub(super) fn compare_with_processor(
             },
         )?;
         let precision = arithmetic.precision;
-        let feed = Feed::new(set.training(), batch, recipe.normalisation(), on, precision)?;
+        let loader = DataLoader::new(set.training(), batch, recipe.normalisation(), on, precision)?;
         let mut losses = Vec::new();
-        for (step, images) in (0..).zip(feed.training(0, 0, Augmentation::STANDARD, 0)?) {
+        for (step, images) in (0..).zip(loader.training(0, 0, Augmentation::STANDARD, 0)?) {
             let images = images?;
             let mut tape = Tape::recording(arithmetic);
             let masks = DropoutMasks {

@@ -342,14 +342,14 @@ fn views(device: &Device, report: &mut Report) -> anyhow::Result<()> {
         (Precision::F32, ALL_VIEWS),
         (Precision::Bf16, ALL_VIEWS),
     ] {
-        let feed = engine::Feed::new(
+        let on_device = engine::DataLoader::new(
             set.training(),
             batch,
             normalisation.clone(),
             device,
             precision,
         )?;
-        let ours = feed.training(5, 3, augmentation, 0)?;
+        let ours = on_device.training(5, 3, augmentation, 0)?;
         let theirs = loader.training(5, 3, augmentation, 0)?;
         let mut same = true;
         let mut images = 0;

@@ -1,23 +1,22 @@
 //! Batches on the device that computes.
 
 use candle_core::{Device, Result};
-use datasets::{Augmentation, Batch, Batches, Loader, Normalisation, Split, View};
+use datasets::{Augmentation, Batch, Loader, Normalisation, Split, View};
 use std::num::NonZeroUsize;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
 
-/// Images that wait on a device to be trained or evaluated on.
+/// A split of a data set, cut into batches on a device.
 ///
-/// On a processor a thread makes the batches ready. On a GPU the images lie in its memory as bytes, and a
-/// kernel crops, mirrors and normalises; the host sends numbers of images and views alone. Either way
-/// the same images come, in the same order and with the same views.
-pub struct Feed {
+/// On a CPU, a thread prepares the batches. On a GPU, the images are in its memory as bytes, and a kernel crops, flips
+/// and normalises them; the host sends indices and crops alone. Both give the same images in the same order.
+pub struct DataLoader {
     loader: Loader,
     #[cfg(feature = "cuda")]
     resident: Option<Arc<gpu::Resident>>,
 }
 
-impl Feed {
+impl DataLoader {
     /// Batches of `batch_size` images of `split` on `device`, in the type in which `precision` computes.
     ///
     /// # Errors
@@ -41,75 +40,80 @@ impl Feed {
         })
     }
 
-    /// The same in the set's order, in training as well.
+    /// The same without shuffling: every epoch has the same batches, in the order of the data set.
     #[must_use]
     pub fn in_order(mut self) -> Self {
         self.loader = self.loader.in_order();
         self
     }
 
-    /// Images of a pass.
+    /// Images per epoch.
     #[must_use]
     pub fn images(&self) -> usize {
         self.loader.images()
     }
 
-    /// Batches of a pass.
+    /// Batches per epoch.
     #[must_use]
     pub fn batches(&self) -> usize {
         self.loader.batches()
     }
 
-    /// One epoch's batches: see [`Loader::training`].
+    /// The training batches of an epoch, from batch `first` on: see [`Loader::training`].
     ///
     /// # Errors
-    /// When the thread that makes them cannot be started.
+    /// When the thread that prepares them cannot be started.
     pub fn training(
         &self,
         seed: u64,
         epoch: u32,
         augmentation: Augmentation,
         first: usize,
-    ) -> Result<Pass> {
+    ) -> Result<Batches> {
         #[cfg(feature = "cuda")]
         if let Some(resident) = &self.resident {
             let plan = self.loader.training_plan(seed, epoch, augmentation, first);
-            return Ok(Pass(Place::Gpu(gpu::Pass::new(resident.clone(), plan)?)));
+            return Ok(Batches(Source::Gpu(gpu::Batches::new(
+                resident.clone(),
+                plan,
+            )?)));
         }
         let batches = self.loader.training(seed, epoch, augmentation, first)?;
-        Ok(Pass(Place::Host(batches)))
+        Ok(Batches(Source::Host(batches)))
     }
 
-    /// All images in the set's order, each of them in this view.
-    pub(crate) fn evaluation(&self, view: View) -> Result<Pass> {
+    /// All images in the order of the data set, each in the same view.
+    pub(crate) fn evaluation(&self, view: View) -> Result<Batches> {
         #[cfg(feature = "cuda")]
         if let Some(resident) = &self.resident {
             let plan = self.loader.evaluation_plan(view);
-            return Ok(Pass(Place::Gpu(gpu::Pass::new(resident.clone(), plan)?)));
+            return Ok(Batches(Source::Gpu(gpu::Batches::new(
+                resident.clone(),
+                plan,
+            )?)));
         }
-        Ok(Pass(Place::Host(self.loader.evaluation(view)?)))
+        Ok(Batches(Source::Host(self.loader.evaluation(view)?)))
     }
 }
 
-/// The batches of one pass.
-pub struct Pass(Place);
+/// The batches of one epoch, or of one evaluation.
+pub struct Batches(Source);
 
-/// Who makes them.
-enum Place {
-    /// Made by a thread of their own, which ends with this.
-    Host(Batches),
+enum Source {
+    /// Prepared by a thread, which ends with this value.
+    Host(datasets::Batches),
     #[cfg(feature = "cuda")]
-    Gpu(gpu::Pass),
+    Gpu(gpu::Batches),
 }
 
-impl Iterator for Pass {
+impl Iterator for Batches {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {
         match &mut self.0 {
-            Place::Host(batches) => batches.next(),
+            Source::Host(batches) => batches.next(),
             #[cfg(feature = "cuda")]
-            Place::Gpu(pass) => pass.next(),
+            Source::Gpu(batches) => batches.next(),
         }
     }
 }
@@ -123,10 +127,10 @@ mod gpu {
     use std::sync::Arc;
     use std::vec;
 
-    /// A set of images in a GPU's memory.
+    /// Images in the memory of a GPU.
     pub(super) struct Resident {
         images: Images,
-        /// By number of the image, on the host, which sends them in a pass's order.
+        /// By index of the image, on the host, which sends them in the order of the batches.
         labels: Vec<u32>,
         device: Device,
         dtype: DType,
@@ -149,15 +153,15 @@ mod gpu {
         }
     }
 
-    /// One pass. All of its order is sent at once: sending a part may wait for the GPU.
-    pub(super) struct Pass {
+    /// The batches of one epoch. The whole order is sent at once: each transfer may wait for the GPU.
+    pub(super) struct Batches {
         resident: Arc<Resident>,
         views: Views,
         labels: Tensor,
         batches: vec::IntoIter<Range<usize>>,
     }
 
-    impl Pass {
+    impl Batches {
         pub(super) fn new(
             resident: Arc<Resident>,
             plan: impl Iterator<Item = Vec<Seen>>,
@@ -183,7 +187,7 @@ mod gpu {
                 }
             }
             if labels.is_empty() {
-                // A GPU has no memory of no size. Nothing looks at this image: there is no batch.
+                // A GPU cannot allocate zero bytes. This view is never used: there is no batch.
                 labels.push(0);
                 views.push(View {
                     image: 0,
@@ -212,7 +216,7 @@ mod gpu {
         }
     }
 
-    impl Iterator for Pass {
+    impl Iterator for Batches {
         type Item = Result<Batch>;
 
         fn next(&mut self) -> Option<Self::Item> {

@@ -1,0 +1,124 @@
+//! When checkpoints are written.
+
+use crate::best_checkpoint::BestCheckpoint;
+use crate::checkpoint::{Checkpoints, State};
+use crate::error::Error;
+use crate::event::Event;
+use crate::named_tensors::{named, non_finite_value, to_device, weights};
+use crate::progress::Progress;
+use crate::training_step::TrainingStep;
+use candle_core::Device;
+use models::Architecture;
+use std::time::{Duration, Instant};
+use tracing::debug_span;
+
+/// The least time between the checkpoints of two epochs on a GPU, where an epoch may take less time than a checkpoint.
+const GPU_PAUSE: Duration = Duration::from_secs(20);
+
+/// Writes the checkpoints of a run: at intervals within an epoch, after epochs, and on stopping.
+pub(crate) struct CheckpointWriter<'a> {
+    checkpoints: &'a Checkpoints,
+    /// The time between checkpoints within an epoch.
+    interval: Duration,
+    /// The least time between the checkpoints of two epochs.
+    pause: Duration,
+    last_written: Instant,
+}
+
+impl<'a> CheckpointWriter<'a> {
+    /// Writes `checkpoints` of a run on `device`, within an epoch every `interval`.
+    pub(crate) fn new(checkpoints: &'a Checkpoints, interval: Duration, device: &Device) -> Self {
+        Self {
+            checkpoints,
+            interval,
+            pause: if device.is_cpu() {
+                Duration::ZERO
+            } else {
+                GPU_PAUSE
+            },
+            last_written: Instant::now(),
+        }
+    }
+
+    /// Whether a checkpoint is due within an epoch.
+    pub(crate) fn is_due(&self) -> bool {
+        self.last_written.elapsed() >= self.interval
+    }
+
+    /// Whether a checkpoint is due after an epoch. After the last one it always is.
+    pub(crate) fn is_due_after_epoch(&self, is_last: bool) -> bool {
+        is_last || self.last_written.elapsed() >= self.pause
+    }
+
+    /// Writes `best.safetensors`, if it is not up to date.
+    pub(crate) fn write_best(
+        &self,
+        best: &mut BestCheckpoint,
+        architecture: Architecture,
+        observe: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        match best.write(self.checkpoints, architecture)? {
+            Some(path) => observe(Event::CheckpointWritten { path: &path }),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes `best.safetensors`, if it is not up to date, and `last.safetensors`, which knows of it.
+    ///
+    /// # Errors
+    /// When the weights or momentum buffers are not finite, so that every checkpoint can be resumed, or a file cannot be
+    /// written.
+    pub(crate) fn write(
+        &mut self,
+        step: &TrainingStep,
+        best: &mut BestCheckpoint,
+        progress: &Progress,
+        observe: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let _span = debug_span!("checkpoint").entered();
+        let network = step.network();
+        self.write_best(best, network.architecture(), observe)?;
+        let buffers = named(network, step.optimiser().momentum_buffers());
+        let ema = step.ema().and_then(|ema| ema.named(network));
+        let state = State {
+            weights: to_device(weights(network), &Device::Cpu)?,
+            momentum_buffers: to_device(buffers, &Device::Cpu)?,
+            ema: ema.map(|ema| to_device(ema, &Device::Cpu)).transpose()?,
+        };
+        for (_, tensor) in state.weights.iter().chain(&state.momentum_buffers) {
+            if non_finite_value(tensor)?.is_some() {
+                return Err(Error::diverged("network", &progress.position));
+            }
+        }
+        let path = self
+            .checkpoints
+            .write_last(network.architecture(), &state, progress)?;
+        observe(Event::CheckpointWritten { path: &path })?;
+        self.last_written = Instant::now();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::Inputs;
+
+    #[test]
+    fn checkpoints_are_due_at_intervals_and_after_epochs() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(folder.path(), Inputs::example());
+        let hour = Duration::from_secs(3600);
+        let writer = |interval| CheckpointWriter::new(&checkpoints, interval, &Device::Cpu);
+        assert!(writer(Duration::ZERO).is_due());
+        assert!(!writer(hour).is_due());
+        assert!(writer(hour).is_due_after_epoch(false));
+        // As on a GPU.
+        let paused = CheckpointWriter {
+            pause: hour,
+            ..writer(hour)
+        };
+        assert!(!paused.is_due_after_epoch(false));
+        assert!(paused.is_due_after_epoch(true));
+    }
+}

@@ -1,0 +1,87 @@
+//! The exponential moving average (EMA) of the weights.
+
+use crate::named_tensors::{NamedTensors, copied_weights, named};
+use candle_core::{Error, Result, Tensor};
+use models::Network;
+
+/// The average that `torch.optim.swa_utils.AveragedModel` keeps with `get_ema_multi_avg_fn(decay)`, updated after every
+/// step. It starts with the weights after the first step.
+pub(crate) struct Ema {
+    decay: f64,
+    /// In the order of the parameters; `None` before the first step.
+    average: Option<Vec<Tensor>>,
+}
+
+impl Ema {
+    /// An average that keeps the fraction `decay` of itself in a step; `average` is that of a checkpoint.
+    pub(crate) fn new(decay: f64, average: Option<Vec<Tensor>>) -> Self {
+        Self { decay, average }
+    }
+
+    /// Updates the average with the current weights of `network`.
+    pub(crate) fn update(&mut self, network: &Network) -> Result<()> {
+        let Some(average) = &self.average else {
+            let weights = copied_weights(network)?.into_iter();
+            self.average = Some(weights.map(|(_, weight)| weight).collect());
+            return Ok(());
+        };
+        let variables = network.variables().iter();
+        let pairs: Vec<[&Tensor; 2]> = average
+            .iter()
+            .zip(variables)
+            .map(|(average, (_, variable))| [average, variable.as_tensor()])
+            .collect();
+        ops::ema_step(self.decay, &pairs)
+    }
+
+    /// The average under the names of the parameters of `network`.
+    pub(crate) fn named(&self, network: &Network) -> Option<NamedTensors> {
+        Some(named(network, self.average.as_ref()?))
+    }
+
+    /// The architecture of `network` with the average as its weights.
+    pub(crate) fn network(&self, network: &Network) -> Result<Option<Network>> {
+        let average = self.named(network);
+        let network = average.map(|average| Network::new(network.architecture(), average));
+        network.transpose().map_err(Error::wrap)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+    use models::{Architecture, Initialisation, initial_parameters};
+
+    /// The first bias of a network.
+    fn bias(network: &Network) -> Result<Vec<f32>> {
+        network.variables()[1].1.to_vec1()
+    }
+
+    #[test]
+    fn it_starts_with_the_first_weights_and_follows_them() -> Result<()> {
+        let architecture: Architecture = "small-alexnet".parse().unwrap();
+        let parameters =
+            initial_parameters(architecture, Initialisation::PyTorch, 0, &Device::Cpu)?;
+        let network = Network::new(architecture, parameters).map_err(Error::wrap)?;
+        let first = bias(&network)?;
+        let mut ema = Ema::new(0.75, None);
+        assert!(ema.network(&network)?.is_none());
+        ema.update(&network)?;
+        let variable = &network.variables()[1].1;
+        variable.set(&(variable.as_tensor() + 1.0)?)?;
+        let averaged = |ema: &Ema| -> Result<Vec<f32>> {
+            match ema.network(&network)? {
+                Some(network) => bias(&network),
+                None => candle_core::bail!("there is no average"),
+            }
+        };
+        // A copy: the step did not change it.
+        assert_eq!(averaged(&ema)?, first);
+        ema.update(&network)?;
+        for (found, first) in averaged(&ema)?.iter().zip(&first) {
+            assert!((found - (first + 0.25)).abs() < 1e-6, "{found} {first}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,178 @@
+//! The progress of a run.
+
+use crate::lr_scheduler::Plateau;
+use ops::Totals;
+use run::EpochMetrics;
+use serde::{Deserialize, Serialize};
+
+/// The next training step, and the metrics of the epoch's steps before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    /// Finished epochs.
+    pub epoch: u32,
+    /// Finished steps of the current epoch.
+    pub step: usize,
+    /// Sum of the loss over the images of those steps.
+    pub loss_sum: f64,
+    /// Images of those steps.
+    pub images: u64,
+    /// Correctly classified images of those steps.
+    #[serde(alias = "right")]
+    pub correct: u64,
+    /// Duration of those steps, over all processes that ran them.
+    pub seconds: f64,
+}
+
+impl Position {
+    /// The first step of an epoch, the first epoch being 0.
+    #[must_use]
+    pub fn start_of(epoch: u32) -> Self {
+        Self {
+            epoch,
+            ..Self::default()
+        }
+    }
+
+    /// Mean training loss of the epoch so far.
+    #[must_use]
+    pub fn loss(&self) -> f64 {
+        self.loss_sum / self.images as f64
+    }
+
+    /// Training accuracy of the epoch so far, 0 to 1.
+    #[must_use]
+    pub fn accuracy(&self) -> f64 {
+        self.correct as f64 / self.images as f64
+    }
+
+    /// Training throughput of the epoch so far.
+    #[must_use]
+    pub fn images_per_second(&self) -> f64 {
+        self.images as f64 / self.seconds
+    }
+
+    /// Adds the metrics of some steps.
+    pub(crate) fn add(&mut self, totals: &Totals) {
+        self.loss_sum += totals.loss;
+        self.images += totals.images();
+        self.correct += totals.right();
+    }
+}
+
+/// The epoch with the best test accuracy, the first of equals.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BestEpoch {
+    /// Its number, from 1.
+    pub epoch: u32,
+    /// Its test accuracy, 0 to 1.
+    pub test_accuracy: f64,
+}
+
+/// Everything that a checkpoint restores, apart from tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The seed of the run.
+    pub seed: u64,
+    /// Training images per epoch.
+    pub images: usize,
+    /// Images per step.
+    pub batch_size: usize,
+    /// The next step.
+    pub position: Position,
+    /// The state of the learning-rate scheduler, if it has one.
+    #[serde(alias = "plateau", default, skip_serializing_if = "Option::is_none")]
+    pub lr_scheduler: Option<Plateau>,
+    /// All finished epochs.
+    pub history: Vec<EpochMetrics>,
+    /// The best of them.
+    pub best: Option<BestEpoch>,
+}
+
+impl Progress {
+    /// The progress of a run before its first step.
+    pub(crate) fn new(seed: u64, images: usize, batch_size: usize) -> Self {
+        Self {
+            seed,
+            images,
+            batch_size,
+            position: Position::default(),
+            lr_scheduler: None,
+            history: Vec::new(),
+            best: None,
+        }
+    }
+
+    /// Why this cannot be the progress of a run with the seed, images and batch size of `run`; `None` if it can.
+    pub(crate) fn mismatch(&self, run: &Self) -> Option<String> {
+        for (what, found, expected) in [
+            ("seed", self.seed, run.seed),
+            ("batch size", self.batch_size as u64, run.batch_size as u64),
+            (
+                "number of training images",
+                self.images as u64,
+                run.images as u64,
+            ),
+        ] {
+            if found != expected {
+                return Some(format!(
+                    "it was written with {what} {found}, but the run has {expected}"
+                ));
+            }
+        }
+        let steps = self.images.div_ceil(self.batch_size.max(1));
+        let consistent =
+            self.position.step <= steps && self.history.len() == self.position.epoch as usize;
+        (!consistent).then(|| "its progress contradicts itself".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_of_another_run_does_not_fit() {
+        let run = Progress::new(1, 100, 30);
+        assert_eq!(run.mismatch(&run), None);
+        for (other, what) in [
+            (Progress::new(2, 100, 30), "seed 2, but the run has 1"),
+            (Progress::new(1, 90, 30), "training images 90"),
+            (Progress::new(1, 100, 10), "batch size 10"),
+        ] {
+            let reason = other.mismatch(&run).unwrap();
+            assert!(reason.contains(what), "{reason}");
+        }
+        let mut damaged = run.clone();
+        damaged.position.step = 4;
+        assert_eq!(damaged.mismatch(&run), None);
+        damaged.position.step = 5;
+        assert!(damaged.mismatch(&run).is_some());
+        damaged.position = Position::start_of(1);
+        assert!(damaged.mismatch(&run).is_some());
+    }
+
+    #[test]
+    fn the_format_of_version_1_is_read() {
+        let text = r#"{"seed":3,"images":12,"batch_size":5,
+            "position":{"epoch":1,"step":2,"loss_sum":23.5,"images":10,"right":4,"seconds":1.5},
+            "plateau":{"learning_rate":0.01,"patience":5,"factor":0.1,"threshold":0.0001,"best":2.5,"bad_epochs":0},
+            "history":[{"epoch":1,"train_loss":2.5,"train_accuracy":0.1,"test_loss":2.5,"test_accuracy":0.25,
+                "learning_rate":0.01,"seconds":2.5,"images_per_second":12.5,
+                "average_test_loss":2.25,"average_test_accuracy":0.5}],
+            "best":{"epoch":1,"test_accuracy":0.25}}"#;
+        let progress: Progress = serde_json::from_str(text).unwrap();
+        assert_eq!(progress.position.correct, 4);
+        assert_eq!(
+            (progress.position.loss(), progress.position.accuracy()),
+            (2.35, 0.4)
+        );
+        assert_eq!(progress.lr_scheduler.map(|state| state.lr()), Some(0.01));
+        assert_eq!(
+            progress.history[0].evaluated().model_ema_accuracy,
+            Some(0.5)
+        );
+        // What is written now is read as well.
+        let again = serde_json::to_string(&progress).unwrap();
+        assert_eq!(serde_json::from_str::<Progress>(&again).unwrap(), progress);
+    }
+}

@@ -1,0 +1,266 @@
+//! One step of training.
+
+use crate::dropout_schedule::DropoutSchedule;
+use crate::ema::Ema;
+use crate::error::Error;
+use crate::optimiser::Sgd;
+use crate::progress::Position;
+use candle_core::Device;
+use candle_nn::Optimizer;
+use datasets::Batch;
+use models::{CLASSES, DropoutMasks, Network};
+use ops::{Arithmetic, Tally, Tape};
+use tracing::debug_span;
+
+/// Steps after which a GPU is waited for, to read its metrics.
+const STEPS_BETWEEN_WAITS: usize = 32;
+
+/// Bytes of a GPU's memory that the estimate of a batch size that fits leaves to libraries.
+#[cfg(feature = "cuda")]
+const LIBRARIES: usize = 64 << 20;
+
+/// What all steps of a run have in common.
+pub(crate) struct StepSettings {
+    /// The seed of the dropout masks.
+    pub(crate) seed: u64,
+    pub(crate) steps_per_epoch: usize,
+    pub(crate) batch_size: usize,
+    pub(crate) dropout: DropoutSchedule,
+    pub(crate) label_smoothing: f64,
+    pub(crate) arithmetic: Arithmetic,
+}
+
+/// A network and everything else that a training step changes.
+pub(crate) struct TrainingStep {
+    network: Network,
+    optimiser: Sgd,
+    ema: Option<Ema>,
+    settings: StepSettings,
+    device: Device,
+    /// Metrics of steps that are not added to a position yet.
+    metrics: Tally,
+    /// Bytes of a GPU's memory that were free before the first step.
+    #[cfg(feature = "cuda")]
+    free: usize,
+}
+
+impl TrainingStep {
+    /// Steps of `optimiser`, which updates the parameters of `network` on `device`.
+    ///
+    /// # Errors
+    /// When the device has too little memory.
+    pub(crate) fn new(
+        network: Network,
+        optimiser: Sgd,
+        ema: Option<Ema>,
+        settings: StepSettings,
+        device: Device,
+    ) -> candle_core::Result<Self> {
+        Ok(Self {
+            network,
+            optimiser,
+            ema,
+            settings,
+            metrics: Tally::new(CLASSES, &device)?,
+            #[cfg(feature = "cuda")]
+            free: match &device {
+                Device::Cuda(gpu) => ops::cuda::memory(gpu)?.free,
+                _ => 0,
+            },
+            device,
+        })
+    }
+
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    pub(crate) fn optimiser(&self) -> &Sgd {
+        &self.optimiser
+    }
+
+    pub(crate) fn ema(&self) -> Option<&Ema> {
+        self.ema.as_ref()
+    }
+
+    pub(crate) fn settings(&self) -> &StepSettings {
+        &self.settings
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The number of a step in the run, the first being 0.
+    pub(crate) fn number(&self, position: &Position) -> u64 {
+        u64::from(position.epoch) * self.settings.steps_per_epoch as u64 + position.step as u64
+    }
+
+    /// Trains on a batch and advances `position` by a step. On a CPU its metrics are added to `position`; on a GPU,
+    /// [`TrainingStep::collect`] adds them.
+    ///
+    /// # Errors
+    /// When the loss is not finite, which is known at once on a CPU alone, or a tensor operation fails.
+    pub(crate) fn step(
+        &mut self,
+        batch: &Batch,
+        position: &mut Position,
+        lr: f64,
+    ) -> Result<(), Error> {
+        let probability = self.settings.dropout.probability(position.epoch) as f32;
+        let dropout = (probability > 0.0).then(|| DropoutMasks {
+            probability,
+            seed: self.settings.seed,
+            step: self.number(position) as u32,
+        });
+        let mut tape = Tape::recording(self.settings.arithmetic);
+        let logits = self.network.forward(&mut tape, &batch.images, dropout)?;
+        let labels = &batch.labels;
+        self.metrics.add(&logits, labels, position.step as u64)?;
+        if self.device.is_cpu() {
+            // Nothing is waited for here, and a loss that is not finite never reaches the weights.
+            self.collect(position)?;
+        }
+        let smoothing = self.settings.label_smoothing;
+        let gradient = ops::smoothed_cross_entropy_gradient(&logits, labels, smoothing)?;
+        let gradients = tape.backward(gradient)?;
+        self.optimiser.set_learning_rate(lr);
+        debug_span!("update").in_scope(|| {
+            self.optimiser.step(&gradients)?;
+            self.ema
+                .as_mut()
+                .map_or(Ok(()), |ema| ema.update(&self.network))
+        })?;
+        position.step += 1;
+        Ok(())
+    }
+
+    /// Whether the metrics are collected after the step before `position`: on a CPU after every step, on a GPU, which
+    /// this waits for, after some of them and at the end of an epoch.
+    pub(crate) fn is_collected(&self, position: &Position) -> bool {
+        self.device.is_cpu()
+            || position.step.is_multiple_of(STEPS_BETWEEN_WAITS)
+            || position.step == self.settings.steps_per_epoch
+    }
+
+    /// Adds the metrics of the steps since the last call to `position`, waiting for a GPU.
+    ///
+    /// # Errors
+    /// When the loss of one of them is not finite.
+    pub(crate) fn collect(&mut self, position: &mut Position) -> Result<(), Error> {
+        let totals = self.metrics.take()?;
+        if let Some(step) = totals.diverged {
+            return Err(Error::Diverged {
+                what: "loss",
+                epoch: position.epoch + 1,
+                steps: step as usize,
+            });
+        }
+        position.add(&totals);
+        Ok(())
+    }
+
+    /// The error of a step. If a GPU has too little memory, it names a batch size that fits.
+    #[cfg_attr(not(feature = "cuda"), allow(clippy::unused_self))]
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        #[cfg(feature = "cuda")]
+        if let Error::Tensor(cause) = &error
+            && ops::cuda::is_out_of_memory(cause)
+        {
+            let precision = self.settings.arithmetic.precision;
+            let width = precision.activations().size_in_bytes();
+            let architecture = self.network.architecture();
+            // The gradients of the parameters and their copies in bf16, and what the libraries need.
+            let fixed = 4 * architecture.parameter_count() + LIBRARIES;
+            let image = width * architecture.training_elements();
+            let left = (self.free / 10 * 9).saturating_sub(fixed);
+            let batch_size = self.settings.batch_size;
+            return Error::OutOfMemory {
+                batch_size,
+                fits: (left / image).min(batch_size - 1),
+            };
+        }
+        error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Tensor;
+    use models::{Architecture, Initialisation, initial_parameters};
+    use ops::ConvAlgorithm;
+
+    fn training_step(ema: Option<Ema>) -> TrainingStep {
+        let architecture: Architecture = "small-alexnet".parse().unwrap();
+        let device = Device::Cpu;
+        let parameters =
+            initial_parameters(architecture, Initialisation::Kaiming, 0, &device).unwrap();
+        let network = Network::new(architecture, parameters).unwrap();
+        let variables = network.variables().iter();
+        let variables = variables.map(|(_, variable)| variable.clone()).collect();
+        let settings = StepSettings {
+            seed: 0,
+            steps_per_epoch: 5,
+            batch_size: 2,
+            dropout: DropoutSchedule {
+                probability: 0.0,
+                epochs: None,
+                warmup_epochs: 0,
+            },
+            label_smoothing: 0.0,
+            arithmetic: ConvAlgorithm::Direct.into(),
+        };
+        let optimiser = Sgd::new(variables, ops::Sgd::default()).unwrap();
+        TrainingStep::new(network, optimiser, ema, settings, device).unwrap()
+    }
+
+    fn batch(value: f32) -> Batch {
+        let images = Tensor::full(value, (2, 3, 32, 32), &Device::Cpu).unwrap();
+        let labels = Tensor::new(&[3_u32, 7], &Device::Cpu).unwrap();
+        Batch { images, labels }
+    }
+
+    #[test]
+    fn steps_advance_the_position_and_learn() {
+        let mut step = training_step(Some(Ema::new(0.5, None)));
+        let mut position = Position::start_of(2);
+        assert_eq!(step.number(&position), 10);
+        let mut losses = Vec::new();
+        for _ in 0..3 {
+            let before = position.loss_sum;
+            step.step(&batch(0.5), &mut position, 0.01).unwrap();
+            losses.push(position.loss_sum - before);
+        }
+        assert_eq!((position.step, position.images), (3, 6));
+        assert_eq!(step.number(&position), 13);
+        assert!(losses[2] < losses[0], "{losses:?}");
+        assert!(step.is_collected(&position));
+        assert!(step.ema().unwrap().named(step.network()).is_some());
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_changes_no_weight() {
+        let mut step = training_step(None);
+        let weights = |step: &TrainingStep| {
+            let (_, first) = &step.network().variables()[0];
+            first.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let before = weights(&step);
+        let mut position = Position::start_of(0);
+        let result = step.step(&batch(f32::INFINITY), &mut position, 0.1);
+        assert!(
+            matches!(
+                result,
+                Err(Error::Diverged {
+                    what: "loss",
+                    epoch: 1,
+                    steps: 0
+                })
+            ),
+            "{result:?}"
+        );
+        assert_eq!(weights(&step), before);
+        assert_eq!(position, Position::default());
+    }
+}
