@@ -67,7 +67,7 @@ fn wrong_flags_are_usage_errors() {
     refused(
         program("trainer").args(["--epochs", "1"]),
         2,
-        &["--model alexnet"],
+        &["--model", "small-alexnet"],
     );
 }
 
@@ -78,15 +78,12 @@ fn wrong_settings_files_are_usage_errors() {
     for (text, parts) in [
         ("colour = 1", ["line 1", "unknown field `colour`"]),
         (
-            "model = \"small-alexnet\"\nlearning_rate = -0.1",
+            "model = \"small-alexnet\"\nlr = -0.1",
             ["line 2", "at least 0"],
         ),
         ("batch_size = 0", ["line 1", "nonzero"]),
         ("epochs = \"ten\"", ["line 1", "string \"ten\""]),
-        (
-            "standard_deviation = [0.2, 0.0, 0.2]",
-            ["line 1", "above 0"],
-        ),
+        ("std = [0.2, 0.0, 0.2]", ["line 1", "above 0"]),
         ("= 3", ["line 1", "settings.toml"]),
     ] {
         fs::write(&file, text).unwrap();

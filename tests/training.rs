@@ -591,7 +591,7 @@ fn dry_run_prints_what_config_takes_back() {
         "5",
     ]);
     assert!(
-        printed.contains("learning_rate = 0.02") && printed.contains("patience = 5"),
+        printed.contains("lr = 0.02") && printed.contains("patience = 5"),
         "{printed}"
     );
     fs::write(folder.path().join("settings.toml"), &printed).unwrap();
@@ -626,7 +626,7 @@ fn summary_and_completions_are_printed() {
 fn both_ways_to_convolve_train_alike_and_leave_a_trace() {
     let runs = tempfile::tempdir().unwrap();
     let mut losses = Vec::new();
-    for conv in ["fast", "direct"] {
+    for conv in ["winograd", "direct"] {
         let trace = runs.path().join(format!("{conv}.json"));
         short_run(runs.path(), conv)
             .args(["--epochs", "1", "--conv", conv, "--trace"])
@@ -657,7 +657,7 @@ fn both_ways_to_convolve_train_alike_and_leave_a_trace() {
         assert_eq!(count("backward", Some("conv_layer2.0")), 2);
     }
     assert_ne!(
-        state(&runs.path().join("fast")),
+        state(&runs.path().join("winograd")),
         state(&runs.path().join("direct"))
     );
     assert!((losses[0] - losses[1]).abs() < 1e-4, "{losses:?}");
@@ -680,6 +680,6 @@ fn both_ways_to_convolve_train_alike_and_leave_a_trace() {
     refused(
         short_run(runs.path(), "c").args(["--conv", "quick"]),
         2,
-        &["quick", "fast", "direct"],
+        &["quick", "winograd", "direct"],
     );
 }

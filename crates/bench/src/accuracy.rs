@@ -1,7 +1,7 @@
 //! The rounding errors of convolutions, on the activations and gradients of real training.
 
 use crate::machine::use_threads;
-use crate::throughput::{network, recipe, sgd};
+use crate::throughput::{network, settings, sgd};
 use anyhow::Context;
 use candle_core::{DType, Tensor, Var};
 use candle_nn::Optimizer;
@@ -86,11 +86,11 @@ fn trained(
     steps: usize,
     batch_size: NonZeroUsize,
 ) -> anyhow::Result<(Network, Batch)> {
-    let recipe = recipe(model, toml::Table::new())?;
+    let settings = settings(model, run::Overrides::default())?;
     let network = network(model)?;
     let mut optimiser = sgd(&network)?;
-    let loader = Loader::new(set.training(), batch_size, recipe.normalisation());
-    let epochs = (0..).map(|epoch| loader.training(0, epoch, recipe.augmentation(), 0));
+    let loader = Loader::new(set.training(), batch_size, (&settings).into());
+    let epochs = (0..).map(|epoch| loader.training(0, epoch, (&settings).into(), 0));
     let mut number = 0;
     for batches in epochs {
         for batch in batches? {

@@ -3,19 +3,20 @@
 use crate::candle_network;
 use crate::machine::use_threads;
 use crate::spans::Spans;
-use anyhow::Context;
 use candle_core::{Device, Tensor};
 use candle_nn::Optimizer;
 use clap::ValueEnum;
 use datasets::Dataset;
-use engine::{Checkpoints, Event, Inputs, Recipe, Training, TrainingSetup};
-use models::{Architecture, Initialisation, Network, initial_parameters};
+use engine::{Checkpoints, Event, Inputs, Training, TrainingSetup};
+use models::{Architecture, Network, initial_parameters};
 use ops::{ConvAlgorithm, Tape};
-use run::{EvaluationSplit, cli};
+use run::settings::WeightInit;
+use run::settings::{Layers, Source};
+use run::{EvaluationSplit, Overrides, Settings, cli};
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::fs;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::{Duration, Instant};
 
 /// Training images; enough that an epoch is longer than most measurements.
@@ -113,25 +114,31 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The recipe of the post.
-pub(crate) fn recipe(architecture: Architecture, changes: toml::Table) -> anyhow::Result<Recipe> {
-    let mut table =
-        engine::built_in("reference", architecture).context("there is no recipe `reference`")?;
-    table.extend(changes);
-    Ok(table.try_into()?)
+/// The settings of the post's recipe, with changes.
+pub(crate) fn settings(architecture: Architecture, changes: Overrides) -> anyhow::Result<Settings> {
+    let defaults = Overrides {
+        model: Some(architecture.name.to_owned()),
+        patience: Some(architecture.patience),
+        threads: Some(NonZeroUsize::MIN),
+        ..Overrides::default()
+    };
+    let layers = Layers::default()
+        .with(Source::Defaults, defaults)
+        .with(Source::CommandLine, changes);
+    Ok(Settings::resolve(&layers)?)
 }
 
 /// What the checkpoints of a measurement say of their inputs.
-pub(crate) fn inputs(recipe: &Recipe, set: &Dataset) -> Inputs {
+pub(crate) fn inputs(settings: &Settings, set: &Dataset) -> Inputs {
     Inputs {
-        mean: recipe.mean,
-        std: recipe.standard_deviation,
+        mean: settings.mean.0,
+        std: settings.std.0,
         class_names: set.class_names().map(str::to_owned),
     }
 }
 
 pub(crate) fn network(architecture: Architecture) -> anyhow::Result<Network> {
-    let parameters = initial_parameters(architecture, Initialisation::PyTorch, 0, &Device::Cpu)?;
+    let parameters = initial_parameters(architecture, WeightInit::Pytorch, 0, &Device::Cpu)?;
     Ok(Network::new(architecture, parameters)?)
 }
 
@@ -140,22 +147,21 @@ fn training(args: &Args, convolution: ConvAlgorithm) -> anyhow::Result<Measured>
     let spans = Spans::install()?;
     let images = IMAGES.next_multiple_of(args.batch_size.get());
     let set = Dataset::synthetic(images, 1)?;
-    let recipe = recipe(
+    let settings = settings(
         args.model,
-        toml::toml! {
-            batch_size = (args.batch_size.get() as i64)
-            epochs = 1_000_000
+        Overrides {
+            batch_size: Some(args.batch_size),
+            epochs: Some(NonZeroU32::MAX),
+            ..Overrides::default()
         },
     )?;
     let folder = tempfile::tempdir()?;
-    let inputs = inputs(&recipe, &set);
+    let inputs = inputs(&settings, &set);
     let setup = TrainingSetup {
-        recipe,
-        seed: 0,
+        settings,
         train: set.training(),
         test: set.test(),
         split: EvaluationSplit::Test,
-        shuffle: true,
         device: Device::Cpu,
         arithmetic: convolution.into(),
     };

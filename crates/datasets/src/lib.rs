@@ -4,6 +4,8 @@
 //! Without the feature `tensors` there is only [`layout`], the check of the files, for programs that
 //! must compile in seconds.
 
+#[cfg(feature = "tensors")]
+mod from_settings;
 pub mod layout;
 
 #[cfg(feature = "tensors")]

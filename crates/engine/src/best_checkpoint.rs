@@ -59,7 +59,8 @@ impl BestCheckpoint {
 mod tests {
     use super::*;
     use crate::weights::{Inputs, Weights};
-    use models::{Initialisation, initial_parameters};
+    use models::initial_parameters;
+    use run::settings::WeightInit;
 
     #[test]
     fn the_first_of_equally_good_epochs_is_kept_and_written_once() {
@@ -68,7 +69,7 @@ mod tests {
         let architecture: Architecture = "small-alexnet".parse().unwrap();
         let weights = |seed| {
             let device = &Device::Cpu;
-            initial_parameters(architecture, Initialisation::PyTorch, seed, device).unwrap()
+            initial_parameters(architecture, WeightInit::Pytorch, seed, device).unwrap()
         };
         let mut best = BestCheckpoint::new(None);
         assert!(best.write(&checkpoints, architecture).unwrap().is_none());

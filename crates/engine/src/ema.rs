@@ -51,7 +51,8 @@ impl Ema {
 mod tests {
     use super::*;
     use candle_core::Device;
-    use models::{Architecture, Initialisation, initial_parameters};
+    use models::{Architecture, initial_parameters};
+    use run::settings::WeightInit;
 
     /// The first bias of a network.
     fn bias(network: &Network) -> Result<Vec<f32>> {
@@ -61,8 +62,7 @@ mod tests {
     #[test]
     fn it_starts_with_the_first_weights_and_follows_them() -> Result<()> {
         let architecture: Architecture = "small-alexnet".parse().unwrap();
-        let parameters =
-            initial_parameters(architecture, Initialisation::PyTorch, 0, &Device::Cpu)?;
+        let parameters = initial_parameters(architecture, WeightInit::Pytorch, 0, &Device::Cpu)?;
         let network = Network::new(architecture, parameters).map_err(Error::wrap)?;
         let first = bias(&network)?;
         let mut ema = Ema::new(0.75, None);

@@ -184,14 +184,15 @@ fn on_host(logits: &Tensor) -> Result<Tensor> {
 mod tests {
     use super::*;
     use datasets::Dataset;
-    use models::{Architecture, Initialisation, initial_parameters};
+    use models::{Architecture, initial_parameters};
     use ops::ConvAlgorithm;
+    use run::settings::WeightInit;
 
     #[test]
     fn tta_averages_the_logits_of_an_image_and_its_flip() -> Result<()> {
         let architecture: Architecture = "small-alexnet".parse().unwrap();
         let device = &Device::Cpu;
-        let parameters = initial_parameters(architecture, Initialisation::Kaiming, 1, device)?;
+        let parameters = initial_parameters(architecture, WeightInit::Kaiming, 1, device)?;
         let network = Network::new(architecture, parameters).map_err(candle_core::Error::wrap)?;
         let evaluator = |images| {
             let split = Dataset::synthetic(1, images).unwrap().test();

@@ -1,4 +1,4 @@
-//! The training engine: recipe, optimiser, learning-rate schedulers, EMA, early stopping, the training step, the epoch
+//! The training engine: optimiser, learning-rate schedulers, EMA, early stopping, the training step, the epoch
 //! loop, evaluation, the LR finder, checkpoints and events.
 //!
 //! It prints nothing and reads no arguments. [`Training::run`] reports [`Event`]s to an observer, which decides what to
@@ -19,7 +19,6 @@ pub mod lr_scheduler;
 mod named_tensors;
 mod optimiser;
 mod progress;
-mod recipe;
 mod training;
 mod training_setup;
 mod training_step;
@@ -33,10 +32,6 @@ pub use event::Event;
 pub use lr_finder::{InvalidLrRange, LrFinder, LrFinderStep, suggested_lr};
 pub use optimiser::Sgd;
 pub use progress::{BestEpoch, Position, Progress};
-pub use recipe::{
-    Augment, Cutout, DecayOn, DropoutEpochs, Fraction, NonNegative, OpenFraction, OutOfRange,
-    Positive, Recipe, Schedule, built_in, names as recipe_names,
-};
 pub use training::{Observed, Outcome, Training};
 pub use training_setup::TrainingSetup;
 pub use weights::{FORMAT_VERSION, Inputs, Weights};

@@ -34,7 +34,7 @@ pub enum Outcome {
     Interrupted,
 }
 
-/// The training of a network by a recipe.
+/// The training of a network.
 pub struct Training {
     step: TrainingStep,
     train: DataLoader,

@@ -188,14 +188,14 @@ impl TrainingStep {
 mod tests {
     use super::*;
     use candle_core::Tensor;
-    use models::{Architecture, Initialisation, initial_parameters};
+    use models::{Architecture, initial_parameters};
     use ops::ConvAlgorithm;
+    use run::settings::WeightInit;
 
     fn training_step(ema: Option<Ema>) -> TrainingStep {
         let architecture: Architecture = "small-alexnet".parse().unwrap();
         let device = Device::Cpu;
-        let parameters =
-            initial_parameters(architecture, Initialisation::Kaiming, 0, &device).unwrap();
+        let parameters = initial_parameters(architecture, WeightInit::Kaiming, 0, &device).unwrap();
         let network = Network::new(architecture, parameters).unwrap();
         let variables = network.variables().iter();
         let variables = variables.map(|(_, variable)| variable.clone()).collect();

@@ -5,9 +5,9 @@
 
 use crate::error::Error;
 use crate::named_tensors::{NamedTensors, non_finite_value, to_device};
-use crate::recipe::Positive;
 use candle_core::{DType, Device, Tensor};
 use models::{Architecture, CLASSES, Network};
+use run::Positive;
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};

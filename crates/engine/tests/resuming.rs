@@ -5,12 +5,13 @@
 use candle_core::Device;
 use datasets::Dataset;
 use engine::{
-    Checkpoint, Checkpoints, Error, Event, Inputs, LrFinder, Outcome, Recipe, Training,
-    TrainingSetup,
+    Checkpoint, Checkpoints, Error, Event, Inputs, LrFinder, Outcome, Training, TrainingSetup,
 };
-use models::{Architecture, Initialisation, Network, initial_parameters};
+use models::{Architecture, Network, initial_parameters};
 use ops::ConvAlgorithm;
-use run::EvaluationSplit;
+use run::settings::WeightInit;
+use run::settings::{Layers, Source};
+use run::{EvaluationSplit, Overrides, Settings, recipes};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
@@ -23,29 +24,26 @@ fn model() -> Architecture {
 
 /// Two epochs of two steps, with EMA, warm-up and dropout.
 fn setup(changes: &str) -> TrainingSetup {
-    let mut table = engine::built_in("best", model()).unwrap();
-    table.extend(
-        "epochs = 2\nbatch_size = 3\naverage_decay = 0.5\n"
-            .parse::<toml::Table>()
-            .unwrap(),
-    );
-    table.extend(changes.parse::<toml::Table>().unwrap());
-    let recipe: Recipe = table.try_into().unwrap();
+    let layer = |text: &str| toml::from_str::<Overrides>(text).unwrap();
+    let shared = "model = \"small-alexnet\"\nseed = 1\npatience = 5\nthreads = 1\nepochs = 2\nbatch_size = 3\n\
+                  model_ema_decay = 0.5\n";
+    let layers = Layers::default()
+        .with(Source::Defaults, recipes::recipe("best").unwrap())
+        .with(Source::Defaults, layer(shared))
+        .with(Source::CommandLine, layer(changes));
     let set = Dataset::synthetic(5, 4).unwrap();
     TrainingSetup {
-        recipe,
-        seed: 1,
+        settings: Settings::resolve(&layers).unwrap(),
         train: set.training(),
         test: set.test(),
         split: EvaluationSplit::Test,
-        shuffle: true,
         device: Device::Cpu,
         arithmetic: ConvAlgorithm::Winograd.into(),
     }
 }
 
 fn network() -> Network {
-    let parameters = initial_parameters(model(), Initialisation::Kaiming, 1, &Device::Cpu).unwrap();
+    let parameters = initial_parameters(model(), WeightInit::Kaiming, 1, &Device::Cpu).unwrap();
     Network::new(model(), parameters).unwrap()
 }
 
@@ -122,17 +120,14 @@ fn a_run_that_is_stopped_anywhere_ends_with_the_same_bits() {
 fn a_checkpoint_of_another_run_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = checkpoints(folder.path());
-    let mut training = Training::new(setup("average_decay = 0.0"), network()).unwrap();
+    let mut training = Training::new(setup("model_ema_decay = 0.0"), network()).unwrap();
     train(&mut training, &checkpoints, 2);
     let refused = |setup: TrainingSetup| {
         let error = Training::resume(setup, last(&checkpoints)).err().unwrap();
         assert!(matches!(error, Error::NotResumable { .. }), "{error}");
         error.to_string()
     };
-    let seed = TrainingSetup {
-        seed: 2,
-        ..setup("average_decay = 0.0")
-    };
+    let seed = setup("seed = 2\nmodel_ema_decay = 0.0");
     assert!(refused(seed).contains("seed 1, but the run has 2"));
     assert!(refused(setup("batch_size = 2")).contains("batch size 3"));
     assert!(refused(setup("")).contains("no EMA"));
@@ -142,7 +137,7 @@ fn a_checkpoint_of_another_run_is_refused() {
 fn early_stopping_ends_a_run_and_is_remembered() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = checkpoints(folder.path());
-    let setup = || setup("learning_rate = 0.0\nepochs = 9\nearly_stopping = 1");
+    let setup = || setup("lr = 0.0\nepochs = 9\nearly_stopping = 1");
     let mut training = Training::new(setup(), network()).unwrap();
     let mut events = Vec::new();
     let outcome = training.run(&checkpoints, Duration::MAX, &|| false, &mut |event| {

@@ -3,30 +3,19 @@
 use crate::architecture::Architecture;
 use candle_core::{Device, Result, Tensor};
 use rng::{Purpose, Stream, unit};
-use serde::{Deserialize, Serialize};
+use run::settings::WeightInit;
 
-/// How weights are initialised. All distributions are uniform around 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Initialisation {
-    /// PyTorch's default for convolutions and linear layers: weights and biases in `±1/sqrt(fan_in)`
-    /// (`reset_parameters` of `nn.Linear`: `kaiming_uniform_` with `a = sqrt(5)`).
-    PyTorch,
-    /// `nn.init.kaiming_uniform_` with `nonlinearity="relu"`, `±sqrt(6/fan_in)`, which keeps the variance of activations
-    /// through ReLU; with `nonlinearity="linear"`, `±sqrt(3/fan_in)`, for the last layer, which has no ReLU. Biases are 0.
-    Kaiming,
-}
-
-impl Initialisation {
-    /// The bound of the uniform distribution.
-    fn bound(self, fan_in: usize, is_bias: bool, is_last: bool) -> f32 {
-        let fan_in = fan_in as f32;
-        match (self, is_bias) {
-            (Self::PyTorch, _) => 1.0 / fan_in.sqrt(),
-            (Self::Kaiming, true) => 0.0,
-            (Self::Kaiming, false) if is_last => (3.0 / fan_in).sqrt(),
-            (Self::Kaiming, false) => (6.0 / fan_in).sqrt(),
-        }
+/// The bound of the uniform distribution of a parameter's elements. PyTorch's default is that of `reset_parameters` of
+/// `nn.Linear` (`kaiming_uniform_` with `a = sqrt(5)`). Kaiming's is `nn.init.kaiming_uniform_` with
+/// `nonlinearity="relu"`, which keeps the variance of activations through ReLU, and with `nonlinearity="linear"` for the
+/// last layer, which has no ReLU.
+fn bound(weight_init: WeightInit, fan_in: usize, is_bias: bool, is_last: bool) -> f32 {
+    let fan_in = fan_in as f32;
+    match (weight_init, is_bias) {
+        (WeightInit::Pytorch, _) => 1.0 / fan_in.sqrt(),
+        (WeightInit::Kaiming, true) => 0.0,
+        (WeightInit::Kaiming, false) if is_last => (3.0 / fan_in).sqrt(),
+        (WeightInit::Kaiming, false) => (6.0 / fan_in).sqrt(),
     }
 }
 
@@ -37,7 +26,7 @@ impl Initialisation {
 /// When a tensor cannot be made on the device.
 pub fn initial_parameters(
     architecture: Architecture,
-    initialisation: Initialisation,
+    weight_init: WeightInit,
     seed: u64,
     device: &Device,
 ) -> Result<Vec<(String, Tensor)>> {
@@ -48,7 +37,12 @@ pub fn initial_parameters(
         .map(|(parameter, index)| {
             let stream = Stream::new(seed, Purpose::Initialisation, index);
             let is_bias = parameter.shape.len() == 1;
-            let bound = initialisation.bound(parameter.fan_in, is_bias, index as usize >= last);
+            let bound = bound(
+                weight_init,
+                parameter.fan_in,
+                is_bias,
+                index as usize >= last,
+            );
             let count = parameter.shape.iter().product::<usize>();
             let values: Vec<f32> = (0..count.div_ceil(4) as u64)
                 .flat_map(|block| stream.words(block))
@@ -71,26 +65,30 @@ mod tests {
     #[test]
     fn bounds_match_pytorch() {
         for (bound, expected) in [
-            (Initialisation::Kaiming.bound(64, false, false), 0.3062),
-            (Initialisation::Kaiming.bound(64, false, true), 0.2165),
-            (Initialisation::PyTorch.bound(64, false, false), 0.1250),
-            (Initialisation::PyTorch.bound(64, true, true), 0.1250),
+            (bound(WeightInit::Kaiming, 64, false, false), 0.3062),
+            (bound(WeightInit::Kaiming, 64, false, true), 0.2165),
+            (bound(WeightInit::Pytorch, 64, false, false), 0.1250),
+            (bound(WeightInit::Pytorch, 64, true, true), 0.1250),
         ] {
             assert!((bound - expected).abs() < 1e-4, "{bound}, not {expected}");
         }
-        assert_eq!(Initialisation::Kaiming.bound(64, true, false), 0.0);
+        assert_eq!(bound(WeightInit::Kaiming, 64, true, false), 0.0);
     }
 
     #[test]
     fn weights_are_uniform_within_the_bound() -> Result<()> {
-        for initialisation in [Initialisation::PyTorch, Initialisation::Kaiming] {
+        for weight_init in [WeightInit::Pytorch, WeightInit::Kaiming] {
             let architecture: Architecture = "small-alexnet".parse().unwrap();
-            let parameters = initial_parameters(architecture, initialisation, 0, &Device::Cpu)?;
+            let parameters = initial_parameters(architecture, weight_init, 0, &Device::Cpu)?;
             for ((name, tensor), parameter) in parameters.iter().zip(architecture.parameters()) {
                 let values = tensor.flatten_all()?.to_vec1::<f32>()?;
                 let is_last = name.starts_with("fc_layer1.6");
-                let bound =
-                    initialisation.bound(parameter.fan_in, name.ends_with(".bias"), is_last);
+                let bound = bound(
+                    weight_init,
+                    parameter.fan_in,
+                    name.ends_with(".bias"),
+                    is_last,
+                );
                 assert!(values.iter().all(|v| v.abs() <= bound), "{name}");
                 if values.len() > 1000 && bound > 0.0 {
                     let n = values.len() as f64;
@@ -114,7 +112,7 @@ mod tests {
     fn weights_depend_on_the_seed() -> Result<()> {
         let bias = |seed| -> Result<Vec<f32>> {
             let architecture = "small-alexnet".parse().unwrap();
-            initial_parameters(architecture, Initialisation::PyTorch, seed, &Device::Cpu)?[1]
+            initial_parameters(architecture, WeightInit::Pytorch, seed, &Device::Cpu)?[1]
                 .1
                 .to_vec1()
         };

@@ -18,7 +18,7 @@ pub use architecture::{
     Architecture, CLASSES, IMAGE, NamedLayer, ParameterShape, UnknownArchitecture,
 };
 #[cfg(feature = "tensors")]
-pub use initialisation::{Initialisation, initial_parameters};
+pub use initialisation::initial_parameters;
 pub use layer::{Block, Layer};
 #[cfg(feature = "tensors")]
 pub use network::{DropoutMasks, Error, Network};

@@ -1,13 +1,13 @@
 //! The command line.
 
 use crate::data::Source;
-use crate::settings::{Given, architecture, convolution, precision};
+use crate::settings::{architecture, with_names};
 use crate::{device, evaluate, lr_find, predict, train, write_report};
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
-use engine::Positive;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use models::Architecture;
-use ops::{ConvAlgorithm, Precision};
 use run::cli::{self, Exit, UsageError};
+use run::settings::{ConvAlgorithm, DevicePreference, Precision};
+use run::{Overrides, Positive};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -25,60 +25,69 @@ pub(crate) struct Args {
     train: TrainArgs,
 }
 
-/// What is asked of a training run.
+/// Arguments of training.
 #[derive(Debug, clap::Args)]
 pub(crate) struct TrainArgs {
     #[command(flatten)]
-    pub(crate) given: Given,
+    pub(crate) overrides: Overrides,
 
-    /// Take settings from this TOML file: what --dry-run prints, or the run.toml of a run.
-    #[arg(long, value_name = "FILE")]
+    /// Read settings from this TOML file: the output of --dry-run, or the run.toml of a run.
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub(crate) config: Option<PathBuf>,
 
-    /// Continue this run: its folder, or its name in the folder of runs.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "name", "init"])]
+    /// Resume this run: its folder, or its name in the folder of runs.
+    #[arg(long, value_name = "RUN", help_heading = "Run", conflicts_with_all = ["config", "name", "init"])]
     pub(crate) resume: Option<PathBuf>,
 
-    /// The folder of runs.
-    #[arg(long, value_name = "DIR", default_value = "runs")]
-    pub(crate) run_dir: PathBuf,
-
-    /// The run's name, which is its folder's [default: model, recipe and seed, numbered].
-    #[arg(long, value_parser = run_name)]
-    pub(crate) name: Option<String>,
-
-    /// How much the run's log holds.
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
-    pub(crate) log_level: LogLevel,
-
-    /// Write how long everything took to this file, for the trace viewer of Chrome or Perfetto.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) trace: Option<PathBuf>,
-
-    /// Show no progress bar, only a line an epoch.
-    #[arg(long)]
-    pub(crate) no_progress: bool,
-
-    /// Stop, with a checkpoint, when standard input ends: for a program that starts this one through a pipe, so that
-    /// nothing goes on where that program is killed.
-    #[arg(long)]
-    pub(crate) stop_with_stdin: bool,
-
-    /// Stop, with a checkpoint, when this process has trained for so long: as 90s, 30m, 2h 15m, or DD:HH:MM:SS.
-    #[arg(long, value_name = "TIME")]
+    /// Stop, with a checkpoint, when this process has trained for TIME: 90s, 30m, 2h 15m, or DD:HH:MM:SS.
+    #[arg(long, value_name = "TIME", help_heading = "Run")]
     pub(crate) max_time: Option<MaxTime>,
 
-    /// Stop, with a checkpoint, after epoch N of the run; its schedule stays that of all its epochs.
-    #[arg(long, value_name = "N")]
+    /// Stop, with a checkpoint, after epoch N; the learning-rate scheduler still covers all epochs.
+    #[arg(long, value_name = "N", help_heading = "Run")]
     pub(crate) stop_after: Option<NonZeroU32>,
 
-    /// Take one step and evaluate one batch, to see that everything works; nothing is kept.
-    #[arg(long, conflicts_with_all = ["resume", "name", "dry_run"])]
+    /// Stop, with a checkpoint, when standard input ends: for programs that start this one through a pipe.
+    #[arg(long, help_heading = "Run")]
+    pub(crate) stop_with_stdin: bool,
+
+    /// Train one step and evaluate one batch as a test; nothing is kept.
+    #[arg(long, help_heading = "Run", conflicts_with_all = ["resume", "name", "dry_run"])]
     pub(crate) fast_dev_run: bool,
 
-    /// Print the resolved settings as TOML and do nothing.
-    #[arg(long)]
+    /// Print the resolved settings as TOML and exit.
+    #[arg(long, help_heading = "Run")]
     pub(crate) dry_run: bool,
+
+    /// The folder of runs.
+    #[arg(
+        long,
+        value_name = "DIR",
+        help_heading = "Output",
+        default_value = "runs"
+    )]
+    pub(crate) run_dir: PathBuf,
+
+    /// The run's name, which is the name of its folder [default: model, recipe and seed, numbered].
+    #[arg(long, help_heading = "Output", value_parser = run_name)]
+    pub(crate) name: Option<String>,
+
+    /// Show no progress bar, only one line per epoch.
+    #[arg(long, help_heading = "Output")]
+    pub(crate) no_progress: bool,
+
+    /// The level of the run's log.
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        help_heading = "Output",
+        default_value = "info"
+    )]
+    pub(crate) log_level: LogLevel,
+
+    /// Write a trace to this file, for Chrome's trace viewer or Perfetto.
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) trace: Option<PathBuf>,
 }
 
 /// A time span.
@@ -117,21 +126,21 @@ impl FromStr for MaxTime {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print the table of a network's layers.
+    /// Print a network's layers with shapes and parameters.
     Summary {
         /// The network.
-        #[arg(long, value_parser = architecture())]
+        #[arg(long, value_name = "NAME", value_parser = architecture())]
         model: Architecture,
     },
-    /// Search for a learning rate: the loss against a rate that rises from step to step.
+    /// Find a learning rate: the loss while the rate rises from step to step.
     ///
-    /// Settings that have no part in it, those of epochs, of the schedule and of evaluation, are refused.
+    /// Settings without an effect on it, such as those of epochs and of the scheduler, are refused.
     LrFind(Box<LrFindArgs>),
     /// Evaluate a checkpoint on the test images.
     Eval(EvalArgs),
-    /// Say what is in pictures.
+    /// Classify pictures.
     Predict(PredictArgs),
-    /// Write a report on runs, side by side, as Markdown and as one HTML file.
+    /// Compare runs in a report, as Markdown and as one HTML file.
     Report(ReportArgs),
     /// Print completions for a shell.
     Completions {
@@ -140,7 +149,7 @@ enum Command {
     },
 }
 
-/// Weights, and where to compute with them.
+/// Weights, and the device to run them on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct WeightArgs {
     /// A checkpoint, or a safetensors file of weights made by PyTorch.
@@ -148,46 +157,45 @@ pub(crate) struct WeightArgs {
     pub(crate) checkpoint: PathBuf,
 
     /// The network; needed where the file does not name it.
-    #[arg(long, value_parser = architecture())]
+    #[arg(long, value_name = "NAME", value_parser = architecture())]
     pub(crate) model: Option<Architecture>,
 
-    /// Threads that compute [default: one a core].
+    /// Threads [default: one per core].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
 
-    /// The device that computes: auto, cpu, cuda or cuda:N.
+    /// The device: auto, cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
-    pub(crate) device: device::Choice,
+    pub(crate) device: DevicePreference,
 
-    /// How convolutions are computed: `direct`, as the sums that define them, or `fast`, with fewer
-    /// operations and slightly larger rounding errors.
-    #[arg(long, value_parser = convolution(), default_value = "fast")]
+    /// How convolutions are computed.
+    #[arg(long, value_enum, default_value = "winograd")]
     pub(crate) conv: ConvAlgorithm,
 
-    /// In what numbers a GPU computes: f32, tf32 or bf16 [default: tf32; a processor computes in f32].
-    #[arg(long, value_parser = precision())]
+    /// Number format of products on a GPU; a processor computes in f32 [default: tf32 on a GPU].
+    #[arg(long, value_enum)]
     pub(crate) precision: Option<Precision>,
 }
 
-/// What is asked of a search for a learning rate.
+/// Arguments of `lr-find`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LrFindArgs {
     #[command(flatten)]
-    pub(crate) given: Given,
+    pub(crate) overrides: Overrides,
 
-    /// Take settings from this TOML file: what --dry-run prints, or the run.toml of a run.
+    /// Read settings from this TOML file: the output of --dry-run, or the run.toml of a run.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 
-    /// Steps of the search.
+    /// The number of steps.
     #[arg(long, value_name = "N", default_value = "100")]
     pub(crate) steps: u32,
 
-    /// The rate of the first step.
+    /// The learning rate of the first step.
     #[arg(long, value_name = "RATE", default_value = "1e-5")]
     pub(crate) min_lr: Positive,
 
-    /// The rate of the last step.
+    /// The learning rate of the last step.
     #[arg(long, value_name = "RATE", default_value = "1")]
     pub(crate) max_lr: Positive,
 
@@ -196,7 +204,7 @@ pub(crate) struct LrFindArgs {
     pub(crate) out: PathBuf,
 }
 
-/// What is asked of an evaluation.
+/// Arguments of `eval`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct EvalArgs {
     #[command(flatten)]
@@ -214,16 +222,16 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "N")]
     pub(crate) limit_test: Option<NonZeroUsize>,
 
-    /// Take the mean of the outputs for each image and for its mirror image (test-time augmentation).
+    /// Test-time augmentation: average the logits of each image and of its horizontal flip.
     #[arg(long)]
-    pub(crate) mirrored: bool,
+    pub(crate) tta: bool,
 
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// What is asked of a prediction.
+/// Arguments of `predict`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PredictArgs {
     #[command(flatten)]
@@ -233,12 +241,12 @@ pub(crate) struct PredictArgs {
     #[arg(long, value_name = "N", default_value = "3")]
     pub(crate) top: NonZeroUsize,
 
-    /// PNG or JPEG files of any size; the largest square in the middle is looked at.
+    /// PNG or JPEG files of any size; the largest square in the centre is used.
     #[arg(required = true, value_name = "IMAGE")]
     pub(crate) images: Vec<PathBuf>,
 }
 
-/// What is asked of a report.
+/// Arguments of `report`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ReportArgs {
     /// The runs: their folders, or their names in the folder of runs.
@@ -272,7 +280,19 @@ pub(crate) enum LogLevel {
 }
 
 impl Args {
-    /// Does what is asked.
+    /// Parses the command line. Exits where it is wrong, or asks for help.
+    pub(crate) fn from_command_line() -> Self {
+        let mut command = Self::described();
+        let matches = command.get_matches_mut();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+    }
+
+    /// The command line, with all names and defaults in its help text.
+    fn described() -> clap::Command {
+        with_names(Self::command()).mut_subcommand("lr-find", with_names)
+    }
+
+    /// Executes the command.
     pub(crate) fn run(self) -> anyhow::Result<Exit> {
         self.execute()
             .map_err(device::explained)
@@ -292,7 +312,7 @@ impl Args {
             Some(Command::Report(args)) => write_report::run(&args)?,
             Some(Command::Completions { shell }) => {
                 let mut script = Vec::new();
-                clap_complete::generate(shell, &mut Self::command(), "trainer", &mut script);
+                clap_complete::generate(shell, &mut Self::described(), "trainer", &mut script);
                 cli::text(&String::from_utf8_lossy(&script));
             }
         }
@@ -326,7 +346,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Args::command().debug_assert();
+        Args::described().debug_assert();
     }
 
     #[test]

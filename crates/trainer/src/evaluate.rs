@@ -2,12 +2,13 @@
 
 use crate::args::{EvalArgs, WeightArgs, use_threads};
 use crate::data::{Data, Limits};
-use crate::device;
+use crate::{device, settings};
 use anyhow::Context;
 use candle_core::Device;
-use engine::{Evaluation, Evaluator, Inputs, Recipe, Weights};
+use engine::{Evaluation, Evaluator, Inputs, Weights};
 use models::{Architecture, Network};
 use ops::Arithmetic;
+use run::Overrides;
 use run::cli::{self, UsageError};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -26,11 +27,8 @@ pub(crate) struct Loaded {
 /// Reads the weights that a command is given.
 pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
     use_threads(args.threads)?;
-    let device = args.device.device()?;
-    let arithmetic = Arithmetic {
-        conv_algorithm: args.conv,
-        precision: device::precision(args.precision, &device)?,
-    };
+    let device = device::open(args.device)?;
+    let arithmetic = device::arithmetic(args.conv, args.precision, &device)?;
     let weights = Weights::read(&args.checkpoint, args.model).map_err(|error| match error {
         error @ engine::Error::UnknownModel { .. } => {
             anyhow::Error::from(UsageError(error.to_string()))
@@ -54,12 +52,14 @@ pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
 
 /// What weights made elsewhere are taken to expect: what the reference recipe gives.
 fn reference_inputs(architecture: Architecture) -> anyhow::Result<Inputs> {
-    let recipe =
-        engine::built_in("reference", architecture).context("there is no reference recipe")?;
-    let recipe: Recipe = recipe.try_into()?;
+    let reference = Overrides {
+        model: Some(architecture.name.to_owned()),
+        ..Overrides::default()
+    };
+    let reference = settings::resolve(&reference, None)?.settings;
     Ok(Inputs {
-        mean: recipe.mean,
-        std: recipe.standard_deviation,
+        mean: reference.mean.0,
+        std: reference.std.0,
         class_names: datasets::layout::CLASS_NAMES.map(str::to_owned),
     })
 }
@@ -104,7 +104,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let stopped = "the evaluation was stopped";
     let network = &loaded.network;
     let mut evaluation = evaluator.evaluate(network, || false)?.context(stopped)?;
-    if args.mirrored {
+    if args.tta {
         let tta = evaluator.evaluate_tta(network, &evaluation, || false)?;
         evaluation = tta.context(stopped)?;
     }

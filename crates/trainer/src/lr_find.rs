@@ -1,12 +1,13 @@
 //! The command that searches for a learning rate.
 
 use crate::args::{LrFindArgs, use_threads};
-use crate::settings::Given;
+use crate::settings;
 use crate::train::{Place, data, start, stop_on_interrupt};
 use anyhow::Context;
 use engine::LrFinder;
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use run::cli::{self, Exit, UsageError};
+use run::settings::Property;
 use serde::Serialize;
 use std::fs;
 use std::io::{IsTerminal, stderr};
@@ -20,38 +21,24 @@ struct Found<'a> {
     steps: &'a [report::TriedRate],
 }
 
-/// Settings of a run that a search does not come to.
-const WITHOUT_PART: [&str; 11] = [
-    "epochs",
-    "limit_test",
-    "learning_rate",
-    "schedule",
-    "warmup_epochs",
-    "warmup_start",
-    "final_rate",
-    "patience",
-    "early_stopping",
-    "average_decay",
-    "checkpoint_minutes",
-];
-
 /// Searches, and writes and prints what was found.
 pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
-    let file = args.config.as_deref().map(Given::read).transpose()?;
-    if let Some(key) = args.given.first_of(&WITHOUT_PART)? {
+    if let Some(field) = args.overrides.first_with(Property::NotInLrFind)? {
         return Err(UsageError(format!(
-            "{key}: a search for a learning rate takes --steps steps at rates from --min-lr to --max-lr, whatever it is"
+            "{} has no effect on a search for a learning rate, which takes --steps steps from --min-lr to --max-lr; omit it",
+            field.flag()
         ))
         .into());
     }
-    let settings = args.given.resolve(file.as_ref())?;
+    let resolved = settings::resolve(&args.overrides, args.config.as_deref())?;
+    let settings = &resolved.settings;
     let finder = LrFinder::new(args.min_lr.get(), args.max_lr.get(), args.steps)
         .map_err(|error| UsageError(format!("--min-lr, --max-lr, --steps: {error}")))?;
     let stop = stop_on_interrupt()?;
-    use_threads(Some(settings.run.threads))?;
-    let place = Place::of(&settings.run)?;
-    let data = data(&settings)?;
-    let training = start(&settings, &data, &place)?;
+    use_threads(Some(settings.threads))?;
+    let place = Place::of(settings)?;
+    let data = data(&resolved)?;
+    let training = start(&resolved, &data, &place)?;
     let bar = if stderr().is_terminal() {
         ProgressBar::with_draw_target(
             Some(finder.steps().into()),
@@ -83,7 +70,7 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
     };
     let title = format!(
         "{}, {} recipe, batches of {}",
-        settings.run.model.display_name, settings.run.recipe, settings.recipe.batch_size
+        resolved.architecture.display_name, settings.recipe, settings.batch_size
     );
     write(
         "lr-find.svg",

@@ -13,7 +13,6 @@ mod settings;
 mod train;
 mod write_report;
 
-use clap::Parser;
 use run::cli::Exit;
 
 /// Every step of training allocates the same large blocks.
@@ -21,5 +20,5 @@ use run::cli::Exit;
 static ALLOCATOR: ops::Recycling = ops::Recycling::new();
 
 fn main() -> Exit {
-    Exit::of(args::Args::parse().run())
+    Exit::of(args::Args::from_command_line().run())
 }

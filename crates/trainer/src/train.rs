@@ -6,7 +6,7 @@ use crate::device;
 use crate::layer_times::LayerTimes;
 use crate::progress::Progress;
 use crate::run_folder::{RECORD, RunFolder};
-use crate::settings::{self, Given, Settings};
+use crate::settings::{self, Resolved};
 use ::run::EpochMetrics;
 use anyhow::Context;
 use atomic_file::Unfinished;
@@ -15,11 +15,13 @@ use engine::{Checkpoints, Evaluation, Event, Inputs, Outcome, Training, Training
 use models::{Architecture, NamedLayer, Network, initial_parameters};
 use ops::{Arithmetic, Precision};
 use report::MADE_BY;
+use run::Settings;
 use run::cli::{self, Exit};
 use serde::Serialize;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::BufWriter;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
@@ -35,44 +37,32 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
     let resumed = resumed
         .map(|run| RunFolder::find(&args.run_dir, run))
         .transpose()?;
-    let settings = match &resumed {
-        Some(run) => args
-            .given
-            .resolve_resumed(run, &Given::read(&run.join(RECORD))?)?,
-        None => {
-            let file = args.config.as_deref().map(Given::read).transpose()?;
-            args.given.resolve(file.as_ref())?
-        }
+    let resolved = match &resumed {
+        Some(run) => settings::resolve_resumed(&args.overrides, &run.join(RECORD))?,
+        None => settings::resolve(&args.overrides, args.config.as_deref())?,
     };
     if args.dry_run {
-        cli::text(&settings.to_toml()?);
+        cli::text(&resolved.settings.to_toml()?);
         return Ok(Exit::Success);
     }
     if args.fast_dev_run {
-        return fast_dev_run(args, settings);
+        return fast_dev_run(args, resolved);
     }
-    run_with(args, &settings, resumed, &args.run_dir)
+    run_with(args, &resolved, resumed, &args.run_dir)
 }
 
 /// One step, one batch of test images and all files, in a folder that is removed again.
-fn fast_dev_run(args: &TrainArgs, mut settings: Settings) -> anyhow::Result<Exit> {
-    let one = std::num::NonZeroU32::MIN;
-    settings.recipe.epochs = one;
-    let batch = settings.recipe.batch_size;
-    settings.run.limit_train = settings
-        .run
-        .limit_train
-        .map_or(Some(batch), |limit| Some(limit.min(batch)));
-    settings.run.limit_test = Some(
-        settings
-            .run
-            .limit_test
-            .map_or(batch, |limit| limit.min(batch)),
-    );
-    settings.run.validation = None;
-    settings.run.overfit_batches = None;
+fn fast_dev_run(args: &TrainArgs, mut resolved: Resolved) -> anyhow::Result<Exit> {
+    let settings = &mut resolved.settings;
+    let batch = settings.batch_size;
+    let one_batch = |limit: Option<NonZeroUsize>| limit.map_or(batch, |limit| limit.min(batch));
+    settings.epochs = NonZeroU32::MIN;
+    settings.limit_train = Some(one_batch(settings.limit_train));
+    settings.limit_test = Some(one_batch(settings.limit_test));
+    settings.validation = None;
+    settings.overfit_batches = None;
     let folder = tempfile::tempdir().context("cannot make a folder for the run")?;
-    let ended = run_with(args, &settings, None, folder.path())?;
+    let ended = run_with(args, &resolved, None, folder.path())?;
     if ended == Exit::Success {
         cli::line(
             "everything ran: one step, one batch of test images, all files of a run; nothing was kept",
@@ -84,7 +74,7 @@ fn fast_dev_run(args: &TrainArgs, mut settings: Settings) -> anyhow::Result<Exit
 /// Trains by these settings, in a new folder or in that of a run.
 fn run_with(
     args: &TrainArgs,
-    settings: &Settings,
+    resolved: &Resolved,
     resumed: Option<PathBuf>,
     run_dir: &Path,
 ) -> anyhow::Result<Exit> {
@@ -99,50 +89,50 @@ fn run_with(
             stop.store(true, Ordering::SeqCst);
         });
     }
-    use_threads(Some(settings.run.threads))?;
-    let place = Place::of(&settings.run)?;
+    use_threads(Some(resolved.settings.threads))?;
+    let place = Place::of(&resolved.settings)?;
     // Before the data, which take time: what must not be touched is found at once.
     let resumed = resumed.map(|run| RunFolder::lock(&run)).transpose()?;
-    let data = data(settings)?;
+    let data = data(resolved)?;
     let (folder, training) = match resumed {
         Some(folder) => {
-            let training = resume(settings, &data, &place, &folder)?;
+            let training = resume(resolved, &data, &place, &folder)?;
             (folder, training)
         }
         None => {
             // The folder is made last, so that nothing is left behind where something is wrong.
-            let training = start(settings, &data, &place)?;
+            let training = start(resolved, &data, &place)?;
             let name = args.name.as_deref();
             (
-                RunFolder::create(run_dir, name, &settings.default_name())?,
+                RunFolder::create(run_dir, name, &resolved.settings.default_name())?,
                 training,
             )
         }
     };
     let _trace_until_the_end = start_log(&folder, args.log_level, trace, &place.layer_times)?;
-    write_record(&folder, settings, &data, &place)?;
-    train(args, settings, &data, &place, &folder, training, &stop)
+    write_record(&folder, resolved, &data, &place)?;
+    train(args, resolved, &data, &place, &folder, training, &stop)
 }
 
 /// The images that the settings ask for.
-pub(crate) fn data(settings: &Settings) -> anyhow::Result<Data> {
-    let run = &settings.run;
+pub(crate) fn data(resolved: &Resolved) -> anyhow::Result<Data> {
+    let run = &resolved.settings;
     let limits = Limits {
         train: run.limit_train,
         test: run.limit_test,
         validation: run.validation.map(|images| (images, run.seed)),
         overfit: run
             .overfit_batches
-            .map(|batches| batches.saturating_mul(settings.recipe.batch_size)),
+            .map(|batches| batches.saturating_mul(resolved.settings.batch_size)),
     };
-    Data::load(run.dataset, &run.data_dir, limits)
+    Data::load(resolved.dataset, &run.data_dir, limits)
 }
 
 /// Where a run computes, and in what numbers.
 pub(crate) struct Place {
     device: Device,
-    precision: Precision,
-    /// A GPU's own name.
+    arithmetic: Arithmetic,
+    /// A GPU's model name.
     model: Option<String>,
     /// How long layers take there.
     layer_times: LayerTimes,
@@ -150,10 +140,10 @@ pub(crate) struct Place {
 
 impl Place {
     /// What the settings ask for.
-    pub(crate) fn of(run: &settings::Run) -> anyhow::Result<Self> {
-        let device = run.device.device()?;
+    pub(crate) fn of(settings: &Settings) -> anyhow::Result<Self> {
+        let device = device::open(settings.device)?;
         Ok(Self {
-            precision: device::precision(run.precision, &device)?,
+            arithmetic: device::arithmetic(settings.conv, settings.precision, &device)?,
             model: device::model(&device)?,
             device,
             layer_times: LayerTimes::default(),
@@ -164,7 +154,7 @@ impl Place {
     fn description(&self) -> String {
         let device = device::name(&self.device);
         match &self.model {
-            Some(model) => format!("{device} ({model}) in {}", self.precision),
+            Some(model) => format!("{device} ({model}) in {}", self.arithmetic.precision),
             None => device.to_owned(),
         }
     }
@@ -185,30 +175,30 @@ pub(crate) fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
 }
 
 /// Training from its first step on.
-pub(crate) fn start(settings: &Settings, data: &Data, place: &Place) -> anyhow::Result<Training> {
-    let run = &settings.run;
+pub(crate) fn start(resolved: &Resolved, data: &Data, place: &Place) -> anyhow::Result<Training> {
+    let run = &resolved.settings;
+    let architecture = resolved.architecture;
     let device = &place.device;
     let network = match &run.init {
-        Some(path) => Weights::read(path, Some(run.model))?.into_network(device)?,
+        Some(path) => Weights::read(path, Some(architecture))?.into_network(device)?,
         None => {
-            let how = settings.recipe.initialisation;
-            let parameters = initial_parameters(run.model, how, run.seed, device)?;
-            Network::new(run.model, parameters)?
+            let parameters = initial_parameters(architecture, run.weight_init, run.seed, device)?;
+            Network::new(architecture, parameters)?
         }
     };
-    Ok(Training::new(setup(settings, data, place), network)?)
+    Ok(Training::new(setup(resolved, data, place), network)?)
 }
 
 /// Training from where a run stands; from its first step where it has no checkpoint yet.
 fn resume(
-    settings: &Settings,
+    resolved: &Resolved,
     data: &Data,
     place: &Place,
     folder: &RunFolder,
 ) -> anyhow::Result<Training> {
-    let checkpoints = checkpoints(settings, data, folder);
-    let Some(checkpoint) = checkpoints.read_last(settings.run.model)? else {
-        return start(settings, data, place);
+    let checkpoints = checkpoints(resolved, data, folder);
+    let Some(checkpoint) = checkpoints.read_last(resolved.architecture)? else {
+        return start(resolved, data, place);
     };
     if let Some(recorded) = recorded_digest(folder.path())
         && recorded != data.digest
@@ -219,31 +209,26 @@ fn resume(
             data.digest
         );
     }
-    Ok(Training::resume(setup(settings, data, place), checkpoint)?)
+    Ok(Training::resume(setup(resolved, data, place), checkpoint)?)
 }
 
-fn setup(settings: &Settings, data: &Data, place: &Place) -> TrainingSetup {
+fn setup(resolved: &Resolved, data: &Data, place: &Place) -> TrainingSetup {
     TrainingSetup {
-        recipe: settings.recipe.clone(),
-        seed: settings.run.seed,
+        settings: resolved.settings.clone(),
         train: data.train.clone(),
         test: data.test.clone(),
         split: data.evaluated,
-        shuffle: settings.run.overfit_batches.is_none(),
         device: place.device.clone(),
-        arithmetic: Arithmetic {
-            conv_algorithm: settings.run.conv,
-            precision: place.precision,
-        },
+        arithmetic: place.arithmetic,
     }
 }
 
-fn checkpoints(settings: &Settings, data: &Data, folder: &RunFolder) -> Checkpoints {
+fn checkpoints(resolved: &Resolved, data: &Data, folder: &RunFolder) -> Checkpoints {
     Checkpoints::new(
         folder.path(),
         Inputs {
-            mean: settings.recipe.mean,
-            std: settings.recipe.standard_deviation,
+            mean: resolved.settings.mean.0,
+            std: resolved.settings.std.0,
             class_names: data.class_names.map(str::to_owned),
         },
     )
@@ -267,7 +252,7 @@ struct MadeBy {
 
 fn write_record(
     folder: &RunFolder,
-    settings: &Settings,
+    resolved: &Resolved,
     data: &Data,
     place: &Place,
 ) -> anyhow::Result<()> {
@@ -277,21 +262,21 @@ fn write_record(
         commit: env!("BUILT_FROM"),
         device: device::name(&place.device),
         gpu: place.model.clone(),
-        precision: place.precision,
-        parameters: settings.run.model.parameter_count(),
+        precision: place.arithmetic.precision,
+        parameters: resolved.architecture.parameter_count(),
         train_images: data.train.len(),
         test_images: data.test.len(),
         data_sha256: data.digest.clone(),
     };
     let record = format!(
         "{}\n[{MADE_BY}]\n{}",
-        settings.to_toml()?,
+        resolved.settings.to_toml()?,
         toml::to_string(&made_by)?
     );
     folder.write(RECORD, record.as_bytes())?;
     folder.write(
         "summary.txt",
-        models::summary(settings.run.model).as_bytes(),
+        models::summary(resolved.architecture).as_bytes(),
     )
 }
 
@@ -360,7 +345,7 @@ fn start_log(
 
 fn train(
     args: &TrainArgs,
-    settings: &Settings,
+    resolved: &Resolved,
     data: &Data,
     place: &Place,
     folder: &RunFolder,
@@ -368,22 +353,28 @@ fn train(
     stop: &AtomicBool,
 ) -> anyhow::Result<Exit> {
     let began = Instant::now();
-    let run = &settings.run;
-    let epochs = settings.recipe.epochs.get();
+    let run = &resolved.settings;
+    let epochs = resolved.settings.epochs.get();
     let path = folder.path().display();
     let position = training.position();
     cli::note(&format!(
         "{}: {} parameters, {} training and {} {} images, {} on {} with {} threads, in {path}",
-        run.model,
-        run.model.parameter_count(),
+        resolved.architecture,
+        resolved.architecture.parameter_count(),
         data.train.len(),
         data.test.len(),
         data.evaluated,
-        settings.run.recipe,
+        resolved.settings.recipe,
         place.description(),
         run.threads,
     ));
-    tracing::info!(model = %run.model, recipe = run.recipe, seed = run.seed, data = data.digest, "run begins");
+    tracing::info!(
+        model = run.model,
+        recipe = run.recipe,
+        seed = run.seed,
+        data = data.digest,
+        "run begins"
+    );
     if position != engine::Position::default() {
         cli::note(&format!(
             "resumed after {} of {epochs} epochs and {} steps",
@@ -392,7 +383,7 @@ fn train(
         tracing::info!(epoch = position.epoch, step = position.step, "resumed");
         // A process that was killed may have written more, or less, than belongs to the checkpoint.
         write_metrics(folder, training.history())?;
-        write_curves(folder, settings, training.history())?;
+        write_curves(folder, resolved, training.history())?;
     }
     let mut progress = Progress::new(!args.no_progress, data.train.len(), data.evaluated);
     let minutes = run.checkpoint_minutes.get();
@@ -409,7 +400,7 @@ fn train(
     let mut drawn = true;
     let mut last_drawn: Option<Instant> = None;
     let outcome = training.run(
-        &checkpoints(settings, data, folder),
+        &checkpoints(resolved, data, folder),
         interval,
         &|| stop.load(Ordering::SeqCst) || enough.get() || out_of_time(),
         &mut |event| {
@@ -426,13 +417,13 @@ fn train(
                 // Before the metrics, so that the last epoch's are there only where these are.
                 if *last {
                     write_predictions(folder, data, epoch, evaluation, network)?;
-                    write_layers(folder, settings.run.model, place)?;
+                    write_layers(folder, resolved.architecture, place)?;
                 }
                 enough.set(args.stop_after.is_some_and(|epochs| epoch >= epochs.get()));
                 write_metrics(folder, history)?;
                 drawn = false;
                 if last_drawn.is_none_or(|time| time.elapsed() >= BETWEEN_CURVES) {
-                    write_curves(folder, settings, history)?;
+                    write_curves(folder, resolved, history)?;
                     drawn = true;
                     last_drawn = Some(Instant::now());
                 }
@@ -443,7 +434,7 @@ fn train(
     );
     drop(progress);
     if !drawn {
-        write_curves(folder, settings, training.history())?;
+        write_curves(folder, resolved, training.history())?;
     }
     let outcome = outcome.inspect_err(|error| tracing::error!("{error}"))?;
     match outcome {
@@ -453,7 +444,7 @@ fn train(
                 if last.stopped_early {
                     cli::line(&format!(
                         "stopped early: the {evaluated} loss has not become lower for {} epochs",
-                        settings.recipe.early_stopping
+                        resolved.settings.early_stopping
                     ));
                 }
                 let share = |name: &str, accuracy: Option<f64>| {
@@ -576,12 +567,12 @@ fn write_layers(folder: &RunFolder, model: Architecture, place: &Place) -> anyho
 
 fn write_curves(
     folder: &RunFolder,
-    settings: &Settings,
+    resolved: &Resolved,
     history: &[EpochMetrics],
 ) -> anyhow::Result<()> {
     let title = format!(
         "{}, {} recipe, seed {}",
-        settings.run.model.display_name, settings.run.recipe, settings.run.seed
+        resolved.architecture.display_name, resolved.settings.recipe, resolved.settings.seed
     );
     folder.write(
         "curves.svg",

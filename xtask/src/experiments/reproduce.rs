@@ -49,7 +49,7 @@ const QUICK_FLAGS: [&str; 8] = [
     "20",
     "--lr",
     "0.003",
-    "--warmup-epochs",
+    "--lr-warmup-epochs",
     "1",
 ];
 

@@ -2,18 +2,19 @@
 
 use crate::layers::{LayerTime, profile};
 use crate::spans::Spans;
-use crate::throughput::{inputs, recipe};
+use crate::throughput::{inputs, settings};
 use anyhow::bail;
 use candle_core::{CudaDevice, DType, Device, Tensor};
 use clap::ValueEnum;
 use datasets::Dataset;
 use engine::{Checkpoints, Event, Training, TrainingSetup};
-use models::{Architecture, Initialisation, Network, initial_parameters};
+use models::{Architecture, Network, initial_parameters};
 use ops::{Activation, Arithmetic, ConvAlgorithm, Precision, Tape};
-use run::{EvaluationSplit, cli};
+use run::settings::WeightInit;
+use run::{EvaluationSplit, Overrides, cli};
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::{Duration, Instant};
 
 /// What is asked.
@@ -92,7 +93,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn network(args: &Args, device: &Device) -> anyhow::Result<Network> {
-    let parameters = initial_parameters(args.model, Initialisation::PyTorch, 0, device)?;
+    let parameters = initial_parameters(args.model, WeightInit::Pytorch, 0, device)?;
     Ok(Network::new(args.model, parameters)?)
 }
 
@@ -111,22 +112,21 @@ fn training(args: &Args, device: &Device, gpu: &CudaDevice) -> anyhow::Result<St
     let free = ops::cuda::memory(gpu)?.free;
     let batch_size = args.batch_size.get();
     let set = Dataset::synthetic(STEPS * batch_size, 1)?;
-    let recipe = recipe(
+    let settings = settings(
         args.model,
-        toml::toml! {
-            batch_size = (batch_size as i64)
-            epochs = 1_000_000
+        Overrides {
+            batch_size: Some(args.batch_size),
+            epochs: Some(NonZeroU32::MAX),
+            ..Overrides::default()
         },
     )?;
     let folder = tempfile::tempdir()?;
-    let inputs = inputs(&recipe, &set);
+    let inputs = inputs(&settings, &set);
     let setup = TrainingSetup {
-        recipe,
-        seed: 0,
+        settings,
         train: set.training(),
         test: set.test(),
         split: EvaluationSplit::Test,
-        shuffle: true,
         device: device.clone(),
         arithmetic: arithmetic(args),
     };

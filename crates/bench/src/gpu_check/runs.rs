@@ -1,14 +1,15 @@
 //! Whole runs: the processor against the GPU, a run again, a run that is killed and goes on, CIFAR-10.
 
 use super::{Args, Report, SMALL_ALEXNET, has_cifar, trainer, worst};
-use crate::throughput::recipe;
+use crate::throughput::settings;
 use anyhow::{Context, bail};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::Optimizer;
 use datasets::{Augmentation, Dataset};
 use engine::{DataLoader, Weights};
-use models::{Architecture, DropoutMasks, Initialisation, Network, initial_parameters};
+use models::{Architecture, DropoutMasks, Network, initial_parameters};
 use ops::{Arithmetic, ConvAlgorithm, Precision, Tape, cross_entropy, cross_entropy_gradient};
+use run::settings::WeightInit;
 use serde::Serialize;
 use std::fmt::Write;
 use std::fs;
@@ -44,13 +45,13 @@ pub(super) fn compare_with_processor(
 ) -> anyhow::Result<()> {
     let (steps, batch) = if args.quick { (2, 2) } else { (10, 20) };
     let architecture: Architecture = SMALL_ALEXNET.parse()?;
-    let recipe = recipe(architecture, toml::Table::new())?;
+    let settings = settings(architecture, run::Overrides::default())?;
     let set = Dataset::synthetic(steps * batch, 1)?;
     let batch = NonZeroUsize::new(batch).context("a batch of none")?;
     let losses = |on: &Device, arithmetic: Arithmetic| -> anyhow::Result<Vec<f64>> {
         let network = Network::new(
             architecture,
-            initial_parameters(architecture, Initialisation::PyTorch, 0, on)?,
+            initial_parameters(architecture, WeightInit::Pytorch, 0, on)?,
         )?;
         let variables = network.variables().iter();
         let mut optimiser = engine::Sgd::new(
@@ -63,7 +64,7 @@ pub(super) fn compare_with_processor(
             },
         )?;
         let precision = arithmetic.precision;
-        let loader = DataLoader::new(set.training(), batch, recipe.normalisation(), on, precision)?;
+        let loader = DataLoader::new(set.training(), batch, (&settings).into(), on, precision)?;
         let mut losses = Vec::new();
         for (step, images) in (0..).zip(loader.training(0, 0, Augmentation::STANDARD, 0)?) {
             let images = images?;

@@ -3,14 +3,13 @@
 use super::{Args, Report, worst};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use datasets::{Augmentation, Dataset, Edges, Flip, Loader, Normalisation};
-use models::{
-    Architecture, DropoutMasks, Initialisation, Layer, NamedLayer, Network, initial_parameters,
-};
+use models::{Architecture, DropoutMasks, Layer, NamedLayer, Network, initial_parameters};
 use ops::{
     Activation, Arithmetic, Conv2d, ConvAlgorithm, Dropout, Pool, Precision, Sgd, Tally, Tape,
     cross_entropy, cross_entropy_gradient, sgd_step, smoothed_cross_entropy_gradient,
 };
 use reference::{Deviation, Setting, relative_error, uniform};
+use run::settings::WeightInit;
 use std::num::NonZeroUsize;
 
 const PART: &str = "values";
@@ -201,7 +200,7 @@ fn networks(
         };
         let compute = |on: &Device, dtype: DType, arithmetic: Arithmetic| {
             let parameters =
-                initial_parameters(architecture, Initialisation::PyTorch, 0, &Device::Cpu)?
+                initial_parameters(architecture, WeightInit::Pytorch, 0, &Device::Cpu)?
                     .into_iter()
                     .map(|(name, tensor)| Ok((name, tensor.to_dtype(dtype)?.to_device(on)?)))
                     .collect::<Result<_>>()?;

@@ -10,8 +10,8 @@ use toml::{Table, Value};
 /// Where a layer of settings comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The defaults of a network.
-    Network(String),
+    /// The defaults of the network and of this machine.
+    Defaults,
     /// A recipe.
     Recipe(String),
     /// A settings file or a run's record.
@@ -23,7 +23,7 @@ pub enum Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Network(name) => write!(f, "network `{name}`"),
+            Self::Defaults => f.write_str("default"),
             Self::Recipe(name) => write!(f, "recipe `{name}`"),
             Self::File(path) => write!(f, "`{}`", path.display()),
             Self::CommandLine => f.write_str("command line"),
@@ -58,9 +58,17 @@ pub enum Error {
         /// The setting.
         key: &'static str,
     },
+    /// A name without a default is missing.
+    #[error("{} is missing; give it one of these names: {known}", flag(key))]
+    MissingName {
+        /// The setting.
+        key: &'static str,
+        /// The names there are.
+        known: String,
+    },
     /// A name that nothing has.
     #[error(
-        "{} {name} ({layer}): there is none of that name; there is {known}",
+        "{} {name} ({layer}): unknown name; expected one of {known}",
         flag(key)
     )]
     UnknownName {
@@ -142,6 +150,13 @@ impl Layers {
     #[must_use]
     pub fn with(mut self, source: Source, overrides: Overrides) -> Self {
         self.0.push((source, overrides));
+        self
+    }
+
+    /// These layers below `others`.
+    #[must_use]
+    pub fn below(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
         self
     }
 

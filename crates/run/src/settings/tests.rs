@@ -14,7 +14,7 @@ fn overrides(text: &str) -> Result<Overrides, Error> {
 fn layers(text: &str) -> Layers {
     let machine = overrides("threads = 1\npatience = 5").unwrap();
     Layers::default()
-        .with(Source::Network("alexnet".to_owned()), machine)
+        .with(Source::Defaults, machine)
         .with(Source::File("a.toml".into()), overrides(text).unwrap())
 }
 
