@@ -174,7 +174,7 @@ fn what_is_missing_is_trained_and_all_is_reported() {
     );
 
     // What was predicted is what was counted.
-    let run = report::Run::read(&first.join("small-alexnet-reference-seed1")).unwrap();
+    let run = run::Run::read(&first.join("small-alexnet-reference-seed1")).unwrap();
     let confusion = run.predictions.as_ref().unwrap().confusion();
     let right: u64 = (0..10).map(|class| confusion[class][class]).sum();
     let all: u64 = confusion.iter().flatten().sum();

@@ -233,7 +233,7 @@ fn a_run_that_learns_nothing_stops_early() {
     again.arg("--resume").arg(folder.path().join("a"));
     printed(&mut again);
     assert_eq!(metrics(&folder.path().join("a")).len(), 3);
-    let report = report::Run::read(&folder.path().join("a")).unwrap();
+    let report = run::Run::read(&folder.path().join("a")).unwrap();
     assert!(report.finished() && report.predictions.is_some());
 }
 

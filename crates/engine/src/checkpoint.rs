@@ -13,6 +13,7 @@ use crate::progress::Progress;
 use crate::weights::{Inputs, Weights, WeightsFile, json, write};
 use candle_core::Tensor;
 use models::Architecture;
+use run::file;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -72,13 +73,13 @@ impl Checkpoints {
     /// The weights of the epoch with the best test accuracy.
     #[must_use]
     pub fn best_path(&self) -> PathBuf {
-        self.folder.join("best.safetensors")
+        self.folder.join(file::BEST_WEIGHTS)
     }
 
     /// The latest checkpoint, from which training resumes.
     #[must_use]
     pub fn last_path(&self) -> PathBuf {
-        self.folder.join("last.safetensors")
+        self.folder.join(file::LAST_WEIGHTS)
     }
 
     /// Writes `best.safetensors`.

@@ -24,4 +24,4 @@ pub use layer::{Block, Layer};
 pub use network::{DropoutMasks, Error, Network};
 #[cfg(feature = "tensors")]
 pub use step::{Operation, Step};
-pub use summary::summary;
+pub use summary::{grouped, summary};

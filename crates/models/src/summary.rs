@@ -55,8 +55,9 @@ fn row(layer: &str, shape: &str, parameters: &str) -> String {
     format!("{layer:>20}  {shape:>25} {parameters:>15}")
 }
 
-/// A number with commas between groups of three digits.
-fn grouped(number: usize) -> String {
+/// A number with commas between groups of three digits: `58,292,074`.
+#[must_use]
+pub fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();
     for (index, digit) in digits.chars().enumerate() {

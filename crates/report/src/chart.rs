@@ -1,19 +1,19 @@
-//! Line charts inside a page: SVG whose colours come from the page's style, so that they follow light and dark.
+//! Line charts as SVG. Their colours are those of the page's style sheet, which has a light and a dark scheme.
 
 use maud::{Markup, html};
 use std::fmt::Write;
 
 /// One line.
 pub(crate) struct Series {
-    /// What it is called in the legend; lines of the same name are named once.
+    /// Its name in the legend; lines of the same name are listed once.
     pub(crate) name: String,
     /// The style's class for its colour and dashes.
     pub(crate) class: String,
-    /// Places along both axes.
+    /// x and y.
     pub(crate) points: Vec<(f64, f64)>,
-    /// Lower and upper bound by place.
+    /// x, and the lower and upper bound of y.
     pub(crate) band: Vec<(f64, f64, f64)>,
-    /// Thin and without a legend: one run of many.
+    /// A thin line without a legend: one of several runs.
     pub(crate) thin: bool,
 }
 
@@ -23,13 +23,13 @@ pub(crate) struct Chart {
     pub(crate) x: &'static str,
     pub(crate) y: &'static str,
     pub(crate) series: Vec<Series>,
-    /// Powers of ten up the side, for learning rates.
+    /// A logarithmic y axis.
     pub(crate) logarithmic: bool,
-    /// Ticks along the bottom at whole numbers only.
+    /// x ticks at integers only.
     pub(crate) whole: bool,
 }
 
-/// The picture's size and the room around the axes, in its own units: pixels at full size.
+/// Size of the chart and its margins, in pixels at full size.
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 260.0;
 const LEFT: f64 = 58.0;
@@ -72,7 +72,7 @@ impl Axis {
         }
     }
 
-    /// Values are logarithms to base ten.
+    /// An axis of logarithms to base 10.
     fn logarithmic(values: impl Iterator<Item = f64>) -> Self {
         let (low, high) = range(values);
         let (low, high) = ((low - 0.1).floor(), (high + 0.1).ceil());
@@ -85,7 +85,8 @@ impl Axis {
         }
     }
 
-    fn share(&self, value: f64) -> f64 {
+    /// The position of a value on the axis, 0 to 1.
+    fn fraction(&self, value: f64) -> f64 {
         (value - self.low) / (self.high - self.low)
     }
 }
@@ -176,8 +177,8 @@ impl Chart {
         } else {
             Axis::linear(heights, false)
         };
-        let across = |place: f64| LEFT + x.share(place) * (WIDTH - LEFT - RIGHT);
-        let up = |place: f64| HEIGHT - BOTTOM - y.share(place) * (HEIGHT - TOP - BOTTOM);
+        let across = |place: f64| LEFT + x.fraction(place) * (WIDTH - LEFT - RIGHT);
+        let up = |place: f64| HEIGHT - BOTTOM - y.fraction(place) * (HEIGHT - TOP - BOTTOM);
         let path = |points: &mut dyn Iterator<Item = (f64, f64)>| {
             let mut path = String::new();
             for (place, height) in
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn ticks_lie_on_the_axis() {
+    fn ticks_are_within_the_axis() {
         let labels = |axis: &Axis| {
             axis.ticks
                 .iter()
@@ -254,7 +255,7 @@ mod tests {
         assert_eq!(labels(&loss), ["0.5", "1.0", "1.5", "2.0"]);
         let rate = Axis::logarithmic([-2.0, -4.0].into_iter());
         assert_eq!(labels(&rate), ["10⁻⁵", "10⁻⁴", "10⁻³", "10⁻²", "10⁻¹"]);
-        // One value, or none, is a chart as well.
+        // One value, or none.
         assert!(!Axis::linear([0.5].into_iter(), false).ticks.is_empty());
         assert!(!Axis::linear(std::iter::empty(), true).ticks.is_empty());
     }

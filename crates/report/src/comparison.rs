@@ -1,27 +1,16 @@
-//! Runs laid side by side: grouped by what they have in common, checked to be comparable.
+//! Runs grouped into repetitions of one experiment, and checked to be comparable.
 
-use crate::run::Run;
 use crate::statistics::Sample;
-use std::collections::BTreeMap;
-use toml::{Table, Value};
+use models::Architecture;
+use run::settings::{self, Property};
+use run::{EvaluationSplit, Run};
 
-/// Settings by which runs of one group may differ: the seed, and what does not change a run's result.
-pub const INDIFFERENT: [&str; 5] = [
-    "seed",
-    "threads",
-    "data_dir",
-    "device",
-    "checkpoint_minutes",
-];
-
-/// Runs that differ in their seeds alone.
+/// Repetitions of one experiment: runs that differ only in settings with [`Property::MayDiffer`], such as the seed.
 #[derive(Clone, Debug)]
 pub struct Group {
-    /// For people: the network, and the recipe where more than one is compared.
+    /// The network's name, and what else tells the group from the others.
     pub label: String,
-    /// The network's name.
-    pub model: String,
-    /// The runs, by seed.
+    /// The runs, by seed; at least one.
     pub runs: Vec<Run>,
 }
 
@@ -30,8 +19,6 @@ pub struct Group {
 pub struct Comparison {
     /// The groups, in the order of their first runs.
     pub groups: Vec<Group>,
-    /// The images: `cifar10` or `synthetic`.
-    pub dataset: String,
 }
 
 /// Why runs cannot be compared.
@@ -40,9 +27,9 @@ pub enum Error {
     /// There are none.
     #[error("there is no run to report on")]
     NoRuns,
-    /// They saw other images.
+    /// They have different data.
     #[error(
-        "the runs `{first}` and `{second}` cannot be laid side by side: they saw different data ({first_data}; {second_data})"
+        "the runs `{first}` and `{second}` cannot be compared: they have different data ({first_data}; {second_data})"
     )]
     DifferentData {
         /// A run's name.
@@ -54,7 +41,7 @@ pub enum Error {
         /// The data of the second.
         second_data: String,
     },
-    /// The same run is there twice.
+    /// Two runs have the same settings.
     #[error(
         "the runs `{first}` and `{second}` have the same settings and the same seed {seed}; give each seed once"
     )]
@@ -66,16 +53,18 @@ pub enum Error {
         /// Their seed.
         seed: u64,
     },
+    /// Settings cannot be compared.
+    #[error(transparent)]
+    Settings(#[from] settings::Error),
 }
 
 impl Comparison {
-    /// Lays runs side by side.
+    /// Groups the runs.
     ///
     /// # Errors
-    /// When there are none, they saw different data, or two differ in nothing.
+    /// When there are none, they have different data, or two have the same settings and seed.
     pub fn new(runs: Vec<Run>) -> Result<Self, Error> {
         let first = runs.first().ok_or(Error::NoRuns)?;
-        let dataset = text(&first.settings, "dataset");
         if let Some(other) = runs.iter().find(|run| data(run) != data(first)) {
             return Err(Error::DifferentData {
                 first: first.name.clone(),
@@ -84,44 +73,49 @@ impl Comparison {
                 second_data: data(other),
             });
         }
-        let mut groups: Vec<(Table, Vec<Run>)> = Vec::new();
+        let mut groups: Vec<Vec<Run>> = Vec::new();
         for run in runs {
-            let key = key(&run);
-            match groups.iter_mut().find(|(other, _)| *other == key) {
-                Some((_, group)) => {
-                    if let Some(same) = group.iter().find(|other| other.seed == run.seed) {
-                        return Err(Error::SameSeed {
-                            first: same.name.clone(),
-                            second: run.name,
-                            seed: run.seed,
-                        });
-                    }
-                    group.push(run);
+            let mut group = None;
+            for other in &mut groups {
+                if differences(&other[0], &run)?.is_empty() {
+                    group = Some(other);
+                    break;
                 }
-                None => groups.push((key, vec![run])),
             }
+            let Some(group) = group else {
+                groups.push(vec![run]);
+                continue;
+            };
+            let seed = run.settings.seed;
+            if let Some(same) = group.iter().find(|other| other.settings.seed == seed) {
+                return Err(Error::SameSeed {
+                    first: same.name.clone(),
+                    second: run.name,
+                    seed,
+                });
+            }
+            group.push(run);
         }
-        let labels = labels(&groups.iter().map(|(key, _)| key).collect::<Vec<_>>());
-        let groups = groups
-            .into_iter()
-            .zip(labels)
-            .map(|((key, mut runs), label)| {
-                runs.sort_by_key(|run| run.seed);
-                Group {
-                    label,
-                    model: text(&key, "model"),
-                    runs,
-                }
-            });
+        let labels = labels(&groups)?;
+        let groups = groups.into_iter().zip(labels).map(|(mut runs, label)| {
+            runs.sort_by_key(|run| run.settings.seed);
+            Group { label, runs }
+        });
         Ok(Self {
             groups: groups.collect(),
-            dataset,
         })
     }
 
     /// All runs, group by group.
     pub fn runs(&self) -> impl Iterator<Item = &Run> {
         self.groups.iter().flat_map(|group| &group.runs)
+    }
+
+    /// The first run, which has its data in common with all others.
+    #[must_use]
+    pub fn first(&self) -> &Run {
+        // `new` returns no comparison without runs.
+        self.groups[0].first()
     }
 
     /// Every two groups.
@@ -132,6 +126,12 @@ impl Comparison {
 }
 
 impl Group {
+    /// The run with the lowest seed.
+    #[must_use]
+    pub fn first(&self) -> &Run {
+        &self.runs[0]
+    }
+
     /// A value of every run.
     #[must_use]
     pub fn values(&self, value: impl Fn(&Run) -> f64) -> Vec<f64> {
@@ -147,107 +147,113 @@ impl Group {
     /// Runs of both groups with the same seed.
     pub fn paired<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (&'a Run, &'a Run)> {
         self.runs.iter().filter_map(|run| {
-            let partner = other.runs.iter().find(|other| other.seed == run.seed)?;
+            let seed = run.settings.seed;
+            let partner = other
+                .runs
+                .iter()
+                .find(|other| other.settings.seed == seed)?;
             Some((run, partner))
         })
     }
 }
 
-/// The network's name for people.
-#[must_use]
-pub fn network_name(model: &str) -> &str {
-    match model {
-        "alexnet" => "AlexNet",
-        "small-alexnet" => "SmallAlexNet",
-        other => other,
-    }
+/// The display name of a network. A network that this version does not know keeps its name.
+pub(crate) fn network_name(model: &str) -> &str {
+    model
+        .parse()
+        .map_or(model, |known: Architecture| known.display_name)
 }
 
-fn text(settings: &Table, key: &str) -> String {
-    settings
-        .get(key)
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        .to_owned()
-}
-
+/// The data of a run, in words.
 fn data(run: &Run) -> String {
     let made_by = &run.made_by;
-    let evaluated =
-        match ["validation", "overfit_batches"].map(|key| run.settings.contains_key(key)) {
-            [false, false] => "test",
-            [true, _] => "validation",
-            [_, true] => "memorised",
-        };
+    let evaluated = match (run.last().split(), run.settings.overfit_batches) {
+        (_, Some(_)) => "memorised",
+        (EvaluationSplit::Validation, None) => "validation",
+        (EvaluationSplit::Test, None) => "test",
+    };
     format!(
         "{}, {} training and {} {evaluated} images, SHA-256 {}",
-        text(&run.settings, "dataset"),
-        made_by.train_images,
-        made_by.test_images,
-        made_by.data_sha256
+        run.settings.dataset, made_by.train_images, made_by.test_images, made_by.data_sha256
     )
 }
 
-/// What runs of a group have in common.
-fn key(run: &Run) -> Table {
-    let mut settings = run.settings.clone();
-    settings.retain(|key, _| !INDIFFERENT.contains(&key));
-    settings.insert(
-        "computed in".to_owned(),
-        Value::String(run.made_by.precision.clone()),
-    );
-    settings
+/// In what two runs are different experiments: the keys of settings, and the run's values of them.
+fn differences(first: &Run, second: &Run) -> Result<Vec<Difference>, Error> {
+    let settings = first
+        .settings
+        .differences(&second.settings, Property::MayDiffer)?;
+    let settings = settings.into_iter().map(|difference| Difference {
+        key: difference.key,
+        values: [difference.first, difference.second],
+    });
+    let precisions = [first, second].map(|run| run.made_by.precision.to_string());
+    let precision = (precisions[0] != precisions[1]).then_some(Difference {
+        key: "computed_in",
+        values: precisions,
+    });
+    Ok(settings.chain(precision).collect())
 }
 
-/// The shortest names that tell the groups apart.
-fn labels(keys: &[&Table]) -> Vec<String> {
-    let label = |key: &Table, names: &[String]| {
-        let mut label = network_name(&text(key, "model")).to_owned();
-        for name in names {
-            let value = key
-                .get(name)
-                .map_or_else(|| "none".to_owned(), ToString::to_string);
-            label += &if name == "recipe" {
-                format!(", {}", value.trim_matches('"'))
-            } else {
-                format!(", {} {}", name.replace('_', " "), value.trim_matches('"'))
-            };
-        }
-        label
-    };
-    let mut values: BTreeMap<&String, Vec<Option<&Value>>> = BTreeMap::new();
-    for name in keys.iter().flat_map(|key| key.keys()) {
-        values.insert(name, keys.iter().map(|key| key.get(name)).collect());
-    }
-    // What differs between groups of the same network; the patience differs between networks by the recipe.
-    let differs = |name: &String| {
-        keys.iter().enumerate().any(|(i, a)| {
-            keys[..i]
-                .iter()
-                .any(|b| a.get("model") == b.get("model") && a.get(name) != b.get(name))
-        })
-    };
-    let mut names: Vec<String> = values
-        .keys()
-        .filter(|name| differs(name))
-        .map(|name| (*name).clone())
-        .collect();
-    names.sort_by_key(|name| (name != "recipe", name.clone()));
-    // A recipe brings its own settings.
-    if names.first().is_some_and(|name| name == "recipe") {
-        let short: Vec<_> = keys.iter().map(|key| label(key, &names[..1])).collect();
-        let distinct: std::collections::BTreeSet<_> = short.iter().collect();
-        if distinct.len() == keys.len() {
-            return short;
+/// A difference between two runs.
+struct Difference {
+    key: &'static str,
+    values: [String; 2],
+}
+
+/// The shortest labels that tell the groups apart.
+fn labels(groups: &[Vec<Run>]) -> Result<Vec<String>, Error> {
+    // What differs between groups of the same network; recipes may set other values for other networks.
+    let mut values: Vec<Vec<(&str, String)>> = vec![Vec::new(); groups.len()];
+    for (i, first) in groups.iter().enumerate() {
+        for (j, second) in groups.iter().enumerate().skip(i + 1) {
+            let (first, second) = (&first[0], &second[0]);
+            if first.settings.model != second.settings.model {
+                continue;
+            }
+            for difference in differences(first, second)? {
+                for (group, value) in [i, j].into_iter().zip(difference.values) {
+                    if values[group].iter().all(|(key, _)| *key != difference.key) {
+                        values[group].push((difference.key, value));
+                    }
+                }
+            }
         }
     }
-    keys.iter().map(|key| label(key, &names)).collect()
+    let labels = |recipes_only: bool| -> Vec<String> {
+        let labels = groups.iter().zip(values.clone()).map(|(runs, mut values)| {
+            values.sort_by_key(|(key, _)| *key != "recipe");
+            let mut label = network_name(&runs[0].settings.model).to_owned();
+            for (key, value) in &values {
+                if recipes_only && *key != "recipe" {
+                    continue;
+                }
+                let value = value.trim_matches('"');
+                label += &match *key {
+                    "recipe" => format!(", {value}"),
+                    key => format!(", {} {value}", key.replace('_', " ")),
+                };
+            }
+            label
+        });
+        labels.collect()
+    };
+    // A recipe implies its other settings.
+    let short = labels(true);
+    let distinct: std::collections::BTreeSet<_> = short.iter().collect();
+    Ok(if distinct.len() == groups.len() {
+        short
+    } else {
+        labels(false)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::tests::made_up;
+    use crate::made_up::run as made_up;
+    use run::MadeBy;
+    use run::settings::Precision;
 
     fn labels_of(runs: Vec<Run>) -> Vec<String> {
         let comparison = Comparison::new(runs).unwrap();
@@ -259,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_named_by_what_tells_them_apart() {
+    fn labels_tell_groups_apart() {
         let run = |model, seed, settings| made_up(model, seed, settings, &[(1.0, 1.0, 0.5)]);
         let both = vec![
             run("alexnet", 0, "patience = 5"),
@@ -267,28 +273,39 @@ mod tests {
             run("alexnet", 1, "patience = 5"),
         ];
         assert_eq!(labels_of(both), ["AlexNet", "SmallAlexNet"]);
-        // A recipe's own settings need no mention.
+        // A recipe implies its settings.
         let recipes = vec![
             run("alexnet", 0, "recipe = 'reference'\nbatch_size = 500"),
             run("alexnet", 0, "recipe = 'best'\nbatch_size = 100"),
         ];
         assert_eq!(labels_of(recipes), ["AlexNet, reference", "AlexNet, best"]);
-        let rates = vec![
-            run("alexnet", 0, "learning_rate = 0.01\nthreads = 1"),
-            run("alexnet", 0, "learning_rate = 0.02"),
-            run("alexnet", 1, "learning_rate = 0.01"),
+        let precisions = vec![
+            run("alexnet", 0, ""),
+            Run {
+                made_by: MadeBy {
+                    precision: Precision::Tf32,
+                    ..run("alexnet", 0, "").made_by
+                },
+                ..run("alexnet", 0, "")
+            },
         ];
         assert_eq!(
-            labels_of(rates),
-            ["AlexNet, learning rate 0.01", "AlexNet, learning rate 0.02"]
+            labels_of(precisions),
+            ["AlexNet, computed in f32", "AlexNet, computed in tf32"]
         );
+        let rates = vec![
+            run("alexnet", 0, "lr = 0.01\nthreads = 1"),
+            run("alexnet", 0, "lr = 0.02"),
+            run("alexnet", 1, "lr = 0.01"),
+        ];
+        assert_eq!(labels_of(rates), ["AlexNet, lr 0.01", "AlexNet, lr 0.02"]);
     }
 
     #[test]
-    fn runs_are_in_the_order_of_their_seeds() {
+    fn runs_are_sorted_by_seed() {
         let run = |seed| made_up("alexnet", seed, "", &[(1.0, 1.0, 0.5)]);
         let comparison = Comparison::new(vec![run(2), run(0), run(1)]).unwrap();
-        assert!(comparison.runs().map(|run| run.seed).eq(0..3));
+        assert!(comparison.runs().map(|run| run.settings.seed).eq(0..3));
         assert!(matches!(Comparison::new(Vec::new()), Err(Error::NoRuns)));
     }
 }

@@ -1,9 +1,10 @@
-//! What a report says: tables and sentences, for Markdown and HTML alike.
+//! The tables and sentences of a report, for Markdown and HTML.
 
 use crate::comparison::{Comparison, Group, network_name};
-use crate::run::Run;
 use crate::statistics::{Sample, mcnemar, paired_test};
-use toml::Value;
+use models::grouped;
+use run::settings::{FIELDS, Property};
+use run::{Predictions, Run, predictions::CLASSES};
 
 /// A table. The first column names the rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +22,7 @@ impl Table {
     }
 }
 
-/// What the post says of a network: <https://github.com/gratus907/Pytorch-Cifar10> and the article about it. One run
+/// The post's result of a network: <https://github.com/gratus907/Pytorch-Cifar10> and the article about it. One run
 /// each, on a GTX 1070 Ti with PyTorch.
 struct Post {
     model: &'static str,
@@ -46,38 +47,26 @@ const POST: [Post; 2] = [
 const POST_EPOCHS: usize = 50;
 const POST_IMAGES: u64 = 50_000;
 
-/// What a column of the post is called.
+/// The name of the post's column for a network.
 fn post_label(post: &Post) -> String {
     format!("the post: {}", network_name(post.model))
 }
 
-/// The post's columns: the networks that are compared.
+/// The post's results of the networks that are compared.
 fn posts(comparison: &Comparison) -> impl Iterator<Item = &'static Post> {
     POST.iter().filter(|post| {
         comparison
             .groups
             .iter()
-            .any(|group| group.model == post.model)
+            .any(|group| group.first().settings.model == post.model)
     })
 }
 
-pub(crate) fn percent(share: f64) -> String {
-    format!("{:.2} %", 100.0 * share)
+pub(crate) fn percent(fraction: f64) -> String {
+    format!("{:.2} %", 100.0 * fraction)
 }
 
-pub(crate) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut grouped = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
-}
-
-/// Seconds for people.
+/// Seconds in a unit that fits.
 fn duration(seconds: f64) -> String {
     if seconds < 120.0 {
         format!("{seconds:.1} s")
@@ -92,7 +81,7 @@ fn interval(sample: &Sample) -> String {
     sample.half_width.map_or_else(
         || "needs two seeds".to_owned(),
         |half| {
-            // No accuracy lies outside.
+            // An accuracy is within 0 and 1.
             let (low, high) = ((sample.mean - half).max(0.0), (sample.mean + half).min(1.0));
             format!("{:.2} to {:.2} %", 100.0 * low, 100.0 * high)
         },
@@ -103,7 +92,7 @@ fn interval(sample: &Sample) -> String {
 pub(crate) fn title(comparison: &Comparison) -> String {
     let mut names: Vec<&str> = Vec::new();
     for group in &comparison.groups {
-        let name = network_name(&group.model);
+        let name = network_name(&group.first().settings.model);
         if !names.contains(&name) {
             names.push(name);
         }
@@ -111,10 +100,11 @@ pub(crate) fn title(comparison: &Comparison) -> String {
     format!(
         "{} on {}",
         names.join(" and "),
-        dataset_name(&comparison.dataset)
+        dataset_name(&comparison.first().settings.dataset)
     )
 }
 
+/// The display name of a data set. A data set that this version does not know keeps its name.
 fn dataset_name(dataset: &str) -> &str {
     match dataset {
         "cifar10" => "CIFAR-10",
@@ -123,12 +113,10 @@ fn dataset_name(dataset: &str) -> &str {
     }
 }
 
-/// What was run, in a sentence or two.
+/// The data and the epochs of the runs, and where they differ from the post's.
 pub(crate) fn setting(comparison: &Comparison) -> Vec<String> {
     let runs: Vec<_> = comparison.runs().collect();
-    let Some(first) = runs.first() else {
-        return Vec::new();
-    };
+    let first = comparison.first();
     let images = first.made_by.train_images;
     let shortest = runs.iter().map(|run| run.epochs.len()).min().unwrap_or(0);
     let longest = runs.iter().map(|run| run.epochs.len()).max().unwrap_or(0);
@@ -138,43 +126,43 @@ pub(crate) fn setting(comparison: &Comparison) -> Vec<String> {
         format!("{shortest} to {longest}")
     };
     let mut sentences = vec![format!(
-        "{} runs, {epochs} epochs each, on {} training images of {}, tested with {} images.",
+        "{} runs of {epochs} epochs each, on {} training images of {}, evaluated on {} images.",
         runs.len(),
-        grouped(images),
-        dataset_name(&comparison.dataset),
-        grouped(first.made_by.test_images),
+        grouped(images as usize),
+        dataset_name(&first.settings.dataset),
+        grouped(first.made_by.test_images as usize),
     )];
-    if comparison.dataset != "cifar10"
+    if first.settings.dataset != "cifar10"
         || images != POST_IMAGES
         || shortest != POST_EPOCHS
         || longest != POST_EPOCHS
     {
         sentences.push(format!(
-            "The post trained on all {} images of CIFAR-10 for {POST_EPOCHS} epochs: its accuracies come from other conditions.",
-            grouped(POST_IMAGES)
+            "The post trained on all {} images of CIFAR-10 for {POST_EPOCHS} epochs, so its accuracies are not comparable with these.",
+            grouped(POST_IMAGES as usize)
         ));
     }
-    if let Some(images) = first.settings.get("validation") {
+    if let Some(images) = first.settings.validation {
         sentences.push(format!(
-            "These runs held out {images} training images and were evaluated on them: wherever test images are mentioned, these are meant.",
+            "These runs were evaluated on {images} held-out training images; below, \"test\" refers to them.",
         ));
     }
-    if first.settings.contains_key("overfit_batches") {
+    if first.settings.overfit_batches.is_some() {
         sentences.push(
-            "These runs were evaluated on the images that they were trained on: wherever test images are mentioned, these are meant."
+            "These runs were evaluated on the images that they were trained on; below, \"test\" refers to them."
                 .to_owned(),
         );
     }
     for run in runs.iter().filter(|run| run.last().stopped_early) {
         sentences.push(format!(
-            "The run {} stopped early, after {} epochs.",
+            "Early stopping ended the run {} after {} epochs.",
             run.name,
             run.epochs.len()
         ));
     }
     for run in runs.iter().filter(|run| !run.finished()) {
         sentences.push(format!(
-            "The run {} is not finished: {} epochs are done.",
+            "The run {} is not finished: it has {} epochs.",
             run.name,
             run.epochs.len()
         ));
@@ -182,8 +170,8 @@ pub(crate) fn setting(comparison: &Comparison) -> Vec<String> {
     sentences
 }
 
-/// Share of the parameters that lie in convolutions.
-fn convolution_share(run: &Run) -> Option<f64> {
+/// The fraction of the parameters that belong to convolutions.
+fn convolution_fraction(run: &Run) -> Option<f64> {
     let layers = run.layers.as_ref()?;
     let all: u64 = layers.iter().map(|layer| layer.parameters).sum();
     let convolutions = layers.iter().filter(|layer| layer.kind == "Conv2d");
@@ -191,7 +179,7 @@ fn convolution_share(run: &Run) -> Option<f64> {
     (all > 0).then(|| convolutions as f64 / all as f64)
 }
 
-/// The table of the post with ours beside it.
+/// The post's table of results, with the groups beside it.
 pub(crate) fn results(comparison: &Comparison) -> Table {
     let posts: Vec<_> = posts(comparison).collect();
     let mut table = Table::new([""]);
@@ -216,27 +204,27 @@ pub(crate) fn results(comparison: &Comparison) -> Table {
     let of_network = |model: &str, value: &dyn Fn(&Run) -> Option<String>| {
         comparison
             .runs()
-            .filter(|run| run.model == model)
+            .filter(|run| run.settings.model == model)
             .find_map(value)
             .unwrap_or_else(|| "–".to_owned())
     };
     let none = |_: &Post| "–".to_owned();
-    let parameters = |run: &Run| Some(grouped(run.made_by.parameters));
-    let share = |run: &Run| convolution_share(run).map(percent);
+    let parameters = |run: &Run| Some(grouped(run.made_by.parameters as usize));
+    let convolutions = |run: &Run| convolution_fraction(run).map(percent);
     row(
         "parameters",
         &|post| of_network(post.model, &parameters),
-        &|group| Some(of_network(&group.model, &parameters)),
+        &|group| Some(of_network(&group.first().settings.model, &parameters)),
     );
     row(
         "of these in convolutions",
-        &|post| of_network(post.model, &share),
-        &|group| Some(of_network(&group.model, &share)),
+        &|post| of_network(post.model, &convolutions),
+        &|group| Some(of_network(&group.first().settings.model, &convolutions)),
     );
     row("epochs", &|_| POST_EPOCHS.to_string(), &|group| {
         let epochs = group.sample(|run| run.epochs.len() as f64)?;
         Some(if epochs.deviation.unwrap_or(0.0) > 0.0 {
-            format!("{:.1} on average", epochs.mean)
+            format!("{:.1} (mean)", epochs.mean)
         } else {
             epochs.mean.to_string()
         })
@@ -253,25 +241,25 @@ pub(crate) fn results(comparison: &Comparison) -> Table {
             ))
         },
     );
-    row("its standard deviation over seeds", &none, &|group| {
+    row("standard deviation over seeds", &none, &|group| {
         let sample = group.sample(|run| run.last().evaluated().accuracy)?;
         Some(sample.deviation.map_or_else(
             || "needs two seeds".to_owned(),
             |deviation| format!("{:.2} points", 100.0 * deviation),
         ))
     });
-    row("95 % interval of the mean", &none, &|group| {
+    row("95 % confidence interval of the mean", &none, &|group| {
         Some(interval(
             &group.sample(|run| run.last().evaluated().accuracy)?,
         ))
     });
-    // Beside the accuracies of the weights themselves, where runs have them.
+    // Where runs have them.
     for (name, accuracy) in [
         (
-            "the same by the weights' moving average",
+            "test accuracy with the EMA of the weights",
             (|run| run.last().evaluated().model_ema_accuracy) as fn(&Run) -> Option<f64>,
         ),
-        ("the same with mirrored views", |run| {
+        ("test accuracy with test-time augmentation", |run| {
             run.last().evaluated().tta_accuracy
         }),
     ] {
@@ -297,7 +285,7 @@ pub(crate) fn results(comparison: &Comparison) -> Table {
     table
 }
 
-/// How the accuracies relate, in sentences.
+/// The ratios of parameters and accuracies, in sentences.
 pub(crate) fn ratios(comparison: &Comparison) -> Vec<String> {
     let mut sentences = Vec::new();
     for (a, b) in comparison.pairs() {
@@ -310,7 +298,7 @@ pub(crate) fn ratios(comparison: &Comparison) -> Vec<String> {
         let parameters =
             |group: &Group| group.runs.first().map_or(0, |run| run.made_by.parameters) as f64;
         sentences.push(format!(
-            "{} has {:.2} times the parameters of {} and reaches {:.3} times its test accuracy ({} against {}).",
+            "{} has {:.2} times the parameters of {} and reaches {:.3} times its test accuracy ({} and {}).",
             b.label,
             parameters(b) / parameters(a),
             a.label,
@@ -332,7 +320,7 @@ pub(crate) fn ratios(comparison: &Comparison) -> Vec<String> {
 
 /// The table of times.
 pub(crate) fn times(comparison: &Comparison) -> Table {
-    let mut table = Table::new(["", "time an epoch", "time in all", "images/s", "where"]);
+    let mut table = Table::new(["", "time per epoch", "total time", "images/s", "device"]);
     for post in posts(comparison) {
         let seconds = 60.0 * post.minutes;
         table.rows.push(vec![
@@ -350,31 +338,29 @@ pub(crate) fn times(comparison: &Comparison) -> Table {
         let mean = |value: &dyn Fn(&Run) -> f64| {
             group.sample(value).map_or(f64::NAN, |sample| sample.mean)
         };
-        let mut places: Vec<_> = group.runs.iter().map(place).collect();
-        places.dedup();
+        let mut devices: Vec<_> = group.runs.iter().map(device).collect();
+        devices.dedup();
         table.rows.push(vec![
             group.label.clone(),
             duration(mean(&|run| run.seconds() / run.epochs.len() as f64)),
             duration(mean(&Run::seconds)),
             format!("{:.0}", mean(&Run::images_per_second)),
-            places.join("; "),
+            devices.join("; "),
         ]);
     }
     table
 }
 
-/// Where a run computed.
-fn place(run: &Run) -> String {
-    let threads = run.settings.get("threads").and_then(Value::as_integer);
-    match (&run.made_by.gpu, threads) {
+/// The device of a run, with what affects its speed.
+fn device(run: &Run) -> String {
+    match (&run.made_by.gpu, run.settings.threads.get()) {
         (Some(gpu), _) => format!("{gpu}, {}", run.made_by.precision),
-        (None, Some(1)) => format!("{}, 1 thread", run.made_by.device),
-        (None, Some(threads)) => format!("{}, {threads} threads", run.made_by.device),
-        (None, None) => run.made_by.device.clone(),
+        (None, 1) => format!("{}, 1 thread", run.made_by.device),
+        (None, threads) => format!("{}, {threads} threads", run.made_by.device),
     }
 }
 
-/// How the times relate, in sentences.
+/// The ratios of times, in sentences.
 pub(crate) fn time_ratios(comparison: &Comparison) -> Vec<String> {
     let mut sentences = Vec::new();
     for (a, b) in comparison.pairs() {
@@ -394,7 +380,7 @@ pub(crate) fn time_ratios(comparison: &Comparison) -> Vec<String> {
     }
     if posts(comparison).count() == 2 {
         sentences.push(format!(
-            "In the post it is {:.2} times as long ({:.0} against {:.0} minutes); its images/s are computed from these, evaluation counted in.",
+            "In the post, it takes {:.2} times as long ({:.0} and {:.0} minutes in all); its images/s are computed from these times, which include evaluation.",
             POST[1].minutes / POST[0].minutes,
             POST[1].minutes,
             POST[0].minutes
@@ -415,7 +401,7 @@ pub(crate) fn layer_times(run: &Run) -> Option<Table> {
     if all <= 0.0 {
         return None;
     }
-    let mut table = Table::new(["layer", "forward", "backward", "share of the step's layers"]);
+    let mut table = Table::new(["layer", "forward", "backward", "fraction of all layers"]);
     for (layer, [forward, backward]) in layers {
         table.rows.push(vec![
             format!("{} {}", layer.name, layer.kind),
@@ -427,21 +413,21 @@ pub(crate) fn layer_times(run: &Run) -> Option<Table> {
     Some(table)
 }
 
-/// A probability for people.
-fn chance(p: f64) -> String {
+/// A p-value.
+fn p_value(p: f64) -> String {
     if p < 0.0001 {
-        "less than 0.01 %".to_owned()
+        "p < 0.0001".to_owned()
     } else if p < 0.1 {
-        format!("{:.2} %", 100.0 * p)
+        format!("p = {p:.4}")
     } else {
-        format!("{:.0} %", 100.0 * p)
+        format!("p = {p:.2}")
     }
 }
 
-/// The probability below which a difference is called real.
-const CALLED_REAL: f64 = 0.05;
+/// The p-value below which a difference is called significant.
+const SIGNIFICANT: f64 = 0.05;
 
-/// Whether the differences are real, in words.
+/// Whether the differences are significant, in sentences.
 pub(crate) fn tests(comparison: &Comparison) -> Vec<String> {
     let mut sentences = Vec::new();
     for (a, b) in comparison.pairs() {
@@ -451,7 +437,7 @@ pub(crate) fn tests(comparison: &Comparison) -> Vec<String> {
             .collect();
         sentences.push(match paired_test(&pairs) {
             None => format!(
-                "{} against {}, over seeds: the spread between seeds is seen with two seeds or more that both have; here it is {}.",
+                "{} and {}: a paired t-test needs at least two seeds that both have; here they have {} in common.",
                 a.label,
                 b.label,
                 if pairs.len() == 1 { "one" } else { "none" }
@@ -462,24 +448,23 @@ pub(crate) fn tests(comparison: &Comparison) -> Vec<String> {
                 let half = test.difference.half_width.unwrap_or(0.0);
                 let sign = if mean >= 0.0 { 1.0 } else { -1.0 };
                 let mut text = format!(
-                    "Over {} seeds, {} is {:.2} points better than {} on average (95 % interval {:.2} to {:.2} points). \
-                     If both were equally good, seeds would differ this much by chance in {} of such comparisons \
-                     (paired t-test): ",
+                    "Over {} seeds, the mean accuracy of {} is {:.2} points above that of {} (95 % confidence interval \
+                     {:.2} to {:.2} points; paired t-test, {}): ",
                     pairs.len(),
                     better.label,
                     100.0 * mean.abs(),
                     worse.label,
                     100.0 * (sign * mean - half),
                     100.0 * (sign * mean + half),
-                    chance(test.p),
+                    p_value(test.p),
                 );
-                text += if test.p < CALLED_REAL {
-                    "the difference is larger than what seeds do."
+                text += if test.p < SIGNIFICANT {
+                    "the difference is significant."
                 } else {
-                    "it may be the seeds' doing."
+                    "the difference is not significant."
                 };
                 if pairs.len() < 5 {
-                    text += &format!(" With {} seeds, only a difference much larger than the spread can be told from chance.", pairs.len());
+                    text += &format!(" With only {} seeds, the test detects large differences alone.", pairs.len());
                 }
                 text
             }
@@ -490,26 +475,25 @@ pub(crate) fn tests(comparison: &Comparison) -> Vec<String> {
             {
                 let count = |wanted: (bool, bool)| {
                     (0..of_a.labels.len())
-                        .filter(|n| (of_a.right(*n), of_b.right(*n)) == wanted)
+                        .filter(|n| (of_a.correct(*n), of_b.correct(*n)) == wanted)
                         .count() as u64
                 };
                 let (only_a, only_b) = (count((true, false)), count((false, true)));
                 let p = mcnemar(only_a, only_b);
                 sentences.push(format!(
-                    "Seed {}: of {} test images, {} are right with {} alone and {} with {} alone. If both networks were \
-                     equally good, a split at least this uneven would come up by chance in {} of such comparisons \
-                     (McNemar's exact test): {}",
-                    first.seed,
-                    grouped(of_a.labels.len() as u64),
-                    grouped(only_a),
+                    "Seed {}: of {} test images, {} are classified correctly by {} only and {} by {} only (McNemar's exact \
+                     test, {}): {}",
+                    first.settings.seed,
+                    grouped(of_a.labels.len()),
+                    grouped(only_a as usize),
                     a.label,
-                    grouped(only_b),
+                    grouped(only_b as usize),
                     b.label,
-                    chance(p),
-                    if p < CALLED_REAL {
-                        "for these two trained networks, the difference is not chance in the choice of test images."
+                    p_value(p),
+                    if p < SIGNIFICANT {
+                        "the difference between these two trained networks is significant."
                     } else {
-                        "other test images might turn it round."
+                        "the difference between these two trained networks is not significant."
                     }
                 ));
             }
@@ -518,7 +502,7 @@ pub(crate) fn tests(comparison: &Comparison) -> Vec<String> {
     sentences
 }
 
-/// Where overfitting begins, in words.
+/// Where overfitting begins, in a sentence.
 pub(crate) fn overfitting(group: &Group) -> Option<String> {
     let epochs = group.runs.iter().map(|run| run.epochs.len()).min()?;
     let mean = |epoch: usize, value: &dyn Fn(&run::EpochMetrics) -> f64| {
@@ -541,8 +525,8 @@ pub(crate) fn overfitting(group: &Group) -> Option<String> {
         )
     } else if trained(epochs - 1) < trained(lowest) {
         format!(
-            "{}: the mean test loss is lowest after epoch {} ({:.4}) and ends at {:.4}, while the training loss falls on \
-             from {:.4} to {:.4}: overfitting begins there.",
+            "{}: the mean test loss is lowest after epoch {} ({:.4}) and ends at {:.4}, while the training loss \
+             decreases further, from {:.4} to {:.4}: overfitting begins there.",
             group.label,
             lowest + 1,
             losses[lowest],
@@ -552,7 +536,7 @@ pub(crate) fn overfitting(group: &Group) -> Option<String> {
         )
     } else {
         format!(
-            "{}: the mean test loss is lowest after epoch {} ({:.4}); the training loss does not fall after it either.",
+            "{}: the mean test loss is lowest after epoch {} ({:.4}); the training loss does not decrease after it either.",
             group.label,
             lowest + 1,
             losses[lowest]
@@ -560,7 +544,7 @@ pub(crate) fn overfitting(group: &Group) -> Option<String> {
     })
 }
 
-/// Accuracy by class: the mean over runs whose predictions were recorded.
+/// Accuracy per class: the mean over runs whose predictions were recorded.
 pub(crate) fn classes(comparison: &Comparison) -> Option<Table> {
     let names = comparison
         .runs()
@@ -573,24 +557,28 @@ pub(crate) fn classes(comparison: &Comparison) -> Option<Table> {
         let mut row = vec![name];
         row.extend(comparison.groups.iter().map(|group| {
             confusion(group)
-                .and_then(|confusion| class_share(&confusion, class))
-                .map_or_else(|| "–".to_owned(), |share| format!("{:.1} %", 100.0 * share))
+                .and_then(|confusion| class_accuracy(&confusion, class))
+                .map_or_else(
+                    || "–".to_owned(),
+                    |accuracy| format!("{:.1} %", 100.0 * accuracy),
+                )
         }));
         table.rows.push(row);
     }
     Some(table)
 }
 
-/// How many images of class `row` were taken for class `column`, over all runs of the group.
-pub(crate) fn confusion(group: &Group) -> Option<[[u64; 10]; 10]> {
+/// The confusion matrix, summed over the group's runs: `[row][column]` counts images with label `row` and prediction
+/// `column`.
+pub(crate) fn confusion(group: &Group) -> Option<[[u64; CLASSES]; CLASSES]> {
     let mut predictions = group
         .runs
         .iter()
         .filter_map(|run| run.predictions.as_ref())
         .peekable();
     predictions.peek()?;
-    let mut sum = [[0; 10]; 10];
-    for confusion in predictions.map(crate::Predictions::confusion) {
+    let mut sum = [[0; CLASSES]; CLASSES];
+    for confusion in predictions.map(Predictions::confusion) {
         for (sum, count) in sum
             .iter_mut()
             .flatten()
@@ -602,27 +590,27 @@ pub(crate) fn confusion(group: &Group) -> Option<[[u64; 10]; 10]> {
     Some(sum)
 }
 
-/// The share of a class's images that were classified rightly.
-fn class_share(confusion: &[[u64; 10]; 10], class: usize) -> Option<f64> {
+/// The accuracy on the images of a class.
+fn class_accuracy(confusion: &[[u64; CLASSES]; CLASSES], class: usize) -> Option<f64> {
     let images: u64 = confusion[class].iter().sum();
     (images > 0).then(|| confusion[class][class] as f64 / images as f64)
 }
 
-/// One test image, and what networks made of it.
-pub(crate) struct Seen {
+/// A test image with the networks' predictions.
+pub(crate) struct PredictedImage {
     pub(crate) number: usize,
-    /// The right class.
+    /// The label's class.
     pub(crate) class: String,
-    /// Who took it for what, with what probability.
-    pub(crate) guesses: Vec<(String, String, f32)>,
-    /// Red, green and blue plane.
+    /// Each network's label, the class that it predicts, and the probability.
+    pub(crate) predicted: Vec<(String, String, f64)>,
+    /// `[3, 32, 32]`.
     pub(crate) picture: Vec<u8>,
 }
 
-/// Images that are shown of a kind: rows of five on a desk, of two on a phone, are full.
+/// Images per heading: full rows of five on a wide screen and of two on a phone.
 const SHOWN: usize = 10;
 
-fn seen(number: usize, runs: &[(&str, &Run)]) -> Option<Seen> {
+fn predicted_image(number: usize, runs: &[(&str, &Run)]) -> Option<PredictedImage> {
     let predictions: Vec<_> = runs
         .iter()
         .filter_map(|(label, run)| Some((*label, run.predictions.as_ref()?)))
@@ -631,25 +619,25 @@ fn seen(number: usize, runs: &[(&str, &Run)]) -> Option<Seen> {
         .iter()
         .find_map(|(_, predictions)| predictions.pictures.get(&u32::try_from(number).ok()?))?;
     let (_, first) = predictions.first()?;
-    let guesses = predictions.iter().map(|(label, predictions)| {
-        let (class, probability) = predictions.guess(number);
+    let predicted = predictions.iter().map(|(label, predictions)| {
+        let (class, probability) = predictions.predicted(number);
         (
             (*label).to_owned(),
             predictions.class_names[class].clone(),
             probability,
         )
     });
-    Some(Seen {
+    Some(PredictedImage {
         number,
         class: first.class_names[usize::from(first.labels[number])].clone(),
-        guesses: guesses.collect(),
+        predicted: predicted.collect(),
         picture: picture.clone(),
     })
 }
 
-/// The images on which exactly one of two networks is right, and the other one most sure of itself: of each pair of
-/// groups, the first seed that both have.
-pub(crate) fn disagreements(comparison: &Comparison) -> Vec<(String, Vec<Seen>)> {
+/// The images that exactly one of two networks classifies correctly, the most confident mistakes first: of each pair of
+/// groups, for the first seed that both have.
+pub(crate) fn disagreements(comparison: &Comparison) -> Vec<(String, Vec<PredictedImage>)> {
     let mut all = Vec::new();
     for (a, b) in comparison.pairs() {
         let Some((first, second)) = a.paired(b).next() else {
@@ -661,30 +649,32 @@ pub(crate) fn disagreements(comparison: &Comparison) -> Vec<(String, Vec<Seen>)>
         if of_a.labels != of_b.labels {
             continue;
         }
-        // From each side's mistakes in turn, the most confident first.
-        let wrong = |wrong: &crate::Predictions, right: &crate::Predictions| -> Vec<usize> {
+        let only_one = |correct: &Predictions, wrong: &Predictions| -> Vec<usize> {
             wrong
                 .mistakes()
                 .into_iter()
-                .filter(|number| right.right(*number))
+                .filter(|number| correct.correct(*number))
                 .take(SHOWN)
                 .collect()
         };
         let runs = [(a.label.as_str(), first), (b.label.as_str(), second)];
-        let seed = first.seed;
-        for (numbers, right) in [(wrong(of_b, of_a), &a.label), (wrong(of_a, of_b), &b.label)] {
+        let seed = first.settings.seed;
+        for (numbers, correct) in [
+            (only_one(of_a, of_b), &a.label),
+            (only_one(of_b, of_a), &b.label),
+        ] {
             let images = numbers
                 .into_iter()
-                .filter_map(|number| seen(number, &runs))
+                .filter_map(|number| predicted_image(number, &runs))
                 .collect();
-            all.push((format!("only {right} is right (seed {seed})"), images));
+            all.push((format!("only {correct} is correct (seed {seed})"), images));
         }
     }
     all
 }
 
 /// The most confident mistakes of each group's first run.
-pub(crate) fn mistakes(comparison: &Comparison) -> Vec<(String, Vec<Seen>)> {
+pub(crate) fn mistakes(comparison: &Comparison) -> Vec<(String, Vec<PredictedImage>)> {
     let mut all = Vec::new();
     for group in &comparison.groups {
         let Some(run) = group.runs.iter().find(|run| run.predictions.is_some()) else {
@@ -696,19 +686,21 @@ pub(crate) fn mistakes(comparison: &Comparison) -> Vec<(String, Vec<Seen>)> {
         let runs = [(group.label.as_str(), run)];
         let numbers = predictions.mistakes().into_iter().take(SHOWN);
         all.push((
-            format!("{}, seed {}", group.label, run.seed),
-            numbers.filter_map(|number| seen(number, &runs)).collect(),
+            format!("{}, seed {}", group.label, run.settings.seed),
+            numbers
+                .filter_map(|number| predicted_image(number, &runs))
+                .collect(),
         ));
     }
     all
 }
 
-/// The layers of a network, and where its parameters and multiplications lie.
+/// The layers of a network with their parameters and multiply-adds.
 pub(crate) fn layers(run: &Run) -> Option<Table> {
     let layers = run.layers.as_ref()?;
     let parameters: u64 = layers.iter().map(|layer| layer.parameters).sum();
     let multiply_adds: u64 = layers.iter().map(|layer| layer.multiply_adds).sum();
-    let share = |part: u64, all: u64| {
+    let fraction = |part: u64, all: u64| {
         if part == 0 {
             String::new()
         } else {
@@ -719,7 +711,7 @@ pub(crate) fn layers(run: &Run) -> Option<Table> {
         if number == 0 {
             String::new()
         } else {
-            grouped(number)
+            grouped(number as usize)
         }
     };
     let mut table = Table::new([
@@ -727,9 +719,9 @@ pub(crate) fn layers(run: &Run) -> Option<Table> {
         "type",
         "output",
         "parameters",
-        "share",
-        "multiply-adds an image",
-        "share",
+        "fraction",
+        "multiply-adds per image",
+        "fraction",
     ]);
     for layer in layers {
         let shape: Vec<_> = layer.output.iter().map(ToString::to_string).collect();
@@ -738,18 +730,18 @@ pub(crate) fn layers(run: &Run) -> Option<Table> {
             layer.kind.clone(),
             shape.join(" × "),
             number(layer.parameters),
-            share(layer.parameters, parameters),
+            fraction(layer.parameters, parameters),
             number(layer.multiply_adds),
-            share(layer.multiply_adds, multiply_adds),
+            fraction(layer.multiply_adds, multiply_adds),
         ]);
     }
     table.rows.push(vec![
-        "all".to_owned(),
+        "total".to_owned(),
         String::new(),
         String::new(),
-        grouped(parameters),
+        grouped(parameters as usize),
         String::new(),
-        grouped(multiply_adds),
+        grouped(multiply_adds as usize),
         String::new(),
     ]);
     Some(table)
@@ -759,54 +751,65 @@ pub(crate) fn layers(run: &Run) -> Option<Table> {
 pub(crate) fn one_of_each_network(comparison: &Comparison) -> Vec<&Run> {
     let mut runs: Vec<&Run> = Vec::new();
     for run in comparison.runs() {
-        if runs.iter().all(|other| other.model != run.model) && run.layers.is_some() {
+        if runs
+            .iter()
+            .all(|other| other.settings.model != run.settings.model)
+            && run.layers.is_some()
+        {
             runs.push(run);
         }
     }
     runs
 }
 
-/// Everything that made each run: a column a run.
+/// The settings of each run and what made it: one column per run.
 pub(crate) fn provenance(comparison: &Comparison) -> Table {
     let runs: Vec<_> = comparison.runs().collect();
     let mut table = Table::new(["run"]);
     table.header.extend(runs.iter().map(|run| run.name.clone()));
-    let mut keys: Vec<&str> = Vec::new();
-    for key in runs.iter().flat_map(|run| run.settings.keys()) {
-        // A folder of this machine says nothing of the run: the digest names the data.
-        if !keys.contains(&key.as_str()) && key != "data_dir" {
-            keys.push(key);
-        }
+    // Settings that were read from a record fit TOML again.
+    let settings: Vec<_> = runs
+        .iter()
+        .map(|run| run.settings.to_table().unwrap_or_default())
+        .collect();
+    let fields = FIELDS.iter().filter(|field| {
+        let recorded = || settings.iter().any(|table| table.contains_key(field.key));
+        !field.has(Property::LocalPath) && recorded()
+    });
+    for field in fields {
+        let mut cells = vec![field.key.replace('_', " ")];
+        cells.extend(settings.iter().map(|table| {
+            table.get(field.key).map_or_else(
+                || "–".to_owned(),
+                |value| value.to_string().trim_matches('"').to_owned(),
+            )
+        }));
+        table.rows.push(cells);
     }
     let mut row = |name: &str, value: &dyn Fn(&Run) -> String| {
         let mut cells = vec![name.to_owned()];
         cells.extend(runs.iter().map(|run| value(run)));
         table.rows.push(cells);
     };
-    for key in keys {
-        let name = key.replace('_', " ");
-        row(&name, &|run| {
-            run.settings.get(key).map_or_else(
-                || "–".to_owned(),
-                |value| value.to_string().trim_matches('"').to_owned(),
-            )
-        });
-    }
-    row("computed on", &|run| {
+    row("device", &|run| {
         run.made_by
             .gpu
             .clone()
             .unwrap_or_else(|| run.made_by.device.clone())
     });
-    row("computed in", &|run| run.made_by.precision.clone());
+    row("precision", &|run| run.made_by.precision.to_string());
     row("version", &|run| run.made_by.version.clone());
     row("commit", &|run| run.made_by.commit.clone());
-    row("training images", &|run| grouped(run.made_by.train_images));
-    row("test images", &|run| grouped(run.made_by.test_images));
+    row("training images", &|run| {
+        grouped(run.made_by.train_images as usize)
+    });
+    row("test images", &|run| {
+        grouped(run.made_by.test_images as usize)
+    });
     row("SHA-256 of the data", &|run| {
         run.made_by.data_sha256.clone()
     });
-    row("SHA-256 of the last weights", &|run| {
+    row("SHA-256 of the weights", &|run| {
         run.last()
             .weights_sha256
             .clone()
@@ -818,12 +821,11 @@ pub(crate) fn provenance(comparison: &Comparison) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::tests::made_up;
-    use crate::{CLASSES, Filters, Predictions};
+    use crate::made_up::run as made_up;
+    use run::predictions::Filters;
 
     #[test]
-    fn numbers_are_written_for_people() {
-        assert_eq!(grouped(58_292_074), "58,292,074");
+    fn times_and_p_values_have_few_digits() {
         assert_eq!(
             (duration(37.2), duration(1860.0), duration(9000.0)),
             (
@@ -833,11 +835,11 @@ mod tests {
             )
         );
         assert_eq!(
-            (chance(0.00001), chance(0.0213), chance(0.25)),
+            (p_value(0.00001), p_value(0.0213), p_value(0.25)),
             (
-                "less than 0.01 %".to_owned(),
-                "2.13 %".to_owned(),
-                "25 %".to_owned()
+                "p < 0.0001".to_owned(),
+                "p = 0.0213".to_owned(),
+                "p = 0.25".to_owned()
             )
         );
     }
@@ -850,7 +852,7 @@ mod tests {
         let run = made_up("alexnet", 0, "epochs = 50", &epochs[..49]);
         let sentences = setting(&Comparison::new(vec![run]).unwrap());
         assert!(
-            sentences[1].contains("other conditions") && sentences[2].contains("is not finished"),
+            sentences[1].contains("not comparable") && sentences[2].contains("is not finished"),
             "{sentences:?}"
         );
     }
@@ -870,12 +872,12 @@ mod tests {
         );
         assert!(
             sentence(&[(1.0, 1.0, 0.2), (1.5, 1.25, 0.3)])
-                .contains("does not fall after it either")
+                .contains("does not decrease after it either")
         );
     }
 
     #[test]
-    fn differences_are_put_into_words() {
+    fn differences_are_tested() {
         // The pairs of `statistics`: stats.ttest_rel gives p = 0.00828, and half an interval of 0.00849.
         let accuracies = [
             ("alexnet", [0.8503, 0.8479, 0.8532, 0.8461]),
@@ -889,14 +891,14 @@ mod tests {
                     .map(|(seed, accuracy)| made_up(model, seed, "", &[(1.0, 1.0, accuracy)])),
             );
         }
-        // Ten images; the first network alone is right on nine, the second alone on one: binomtest(1, 10).pvalue = 0.0215.
-        let logits = |right: &dyn Fn(usize) -> bool| -> Vec<[f32; CLASSES]> {
+        // Ten images; nine are classified correctly by the first network only, one by the second only: binomtest(1, 10).pvalue = 0.0215.
+        let logits = |correct: &dyn Fn(usize) -> bool| -> Vec<[f32; CLASSES]> {
             (0..10)
                 .map(|number| {
                     std::array::from_fn(|class| {
                         f32::from(
                             class
-                                == if right(number) {
+                                == if correct(number) {
                                     number
                                 } else {
                                     (number + 1) % 10
@@ -906,7 +908,7 @@ mod tests {
                 })
                 .collect()
         };
-        for (run, right) in [
+        for (run, correct) in [
             (0, &(|number: usize| number > 0) as &dyn Fn(usize) -> bool),
             (4, &|number: usize| number == 0),
         ] {
@@ -919,7 +921,7 @@ mod tests {
                 1,
                 &["a"; 10],
                 &labels,
-                &logits(right),
+                &logits(correct),
                 |_| vec![0; 3072],
                 filters,
             ));
@@ -928,11 +930,11 @@ mod tests {
         let sentences = tests(&comparison);
         assert_eq!(sentences.len(), 2);
         for part in [
-            "Over 4 seeds, AlexNet is 1.66 points better than SmallAlexNet",
+            "Over 4 seeds, the mean accuracy of AlexNet is 1.66 points above that of SmallAlexNet",
             "0.82 to 2.51 points",
-            "0.83 %",
-            "larger than what seeds do",
-            "With 4 seeds",
+            "p = 0.0083",
+            "is significant",
+            "With only 4 seeds",
         ] {
             assert!(
                 sentences[0].contains(part),
@@ -941,9 +943,9 @@ mod tests {
             );
         }
         for part in [
-            "9 are right with AlexNet alone and 1 with SmallAlexNet alone",
-            "2.15 %",
-            "not chance",
+            "9 are classified correctly by AlexNet only and 1 by SmallAlexNet only",
+            "p = 0.0215",
+            "is significant",
         ] {
             assert!(
                 sentences[1].contains(part),

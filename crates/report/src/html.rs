@@ -1,12 +1,11 @@
-//! A report as one HTML file: no scripts, nothing from elsewhere.
+//! A report as one HTML file without scripts or external resources.
 
 use crate::chart::{Chart, Series};
 use crate::comparison::{Comparison, Group, network_name};
-use crate::contents::{self, Seen, Table};
-use crate::run::Run;
+use crate::contents::{self, PredictedImage, Table};
 use crate::{TIMES_BEGIN, TIMES_END, picture};
-use ::run::EpochMetrics;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
+use run::{EpochMetrics, Run};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -38,13 +37,13 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                 nav {
                     a href="#results" { "Results" }
                     a href="#time" { "Time" }
-                    @if several { a href="#real" { "Is the difference real?" } }
+                    @if several { a href="#significance" { "Is the difference significant?" } }
                     a href="#curves" { "Curves" }
                     @if classes.is_some() { a href="#classes" { "Classes" } a href="#pictures" { "Pictures" } }
                     a href="#layers" { "Layers" }
-                    a href="#runs" { "What made the runs" }
+                    a href="#runs" { "Settings and versions" }
                 }
-                h2 id="results" { "Results, beside the post's" }
+                h2 id="results" { "Results and the post's" }
                 div class="stacked" { (table(&contents::results(comparison))) }
                 (list(&contents::ratios(comparison)))
 
@@ -57,7 +56,7 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                 }
                 @for run in contents::one_of_each_network(comparison) {
                     @if let Some(times) = contents::layer_times(run) {
-                        h3 { "Layers of " (network_name(&run.model)) ", mean of the training steps of " (run.name) }
+                        h3 { "Layers of " (network_name(&run.settings.model)) ": mean time in a training step of " (run.name) }
                         (table(&times))
                     }
                 }
@@ -65,13 +64,13 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                 (PreEscaped(format!("\n<!-- {TIMES_END} -->\n")))
 
                 @if several {
-                    h2 id="real" { "Is the difference real?" }
+                    h2 id="significance" { "Is the difference significant?" }
                     (list(&contents::tests(comparison)))
                 }
 
                 h2 id="curves" { "Curves" }
                 p class="quiet" {
-                    "Lines are means over seeds; bands span the lowest and the highest seed. Training figures are taken while an epoch trains, test figures after it."
+                    "Lines are means over seeds; bands extend from the lowest to the highest seed. Training metrics are measured during an epoch, test metrics after it."
                 }
                 div class="charts" {
                     (overlay(comparison, "Test accuracy", "test accuracy (%)", |epoch| 100.0 * epoch.evaluated().accuracy).figure())
@@ -83,11 +82,11 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                 }
                 h3 { "Where overfitting begins" }
                 (list(&comparison.groups.iter().filter_map(contents::overfitting).collect::<Vec<_>>()))
-                h3 { "Each run, as in the post" }
+                h3 { "Curves of each run, as in the post" }
                 div class="charts" {
                     @for group in &comparison.groups {
                         @for run in &group.runs {
-                            @let label = format!("{}, seed {}", group.label, run.seed);
+                            @let label = format!("{}, seed {}", group.label, run.settings.seed);
                             @let one = std::slice::from_ref(run);
                             (train_and_test(&format!("{label}: loss"), one, "loss", |epoch| (epoch.train_loss, epoch.evaluated().loss)).figure())
                             (train_and_test(&format!("{label}: accuracy"), one, "accuracy (%)", |epoch| (100.0 * epoch.train_accuracy, 100.0 * epoch.evaluated().accuracy)).figure())
@@ -96,7 +95,7 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                 }
 
                 @if let Some(classes) = classes {
-                    h2 id="classes" { "Accuracy by class" }
+                    h2 id="classes" { "Accuracy per class" }
                     (table(&classes))
                     div class="charts" {
                         @for group in &comparison.groups { (confusion(group)) }
@@ -105,7 +104,7 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                     (images("Where the networks disagree", &disagreements))
                     (images("The most confident mistakes", &mistakes))
                     h3 { "Filters of the first layer" }
-                    p class="quiet" { "Each filter is scaled so that its weights span the whole range of brightness." }
+                    p class="quiet" { "Each filter is scaled to the full range of brightness." }
                     div class="charts" {
                         @for group in &comparison.groups { (filters(group)) }
                     }
@@ -114,12 +113,12 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                 h2 id="layers" { "Layers" }
                 @for run in contents::one_of_each_network(comparison) {
                     @if let Some(layers) = contents::layers(run) {
-                        h3 { (network_name(&run.model)) }
+                        h3 { (network_name(&run.settings.model)) }
                         (table(&layers))
                     }
                 }
 
-                h2 id="runs" { "What made the runs" }
+                h2 id="runs" { "Settings and versions" }
                 div class="provenance" { (table(&contents::provenance(comparison))) }
             }
         }
@@ -127,10 +126,10 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
     page.into_string()
 }
 
-/// Characters of a cell that stay on one line.
+/// Cells of up to this many characters are not broken.
 const UNBROKEN: usize = 14;
 
-/// A text that is not broken between a number and its unit; a short one not at all.
+/// A text with no line break between a number and its unit, or no line break at all if it is short.
 fn unbroken(text: &str) -> String {
     if text.chars().count() <= UNBROKEN {
         text.replace(' ', "\u{a0}")
@@ -170,7 +169,7 @@ fn group_class(number: usize) -> String {
     format!("g{}", number % GROUP_COLOURS)
 }
 
-/// Mean and range over runs of a value by epoch, as far as all of them came.
+/// Mean and range over runs of a value per epoch, up to the last epoch that all of them have.
 fn over_seeds(
     name: &str,
     class: &str,
@@ -196,7 +195,7 @@ fn over_seeds(
     }
 }
 
-/// All runs over one another.
+/// All groups in one chart.
 fn overlay(
     comparison: &Comparison,
     title: &str,
@@ -263,7 +262,7 @@ fn learning_rates(comparison: &Comparison) -> Chart {
             group.runs.iter().map(move |run| Series {
                 name: group.label.clone(),
                 class: group_class(number),
-                // A rate of 0 has no place among powers of ten.
+                // A learning rate of 0 has no logarithm.
                 points: run
                     .epochs
                     .iter()
@@ -284,7 +283,7 @@ fn learning_rates(comparison: &Comparison) -> Chart {
     }
 }
 
-/// Test accuracy against the time that it took.
+/// Test accuracy against training time.
 fn wall_clock(comparison: &Comparison) -> Chart {
     let series = comparison
         .groups
@@ -326,7 +325,7 @@ fn confusion(group: &Group) -> Markup {
     };
     html! {
         figure class="chart" {
-            figcaption { strong { (group.label) } span class="legend" { "rows: what it is; columns: what it was taken for; % of the row" } }
+            figcaption { strong { (group.label) } span class="legend" { "rows: label; columns: prediction; % of the row" } }
             div class="scroll" {
                 table class="confusion" {
                     thead { tr { th {} @for name in names { th scope="col" { (name) } } } }
@@ -336,9 +335,9 @@ fn confusion(group: &Group) -> Markup {
                             tr {
                                 th scope="row" { (name) }
                                 @for (column, count) in counts.into_iter().enumerate() {
-                                    @let share = count as f64 / images;
-                                    td class=(if row == column { "hit" } else { "miss" }) style={"--s:" (format!("{:.3}", 0.75 * share))} {
-                                        @if count > 0 { (format!("{:.0}", 100.0 * share)) }
+                                    @let fraction = count as f64 / images;
+                                    td class=(if row == column { "hit" } else { "miss" }) style={"--s:" (format!("{:.3}", 0.75 * fraction))} {
+                                        @if count > 0 { (format!("{:.0}", 100.0 * fraction)) }
                                     }
                                 }
                             }
@@ -350,7 +349,7 @@ fn confusion(group: &Group) -> Markup {
     }
 }
 
-fn images(heading: &str, kinds: &[(String, Vec<Seen>)]) -> Markup {
+fn images(heading: &str, kinds: &[(String, Vec<PredictedImage>)]) -> Markup {
     html! {
         @for (kind, images) in kinds {
             @if !images.is_empty() {
@@ -363,7 +362,7 @@ fn images(heading: &str, kinds: &[(String, Vec<Seen>)]) -> Markup {
                             }
                             figcaption {
                                 strong { (image.class) }
-                                @for (label, class, probability) in &image.guesses {
+                                @for (label, class, probability) in &image.predicted {
                                     span { (label) ": " (class) " " (format!("{:.1}\u{a0}%", 100.0 * probability)) }
                                 }
                                 span { "test image " (image.number) }
@@ -387,7 +386,7 @@ fn filters(group: &Group) -> Markup {
     html! {
         @if let Some((source, width)) = picture::filters(&predictions.filters) {
             figure class="chart" {
-                figcaption { strong { (group.label) ", seed " (run.seed) } span class="legend" { (predictions.filters.side) " × " (predictions.filters.side) } }
+                figcaption { strong { (group.label) ", seed " (run.settings.seed) } span class="legend" { (predictions.filters.side) " × " (predictions.filters.side) } }
                 img class="filters" src=(source) width=(width) alt={"filters of the first layer of " (group.label)};
             }
         }

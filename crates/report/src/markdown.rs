@@ -1,7 +1,7 @@
 //! A report as Markdown.
 
-use crate::comparison::Comparison;
-use crate::contents::{self, Seen, Table};
+use crate::comparison::{Comparison, network_name};
+use crate::contents::{self, PredictedImage, Table};
 use crate::{TIMES_BEGIN, TIMES_END};
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use std::fmt::Write;
 pub fn markdown(comparison: &Comparison, written: &str) -> String {
     let mut text = format!("# {}\n\n", contents::title(comparison));
     paragraph(&mut text, &contents::setting(comparison));
-    text += "## Results, beside the post's\n\n";
+    text += "## Results and the post's\n\n";
     table(&mut text, &contents::results(comparison));
     list(&mut text, &contents::ratios(comparison));
 
@@ -21,7 +21,7 @@ pub fn markdown(comparison: &Comparison, written: &str) -> String {
         if let Some(times) = contents::layer_times(run) {
             let _ = writeln!(
                 text,
-                "Mean times of the layers in a training step of {}:\n",
+                "Mean time of the layers in a training step of {}:\n",
                 run.name
             );
             table(&mut text, &times);
@@ -30,7 +30,7 @@ pub fn markdown(comparison: &Comparison, written: &str) -> String {
     let _ = writeln!(text, "Written on {written}.\n\n<!-- {TIMES_END} -->\n");
 
     if comparison.groups.len() > 1 {
-        text += "## Is the difference real?\n\n";
+        text += "## Is the difference significant?\n\n";
         list(&mut text, &contents::tests(comparison));
     }
     text += "## Overfitting\n\n";
@@ -43,7 +43,7 @@ pub fn markdown(comparison: &Comparison, written: &str) -> String {
             .collect::<Vec<_>>(),
     );
     if let Some(classes) = contents::classes(comparison) {
-        text += "## Accuracy by class\n\n";
+        text += "## Accuracy per class\n\n";
         table(&mut text, &classes);
     }
     images(
@@ -59,15 +59,11 @@ pub fn markdown(comparison: &Comparison, written: &str) -> String {
     text += "## Layers\n\n";
     for run in contents::one_of_each_network(comparison) {
         if let Some(layers) = contents::layers(run) {
-            let _ = writeln!(
-                text,
-                "### {}\n",
-                crate::comparison::network_name(&run.model)
-            );
+            let _ = writeln!(text, "### {}\n", network_name(&run.settings.model));
             table(&mut text, &layers);
         }
     }
-    text += "## What made the runs\n\n";
+    text += "## Settings and versions\n\n";
     table(&mut text, &contents::provenance(comparison));
     text.truncate(text.trim_end().len());
     text.push('\n');
@@ -93,7 +89,7 @@ fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
 }
 
-/// A table whose columns are aligned, so that it is read in a terminal as well.
+/// A table with aligned columns, so that it is readable in a terminal.
 fn table(text: &mut String, table: &Table) {
     let rows: Vec<Vec<String>> = std::iter::once(&table.header)
         .chain(&table.rows)
@@ -132,7 +128,7 @@ fn table(text: &mut String, table: &Table) {
     text.push('\n');
 }
 
-fn images(text: &mut String, heading: &str, kinds: &[(String, Vec<Seen>)]) {
+fn images(text: &mut String, heading: &str, kinds: &[(String, Vec<PredictedImage>)]) {
     if kinds.iter().all(|(_, images)| images.is_empty()) {
         return;
     }
@@ -142,18 +138,18 @@ fn images(text: &mut String, heading: &str, kinds: &[(String, Vec<Seen>)]) {
     );
     for (kind, images) in kinds.iter().filter(|(_, images)| !images.is_empty()) {
         let _ = writeln!(text, "### {kind}\n");
-        let mut rows = Table::new(["test image", "it is"]);
+        let mut rows = Table::new(["test image", "label"]);
         rows.header.extend(
             images[0]
-                .guesses
+                .predicted
                 .iter()
-                .map(|(label, ..)| format!("{label} says")),
+                .map(|(label, ..)| format!("prediction of {label}")),
         );
         for image in images {
             let mut row = vec![image.number.to_string(), image.class.clone()];
             row.extend(
                 image
-                    .guesses
+                    .predicted
                     .iter()
                     .map(|(_, class, probability)| format!("{class} {:.1} %", 100.0 * probability)),
             );

@@ -1,12 +1,12 @@
-//! Pictures inside a page, as PNG in base64.
+//! Images in a page, as PNG in base64.
 
-use crate::predictions::Filters;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use image::{ImageFormat, Rgb, RgbImage};
+use run::predictions::Filters;
 use std::io::Cursor;
 
-/// A test image, from its red, green and blue plane.
+/// An image of `[3, 32, 32]` bytes.
 pub(crate) fn image(planes: &[u8]) -> Option<String> {
     let side = 32;
     encode(&RgbImage::from_fn(side, side, |x, y| {
@@ -15,15 +15,14 @@ pub(crate) fn image(planes: &[u8]) -> Option<String> {
     }))
 }
 
-/// Filters in one row after the other, each scaled so that its weights span the whole range of brightness, and how
-/// many stand in a row.
+/// The filters in rows, each scaled to the full range of brightness, and the width of the image in pixels.
 pub(crate) fn filters(filters: &Filters) -> Option<(String, u32)> {
     let side = filters.side;
-    let numbers = 3 * side * side;
-    if numbers == 0 || filters.weights.len() < numbers {
+    let elements = 3 * side * side;
+    if elements == 0 || filters.weights.len() < elements {
         return None;
     }
-    let all: Vec<_> = filters.weights.chunks_exact(numbers).collect();
+    let all: Vec<_> = filters.weights.chunks_exact(elements).collect();
     let columns = if all.len() > 64 { 16 } else { 8 }.min(all.len());
     let rows = all.len().div_ceil(columns);
     let cell = side + 1;
@@ -69,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn planes_become_pixels() {
+    fn channels_become_pixels() {
         let planes: Vec<u8> = (0..3 * 1024)
             .map(|place| (place / 1024 * 100 + place % 7) as u8)
             .collect();
@@ -79,13 +78,13 @@ mod tests {
     }
 
     #[test]
-    fn every_filter_spans_the_brightness() {
+    fn every_filter_has_the_full_range_of_brightness() {
         let weights = (0..9 * 12).map(|place| (place % 12) as f32 - 3.0).collect();
         let (uri, width) = filters(&Filters { side: 2, weights }).unwrap();
         let picture = decoded(&uri);
         assert_eq!((width, picture.dimensions()), (25, (25, 7)));
         assert_eq!(picture.get_pixel(0, 0).0, [128; 3]);
-        // Channels first: the red plane holds the lowest weights.
+        // Channels first: red has the lowest weights.
         assert_eq!(picture.get_pixel(1, 1).0, [0, 92, 185]);
         assert_eq!(picture.get_pixel(2, 2).0, [69, 162, 255]);
         assert_eq!(

@@ -69,8 +69,8 @@ pub fn paired_test(pairs: &[(f64, f64)]) -> Option<PairedTest> {
     Some(PairedTest { difference, p })
 }
 
-/// McNemar's exact test: the probability that, of `a + b` images on which exactly one of two networks is right, the
-/// shares are at least this uneven if either were as likely to be the right one.
+/// McNemar's exact test for `a` images that only one network classifies correctly and `b` that only another does: the
+/// p-value of the hypothesis that both are equally likely.
 #[must_use]
 pub fn mcnemar(a: u64, b: u64) -> f64 {
     match Binomial::new(0.5, a + b) {

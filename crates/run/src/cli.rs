@@ -30,7 +30,11 @@ impl Exit {
         };
         let messages: Vec<_> = chain(failure.as_ref()).map(ToString::to_string).collect();
         error(&messages.join(": "));
-        if chain(failure.as_ref()).any(|cause| cause.is::<UsageError>()) {
+        let is_usage_error = |cause: &(dyn Error + 'static)| {
+            let of_run = cause.downcast_ref::<crate::Error>();
+            cause.is::<UsageError>() || of_run.is_some_and(crate::Error::is_usage_error)
+        };
+        if chain(failure.as_ref()).any(is_usage_error) {
             Self::Usage
         } else {
             Self::Failure

@@ -2,11 +2,24 @@
 //! `xtask` read. It knows neither tensors nor HTML.
 
 mod bounded;
+pub mod checkpoint;
 pub mod cli;
+mod error;
+pub mod file;
+pub mod folder;
+pub mod layers;
 pub mod metrics;
+pub mod predictions;
 pub mod recipes;
+pub mod record;
+mod run;
 pub mod settings;
 
 pub use bounded::{Cutout, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive};
+pub use error::Error;
+pub use folder::RunFolder;
 pub use metrics::{EpochMetrics, EvaluationMetrics, EvaluationSplit, SplitMetrics};
+pub use predictions::Predictions;
+pub use record::{MadeBy, Record};
+pub use run::Run;
 pub use settings::{Overrides, Settings};

@@ -1,10 +1,11 @@
 //! `metrics.jsonl`: one JSON object per epoch.
 
+use crate::error::Error;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The metrics of one epoch: a line of `metrics.jsonl`. Losses are means over samples, accuracies are fractions of
 /// samples, 0 to 1.
@@ -174,89 +175,39 @@ struct ValidationKeys {
     tta_accuracy: Option<f64>,
 }
 
-/// What can be wrong with a file of metrics.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The file cannot be read or written.
-    #[error("cannot {action} `{}`: {source}", path.display())]
-    File {
-        /// `read` or `write`.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The operating system's error.
-        source: io::Error,
-    },
-    /// A line is not the metrics of an epoch.
-    #[error("`{}` is damaged at line {line}: {source}", path.display())]
-    Line {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// The JSON error.
-        source: serde_json::Error,
-    },
-    /// The epochs are not 1, 2, 3, ...
-    #[error("`{}` has epoch {found} at line {line}; expected epoch {line}", path.display())]
-    Order {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// The epoch found there.
-        found: u32,
-    },
-}
-
-/// Reads the epochs of a run.
+/// Reads the epochs of a run from `metrics.jsonl`.
 ///
 /// # Errors
-/// When the file is missing, a line is not the metrics of an epoch, or the epochs are not in order.
+/// When the file is missing, a line is not the metrics of an epoch, or the epochs are not 1, 2, 3, ...
 pub fn read(path: &Path) -> Result<Vec<EpochMetrics>, Error> {
-    let text = fs::read_to_string(path).map_err(|source| Error::File {
-        action: "read",
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
+    let damaged = Error::damaged(path);
     let mut epochs = Vec::new();
     for (line, text) in (1..).zip(text.lines()) {
-        let epoch: EpochMetrics = serde_json::from_str(text).map_err(|source| Error::Line {
-            path: path.to_owned(),
-            line,
-            source,
-        })?;
-        if epoch.epoch as usize != line {
-            return Err(Error::Order {
-                path: path.to_owned(),
-                line,
-                found: epoch.epoch,
-            });
+        let epoch: EpochMetrics =
+            serde_json::from_str(text).map_err(|error| damaged(format!("line {line}: {error}")))?;
+        if epoch.epoch != line {
+            let found = epoch.epoch;
+            return Err(damaged(format!(
+                "line {line} has epoch {found}; expected epoch {line}"
+            )));
         }
         epochs.push(epoch);
     }
     Ok(epochs)
 }
 
-/// Replaces the file with these epochs, atomically.
+/// Replaces `metrics.jsonl` with these epochs, atomically.
 ///
 /// # Errors
 /// When the file cannot be written; the old one is then unchanged.
 pub fn write(path: &Path, epochs: &[EpochMetrics]) -> Result<(), Error> {
-    let mut text = String::new();
-    for (line, epoch) in (1..).zip(epochs) {
-        text += &serde_json::to_string(epoch).map_err(|source| Error::Line {
-            path: path.to_owned(),
-            line,
-            source,
-        })?;
-        text.push('\n');
-    }
-    atomic_file::write(path, text.as_bytes()).map_err(|source| Error::File {
-        action: "write",
-        path: path.to_owned(),
-        source,
-    })
+    let lines = epochs
+        .iter()
+        .map(|epoch| Ok(serde_json::to_string(epoch)? + "\n"));
+    let text: io::Result<String> = lines.collect();
+    let text = text.map_err(Error::file("write", path))?;
+    atomic_file::write(path, text.as_bytes()).map_err(Error::file("write", path))
 }
 
 #[cfg(test)]
@@ -264,6 +215,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::ffi::OsStr;
+    use std::path::PathBuf;
 
     fn finite() -> impl Strategy<Value = f64> {
         any::<f64>().prop_filter("JSON has finite numbers only", |value| value.is_finite())
@@ -383,7 +335,7 @@ mod tests {
         fs::write(&path, format!("{line}\n{line}\n")).unwrap();
         let message = read(&path).unwrap_err().to_string();
         assert!(
-            message.ends_with("has epoch 1 at line 2; expected epoch 2"),
+            message.ends_with("line 2 has epoch 1; expected epoch 2"),
             "{message}"
         );
     }

@@ -8,7 +8,6 @@ mod layer_times;
 mod lr_find;
 mod predict;
 mod progress;
-mod run_folder;
 mod settings;
 mod train;
 mod write_report;

@@ -5,19 +5,18 @@ use crate::data::{Data, Limits};
 use crate::device;
 use crate::layer_times::LayerTimes;
 use crate::progress::Progress;
-use crate::run_folder::{RECORD, RunFolder};
 use crate::settings::{self, Resolved};
-use ::run::EpochMetrics;
 use anyhow::Context;
 use atomic_file::Unfinished;
 use candle_core::Device;
 use engine::{Checkpoints, Evaluation, Event, Inputs, Outcome, Training, TrainingSetup, Weights};
 use models::{Architecture, NamedLayer, Network, initial_parameters};
-use ops::{Arithmetic, Precision};
-use report::MADE_BY;
-use run::Settings;
+use ops::Arithmetic;
 use run::cli::{self, Exit};
-use serde::Serialize;
+use run::layers::Layer;
+use run::predictions::{Filters, PICTURE_BYTES};
+use run::settings::Precision;
+use run::{EpochMetrics, MadeBy, Predictions, Record, RunFolder, Settings, file, folder};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::BufWriter;
@@ -35,10 +34,10 @@ use tracing_subscriber::prelude::*;
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
     let resumed = args.resume.as_deref();
     let resumed = resumed
-        .map(|run| RunFolder::find(&args.run_dir, run))
+        .map(|run| folder::find(&args.run_dir, run))
         .transpose()?;
     let resolved = match &resumed {
-        Some(run) => settings::resolve_resumed(&args.overrides, &run.join(RECORD))?,
+        Some(run) => settings::resolve_resumed(&args.overrides, &run.join(file::RECORD))?,
         None => settings::resolve(&args.overrides, args.config.as_deref())?,
     };
     if args.dry_run {
@@ -200,9 +199,8 @@ fn resume(
     let Some(checkpoint) = checkpoints.read_last(resolved.architecture)? else {
         return start(resolved, data, place);
     };
-    if let Some(recorded) = recorded_digest(folder.path())
-        && recorded != data.digest
-    {
+    let recorded = Record::read(folder.path())?.made_by.data_sha256;
+    if recorded != data.digest {
         anyhow::bail!(
             "the run `{}` was made with other data (SHA-256 {recorded}) than those in use now ({})",
             folder.path().display(),
@@ -234,63 +232,34 @@ fn checkpoints(resolved: &Resolved, data: &Data, folder: &RunFolder) -> Checkpoi
     )
 }
 
-/// What a run record says beside the settings.
-#[derive(Serialize)]
-struct MadeBy {
-    record_version: u32,
-    version: &'static str,
-    commit: &'static str,
-    device: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    gpu: Option<String>,
-    precision: Precision,
-    parameters: usize,
-    train_images: usize,
-    test_images: usize,
-    data_sha256: String,
-}
-
 fn write_record(
     folder: &RunFolder,
     resolved: &Resolved,
     data: &Data,
     place: &Place,
 ) -> anyhow::Result<()> {
-    let made_by = MadeBy {
-        record_version: report::RECORD_VERSION,
-        version: env!("CARGO_PKG_VERSION"),
-        commit: env!("BUILT_FROM"),
-        device: device::name(&place.device),
-        gpu: place.model.clone(),
-        precision: place.arithmetic.precision,
-        parameters: resolved.architecture.parameter_count(),
-        train_images: data.train.len(),
-        test_images: data.test.len(),
-        data_sha256: data.digest.clone(),
+    let record = Record {
+        settings: resolved.settings.clone(),
+        made_by: MadeBy {
+            record_version: run::record::RECORD_VERSION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: env!("BUILT_FROM").to_owned(),
+            device: device::name(&place.device).to_owned(),
+            gpu: place.model.clone(),
+            precision: match place.arithmetic.precision {
+                ops::Precision::F32 => Precision::F32,
+                ops::Precision::Tf32 => Precision::Tf32,
+                ops::Precision::Bf16 => Precision::Bf16,
+            },
+            parameters: resolved.architecture.parameter_count() as u64,
+            train_images: data.train.len() as u64,
+            test_images: data.test.len() as u64,
+            data_sha256: data.digest.clone(),
+        },
     };
-    let record = format!(
-        "{}\n[{MADE_BY}]\n{}",
-        resolved.settings.to_toml()?,
-        toml::to_string(&made_by)?
-    );
-    folder.write(RECORD, record.as_bytes())?;
-    folder.write(
-        "summary.txt",
-        models::summary(resolved.architecture).as_bytes(),
-    )
-}
-
-/// The data that a run record names.
-fn recorded_digest(folder: &Path) -> Option<String> {
-    let record = std::fs::read_to_string(folder.join(RECORD)).ok()?;
-    let record: toml::Table = record.parse().ok()?;
-    Some(
-        record
-            .get(MADE_BY)?
-            .get("data_sha256")?
-            .as_str()?
-            .to_owned(),
-    )
+    folder.write(file::RECORD, record.to_toml()?.as_bytes())?;
+    let summary = models::summary(resolved.architecture);
+    Ok(folder.write(file::SUMMARY, summary.as_bytes())?)
 }
 
 fn trace_file(path: &Path) -> anyhow::Result<Unfinished> {
@@ -497,7 +466,7 @@ const BETWEEN_CURVES: Duration = Duration::from_secs(2);
 
 fn write_metrics(folder: &RunFolder, history: &[EpochMetrics]) -> anyhow::Result<()> {
     Ok(run::metrics::write(
-        &folder.path().join(report::METRICS),
+        &folder.path().join(file::METRICS),
         history,
     )?)
 }
@@ -514,15 +483,13 @@ fn write_predictions(
         .variables()
         .first()
         .context("a network without weights")?;
-    let filters = report::Filters {
+    let filters = Filters {
         side: first.dim(3)?,
         weights: first.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?,
     };
     let predictions = data.test.with_bytes(|labels, pixels| {
-        let picture = |number: usize| {
-            pixels[number * report::PICTURE_BYTES..][..report::PICTURE_BYTES].to_vec()
-        };
-        report::Predictions::new(
+        let picture = |number: usize| pixels[number * PICTURE_BYTES..][..PICTURE_BYTES].to_vec();
+        Predictions::new(
             epoch,
             &data.class_names,
             labels,
@@ -531,7 +498,7 @@ fn write_predictions(
             filters,
         )
     })?;
-    Ok(predictions.write(&folder.path().join(report::PREDICTIONS))?)
+    Ok(predictions.write(&folder.path().join(file::PREDICTIONS))?)
 }
 
 /// The layers and, on a processor, the time that each took. A GPU works behind the host's back.
@@ -550,7 +517,7 @@ fn write_layers(folder: &RunFolder, model: Architecture, place: &Place) -> anyho
                  layer,
                  output,
                  ..
-             }| report::Layer {
+             }| Layer {
                 kind: layer.type_name().to_owned(),
                 parameters: layer.parameter_count() as u64,
                 multiply_adds: layer.multiply_adds(&output) as u64,
@@ -560,9 +527,8 @@ fn write_layers(folder: &RunFolder, model: Architecture, place: &Place) -> anyho
             },
         )
         .collect();
-    let path = folder.path().join(report::LAYERS);
-    report::write_layers(&path, &layers)
-        .with_context(|| format!("cannot write `{}`", path.display()))
+    let path = folder.path().join(file::LAYERS);
+    Ok(run::layers::write(&path, &layers)?)
 }
 
 fn write_curves(
@@ -575,10 +541,10 @@ fn write_curves(
         resolved.architecture.display_name, resolved.settings.recipe, resolved.settings.seed
     );
     folder.write(
-        "curves.svg",
+        file::CURVES_SVG,
         report::curves_svg(&title, history)?.as_bytes(),
     )?;
-    folder.write("curves.png", &report::curves_png(&title, history)?)
+    Ok(folder.write(file::CURVES_PNG, &report::curves_png(&title, history)?)?)
 }
 
 fn log(event: &Event<'_>) {

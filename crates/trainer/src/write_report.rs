@@ -2,22 +2,18 @@
 
 use crate::args::ReportArgs;
 use anyhow::Context;
-use report::{Comparison, RECORD, Run};
+use report::Comparison;
+use run::Run;
 use run::cli;
-use std::path::PathBuf;
+use run::folder::find;
 
 /// Writes the report, and prints where it is.
 pub(crate) fn run(args: &ReportArgs) -> anyhow::Result<()> {
-    let folder = |run: &PathBuf| {
-        let named = args.run_dir.join(run);
-        if !run.join(RECORD).is_file() && named.join(RECORD).is_file() {
-            named
-        } else {
-            run.clone()
-        }
-    };
-    let runs = args.runs.iter().map(|run| Run::read(&folder(run)));
-    let comparison = Comparison::new(runs.collect::<Result<_, _>>()?)?;
+    let runs = args
+        .runs
+        .iter()
+        .map(|run| Run::read(&find(&args.run_dir, run)?));
+    let comparison = Comparison::new(runs.collect::<Result<_, run::Error>>()?)?;
     let paths = report::write_report(&args.out, &comparison)
         .with_context(|| format!("cannot write the report into `{}`", args.out.display()))?;
     cli::line(&format!(

@@ -5,7 +5,8 @@ use crate::experiments::plan::Planned;
 use crate::experiments::pool::{self, Ended};
 use crate::experiments::trainer::{self, Trainer};
 use anyhow::{Context, bail};
-use report::{Comparison, Run};
+use report::Comparison;
+use run::Run;
 use run::cli::{self, Exit, UsageError};
 use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -174,7 +175,7 @@ fn names(args: &Args) -> impl Iterator<Item = String> {
 fn is_finished(folder: &Path) -> bool {
     Run::read(folder).is_ok_and(|run| {
         run.finished()
-            && report::checkpoint_epochs(folder)
+            && run::checkpoint::finished_epochs(folder)
                 .is_some_and(|epochs| epochs as usize >= run.epochs.len())
     })
 }

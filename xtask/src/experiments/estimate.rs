@@ -4,7 +4,6 @@ use crate::experiments::plan::{Planned, State};
 use crate::experiments::trainer::Trainer;
 use anyhow::Context;
 use indicatif::HumanDuration;
-use report::METRICS;
 use run::cli;
 use std::collections::BTreeMap;
 use std::fs;
@@ -123,7 +122,7 @@ impl Pace {
             "pace",
             "--no-progress",
         ])?;
-        let epochs = run::metrics::read(&folder.path().join("pace").join(METRICS))?;
+        let epochs = run::metrics::read(&folder.path().join("pace").join(run::file::METRICS))?;
         let epoch = epochs.last().context("no step was measured")?;
         let evaluation = epoch.seconds - train as f64 / epoch.images_per_second;
         Ok(Self {

@@ -2,8 +2,9 @@
 
 use crate::experiments::trainer::Trainer;
 use anyhow::Context;
-use report::{INDIFFERENT, MADE_BY, RECORD, Run};
 use run::cli::UsageError;
+use run::settings::{Field, Property};
+use run::{Run, file};
 use std::fs;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -88,19 +89,21 @@ impl Planned {
 
 /// Where the run in `folder` stands, which must have been started with `settings`.
 fn state(folder: &Path, settings: &Table) -> anyhow::Result<State> {
-    let path = folder.join(RECORD);
+    let path = folder.join(file::RECORD);
     let Ok(record) = fs::read_to_string(&path) else {
         return Ok(State::Missing);
     };
     let mut record: Table = record
         .parse()
         .with_context(|| format!("the record `{}` is damaged", path.display()))?;
-    record.remove(MADE_BY);
+    record.remove("made_by");
     let begun_with = record.get("epochs").and_then(Value::as_integer);
     let wanted = settings.get("epochs").and_then(Value::as_integer);
     let keys = settings.keys().chain(record.keys());
     for key in keys {
-        let may_differ = INDIFFERENT.contains(&key.as_str()) && key != "seed";
+        let may_differ = Field::named(key)
+            .is_some_and(|field| field.has(Property::MayChangeOnResume))
+            && key != "epochs";
         // A run may be made longer.
         let longer = key == "epochs" && begun_with <= wanted;
         if !may_differ && !longer && settings.get(key) != record.get(key) {
@@ -118,7 +121,7 @@ fn state(folder: &Path, settings: &Table) -> anyhow::Result<State> {
             .into());
         }
     }
-    let done = report::checkpoint_epochs(folder).unwrap_or(0);
+    let done = run::checkpoint::finished_epochs(folder).unwrap_or(0);
     let all = wanted.and_then(|epochs| u32::try_from(epochs).ok());
     let stopped_early = || Run::read(folder).is_ok_and(|run| run.last().stopped_early);
     Ok(

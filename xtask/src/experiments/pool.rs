@@ -4,8 +4,7 @@ use crate::experiments::plan::{Planned, State};
 use crate::experiments::trainer::{Trainer, wait_for_writer};
 use anyhow::{Context, bail};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use report::METRICS;
-use run::cli;
+use run::{cli, file};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io::{BufRead, BufReader, IsTerminal, Read, stderr};
@@ -99,7 +98,7 @@ fn one_run(trainer: &Trainer, run: &Planned, progress: &Progress) -> anyhow::Res
     wait_for_writer(&run.folder)?;
     let mut command = trainer.command();
     // A process of a killed command may have begun it meanwhile.
-    if run.state == State::Missing && !run.folder.join(report::RECORD).exists() {
+    if run.state == State::Missing && !run.folder.join(file::RECORD).exists() {
         let out = run.folder.parent().unwrap_or(Path::new("."));
         command
             .args(&run.arguments)
@@ -154,7 +153,7 @@ fn one_run(trainer: &Trainer, run: &Planned, progress: &Progress) -> anyhow::Res
     if message.is_empty() {
         message = format!("it ended with {status}");
     }
-    let log = run.folder.join("log.txt");
+    let log = run.folder.join(file::LOG);
     if let Ok(text) = fs::read_to_string(&log) {
         let lines: Vec<_> = text.lines().collect();
         let end = &lines[lines.len().saturating_sub(LOG_LINES)..];
@@ -307,7 +306,7 @@ impl Progress {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut known: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         for run in state.values() {
-            let epochs = run::metrics::read(&run.folder.join(METRICS)).unwrap_or_default();
+            let epochs = run::metrics::read(&run.folder.join(file::METRICS)).unwrap_or_default();
             known
                 .entry(&run.kind)
                 .or_default()

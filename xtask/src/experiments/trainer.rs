@@ -2,13 +2,12 @@
 
 use anyhow::{Context, bail};
 use run::cli::{self, UsageError};
+use run::folder;
 use std::env;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Where a program is.
 #[derive(Clone, Debug, clap::Args)]
@@ -97,24 +96,11 @@ impl Trainer {
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Waits until no other process writes to a run's folder, as one that was started by a killed command may for a while.
-pub(crate) fn wait_for_writer(run: &Path) -> anyhow::Result<()> {
-    let started = Instant::now();
-    let mut told = false;
-    while File::open(run.join("log.txt")).is_ok_and(|log| log.try_lock().is_err()) {
-        if started.elapsed() > PATIENCE {
-            bail!(
-                "another process is writing to the run folder `{}`; wait until it is done, or stop it",
-                run.display()
-            );
-        }
-        if !told {
-            cli::note(&format!(
-                "waiting for another process that writes to `{}`",
-                run.display()
-            ));
-            told = true;
-        }
-        thread::sleep(Duration::from_millis(100));
-    }
-    Ok(())
+pub(crate) fn wait_for_writer(run: &Path) -> Result<(), run::Error> {
+    folder::wait_until_unlocked(run, PATIENCE, || {
+        cli::note(&format!(
+            "waiting for another process that writes to `{}`",
+            run.display()
+        ));
+    })
 }

@@ -4,9 +4,10 @@ use crate::experiments::plan::{Planned, State};
 use crate::experiments::pool::{self, Ended};
 use crate::experiments::trainer::{self, Trainer};
 use anyhow::{Context, bail};
-use report::Run;
 use rng::{Purpose, Stream, unit};
+use run::Run;
 use run::cli::{self, Exit, UsageError};
+use run::settings::{Field, Property};
 use std::fmt::Write;
 use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -124,7 +125,7 @@ impl FromStr for Search {
             return Err(wrong("what is left of `=` is no key of a recipe"));
         }
         // Halving decides the number of epochs.
-        if key == "epochs" || report::RUN_KEYS.contains(&key) {
+        if key == "epochs" || Field::named(key).is_some_and(|field| !field.has(Property::Recipe)) {
             return Err(wrong(&format!(
                 "`{key}` is the same for all trials, and a flag of this command or of the trainer"
             )));

@@ -2,9 +2,9 @@
 
 use crate::experiments::trainer::{self, Trainer};
 use anyhow::{Context, bail};
-use report::{CHECKPOINT, METRICS, RECORD, Run, checkpoint_epochs, weights_difference};
-use run::EpochMetrics;
+use run::checkpoint::{finished_epochs, weights_difference};
 use run::cli::{self, Exit, UsageError};
+use run::{EpochMetrics, Run, file, folder};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -34,12 +34,7 @@ pub(crate) struct Args {
 
 /// Trains again, says what came of it, and gives the exit code: failure where anything differs.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
-    let named = Path::new("runs").join(&args.run);
-    let folder = if !args.run.join(RECORD).exists() && named.join(RECORD).exists() {
-        named
-    } else {
-        args.run.clone()
-    };
+    let folder = folder::find(Path::new("runs"), &args.run)?;
     let run = Run::read(&folder)?;
     let done = run.epochs.len() as u32;
     let epochs = args.epochs.map_or(done, NonZeroU32::get);
@@ -56,7 +51,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let mut command = trainer.command();
     command
         .arg("--config")
-        .arg(folder.join(RECORD))
+        .arg(folder.join(file::RECORD))
         .arg("--run-dir")
         .arg(again.path())
         .args(["--name", "again"]);
@@ -84,7 +79,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         bail!("the run could not be trained again: {status}");
     }
     let again = again.path().join("again");
-    let repeated = run::metrics::read(&again.join(METRICS))?;
+    let repeated = run::metrics::read(&again.join(file::METRICS))?;
     let sha = |path: &Path| -> anyhow::Result<String> { Ok(Run::read(path)?.made_by.data_sha256) };
     if sha(&again)? != run.made_by.data_sha256 {
         bail!(
@@ -98,10 +93,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         .zip(&repeated)
         .find(|(then, now)| !same(then, now));
     // The weights themselves, where both stand after the same epoch.
-    let weights = folder.join(CHECKPOINT);
-    let weights = if checkpoint_epochs(&folder) == Some(epochs) {
+    let weights = folder.join(file::LAST_WEIGHTS);
+    let weights = if finished_epochs(&folder) == Some(epochs) {
         Some(
-            weights_difference(&weights, &again.join(CHECKPOINT))
+            weights_difference(&weights, &again.join(file::LAST_WEIGHTS))
                 .context("cannot compare the weights")?,
         )
     } else {
@@ -151,7 +146,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
                 Some(weights) => {
                     message += &format!(
                         "; after epoch {epochs}, {} of {} weights differ, by at most {:e} (in {})",
-                        weights.different, weights.numbers, weights.largest, weights.tensor
+                        weights.different, weights.elements, weights.largest, weights.tensor
                     );
                 }
                 None => {

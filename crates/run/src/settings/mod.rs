@@ -26,6 +26,8 @@ pub enum Property {
     MayDiffer,
     /// It has no effect on a search for a learning rate.
     NotInLrFind,
+    /// It is a path on this machine, which says nothing about the run.
+    LocalPath,
 }
 
 /// What is known of a setting apart from its type.
@@ -81,7 +83,7 @@ macros::settings! {
 
         /// The folder that holds the data sets.
         #[arg(value_name = "DIR")]
-        data_dir: PathBuf = "data" [MayChangeOnResume, MayDiffer];
+        data_dir: PathBuf = "data" [MayChangeOnResume, MayDiffer, LocalPath];
 
         /// Use the first N training images only.
         #[arg(value_name = "N")]

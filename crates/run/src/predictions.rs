@@ -1,102 +1,67 @@
-//! `predictions.safetensors`: what a run's last weights made of every test image, the pictures of the most confident
-//! mistakes, and the first layer's filters. A report needs neither the data set nor the weights.
+//! `predictions.safetensors`: the logits of the last epoch's weights for every evaluated image, the most confident
+//! mistakes as pictures, and the filters of the first layer. So a report needs neither the data set nor the weights.
 
+use crate::error::Error;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// The file's name in a run's folder.
-pub const PREDICTIONS: &str = "predictions.safetensors";
-
-/// Classes that are told apart.
+/// The number of classes.
 pub const CLASSES: usize = 10;
 
-/// Bytes of a picture: three planes of 32 by 32.
+/// Bytes of an image, `[3, 32, 32]`.
 pub const PICTURE_BYTES: usize = 3 * 32 * 32;
 
-/// Mistakes whose pictures are kept.
+/// The largest number of mistakes that are stored as pictures.
 const PICTURES: usize = 256;
 
-/// The version of the layout that this program writes.
+/// The version of the file's format.
 const VERSION: u32 = 1;
 
-/// The key of the metadata.
-const RECORD: &str = "record";
+/// The key of the metadata under which [`Header`] is.
+const HEADER: &str = "record";
 
-/// What a run's last weights made of the test images.
+/// The predictions of a run's last weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Predictions {
     /// The epoch after which the weights were taken.
     pub epoch: u32,
     /// The classes by label.
     pub class_names: Vec<String>,
-    /// The right class of every test image, in the set's order.
+    /// The label of every evaluated image, in the order of the data set.
     pub labels: Vec<u8>,
-    /// The network's output for every test image.
+    /// The logits of every evaluated image.
     pub logits: Vec<[f32; CLASSES]>,
-    /// By number of the test image: red, green and blue plane of those that were confidently mistaken.
+    /// The most confident mistakes: the images' indices, and their pixels, `[3, 32, 32]`.
     pub pictures: BTreeMap<u32, Vec<u8>>,
     /// The first layer's filters.
     pub filters: Filters,
 }
 
-/// Weights of a convolution that looks at colour images.
+/// The weights of a convolution with three input channels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Filters {
     /// Height and width of a filter.
     pub side: usize,
-    /// `[filter, 3, side, side]`, one after the other.
+    /// `[filters, 3, side, side]`.
     pub weights: Vec<f32>,
 }
 
-/// What is said beside the tensors.
+/// The metadata beside the tensors.
 #[derive(Serialize, Deserialize)]
-struct Record {
+struct Header {
     version: u32,
     epoch: u32,
     class_names: Vec<String>,
 }
 
-/// What can be wrong with a file of predictions.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The file cannot be read or written.
-    #[error("cannot {what} `{}`: {source}", path.display())]
-    File {
-        /// `read` or `write`.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// The file is no file of predictions.
-    #[error("`{}` is damaged: {reason}", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// A later program wrote it.
-    #[error(
-        "`{}` has version {found} of the predictions' layout, and this program knows those up to {VERSION}; use a later \
-         version of it", path.display()
-    )]
-    Future {
-        /// The file.
-        path: PathBuf,
-        /// The version found.
-        found: u32,
-    },
-}
-
 impl Predictions {
-    /// Predictions from a network's logits, one row an image. `picture` gives the three planes of an image.
+    /// Predictions with a network's logits, one row per image. `picture` returns the pixels of an image,
+    /// `[3, 32, 32]`.
     #[must_use]
     pub fn new(
         epoch: u32,
@@ -123,9 +88,9 @@ impl Predictions {
         predictions
     }
 
-    /// The class that image `number` was taken for, the first of equals, and its probability.
+    /// The predicted class of image `number`, the first of equals, and its probability.
     #[must_use]
-    pub fn guess(&self, number: usize) -> (usize, f32) {
+    pub fn predicted(&self, number: usize) -> (usize, f64) {
         let logits = &self.logits[number];
         let mut best = 0;
         for (class, logit) in logits.iter().enumerate() {
@@ -136,45 +101,41 @@ impl Predictions {
         (best, softmax(logits)[best])
     }
 
-    /// Whether image `number` was classified rightly.
+    /// Whether the predicted class of image `number` is its label.
     #[must_use]
-    pub fn right(&self, number: usize) -> bool {
-        self.guess(number).0 == usize::from(self.labels[number])
+    pub fn correct(&self, number: usize) -> bool {
+        self.predicted(number).0 == usize::from(self.labels[number])
     }
 
-    /// The images that were classified wrongly, the most confident mistake first.
+    /// The misclassified images, the most confident mistake first.
     #[must_use]
     pub fn mistakes(&self) -> Vec<usize> {
-        let mut mistakes: Vec<_> = (0..self.labels.len()).filter(|n| !self.right(*n)).collect();
-        mistakes.sort_by(|a, b| self.guess(*b).1.total_cmp(&self.guess(*a).1));
+        let mut mistakes: Vec<_> = (0..self.labels.len())
+            .filter(|n| !self.correct(*n))
+            .collect();
+        mistakes.sort_by(|a, b| self.predicted(*b).1.total_cmp(&self.predicted(*a).1));
         mistakes
     }
 
-    /// How many images of class `row` were taken for class `column`.
+    /// The confusion matrix: `[row][column]` counts the images with label `row` and prediction `column`.
     #[must_use]
     pub fn confusion(&self) -> [[u64; CLASSES]; CLASSES] {
         let mut confusion = [[0; CLASSES]; CLASSES];
         for (number, label) in self.labels.iter().enumerate() {
-            confusion[usize::from(*label)][self.guess(number).0] += 1;
+            confusion[usize::from(*label)][self.predicted(number).0] += 1;
         }
         confusion
     }
 
-    /// Writes the file whole.
+    /// Replaces the file, atomically.
     ///
     /// # Errors
-    /// When it cannot be written; what was there before is unchanged then.
+    /// When the file cannot be written; the old one is then unchanged.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
-        let bytes = self.encode().map_err(|source| Error::File {
-            what: "write",
-            path: path.to_owned(),
-            source,
-        })?;
-        atomic_file::write(path, &bytes).map_err(|source| Error::File {
-            what: "write",
-            path: path.to_owned(),
-            source,
-        })
+        let written = self
+            .encode()
+            .and_then(|bytes| atomic_file::write(path, &bytes));
+        written.map_err(Error::file("write", path))
     }
 
     fn encode(&self) -> io::Result<Vec<u8>> {
@@ -206,49 +167,46 @@ impl Predictions {
             let view = TensorView::new(dtype, shape, bytes).map_err(io::Error::other)?;
             views.push((name, view));
         }
-        let record = serde_json::to_string(&Record {
+        let header = serde_json::to_string(&Header {
             version: VERSION,
             epoch: self.epoch,
             class_names: self.class_names.clone(),
         })?;
-        let metadata = HashMap::from([(RECORD.to_owned(), record)]);
+        let metadata = HashMap::from([(HEADER.to_owned(), header)]);
         safetensors::serialize(views, Some(metadata)).map_err(io::Error::other)
     }
 
     /// Reads the file.
     ///
     /// # Errors
-    /// When it cannot be read, a later program wrote it, or it is damaged.
+    /// When the file cannot be read, is damaged, or is of a later version.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let bytes = fs::read(path).map_err(|source| Error::File {
-            what: "read",
-            path: path.to_owned(),
-            source,
-        })?;
-        let damaged = |reason: String| Error::Damaged {
-            path: path.to_owned(),
-            reason,
-        };
-        let (_, header) =
+        let bytes = fs::read(path).map_err(Error::file("read", path))?;
+        let damaged = Error::damaged::<String>(path);
+        let (_, metadata) =
             SafeTensors::read_metadata(&bytes).map_err(|error| damaged(error.to_string()))?;
-        let record = header.metadata().as_ref().and_then(|data| data.get(RECORD));
-        let record = record.ok_or_else(|| damaged("it is no file of predictions".to_owned()))?;
-        let version = serde_json::from_str::<serde_json::Value>(record).ok();
-        let version = version.and_then(|record| record["version"].as_u64());
+        let header = metadata
+            .metadata()
+            .as_ref()
+            .and_then(|data| data.get(HEADER));
+        let header = header.ok_or_else(|| damaged("it is not a file of predictions".to_owned()))?;
+        let version = serde_json::from_str::<serde_json::Value>(header).ok();
+        let version = version.and_then(|header| header["version"].as_u64());
         if let Some(found) = version
             && found > u64::from(VERSION)
         {
-            return Err(Error::Future {
+            return Err(Error::LaterVersion {
                 path: path.to_owned(),
-                found: u32::try_from(found).unwrap_or(u32::MAX),
+                found,
+                known: VERSION,
             });
         }
-        let record: Record =
-            serde_json::from_str(record).map_err(|error| damaged(error.to_string()))?;
-        Self::decode(record, &bytes).map_err(damaged)
+        let header: Header =
+            serde_json::from_str(header).map_err(|error| damaged(error.to_string()))?;
+        Self::decode(header, &bytes).map_err(damaged)
     }
 
-    fn decode(record: Record, bytes: &[u8]) -> Result<Self, String> {
+    fn decode(header: Header, bytes: &[u8]) -> Result<Self, String> {
         let tensors = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
         let tensor = |name: &str, dtype, shape: &[Option<usize>]| {
             let tensor = tensors.tensor(name).map_err(|error| error.to_string())?;
@@ -258,7 +216,7 @@ impl Predictions {
                     .zip(tensor.shape())
                     .all(|(want, found)| want.is_none_or(|want| want == *found));
             if tensor.dtype() != dtype || !fits {
-                return Err(format!("`{name}` has another type or shape than expected"));
+                return Err(format!("`{name}` has an unexpected type or shape"));
             }
             Ok(tensor)
         };
@@ -290,19 +248,19 @@ impl Predictions {
             return Err("its filters are not square".to_owned());
         }
         if labels.iter().any(|label| usize::from(*label) >= CLASSES)
-            || record.class_names.len() != CLASSES
+            || header.class_names.len() != CLASSES
         {
-            return Err(format!("it has other than {CLASSES} classes"));
+            return Err(format!("it does not have {CLASSES} classes"));
         }
         if numbers
             .iter()
             .any(|number| *number as usize >= labels.len())
         {
-            return Err("a picture's number is that of no test image".to_owned());
+            return Err("it has a picture of an image that does not exist".to_owned());
         }
         Ok(Self {
-            epoch: record.epoch,
-            class_names: record.class_names,
+            epoch: header.epoch,
+            class_names: header.class_names,
             logits,
             labels,
             pictures: numbers
@@ -317,11 +275,13 @@ impl Predictions {
     }
 }
 
-fn softmax(logits: &[f32; CLASSES]) -> [f32; CLASSES] {
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let powers = logits.map(|logit| f64::from(logit - top).exp());
-    let total: f64 = powers.iter().sum();
-    powers.map(|power| (power / total) as f32)
+/// The softmax of logits: the probabilities of the classes.
+#[must_use]
+pub fn softmax<const N: usize>(logits: &[f32; N]) -> [f64; N] {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers = logits.map(|logit| libm::exp(f64::from(logit - largest)));
+    let sum: f64 = powers.iter().sum();
+    powers.map(|power| power / sum)
 }
 
 #[cfg(test)]
@@ -348,21 +308,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_comes_back(rows in prop::collection::vec(prop::array::uniform10(-9.0_f32..9.0), 1..40)) {
+        fn predictions_round_trip(rows in prop::collection::vec(prop::array::uniform10(-9.0_f32..9.0), 1..40)) {
             let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join(PREDICTIONS);
+            let path = folder.path().join("predictions");
             let predictions = predictions(&rows);
             predictions.write(&path).unwrap();
             prop_assert_eq!(Predictions::read(&path).unwrap(), predictions);
         }
 
         #[test]
-        fn any_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..300), place in 0_usize..400) {
+        fn other_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..300), place in 0_usize..400) {
             let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join(PREDICTIONS);
+            let path = folder.path().join("predictions");
             fs::write(&path, &bytes).unwrap();
             prop_assert!(Predictions::read(&path).is_err());
-            // A good file that breaks off.
+            // A truncated file.
             let mut whole = predictions(&[[0.0; CLASSES]; 3]).encode().unwrap();
             whole.truncate(place.min(whole.len() - 1));
             fs::write(&path, &whole).unwrap();
@@ -371,9 +331,9 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_come_with_the_most_confident_first() {
+    fn the_most_confident_mistake_is_first() {
         let mut logits = [[0.0; CLASSES]; 3];
-        logits[0][0] = 1.0; // right
+        logits[0][0] = 1.0; // correct
         logits[1][5] = 1.0;
         logits[2][7] = 4.0;
         let predictions = predictions(&logits);
@@ -381,14 +341,12 @@ mod tests {
         assert!(predictions.pictures.keys().eq(&[1, 2]));
         assert_eq!(predictions.confusion()[2][7], 1);
         assert_eq!(predictions.confusion()[0][0], 1);
-        let total: f32 = softmax(&predictions.logits[2]).iter().sum();
-        assert!((total - 1.0).abs() < 1e-6);
     }
 
     #[test]
-    fn a_later_layout_is_named() {
+    fn a_later_version_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(PREDICTIONS);
+        let path = folder.path().join("predictions");
         let bytes = predictions(&[[0.0; CLASSES]]).encode().unwrap();
         let text: Vec<u8> = bytes.clone();
         let place = text
@@ -399,6 +357,15 @@ mod tests {
         later[place + 10] = b'7';
         fs::write(&path, later).unwrap();
         let message = Predictions::read(&path).unwrap_err().to_string();
-        assert!(message.contains("has version 7"), "{message}");
+        assert!(message.contains("has format version 7"), "{message}");
+    }
+
+    #[test]
+    fn softmax_sums_to_one_for_logits_of_any_size() {
+        for logits in [[1000.0, 0.0], [-1000.0, -1000.5]] {
+            let probabilities = softmax(&logits);
+            assert!((probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+            assert!(probabilities[0] > probabilities[1]);
+        }
     }
 }

@@ -1,16 +1,15 @@
-//! What a run's checkpoint says to those who compute nothing with it.
+//! What can be read from a checkpoint without tensors: its progress, and how far the weights of two differ.
 
+use crate::error::Error;
+use crate::file::LAST_WEIGHTS;
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde::Deserialize;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::Path;
 
-/// The name of a run's checkpoint in its folder.
-pub const CHECKPOINT: &str = "last.safetensors";
-
-/// The largest header that is read: far more than a checkpoint of ten thousand epochs has.
-const MOST_HEADER: u64 = 1 << 26;
+/// The largest header that is read, in bytes: more than that of a run of ten thousand epochs.
+const MAX_HEADER: u64 = 1 << 26;
 
 #[derive(Deserialize)]
 struct Progress {
@@ -22,15 +21,15 @@ struct Position {
     epoch: u32,
 }
 
-/// How many epochs are done in the checkpoint of the run in `folder`; `None` where there is no checkpoint that says so.
+/// The number of finished epochs in the checkpoint of the run in `folder`; `None` without a readable checkpoint.
 #[must_use]
-pub fn checkpoint_epochs(folder: &Path) -> Option<u32> {
-    let mut file = File::open(folder.join(CHECKPOINT)).ok()?;
+pub fn finished_epochs(folder: &Path) -> Option<u32> {
+    let mut file = File::open(folder.join(LAST_WEIGHTS)).ok()?;
     let mut length = [0; 8];
     file.read_exact(&mut length).ok()?;
     let length = u64::from_le_bytes(length);
     let mut header = Vec::new();
-    file.take(length.min(MOST_HEADER))
+    file.take(length.min(MAX_HEADER))
         .read_to_end(&mut header)
         .ok()?;
     let header: serde_json::Value = serde_json::from_slice(&header).ok()?;
@@ -43,47 +42,55 @@ pub fn checkpoint_epochs(folder: &Path) -> Option<u32> {
     )
 }
 
-/// How far two files of weights are apart.
+/// How far the weights of two checkpoints differ.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Difference {
-    /// The largest difference of two numbers.
+pub struct WeightsDifference {
+    /// The largest absolute difference of two elements.
     pub largest: f64,
-    /// The tensor in which it is.
+    /// The tensor with the largest difference.
     pub tensor: String,
-    /// Numbers that are not the same bits.
+    /// The number of elements with different bits.
     pub different: u64,
-    /// All numbers.
-    pub numbers: u64,
+    /// The number of all elements.
+    pub elements: u64,
 }
 
-/// Compares two files of weights, number by number.
+/// Compares the weights of two checkpoints.
 ///
 /// # Errors
-/// When a file cannot be read, is damaged, or they have not the same tensors.
-pub fn weights_difference(first: &Path, second: &Path) -> io::Result<Difference> {
-    let (first, second) = (fs::read(first)?, fs::read(second)?);
-    let first = SafeTensors::deserialize(&first).map_err(io::Error::other)?;
-    let second = SafeTensors::deserialize(&second).map_err(io::Error::other)?;
-    let mut difference = Difference {
+/// When a file cannot be read or is damaged, or their tensors have different names, shapes or types.
+pub fn weights_difference(first: &Path, second: &Path) -> Result<WeightsDifference, Error> {
+    let bytes = |path: &Path| fs::read(path).map_err(Error::file("read", path));
+    let [first_bytes, second_bytes] = [bytes(first)?, bytes(second)?];
+    let damaged = Error::damaged::<String>(second);
+    let first =
+        SafeTensors::deserialize(&first_bytes).map_err(|error| Error::damaged(first)(error))?;
+    let second =
+        SafeTensors::deserialize(&second_bytes).map_err(|error| damaged(error.to_string()))?;
+    let mut difference = WeightsDifference {
         largest: 0.0,
         tensor: String::new(),
         different: 0,
-        numbers: 0,
+        elements: 0,
     };
     if first.len() != second.len() {
-        return Err(io::Error::other("the files hold different tensors"));
+        return Err(damaged(
+            "it does not have the tensors of the other checkpoint".to_owned(),
+        ));
     }
     let mut tensors = first.tensors();
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     for (name, a) in tensors {
-        let b = second.tensor(&name).map_err(io::Error::other)?;
+        let b = second
+            .tensor(&name)
+            .map_err(|error| damaged(error.to_string()))?;
         if a.dtype() != Dtype::F32 || b.dtype() != Dtype::F32 || a.shape() != b.shape() {
-            return Err(io::Error::other(format!(
-                "`{name}` has another type or shape in the other file"
+            return Err(damaged(format!(
+                "`{name}` has another type or shape in the other checkpoint"
             )));
         }
         for (a, b) in a.data().as_chunks().0.iter().zip(b.data().as_chunks().0) {
-            difference.numbers += 1;
+            difference.elements += 1;
             if a == b {
                 continue;
             }
@@ -125,31 +132,31 @@ mod tests {
     }
 
     #[test]
-    fn differences_are_counted_and_placed() {
+    fn differences_are_counted() {
         let folder = tempfile::tempdir().unwrap();
-        let first = file(folder.path(), CHECKPOINT, [1.0, 2.0, 3.0, 4.0]);
+        let first = file(folder.path(), LAST_WEIGHTS, [1.0, 2.0, 3.0, 4.0]);
         let second = file(folder.path(), "b", [1.0, 2.5, 3.0, 2.0]);
         let difference = weights_difference(&first, &second).unwrap();
         assert_eq!(
             difference,
-            Difference {
+            WeightsDifference {
                 largest: 2.0,
                 tensor: "b".to_owned(),
                 different: 2,
-                numbers: 4
+                elements: 4
             }
         );
         assert_eq!(weights_difference(&first, &first).unwrap().different, 0);
-        assert_eq!(checkpoint_epochs(folder.path()), Some(7));
+        assert_eq!(finished_epochs(folder.path()), Some(7));
     }
 
     proptest! {
         #[test]
-        fn any_bytes_are_no_checkpoint(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn other_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let folder = tempfile::tempdir().unwrap();
-            fs::write(folder.path().join(CHECKPOINT), &bytes).unwrap();
-            prop_assert_eq!(checkpoint_epochs(folder.path()), None);
-            let path = folder.path().join(CHECKPOINT);
+            fs::write(folder.path().join(LAST_WEIGHTS), &bytes).unwrap();
+            prop_assert_eq!(finished_epochs(folder.path()), None);
+            let path = folder.path().join(LAST_WEIGHTS);
             prop_assert!(weights_difference(&path, &path).is_err());
         }
     }

@@ -1,0 +1,109 @@
+//! What can be wrong with the folder of a run.
+
+use crate::{file, settings};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What can be wrong with the folder of a run, or with a file in it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or folder cannot be read, written or locked.
+    #[error("cannot {action} `{}`: {source}", path.display())]
+    File {
+        /// What was tried, such as `read`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// A file has other content than this program writes.
+    #[error("`{}` is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A later version of the program wrote the file.
+    #[error(
+        "`{}` has format version {found}; this program reads versions up to {known}, use a later one",
+        path.display()
+    )]
+    LaterVersion {
+        /// The file.
+        path: PathBuf,
+        /// The version of its format.
+        found: u64,
+        /// The latest version that this program reads.
+        known: u32,
+    },
+    /// The record cannot be read.
+    #[error(transparent)]
+    Settings(#[from] settings::Error),
+    /// The folder has no record.
+    #[error(
+        "`{}` is not a run: it has no {}; give the folder of a run, such as runs/alexnet-reference-seed0",
+        .0.display(),
+        file::RECORD
+    )]
+    NoRecord(PathBuf),
+    /// No epoch is finished.
+    #[error(
+        "the run `{folder}` has no finished epoch; resume it with `cargo run -p trainer -- --resume {folder}`",
+        folder = .0.display()
+    )]
+    NoEpochs(PathBuf),
+    /// There is no run of this name.
+    #[error(
+        "there is no run `{}`: neither that folder nor one of that name in `{}` has a {}",
+        run.display(),
+        run_dir.display(),
+        file::RECORD
+    )]
+    NotFound {
+        /// The folder, or its name.
+        run: PathBuf,
+        /// The folder of all runs.
+        run_dir: PathBuf,
+    },
+    /// A new run has the name of one that exists.
+    #[error(
+        "the run `{folder}` exists; give another --name, or resume it with --resume {folder}",
+        folder = .0.display()
+    )]
+    Exists(PathBuf),
+    /// Another process writes to the folder.
+    #[error(
+        "another process is writing to the run `{}`; wait until it ends, or stop it",
+        .0.display()
+    )]
+    InUse(PathBuf),
+}
+
+impl Error {
+    /// Whether the name of a run is wrong, as opposed to what is in its folder.
+    #[must_use]
+    pub fn is_usage_error(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::Exists(_))
+    }
+
+    /// Gives the error of the operating system its context.
+    pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File {
+            action,
+            path,
+            source,
+        }
+    }
+
+    /// Names the file in which something is wrong.
+    pub(crate) fn damaged<R: ToString>(path: &Path) -> impl Fn(R) -> Self {
+        let path = path.to_owned();
+        move |reason| Self::Damaged {
+            path: path.clone(),
+            reason: reason.to_string().trim().replace('\n', "; "),
+        }
+    }
+}

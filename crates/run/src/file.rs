@@ -1,0 +1,31 @@
+//! The names of the files in a run's folder.
+
+/// The settings, and what made the run: [`crate::Record`].
+pub const RECORD: &str = "run.toml";
+
+/// One JSON object per epoch: [`crate::EpochMetrics`].
+pub const METRICS: &str = "metrics.jsonl";
+
+/// The curves of loss and accuracy.
+pub const CURVES_SVG: &str = "curves.svg";
+
+/// The same as a picture of pixels.
+pub const CURVES_PNG: &str = "curves.png";
+
+/// The layers of the network as text.
+pub const SUMMARY: &str = "summary.txt";
+
+/// The log. The process that writes to the folder holds a lock on it.
+pub const LOG: &str = "log.txt";
+
+/// The weights after the last step, from which training resumes.
+pub const LAST_WEIGHTS: &str = "last.safetensors";
+
+/// The weights after the epoch with the best accuracy.
+pub const BEST_WEIGHTS: &str = "best.safetensors";
+
+/// The outputs of the last epoch's weights: [`crate::Predictions`].
+pub const PREDICTIONS: &str = "predictions.safetensors";
+
+/// The layers of the network, with their times: [`crate::layers`].
+pub const LAYERS: &str = "layers.json";

@@ -1,0 +1,227 @@
+//! The folder of a run. One process at a time writes to it.
+
+use crate::error::Error;
+use crate::file;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The folder of a run, locked by this process. The lock is on the log, and ends with the process.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    log: File,
+}
+
+impl RunFolder {
+    /// A new folder in `run_dir` with this name, or with the default name and the first free number.
+    ///
+    /// # Errors
+    /// When the name is taken, or the folder cannot be made.
+    pub fn create(run_dir: &Path, name: Option<&str>, default_name: &str) -> Result<Self, Error> {
+        fs::create_dir_all(run_dir).map_err(Error::file("create the folder", run_dir))?;
+        if let Some(name) = name {
+            let path = run_dir.join(name);
+            return Self::create_named(&path)?.ok_or_else(|| {
+                if is_locked(&path) {
+                    Error::InUse(path)
+                } else {
+                    Error::Exists(path)
+                }
+            });
+        }
+        let mut number = 1_u64;
+        loop {
+            let suffix = match number {
+                1 => String::new(),
+                number => format!("-{number}"),
+            };
+            let path = run_dir.join(format!("{default_name}{suffix}"));
+            if let Some(folder) = Self::create_named(&path)? {
+                return Ok(folder);
+            }
+            number += 1;
+        }
+    }
+
+    /// A new folder at `path`; `None` where something exists. A folder without a record counts as new: its process
+    /// was killed before it had written one.
+    fn create_named(path: &Path) -> Result<Option<Self>, Error> {
+        match fs::create_dir(path) {
+            Ok(()) => Self::lock(path).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if is_unused(path) && !is_locked(path) {
+                    Self::lock(path).map(Some)
+                } else {
+                    Ok(None)
+                }
+            }
+            Err(error) => Err(Error::file("create the folder", path)(error)),
+        }
+    }
+
+    /// Locks the folder of a run, and removes files that a killed process left unfinished.
+    ///
+    /// # Errors
+    /// When another process holds the lock, or the folder cannot be written to.
+    pub fn lock(path: &Path) -> Result<Self, Error> {
+        let log_path = path.join(file::LOG);
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log_path)
+            .map_err(Error::file("write", &log_path))?;
+        match log.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::InUse(path.to_owned())),
+            Err(TryLockError::Error(error)) => return Err(Error::file("lock", &log_path)(error)),
+        }
+        atomic_file::remove_unfinished(path)
+            .map_err(Error::file("remove unfinished files in", path))?;
+        Ok(Self {
+            path: path.to_owned(),
+            log,
+        })
+    }
+
+    /// The path of the folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The log, to append to.
+    ///
+    /// # Errors
+    /// When the operating system has no further file handle.
+    pub fn log(&self) -> io::Result<File> {
+        self.log.try_clone()
+    }
+
+    /// Writes a file in the folder, atomically.
+    ///
+    /// # Errors
+    /// When it cannot be written; the old file is then unchanged.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let path = self.path.join(name);
+        atomic_file::write(&path, bytes).map_err(Error::file("write", &path))
+    }
+}
+
+/// The folder of an existing run: `run` itself, or the one of that name in `run_dir`.
+///
+/// # Errors
+/// When neither has a record.
+pub fn find(run_dir: &Path, run: &Path) -> Result<PathBuf, Error> {
+    let candidates = [run.to_owned(), run_dir.join(run)];
+    let mut candidates = candidates.into_iter();
+    candidates
+        .find(|path| path.join(file::RECORD).is_file())
+        .ok_or_else(|| Error::NotFound {
+            run: run.to_owned(),
+            run_dir: run_dir.to_owned(),
+        })
+}
+
+/// Waits until no other process writes to the folder of a run, for at most `patience`. `waiting` is called once if there
+/// is something to wait for.
+///
+/// # Errors
+/// When the other process still writes after that time.
+pub fn wait_until_unlocked(
+    run: &Path,
+    patience: Duration,
+    waiting: impl FnOnce(),
+) -> Result<(), Error> {
+    if !is_locked(run) {
+        return Ok(());
+    }
+    waiting();
+    let started = Instant::now();
+    while is_locked(run) {
+        if started.elapsed() > patience {
+            return Err(Error::InUse(run.to_owned()));
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// Whether a folder has no more than a log and unfinished files.
+fn is_unused(path: &Path) -> bool {
+    fs::read_dir(path).is_ok_and(|mut entries| {
+        entries.all(|entry| {
+            entry.is_ok_and(|entry| {
+                let name = entry.file_name();
+                name == file::LOG || atomic_file::is_unfinished(&name)
+            })
+        })
+    })
+}
+
+/// Whether another process writes to the folder.
+fn is_locked(path: &Path) -> bool {
+    File::open(path.join(file::LOG))
+        .is_ok_and(|log| matches!(log.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_names_are_numbered() {
+        let runs = tempfile::tempdir().unwrap();
+        let names: Vec<_> = (0..3)
+            .map(|_| {
+                let folder = RunFolder::create(runs.path(), None, "a").unwrap();
+                folder.write(file::RECORD, b"").unwrap();
+                folder.path().file_name().unwrap().to_owned()
+            })
+            .collect();
+        assert_eq!(names, ["a", "a-2", "a-3"]);
+    }
+
+    #[test]
+    fn a_folder_has_one_writer() {
+        let runs = tempfile::tempdir().unwrap();
+        let path = runs.path().join("a");
+        let first = RunFolder::create(runs.path(), Some("a"), "").unwrap();
+        for second in [
+            RunFolder::create(runs.path(), Some("a"), "").unwrap_err(),
+            RunFolder::lock(&path).unwrap_err(),
+            wait_until_unlocked(&path, Duration::ZERO, || ()).unwrap_err(),
+        ] {
+            assert!(
+                matches!(&second, Error::InUse(other) if *other == path),
+                "{second}"
+            );
+        }
+        drop(first);
+        wait_until_unlocked(&path, Duration::ZERO, || panic!("nothing to wait for")).unwrap();
+        // Killed before it had written a record: the name is still free.
+        let again = RunFolder::create(runs.path(), Some("a"), "").unwrap();
+        again.write(file::RECORD, b"").unwrap();
+        drop(again);
+        let error = RunFolder::create(runs.path(), Some("a"), "").unwrap_err();
+        assert!(
+            error.is_usage_error() && matches!(error, Error::Exists(_)),
+            "{error}"
+        );
+        RunFolder::lock(&path).unwrap();
+    }
+
+    #[test]
+    fn a_run_is_found_by_path_or_name() {
+        let runs = tempfile::tempdir().unwrap();
+        let folder = runs.path().join("a");
+        fs::create_dir(&folder).unwrap();
+        let error = find(runs.path(), Path::new("a")).unwrap_err();
+        assert!(error.is_usage_error(), "{error}");
+        fs::write(folder.join(file::RECORD), "").unwrap();
+        assert_eq!(find(runs.path(), Path::new("a")).unwrap(), folder);
+        assert_eq!(find(Path::new("elsewhere"), &folder).unwrap(), folder);
+    }
+}

@@ -1,0 +1,200 @@
+//! `run.toml`: the settings of a run, and what made it.
+
+use crate::error::Error;
+use crate::file;
+use crate::settings::{self, Layers, Overrides, Precision, Settings, Source};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// The version of a record that this program writes, and the latest that it reads.
+pub const RECORD_VERSION: u32 = 1;
+
+/// The record of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Record {
+    /// The settings.
+    #[serde(flatten)]
+    pub settings: Settings,
+    /// What made the run.
+    pub made_by: MadeBy,
+}
+
+/// What made a run: the program, the device and the data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MadeBy {
+    /// The version of the record's format: [`RECORD_VERSION`], or an earlier one.
+    #[serde(default = "MadeBy::first_version")]
+    pub record_version: u32,
+    /// The program's version.
+    pub version: String,
+    /// The commit it was built from.
+    pub commit: String,
+    /// `cpu` or `cuda`.
+    pub device: String,
+    /// The model name of the GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<String>,
+    /// The number format of products.
+    pub precision: Precision,
+    /// Number of parameters of the network.
+    pub parameters: u64,
+    /// Number of training images.
+    pub train_images: u64,
+    /// Number of images that the run is evaluated on.
+    pub test_images: u64,
+    /// SHA-256 of the data set.
+    pub data_sha256: String,
+}
+
+impl MadeBy {
+    /// The version of a record in which none is given.
+    fn first_version() -> u32 {
+        1
+    }
+}
+
+impl Record {
+    /// Reads the record of the run in `folder`. Settings that an earlier version did not have get their defaults.
+    ///
+    /// # Errors
+    /// When there is none, it is damaged, or it is of a later version.
+    pub fn read(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join(file::RECORD);
+        let text = match fs::read_to_string(&path) {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                return Err(Error::NoRecord(folder.to_owned()));
+            }
+            text => text.map_err(Error::file("read", &path))?,
+        };
+        // First, since a later version may have settings that this one does not know.
+        let version = toml::from_str(&text).ok().and_then(|record: toml::Table| {
+            let version = record.get("made_by")?.get("record_version")?.as_integer()?;
+            u64::try_from(version).ok()
+        });
+        if let Some(found) = version
+            && found > RECORD_VERSION.into()
+        {
+            return Err(Error::LaterVersion {
+                path,
+                found,
+                known: RECORD_VERSION,
+            });
+        }
+        let mut overrides = Overrides::read(&path)?;
+        let damaged = Error::damaged::<String>(&path);
+        let made_by = overrides
+            .made_by
+            .take()
+            .ok_or_else(|| damaged("it has no table `made_by`".to_owned()))?;
+        let made_by = made_by
+            .try_into()
+            .map_err(|error: toml::de::Error| damaged(format!("[made_by]: {}", error.message())))?;
+        let settings =
+            Settings::resolve(&Layers::default().with(Source::File(path.clone()), overrides))
+                .map_err(|error| damaged(error.to_string()))?;
+        Ok(Self { settings, made_by })
+    }
+
+    /// The record as TOML.
+    ///
+    /// # Errors
+    /// When a number does not fit TOML.
+    pub fn to_toml(&self) -> Result<String, Error> {
+        Ok(toml::to_string(self).map_err(settings::Error::from)?)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A record with these settings, as TOML.
+    pub(crate) fn record(settings: &str) -> Record {
+        let overrides = toml::from_str(settings).unwrap();
+        let machine = toml::from_str("model = \"alexnet\"\nthreads = 1\npatience = 5").unwrap();
+        let layers = Layers::default()
+            .with(Source::Defaults, machine)
+            .with(Source::CommandLine, overrides);
+        Record {
+            settings: Settings::resolve(&layers).unwrap(),
+            made_by: MadeBy {
+                record_version: RECORD_VERSION,
+                version: "0.1.0".to_owned(),
+                commit: "0".to_owned(),
+                device: "cpu".to_owned(),
+                gpu: None,
+                precision: Precision::F32,
+                parameters: 58_292_074,
+                train_images: 50_000,
+                test_images: 10_000,
+                data_sha256: "00".to_owned(),
+            },
+        }
+    }
+
+    fn read(text: &str) -> Result<Record, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(file::RECORD), text).unwrap();
+        Record::read(folder.path())
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_refused(text: String) {
+            prop_assert!(read(&text).is_err());
+        }
+    }
+
+    #[test]
+    fn records_round_trip() {
+        for settings in [
+            "",
+            "model = \"small-alexnet\"\nseed = 9223372036854775807\nvalidation = 50\nprecision = \"bf16\"\nlr = 0.1",
+        ] {
+            let record = record(settings);
+            assert_eq!(read(&record.to_toml().unwrap()).unwrap(), record);
+        }
+    }
+
+    #[test]
+    fn bad_records_are_refused() {
+        let good = record("").to_toml().unwrap();
+        let message = |text: &str| read(text).unwrap_err().to_string();
+        let cases = [
+            (
+                good.replace("record_version = 1", "record_version = 7\nnew = 1"),
+                "has format version 7; this program reads versions up to 1",
+            ),
+            (good.replace("[made_by]", "[made]"), "unknown field `made`"),
+            (
+                good.replace("parameters = 58292074", "parameters = \"many\""),
+                "is damaged: [made_by]: invalid type: string \"many\"",
+            ),
+            (
+                good.replace("model = \"alexnet\"\n", ""),
+                "is damaged: the setting `model` is missing",
+            ),
+            (good.replace("seed = 0", "seed = -1"), "is wrong at line"),
+            (
+                good.split_once("[made_by]").unwrap().0.to_owned(),
+                "is damaged: it has no table `made_by`",
+            ),
+        ];
+        for (text, expected) in cases {
+            assert!(message(&text).contains(expected), "{}", message(&text));
+        }
+        let empty = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            Record::read(empty.path()),
+            Err(Error::NoRecord(_))
+        ));
+    }
+}

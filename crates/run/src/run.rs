@@ -1,0 +1,153 @@
+//! A run, read from its folder.
+
+use crate::error::Error;
+use crate::layers::{self, Layer};
+use crate::metrics::{self, EpochMetrics};
+use crate::predictions::Predictions;
+use crate::record::{MadeBy, Record};
+use crate::{file, settings::Settings};
+use std::fs;
+use std::path::Path;
+
+/// The record of a run and its results.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The folder's name.
+    pub name: String,
+    /// The settings.
+    pub settings: Settings,
+    /// What made the run.
+    pub made_by: MadeBy,
+    /// The finished epochs, at least one.
+    pub epochs: Vec<EpochMetrics>,
+    /// The predictions of the last epoch's weights, if they were recorded.
+    pub predictions: Option<Predictions>,
+    /// The network's layers, if they were recorded.
+    pub layers: Option<Vec<Layer>>,
+}
+
+impl Run {
+    /// Reads the run in `folder`.
+    ///
+    /// # Errors
+    /// When there is none, it has no finished epoch, or a file is damaged or of a later version.
+    pub fn read(folder: &Path) -> Result<Self, Error> {
+        let Record { settings, made_by } = Record::read(folder)?;
+        let existing = |name: &str| Some(folder.join(name)).filter(|path| path.exists());
+        let epochs = match existing(file::METRICS) {
+            Some(path) => metrics::read(&path)?,
+            None => Vec::new(),
+        };
+        let Some(last) = epochs.last() else {
+            return Err(Error::NoEpochs(folder.to_owned()));
+        };
+        let predictions = existing(file::PREDICTIONS);
+        let predictions = predictions
+            .map(|path| Predictions::read(&path))
+            .transpose()?;
+        let layers = existing(file::LAYERS);
+        let layers = layers.map(|path| layers::read(&path)).transpose()?;
+        Ok(Self {
+            name: folder_name(folder),
+            settings,
+            made_by,
+            // After a run was resumed for more epochs, older predictions are of other weights.
+            predictions: predictions.filter(|predictions| predictions.epoch == last.epoch),
+            layers,
+            epochs,
+        })
+    }
+
+    /// Whether all epochs are done, or early stopping ended the run.
+    #[must_use]
+    pub fn finished(&self) -> bool {
+        self.last().stopped_early || self.epochs.len() >= self.settings.epochs.get() as usize
+    }
+
+    /// The last epoch.
+    #[must_use]
+    pub fn last(&self) -> &EpochMetrics {
+        // `read` returns no run without epochs.
+        &self.epochs[self.epochs.len() - 1]
+    }
+
+    /// The best accuracy after any epoch, 0 to 1.
+    #[must_use]
+    pub fn best_accuracy(&self) -> f64 {
+        let accuracies = self.epochs.iter().map(|epoch| epoch.evaluated().accuracy);
+        accuracies.fold(0.0, f64::max)
+    }
+
+    /// Seconds of all epochs.
+    #[must_use]
+    pub fn seconds(&self) -> f64 {
+        self.epochs.iter().map(|epoch| epoch.seconds).sum()
+    }
+
+    /// Mean training throughput, without evaluation.
+    #[must_use]
+    pub fn images_per_second(&self) -> f64 {
+        let seconds = self
+            .epochs
+            .iter()
+            .map(|epoch| 1.0 / epoch.images_per_second);
+        self.epochs.len() as f64 / seconds.sum::<f64>()
+    }
+}
+
+fn folder_name(folder: &Path) -> String {
+    let absolute = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+    absolute.file_name().map_or_else(
+        || folder.display().to_string(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::record;
+
+    fn runs(folder: &Path, found: &mut Vec<Run>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.join(file::RECORD).exists() {
+                found.push(Run::read(&path).unwrap());
+            } else if path.is_dir() {
+                runs(&path, found);
+            }
+        }
+    }
+
+    #[test]
+    fn published_runs_are_read() {
+        let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/results");
+        let mut found = Vec::new();
+        runs(&results, &mut found);
+        assert!(found.len() >= 11, "{}", found.len());
+        for run in found {
+            assert!(run.finished(), "{}", run.name);
+            // Settings that its version did not have mean what the program did then.
+            if run.settings.recipe == "reference" {
+                assert!(!run.settings.nesterov && run.settings.clip_grad_norm.get() == 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_without_epochs_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(
+            folder.path().join(file::RECORD),
+            record("").to_toml().unwrap(),
+        )
+        .unwrap();
+        for metrics in [None, Some("")] {
+            if let Some(text) = metrics {
+                fs::write(folder.path().join(file::METRICS), text).unwrap();
+            }
+            let error = Run::read(folder.path()).unwrap_err();
+            assert!(matches!(error, Error::NoEpochs(_)), "{error}");
+        }
+    }
+}
