@@ -1,24 +1,17 @@
-//! `cargo xtask compare`, `verify`, and the reports, whose page is opened in a browser where there is one.
+//! `cargo xtask compare`, `reproduce` and `verify`, and the reports. If there is a browser, it opens the page.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)] // Also in what the tests share.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)] // Also in helpers of the tests.
 
 use assert_cmd::Command;
-use end_to_end::{path, program, refused};
+use end_to_end::{kill_times, path, program, refused, xtask};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{self, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// `cargo xtask NAME`, with the trainer that is built.
-fn xtask(name: &str) -> Command {
-    let mut command = program("xtask");
-    command.arg(name).arg("--trainer").arg(path("trainer"));
-    command
-}
-
-/// What the comparisons here have in common: SmallAlexNet, two seeds, a few images.
+/// The flags that these comparisons share: SmallAlexNet, two seeds, a few images.
 const FEW: [&str; 12] = [
     "--models",
     "small-alexnet",
@@ -36,7 +29,7 @@ const FEW: [&str; 12] = [
 const FEW_FLAGS: [&str; 5] = ["--", "--limit-test", "20", "--batch-size", "6"];
 
 #[test]
-fn everything_is_reproduced_by_one_command() {
+fn one_command_reproduces_everything() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("reproduce");
     let mut command = xtask("reproduce");
@@ -57,8 +50,8 @@ fn everything_is_reproduced_by_one_command() {
     }
     let again = command.assert().success();
     assert!(
-        !said(again.get_output()).contains("epoch"),
-        "nothing is trained twice"
+        !said(again.get_output()).contains("epoch 1/"),
+        "a finished run was trained again"
     );
 }
 
@@ -93,7 +86,7 @@ fn reports(out: &Path) -> [String; 2] {
 }
 
 #[test]
-fn what_is_missing_is_trained_and_all_is_reported() {
+fn missing_runs_are_trained_and_all_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let (first, second) = (folder.path().join("first"), folder.path().join("second"));
     let (plan, _) = printed(&mut compare(&first, &["--dry-run"]));
@@ -147,7 +140,7 @@ fn what_is_missing_is_trained_and_all_is_reported() {
     let (plan, _) = printed(&mut compare(&first, &["--dry-run"]));
     assert!(plan.contains("seed1: finished"), "{plan}");
 
-    // Elsewhere: the same.
+    // In another folder the report is the same.
     printed(&mut compare(&second, &[]));
     assert_eq!(reports(&first), reports(&second));
     let before = fs::read_to_string(second.join("report.md")).unwrap();
@@ -158,7 +151,7 @@ fn what_is_missing_is_trained_and_all_is_reported() {
         fs::read_to_string(second.join("report.md")).unwrap().len()
     );
 
-    // Other settings do not fit; more epochs do.
+    // Other settings are refused.
     let mut other = xtask("compare");
     other.args(FEW).arg("--out").arg(&first).args([
         "--",
@@ -173,22 +166,22 @@ fn what_is_missing_is_trained_and_all_is_reported() {
         &["batch_size = 6", "batch_size = 4", "--out"],
     );
 
-    // What was predicted is what was counted.
+    // The accuracy is that of the predictions.
     let run = run::Run::read(&first.join("small-alexnet-reference-seed1")).unwrap();
     let confusion = run.predictions.as_ref().unwrap().confusion();
-    let right: u64 = (0..10).map(|class| confusion[class][class]).sum();
+    let correct: u64 = (0..10).map(|class| confusion[class][class]).sum();
     let all: u64 = confusion.iter().flatten().sum();
-    assert_eq!(right as f64 / all as f64, run.last().evaluated().accuracy);
+    assert_eq!(correct as f64 / all as f64, run.last().evaluated().accuracy);
 
     verified(&first.join("small-alexnet-reference-seed1"));
     opened(&first.join("report.html"));
 }
 
-/// `verify` on a run that is as it was, and on one that is not.
+/// `verify` on a run, and on the same run with a changed digest.
 fn verified(run: &Path) {
     let (said, _) = printed(xtask("verify").arg(run));
     assert!(
-        said.contains("the same: the weights after each of 2 epochs agree to the bit"),
+        said.contains("the same: the weights after each of 2 epochs are equal, bit for bit"),
         "{said}"
     );
     let (said, _) = printed(
@@ -196,7 +189,10 @@ fn verified(run: &Path) {
             .arg(run)
             .args(["--epochs", "1", "--threads", "1"]),
     );
-    assert!(said.contains("after the one epoch"), "{said}");
+    assert!(
+        said.contains("the weights after epoch 1 are equal"),
+        "{said}"
+    );
     refused(
         xtask("verify").arg(run).args(["--epochs", "3"]),
         2,
@@ -227,22 +223,21 @@ fn verified(run: &Path) {
     fs::write(&metrics, text).unwrap();
 }
 
-/// The page needs nothing but itself. In a browser, where there is one: nothing on the console, nothing from the
-/// network.
+/// The page refers to nothing outside it. In a browser it prints nothing to the console and requests nothing.
 fn opened(page: &Path) {
     let text = fs::read_to_string(page).unwrap();
     for outside in [
         "http:", "https:", "//", "<script", "@import", "url(", "<iframe",
     ] {
-        let place = text.find(outside);
-        // base64 may hold two slashes.
-        let place = place.filter(|place| {
-            !text[..*place].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '+')
+        let position = text.find(outside);
+        // base64 may contain two slashes.
+        let position = position.filter(|position| {
+            !text[..*position].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '+')
         });
         assert!(
-            place.is_none(),
+            position.is_none(),
             "`{outside}` is in the page: {}",
-            &text[place.unwrap()..][..80]
+            &text[position.unwrap()..][..80]
         );
     }
     let browsers = ["chromium", "chromium-browser", "google-chrome"];
@@ -286,7 +281,7 @@ fn opened(page: &Path) {
             .filter(|line| line.contains("CONSOLE"))
             .count();
         let log: String = fs::read_to_string(log).unwrap_or_default();
-        // The browser's own services have addresses of their own; the page's would be this one.
+        // The browser contacts its own services; only a page asks for this host.
         (document, console, log.matches("nowhere.invalid").count())
     };
     let (document, console, _) = open(page, &folder.path().join("page.json"));
@@ -295,7 +290,7 @@ fn opened(page: &Path) {
         "{document}"
     );
     assert_eq!(console, 0);
-    // The check sees what it looks for.
+    // The check finds a page that does both.
     let bad = folder.path().join("bad.html");
     fs::write(&bad, "<html><body><img src='http://nowhere.invalid/a.png'><script>console.error('bad')</script></body></html>").unwrap();
     let (_, console, requests) = open(&bad, &folder.path().join("bad.json"));
@@ -310,7 +305,7 @@ fn opened(page: &Path) {
         .skip(1)
         .filter_map(|rest| rest.split('"').next())
         .collect();
-    // Files, pictures inside the page, and what the browser fetches for itself, such as dictionaries.
+    // Files, images inside the page, and files that the browser needs, such as dictionaries.
     let expected = [
         "file:",
         "data:",
@@ -330,12 +325,12 @@ fn opened(page: &Path) {
 }
 
 #[test]
-fn killed_at_any_moment_it_ends_in_the_same_report() {
+fn the_report_is_the_same_after_kills_at_any_time() {
     let folder = tempfile::tempdir().unwrap();
-    let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
+    let [uninterrupted, killed] = ["uninterrupted", "killed"].map(|name| folder.path().join(name));
     let started = Instant::now();
-    printed(&mut compare(&whole, &["--jobs", "2"]));
-    let takes = started.elapsed();
+    printed(&mut compare(&uninterrupted, &["--jobs", "2"]));
+    let duration = started.elapsed();
     let start = || {
         let mut command = process::Command::new(path("xtask"));
         command
@@ -354,11 +349,9 @@ fn killed_at_any_moment_it_ends_in_the_same_report() {
             .unwrap()
     };
     let mut kills = 0;
-    for _ in 0..8 {
+    for time in kill_times(duration / 2).take(8) {
         let mut child = start();
-        // Moments that differ from call to call, spread over the whole.
-        let moment = u64::from(started.elapsed().subsec_nanos()) % (takes.as_nanos() as u64 / 2);
-        thread::sleep(Duration::from_nanos(moment));
+        thread::sleep(time);
         if child.try_wait().unwrap().is_none() {
             child.kill().unwrap();
             kills += 1;
@@ -367,7 +360,11 @@ fn killed_at_any_moment_it_ends_in_the_same_report() {
     }
     assert!(kills > 0);
     printed(&mut compare(&killed, &["--jobs", "2"]));
-    assert_eq!(reports(&whole), reports(&killed), "after {kills} kills");
+    assert_eq!(
+        reports(&uninterrupted),
+        reports(&killed),
+        "after {kills} kills"
+    );
 }
 
 #[test]
@@ -418,7 +415,7 @@ fn a_failed_run_does_not_stop_the_others() {
 }
 
 #[test]
-fn what_cannot_be_compared_is_said() {
+fn runs_that_cannot_be_compared_are_refused() {
     let runs = tempfile::tempdir().unwrap();
     let runs = runs.path();
     for (name, more) in [

@@ -1,6 +1,6 @@
-//! `cargo xtask fetch-data` against servers on this machine: good ones and bad ones.
+//! `cargo xtask fetch-data` with good and bad servers on this machine.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
+#![allow(clippy::unwrap_used, clippy::panic)] // Also in helpers of the tests.
 
 use end_to_end::{program, refused};
 use flate2::Compression;
@@ -15,7 +15,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// A made-up set in the official layout, as an archive, and its digest.
+/// An archive of invented data in the official layout, and its digest.
 static ARCHIVE: LazyLock<(Vec<u8>, String)> = LazyLock::new(|| {
     let mut builder = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
     for (number, name) in datasets::layout::TRAINING_FILES
@@ -48,20 +48,20 @@ static ARCHIVE: LazyLock<(Vec<u8>, String)> = LazyLock::new(|| {
 #[derive(Clone, Copy, PartialEq)]
 enum Server {
     Good,
-    /// Ends every connection after a quarter of the archive.
-    BreaksOff,
+    /// Closes every connection after a quarter of the archive.
+    Interrupts,
     /// Sends in small pieces, with pauses.
     Slow,
-    /// One byte is another.
+    /// Sends one wrong byte.
     WrongByte,
-    /// Sends everything whatever is asked for, and breaks off the first time.
+    /// Ignores the requested range, and closes the first connection early.
     IgnoresRange,
-    /// Goes on sending after the archive, without saying how much.
+    /// Sends more than the archive, without a length.
     Endless,
     Status(u16),
 }
 
-/// Starts a server; gives its address and the requests that it was sent, as they come.
+/// Starts a server. Returns its address and the requests that it receives.
 fn serve(kind: Server) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!(
@@ -74,7 +74,7 @@ fn serve(kind: Server) -> (String, Arc<Mutex<Vec<String>>>) {
     thread::spawn(move || {
         for stream in listener.incoming().take(50) {
             let number = count.fetch_add(1, Ordering::SeqCst);
-            // The client may hang up at any time.
+            // The client may close the connection at any time.
             let _ = answer(kind, stream.unwrap(), number, &seen);
         }
     });
@@ -137,7 +137,7 @@ fn answer(
             }
             Ok(())
         }
-        Server::BreaksOff => stream.write_all(&archive[from..(from + total / 4 + 1).min(total)]),
+        Server::Interrupts => stream.write_all(&archive[from..(from + total / 4 + 1).min(total)]),
         Server::IgnoresRange if number == 0 => stream.write_all(&archive[..total / 2]),
         Server::WrongByte => {
             let mut wrong = archive.clone();
@@ -168,7 +168,7 @@ fn fetch(data: &Path, mirrors: &[&str]) -> assert_cmd::Command {
     command
 }
 
-/// The data folder holds the set and nothing else.
+/// The data folder contains the data set and nothing else.
 fn assert_fetched(data: &Path) {
     datasets::layout::check(&data.join(datasets::layout::FOLDER)).unwrap();
     assert_eq!(fs::read_dir(data).unwrap().count(), 1);
@@ -189,7 +189,7 @@ fn the_data_are_fetched_once() {
     assert!(
         String::from_utf8(output)
             .unwrap()
-            .contains("everything is there and verified")
+            .contains("complete and verified")
     );
     assert_eq!(requests.lock().unwrap().len(), 1);
     fetch(data.path(), &[&good])
@@ -201,9 +201,9 @@ fn the_data_are_fetched_once() {
 }
 
 #[test]
-fn a_download_goes_on_where_it_broke_off() {
+fn an_interrupted_download_resumes() {
     let data = tempfile::tempdir().unwrap();
-    let (server, requests) = serve(Server::BreaksOff);
+    let (server, requests) = serve(Server::Interrupts);
     fetch(data.path(), &[&server]).assert().success();
     assert_fetched(data.path());
     let requests = requests.lock().unwrap();
@@ -216,7 +216,7 @@ fn a_download_goes_on_where_it_broke_off() {
 }
 
 #[test]
-fn what_an_earlier_call_received_is_used() {
+fn data_of_an_earlier_process_are_used() {
     let data = tempfile::tempdir().unwrap();
     let part = data.path().join("cifar-10-binary.tar.gz.part");
     let (good, requests) = serve(Server::Good);
@@ -230,7 +230,7 @@ fn what_an_earlier_call_received_is_used() {
         let last = requests.lock().unwrap().last().cloned().unwrap();
         assert!(last.contains(&format!("range: bytes={have}-")), "{last}");
     }
-    // Of another file: noticed by the digest, and received again.
+    // Data of another file: the digest is wrong, and the archive is downloaded again.
     fs::write(&part, "something else").unwrap();
     fetch(data.path(), &[&good])
         .arg("--force")
@@ -240,7 +240,7 @@ fn what_an_earlier_call_received_is_used() {
 }
 
 #[test]
-fn a_slow_server_is_waited_for() {
+fn a_slow_server_does_not_time_out() {
     let data = tempfile::tempdir().unwrap();
     fetch(data.path(), &[&serve(Server::Slow).0])
         .assert()
@@ -249,7 +249,7 @@ fn a_slow_server_is_waited_for() {
 }
 
 #[test]
-fn a_server_that_ignores_ranges_is_begun_again() {
+fn a_server_that_ignores_ranges_is_read_from_the_start() {
     let data = tempfile::tempdir().unwrap();
     fetch(data.path(), &[&serve(Server::IgnoresRange).0])
         .assert()
@@ -258,7 +258,7 @@ fn a_server_that_ignores_ranges_is_begun_again() {
 }
 
 #[test]
-fn bad_mirrors_are_passed_over() {
+fn bad_mirrors_are_skipped() {
     let data = tempfile::tempdir().unwrap();
     let bad = [
         Server::Status(404),
@@ -269,7 +269,7 @@ fn bad_mirrors_are_passed_over() {
     .map(|kind| serve(kind).0);
     let (good, _) = serve(Server::Good);
     let mut mirrors: Vec<&str> = bad.iter().map(String::as_str).collect();
-    // Nobody listens there.
+    // No server listens there.
     mirrors.push("http://127.0.0.1:9/none");
     mirrors.push(&good);
     let output = fetch(data.path(), &mirrors)
@@ -346,7 +346,7 @@ fn an_archive_that_is_not_the_official_one_needs_its_digest() {
 }
 
 #[test]
-fn files_in_place_are_accepted_when_their_structure_is_right() {
+fn present_files_with_a_valid_structure_are_accepted() {
     let data = tempfile::tempdir().unwrap();
     let (good, requests) = serve(Server::Good);
     fetch(data.path(), &[&good]).assert().success();
@@ -359,7 +359,7 @@ fn files_in_place_are_accepted_when_their_structure_is_right() {
     fs::write(&file, &bytes).unwrap();
     fetch(data.path(), &[&good]).assert().success();
     assert_eq!(requests.lock().unwrap().len(), 1);
-    // A label of 10 is not right: the set is fetched again.
+    // A label of 10 is invalid: the data set is fetched again.
     bytes[0] = 10;
     fs::write(&file, &bytes).unwrap();
     fetch(data.path(), &[&good]).assert().success();
@@ -386,7 +386,7 @@ fn wrong_arguments_are_refused() {
     refused(
         command().arg("--data-dir").arg(&file),
         1,
-        &["cannot make the data folder"],
+        &["cannot create the data folder"],
     );
     let missing = data.path().join("missing.tar.gz");
     refused(

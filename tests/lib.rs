@@ -1,22 +1,30 @@
-//! Running the built programs as a person would.
+//! Runs the built programs as a user would.
 
-// All of it runs inside tests, where a panic is how a failure is said.
-#![allow(clippy::unwrap_used, clippy::panic)]
+// All of it runs inside tests, which panic to fail.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use assert_cmd::Command;
+use rng::{Purpose, Stream};
 use std::env;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
+use std::time::{Duration, UNIX_EPOCH};
 
-/// One of the workspace's programs, `trainer` or `xtask`, ready to be given arguments. It is built
-/// when it is not.
+/// One of the workspace's programs, `trainer` or `xtask`. The first call builds them.
 pub fn program(name: &str) -> Command {
     let mut command = Command::new(path(name));
     command.env_remove("RUST_BACKTRACE");
     command
 }
 
-/// Where a program of the workspace is, built.
+/// `cargo xtask COMMAND` with the built trainer.
+pub fn xtask(command: &str) -> Command {
+    let mut xtask = program("xtask");
+    xtask.arg(command).arg("--trainer").arg(path("trainer"));
+    xtask
+}
+
+/// The path of a program of the workspace. The first call builds them.
 pub fn path(name: &str) -> PathBuf {
     static BUILD: Once = Once::new();
     // target/PROFILE/deps/this-test
@@ -41,7 +49,7 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-/// Training on a few images of the synthetic set: `small-alexnet`, two steps an epoch.
+/// Training on a few images of the synthetic data set: `small-alexnet`, two steps per epoch.
 pub fn short_run(runs: &Path, name: &str) -> Command {
     let mut command = program("trainer");
     command
@@ -66,8 +74,8 @@ pub const SHORT: [&str; 10] = [
     "6",
 ];
 
-/// Runs a command that must fail with `code`, in one sentence on standard error that holds every one
-/// of `parts`. Gives the sentence.
+/// Runs a command that must fail with exit code `code` and a message on standard error that contains all `parts`. Returns
+/// the message.
 pub fn refused(command: &mut Command, code: i32, parts: &[&str]) -> String {
     let output = command.assert().code(code).get_output().clone();
     let message = String::from_utf8(output.stderr).unwrap();
@@ -80,4 +88,16 @@ pub fn refused(command: &mut Command, code: i32, parts: &[&str]) -> String {
     );
     assert!(message.trim_start().starts_with("error: "), "{message}");
     message
+}
+
+/// Random times up to `longest`, after which a test kills a process. Prints their seed, which the environment variable
+/// `KILL_SEED` sets.
+pub fn kill_times(longest: Duration) -> impl Iterator<Item = Duration> {
+    let seed = env::var("KILL_SEED").map_or_else(
+        |_| UNIX_EPOCH.elapsed().unwrap().as_secs(),
+        |seed| seed.parse().unwrap(),
+    );
+    eprintln!("KILL_SEED={seed}");
+    let stream = Stream::new(seed, Purpose::Search, 0);
+    (0..).map(move |index| Duration::from_nanos(stream.below(index, longest.as_nanos() as u64)))
 }

@@ -1,39 +1,39 @@
-//! What a recipe can ask for, and the searches for a good one.
+//! The settings of recipes, and searches for good ones.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
+#![allow(clippy::unwrap_used, clippy::panic)] // Also in helpers of the tests.
 
 use assert_cmd::Command;
-use end_to_end::{path, program, refused, short_run};
+use end_to_end::{program, refused, short_run, xtask};
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-/// Everything that the reference recipe leaves out.
+/// Every setting that the reference recipe switches off.
 const EVERYTHING: [&str; 34] = [
     "--epochs",
     "3",
-    "--schedule",
+    "--lr-scheduler",
     "one-cycle",
-    "--warmup-epochs",
+    "--lr-warmup-epochs",
     "0.5",
-    "--warmup-start",
+    "--lr-warmup-start-factor",
     "0.1",
-    "--initialisation",
+    "--weight-init",
     "kaiming",
     "--nesterov",
     "true",
     "--weight-decay-on",
     "weights",
-    "--clip-norm",
+    "--clip-grad-norm",
     "1",
     "--label-smoothing",
     "0.1",
-    "--average-decay",
+    "--model-ema-decay",
     "0.75",
-    "--dropout-rise",
+    "--dropout-warmup-epochs",
     "2",
-    "--padding",
+    "--padding-mode",
     "reflect",
     "--flip",
     "alternating",
@@ -46,13 +46,6 @@ const EVERYTHING: [&str; 34] = [
     "--checkpoint-minutes",
     "10",
 ];
-
-/// A command of `xtask` with the built trainer.
-fn xtask(name: &str) -> Command {
-    let mut command = program("xtask");
-    command.arg(name).arg("--trainer").arg(path("trainer"));
-    command
-}
 
 /// Weights, momentum buffers and EMA by file and tensor.
 fn state(run: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -101,7 +94,7 @@ fn run(runs: &Path, name: &str, flags: &[&str]) -> Command {
 }
 
 #[test]
-fn a_run_with_everything_is_the_same_after_any_interruption() {
+fn a_run_with_every_setting_is_the_same_after_interruptions() {
     let folder = tempfile::tempdir().unwrap();
     let runs = folder.path();
     run(runs, "whole", &EVERYTHING)
@@ -110,7 +103,7 @@ fn a_run_with_everything_is_the_same_after_any_interruption() {
         .success();
     let whole = metrics(&runs.join("whole"));
     assert_eq!(whole.len(), 3);
-    // Held-out images are not called test images.
+    // The keys of metrics on held-out images do not have `test`.
     for key in [
         "validation_loss",
         "validation_accuracy",
@@ -132,7 +125,7 @@ fn a_run_with_everything_is_the_same_after_any_interruption() {
         "{lrs:?}"
     );
 
-    // Before the first step, after an epoch, and again; each time a checkpoint is left, and the exit code is 0.
+    // Stopped before the first step and after each epoch, it writes a checkpoint and exits with 0.
     run(runs, "parts", &EVERYTHING)
         .args(["--threads", "3", "--max-time", "0s"])
         .assert()
@@ -146,18 +139,14 @@ fn a_run_with_everything_is_the_same_after_any_interruption() {
     assert_eq!(metrics(&parts), whole);
     let (found, expected) = (state(&parts), state(&runs.join("whole")));
     assert!(expected.keys().any(|name| name.starts_with("ema-3-0")));
-    assert!(found == expected, "other weights");
+    assert!(found == expected, "the weights differ");
 
-    // A schedule over three epochs is not one over four.
+    // The learning rates of three epochs are not those of four.
     let mut longer = program("trainer");
     longer.arg("--resume").arg(&parts).args(["--epochs", "4"]);
-    refused(
-        &mut longer,
-        2,
-        &["--epochs 4", "schedule over its 3 epochs"],
-    );
+    refused(&mut longer, 2, &["--epochs 4", "depends on its 3 epochs"]);
 
-    // The first epoch alone comes out the same, since the schedule stays that of three.
+    // The first epoch alone has the same weights, since its learning rates remain those of three epochs.
     let said = printed(xtask("verify").arg(&parts).args(["--epochs", "1"]));
     assert!(said.contains("the same: the weights"), "{said}");
 
@@ -183,10 +172,10 @@ fn a_run_with_everything_is_the_same_after_any_interruption() {
 }
 
 #[test]
-fn what_was_learnt_is_evaluated_by_average_and_mirrored_as_well() {
+fn ema_and_test_time_augmentation_are_evaluated_as_in_training() {
     let folder = tempfile::tempdir().unwrap();
     short_run(folder.path(), "a")
-        .args(["--epochs", "1", "--average-decay", "0.5"])
+        .args(["--epochs", "1", "--model-ema-decay", "0.5"])
         .assert()
         .success();
     let run = folder.path().join("a");
@@ -208,9 +197,9 @@ fn what_was_learnt_is_evaluated_by_average_and_mirrored_as_well() {
     assert_eq!(ema["loss"], last["model_ema_test_loss"]);
     assert_eq!(ema["accuracy"], last["model_ema_test_accuracy"]);
     assert_ne!(ema["loss"], last["test_loss"]);
-    let mirrored = eval("last.safetensors", &["--mirrored"]);
-    assert_eq!(mirrored["accuracy"], last["tta_test_accuracy"]);
-    assert_ne!(mirrored["loss"], last["test_loss"]);
+    let tta = eval("last.safetensors", &["--tta"]);
+    assert_eq!(tta["accuracy"], last["tta_test_accuracy"]);
+    assert_ne!(tta["loss"], last["test_loss"]);
 }
 
 #[test]
@@ -224,11 +213,11 @@ fn a_run_that_learns_nothing_stops_early() {
         "{said}"
     );
     let epochs = metrics(&folder.path().join("a"));
-    // The first is the lowest, and two more are waited for.
+    // The first epoch has the lowest loss, and two more may improve it.
     assert_eq!(epochs.len(), 3);
     assert_eq!(epochs[2]["stopped_early"], true);
     assert!(epochs[1].get("stopped_early").is_none());
-    // It is over: nothing more is trained, and reports take it for finished.
+    // The run is finished: it does not resume.
     let mut again = program("trainer");
     again.arg("--resume").arg(folder.path().join("a"));
     printed(&mut again);
@@ -238,7 +227,7 @@ fn a_run_that_learns_nothing_stops_early() {
 }
 
 #[test]
-fn a_few_batches_are_learnt_by_heart() {
+fn a_few_batches_are_memorised() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = program("trainer");
     command.args([
@@ -260,9 +249,9 @@ fn a_few_batches_are_learnt_by_heart() {
         "0",
     ]);
     command.args([
-        "--initialisation",
+        "--weight-init",
         "kaiming",
-        "--schedule",
+        "--lr-scheduler",
         "constant",
         "--lr",
         "0.005",
@@ -282,7 +271,7 @@ fn a_few_batches_are_learnt_by_heart() {
 }
 
 #[test]
-fn images_to_hold_out_must_be_there() {
+fn settings_that_do_not_fit_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     for (flags, parts) in [
         (
@@ -294,7 +283,10 @@ fn images_to_hold_out_must_be_there() {
             &["--validation", "--overfit-batches"],
         ),
         (&["--cutout", "33"], &["--cutout", "0 to 32"]),
-        (&["--schedule", "linear"], &["--schedule", "one-cycle"]),
+        (
+            &["--lr-scheduler", "linear"],
+            &["--lr-scheduler", "one-cycle"],
+        ),
         (&["--max-time", "soon"], &["--max-time", "90s"]),
     ] {
         refused(&mut run(folder.path(), "a", flags), 2, parts);
@@ -303,7 +295,7 @@ fn images_to_hold_out_must_be_there() {
 }
 
 #[test]
-fn a_fast_run_tries_everything_and_keeps_nothing() {
+fn a_fast_dev_run_leaves_no_files() {
     let folder = tempfile::tempdir().unwrap();
     let runs = folder.path().join("runs");
     let mut command = program("trainer");
@@ -325,7 +317,7 @@ fn a_fast_run_tries_everything_and_keeps_nothing() {
 }
 
 #[test]
-fn every_recipe_is_printed_whole() {
+fn a_dry_run_prints_the_recipe() {
     for recipe in ["reference", "best", "sprint"] {
         let mut command = program("trainer");
         command.args(["--model", "alexnet", "--recipe", recipe, "--dry-run"]);
@@ -335,7 +327,7 @@ fn every_recipe_is_printed_whole() {
 }
 
 #[test]
-fn a_learning_rate_is_searched_for() {
+fn lr_find_suggests_a_learning_rate() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = program("trainer");
     command.args([
@@ -347,7 +339,7 @@ fn a_learning_rate_is_searched_for() {
     ]);
     command.args(["--limit-train", "12", "--batch-size", "4", "--steps", "20"]);
     command.args([
-        "--initialisation",
+        "--weight-init",
         "kaiming",
         "--min-lr",
         "1e-4",
@@ -373,9 +365,9 @@ fn a_learning_rate_is_searched_for() {
     ]);
     refused(&mut wrong, 2, &["--min-lr"]);
     for (flag, value, key) in [
-        ("--epochs", "3", "epochs"),
-        ("--lr", "0.1", "learning_rate"),
-        ("--schedule", "cosine", "schedule"),
+        ("--epochs", "3", "--epochs"),
+        ("--lr", "0.1", "--lr"),
+        ("--lr-scheduler", "cosine", "--lr-scheduler"),
     ] {
         let mut wrong = program("trainer");
         wrong.args(["lr-find", "--model", "alexnet", flag, value]);
@@ -384,7 +376,7 @@ fn a_learning_rate_is_searched_for() {
 }
 
 #[test]
-fn settings_are_searched_for() {
+fn tune_finds_settings() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("tune");
     let tune = |out: &Path, more: &[&str]| {
@@ -399,7 +391,7 @@ fn settings_are_searched_for() {
         ]);
         command.args([
             "--search",
-            "learning_rate=log:0.001..0.02",
+            "lr=log:0.001..0.02",
             "--search",
             "flip=random,alternating",
         ]);
@@ -412,7 +404,7 @@ fn settings_are_searched_for() {
     };
     let plan = printed(&mut tune(&out, &["--dry-run"]));
     assert!(
-        plan.contains("3 trials of small-alexnet, epochs of each: 1; the best 1/2 anew for 2"),
+        plan.contains("3 trials of small-alexnet for 1 epoch each; then the best 1/2 for 2 epochs"),
         "{plan}"
     );
     assert!(plan.contains("trial 2: flip = ") && !out.exists(), "{plan}");
@@ -425,7 +417,7 @@ fn settings_are_searched_for() {
         3,
         "{table}"
     );
-    // Three trials of one epoch, one of them again for two.
+    // Three trials for one epoch, and one of them for two.
     let runs = |epochs: &str| {
         let names = fs::read_dir(&out)
             .unwrap()
@@ -436,7 +428,7 @@ fn settings_are_searched_for() {
     };
     assert_eq!((runs("-epochs1"), runs("-epochs2")), (3, 1));
 
-    // The same again, without training; and the same elsewhere.
+    // Nothing is trained again, and in another folder the table is the same.
     assert!(printed(&mut tune(&out, &[])).contains(&table));
     let other = folder.path().join("other");
     printed(&mut tune(&other, &[]));
@@ -449,11 +441,14 @@ fn settings_are_searched_for() {
         .unwrap()
         .parse()
         .unwrap();
-    assert_eq!(settings["learning_rate"], best["learning_rate"]);
+    assert_eq!(settings["lr"], best["lr"]);
 
     for (search, parts) in [
-        ("rate=0.1..0.2", &["unknown field `rate`"][..]),
-        ("dropout=0.5..0.1", &["dropout=0.5..0.1", "smaller"]),
+        ("rate=0.1..0.2", &["`rate`", "lr, "][..]),
+        (
+            "dropout=0.5..0.1",
+            &["dropout=0.5..0.1", "the smaller one first"],
+        ),
         ("dropout=0.5..1.5", &["out of range"]),
     ] {
         let mut command = xtask("tune");

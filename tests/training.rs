@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
 
-use end_to_end::{SHORT, path, program, refused, short_run};
+use end_to_end::{SHORT, kill_times, path, program, refused, short_run};
 use models::Architecture;
 use safetensors::SafeTensors;
 use std::collections::BTreeSet;
@@ -340,19 +340,13 @@ fn a_killed_run_ends_as_one_that_was_not() {
     path("trainer"); // Built before the clock starts.
     let started = Instant::now();
     assert!(start(runs.path(), "whole").wait().unwrap().success());
-    let takes = started.elapsed();
+    let duration = started.elapsed();
     let (whole, killed) = (runs.path().join("whole"), runs.path().join("killed"));
-    // Moments that differ from call to call, spread over the whole run.
-    let noise = || {
-        Duration::from_nanos(
-            u64::from(started.elapsed().subsec_nanos()) % (takes.as_nanos() as u64 / 4),
-        )
-    };
     let mut child = start(runs.path(), "killed");
     let mut kills = 0;
-    // After so many, it may end in peace: on a slow disk, a part of the time would not do for a step.
-    while kills < 10 {
-        thread::sleep(takes / 5 + noise());
+    // On a slow disk a run may need longer than this for a step, so the last process is not killed.
+    for time in kill_times(duration / 4).take(10) {
+        thread::sleep(duration / 5 + time);
         if child.try_wait().unwrap().is_some() {
             break;
         }

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: builds and runs the crate that measures.
+//! `cargo xtask bench`: builds and runs the crate `bench`.
 
 use anyhow::Context;
 use run::cli::Exit;
@@ -6,17 +6,16 @@ use std::env;
 use std::ffi::OsString;
 use std::process::Command;
 
-/// What is asked of the command.
+/// Options of `bench`.
 #[derive(Debug, clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Args {
-    /// Handed on: see `cargo xtask bench --help`.
+    /// Arguments of the program `bench`: see `cargo xtask bench --help`.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }
 
-/// Measures, and gives the exit code. A crate of its own does it, so that the other commands are built
-/// without candle.
+/// Runs the measurements. They are a crate of their own, so that the other commands build without candle.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)

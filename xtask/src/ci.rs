@@ -1,4 +1,6 @@
-//! The checks that every change must pass.
+//! `cargo xtask ci`: the checks that every change must pass.
+//!
+//! A test of the crate `tests` checks that the generated documentation is up to date.
 
 use crate::cuda;
 use crate::gpu_check;
@@ -7,7 +9,7 @@ use run::cli::{self, Exit};
 use std::env;
 use std::process::Command;
 
-/// Each check: the arguments of cargo, and what rustdoc is told.
+/// The checks: arguments of cargo, and flags of rustdoc.
 const CHECKS: [(&[&str], &str); 4] = [
     (&["fmt", "--all", "--check"], ""),
     (
@@ -33,22 +35,22 @@ const CHECKS: [(&[&str], &str); 4] = [
     ),
 ];
 
-/// What is linted with the feature `cuda`: the crates that have it.
+/// Lints the crates that have the feature `cuda`.
 const CUDA_LINTS: &str = "clippy --features cuda --package ops --package models --package reference \
     --package engine --package trainer --package bench --all-targets -- -D warnings";
 
-/// What is tested on the emulated GPU: what compares a GPU with something.
+/// The tests that run on the emulated GPU: those that compare a GPU with reference values or with the processor.
 const CUDA_TESTS: &str = "test --features cuda --package ops --package reference gpu";
 
-/// What is tested with NVIDIA's own NVRTC and cuDNN where Python has them: that kernels compile and convolutions are
-/// planned, for neither of which a GPU is needed.
+/// The tests with NVIDIA's NVRTC and cuDNN, where Python has them: kernels compile and cuDNN plans convolutions. Neither
+/// needs a GPU.
 const LIBRARY_TESTS: &str = "test --features cuda --package ops --lib cuda";
 
-/// Prints the folders of CUDA's libraries that came with Python packages.
+/// A Python program that prints the folders of CUDA's libraries in Python packages.
 const PYTHON_LIBRARIES: &str = "import nvidia, glob; \
     print(':'.join(d for p in nvidia.__path__ for d in sorted(glob.glob(p + '/*/lib'))))";
 
-/// Runs the checks, one after the other, and stops at the first that fails.
+/// Runs the checks in order. Stops at the first that fails.
 pub(crate) fn run() -> anyhow::Result<Exit> {
     let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     for (arguments, rustdoc_flags) in CHECKS {
@@ -62,13 +64,13 @@ pub(crate) fn run() -> anyhow::Result<Exit> {
     if cfg!(target_os = "linux") {
         cuda_checks()?;
     } else {
-        cli::note("--- the feature `cuda` is checked on Linux alone");
+        cli::note("--- the feature `cuda` is checked on Linux only");
     }
     cli::line("all checks passed");
     Ok(Exit::Success)
 }
 
-/// The feature `cuda`, without CUDA: lints, and tests on an emulated GPU.
+/// Lints the feature `cuda` and tests it on the emulated GPU. CUDA is not needed.
 fn cuda_checks() -> anyhow::Result<()> {
     let (build, emulator) = cuda::stub()?;
     let cargo = |arguments: &str| build.cargo(&arguments.split_whitespace().collect::<Vec<_>>());
@@ -95,7 +97,7 @@ fn cuda_checks() -> anyhow::Result<()> {
     let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut behaviour = Command::new(cargo);
     behaviour
-        // The same selection of packages as before, so that nothing is built again.
+        // The same packages as before, so that nothing is rebuilt.
         .args(["test", "--workspace", "--test", "gpu"])
         .env("CUDA_TRAINER", build.programs().join("trainer"))
         .env("CUDA_EMULATOR", &emulator);
@@ -104,7 +106,7 @@ fn cuda_checks() -> anyhow::Result<()> {
         &mut behaviour,
     )?;
     cli::note("--- cargo xtask gpu-check --emulated -- --quick");
-    let folder = tempfile::tempdir().context("there is no temporary folder")?;
+    let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
     gpu_check::check_emulated(folder.path())
 }
 

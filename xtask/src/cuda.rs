@@ -1,4 +1,4 @@
-//! Building with the feature `cuda` on machines without CUDA.
+//! Builds with the feature `cuda` on machines without CUDA.
 
 use anyhow::{Context, bail};
 use run::cli::{self, Exit};
@@ -7,32 +7,32 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What is asked of `cuda-toolkit`.
+/// Options of `cuda-toolkit`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Where the toolkit is put [default: target/cuda-toolkit].
+    /// The folder of the toolkit [default: target/cuda-toolkit].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
 
-/// Everything that cargo must be told to build with the feature `cuda`.
+/// What cargo needs to build with the feature `cuda`.
 pub(crate) struct Build {
     variables: Vec<(&'static str, OsString)>,
-    /// A configuration that lets the program open CUDA's libraries when it runs, so that it starts on every
-    /// machine; none where the program is linked with an installed CUDA.
+    /// A configuration with which the program opens CUDA's libraries at run time, so that it starts on any machine;
+    /// `None` where it is linked with an installed CUDA.
     configuration: Option<PathBuf>,
-    /// The folder of cargo's results.
+    /// The target folder of cargo.
     target: PathBuf,
 }
 
-/// The scripts beside this crate's sources.
+/// A script in this crate's folder `cuda`.
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("cuda")
         .join(name)
 }
 
-/// The folder of cargo's results.
+/// The target folder of cargo.
 pub(crate) fn target() -> PathBuf {
     match env::var_os("CARGO_TARGET_DIR") {
         Some(target) => target.into(),
@@ -40,7 +40,7 @@ pub(crate) fn target() -> PathBuf {
     }
 }
 
-/// The target that is named to cargo, so that its flags are kept from build scripts.
+/// The target is named to cargo, so that its flags do not apply to build scripts.
 const TARGET: &str = if cfg!(target_arch = "aarch64") {
     "aarch64-unknown-linux-gnu"
 } else {
@@ -58,7 +58,7 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Puts the toolkit together and says how to build with it.
+/// Assembles the toolkit and prints how to build with it.
 pub(crate) fn run_toolkit(args: &Args) -> anyhow::Result<Exit> {
     let directory = args
         .dir
@@ -71,27 +71,29 @@ pub(crate) fn run_toolkit(args: &Args) -> anyhow::Result<Exit> {
     if let Some(configuration) = &build.configuration {
         let configuration = configuration.display();
         cli::note(&format!(
-            "the program is built with: cargo build --config {configuration} --package trainer --features cuda"
+            "build with: cargo build --config {configuration} --package trainer --features cuda"
         ));
-        cli::note(&format!("it is then: target/{TARGET}/debug/trainer"));
+        cli::note(&format!(
+            "the program is then target/{TARGET}/debug/trainer"
+        ));
     }
     Ok(Exit::Success)
 }
 
-/// NVIDIA's compiler, assembled in `directory`.
+/// Assembles NVIDIA's compiler in `directory`.
 pub(crate) fn toolkit(directory: &Path) -> anyhow::Result<Build> {
     if TARGET != "x86_64-unknown-linux-gnu" || !cfg!(target_os = "linux") {
         bail!("the toolkit is for Linux on x86-64; install CUDA 13 with cuDNN 9 instead");
     }
     let directory = made(directory)?;
     run(Command::new("bash").arg(script("toolkit.sh")).arg(&directory))
-        .context("the CUDA toolkit cannot be put together (it needs bash, python3 with pip, and a C and a C++ compiler)")?;
+        .context("cannot assemble the CUDA toolkit (it needs bash, python3 with pip, and a C and a C++ compiler)")?;
     let home = directory.join("nvidia/cu13");
     let compiler = home.join("bin/nvcc-lite");
     Build::without_cuda(&directory, &home, &compiler)
 }
 
-/// A stand-in for CUDA, and the folder of an emulated GPU's libraries.
+/// A stub of CUDA to build with, and the folder of the emulated GPU's libraries.
 pub(crate) fn stub() -> anyhow::Result<(Build, PathBuf)> {
     let directory = made(&target().join("cuda-stub"))?;
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/ops/src/cuda");
@@ -99,7 +101,7 @@ pub(crate) fn stub() -> anyhow::Result<(Build, PathBuf)> {
         .arg(script("stub.sh"))
         .arg(&directory)
         .arg(kernels))
-    .context("the emulated GPU cannot be built (it needs bash and a C compiler)")?;
+    .context("cannot build the emulated GPU (it needs bash and a C compiler)")?;
     let build = Build::without_cuda(&directory, &directory, &directory.join("bin/nvcc"))?;
     Ok((build, directory.join("emulator")))
 }
@@ -107,11 +109,11 @@ pub(crate) fn stub() -> anyhow::Result<(Build, PathBuf)> {
 fn made(directory: &Path) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(directory)
         .and_then(|()| directory.canonicalize())
-        .with_context(|| format!("cannot make the folder `{}`", directory.display()))
+        .with_context(|| format!("cannot create the folder `{}`", directory.display()))
 }
 
 impl Build {
-    /// With the CUDA that is installed.
+    /// With the installed CUDA.
     fn installed() -> Self {
         Self {
             variables: Vec::new(),
@@ -120,20 +122,20 @@ impl Build {
         }
     }
 
-    /// With the CUDA that is installed, or with the toolkit where there is none.
+    /// With the installed CUDA, or with the toolkit where none is installed.
     pub(crate) fn any() -> anyhow::Result<Self> {
         let installed = Command::new("nvcc").arg("--version").output().is_ok();
         if installed || env::var_os("CUDA_HOME").is_some() || env::var_os("NVCC").is_some() {
             return Ok(Self::installed());
         }
-        cli::note("no nvcc is installed: putting one together in target/cuda-toolkit");
+        cli::note("nvcc is not installed: assembling one in target/cuda-toolkit");
         toolkit(&target().join("cuda-toolkit"))
     }
 
     fn without_cuda(directory: &Path, home: &Path, compiler: &Path) -> anyhow::Result<Self> {
-        // candle turns on `dynamic-linking` of its CUDA bindings, and their build script refuses
-        // `dynamic-loading` beside it. As a bare flag it reaches the bindings, which then open the libraries
-        // at run time, and, because a target is named, not the build script.
+        // candle enables `dynamic-linking` of its CUDA bindings, whose build script refuses `dynamic-loading` as well.
+        // As a compiler flag it reaches the bindings, which then open the libraries at run time, but not the build
+        // script, because a target is named.
         let configuration = directory.join("cargo.toml");
         let text = format!(
             "[build]\ntarget = \"{TARGET}\"\n[target.{TARGET}]\nrustflags = ['--cfg', 'feature=\"dynamic-loading\"']\n"
@@ -149,12 +151,12 @@ impl Build {
                 ("CUDARC_CUDA_VERSION", "13000".into()),
             ],
             configuration: Some(configuration),
-            // Of its own, since cargo builds candle again for every other compiler.
+            // A separate one, because cargo rebuilds candle when the compiler changes.
             target: directory.join("target"),
         })
     }
 
-    /// Cargo with `arguments`, of which the first is its command.
+    /// Cargo with `arguments`, the first of which is its command.
     pub(crate) fn cargo(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         let (name, rest) = arguments.split_first().unwrap_or((&"help", &[]));
@@ -170,7 +172,7 @@ impl Build {
         command
     }
 
-    /// Where `cargo build` puts programs.
+    /// The folder of the built programs.
     pub(crate) fn programs(&self) -> PathBuf {
         match self.configuration {
             Some(_) => self.target.join(TARGET).join("debug"),

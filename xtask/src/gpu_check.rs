@@ -1,4 +1,4 @@
-//! `cargo xtask gpu-check`: builds the programs with the feature `cuda` and has them check the GPU.
+//! `cargo xtask gpu-check`: builds the programs with the feature `cuda` and runs their check of the GPU.
 
 use crate::cuda::{Build, stub};
 use anyhow::{Context, bail};
@@ -8,19 +8,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
-/// What is asked of the command.
+/// Options of `gpu-check`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Build alone, and put the programs into this folder, which can be carried to a machine without cargo and
-    /// is run there as `DIR/bench gpu-check`.
+    /// Only build, and copy the programs into this folder. On a machine without cargo, `DIR/bench gpu-check` runs the
+    /// check.
     #[arg(long, value_name = "DIR", conflicts_with = "emulated")]
     bundle: Option<PathBuf>,
 
-    /// Check an emulated GPU, on machines without one. It says nothing about speed.
+    /// Check an emulated GPU, which is not a measure of speed.
     #[arg(long)]
     emulated: bool,
 
-    /// Handed on: see `cargo xtask gpu-check -- --help`.
+    /// Arguments of the check: see `cargo xtask gpu-check -- --help`.
     #[arg(last = true)]
     arguments: Vec<OsString>,
 }
@@ -28,15 +28,15 @@ pub(crate) struct Args {
 /// The programs that check a GPU.
 const PROGRAMS: [&str; 2] = ["bench", "trainer"];
 
-/// Does what is asked, and gives the exit code.
+/// Builds the programs and runs the check.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     Ok(execute(args)?.map_or(Exit::Success, Exit::from))
 }
 
-/// The least check of the emulated GPU.
+/// The quick check of the emulated GPU, which writes into `folder`.
 ///
 /// # Errors
-/// When it fails.
+/// When the check fails.
 pub(crate) fn check_emulated(folder: &Path) -> anyhow::Result<()> {
     let path = |name| folder.join(name).into_os_string();
     let status = execute(&Args {
@@ -44,7 +44,7 @@ pub(crate) fn check_emulated(folder: &Path) -> anyhow::Result<()> {
         emulated: true,
         arguments: vec![
             "--quick".into(),
-            // The emulated GPU computes the third as the first.
+            // The emulated GPU computes tf32 as f32.
             "--precisions=f32,bf16".into(),
             "--out".into(),
             path("gpu-check.json"),
@@ -59,7 +59,7 @@ pub(crate) fn check_emulated(folder: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Builds, and checks unless a bundle is asked for.
+/// Builds, and runs the check unless `--bundle` is given.
 fn execute(args: &Args) -> anyhow::Result<Option<ExitStatus>> {
     let (build, emulator) = if args.emulated {
         let (build, emulator) = stub()?;
@@ -81,16 +81,16 @@ fn execute(args: &Args) -> anyhow::Result<Option<ExitStatus>> {
     let programs = build.programs();
     if let Some(bundle) = &args.bundle {
         fs::create_dir_all(bundle)
-            .with_context(|| format!("cannot make the folder `{}`", bundle.display()))?;
+            .with_context(|| format!("cannot create the folder `{}`", bundle.display()))?;
         for program in PROGRAMS {
             let to = bundle.join(program);
             fs::copy(programs.join(program), &to)
                 .with_context(|| format!("cannot write `{}`", to.display()))?;
-            // Half the size without symbols; it runs as well with them, where there is no `strip`.
+            // Halves the size. Without `strip` the programs work as well.
             let _ = Command::new("strip").arg(&to).status();
         }
         cli::note(&format!(
-            "{0}/bench and {0}/trainer; there: {0}/bench gpu-check",
+            "built {0}/bench and {0}/trainer; run the check with: {0}/bench gpu-check",
             bundle.display()
         ));
         return Ok(None);

@@ -3,11 +3,13 @@
 mod bench;
 mod ci;
 mod cuda;
+mod docs;
 mod experiments;
 mod fetch;
 mod gpu_check;
+mod trainer;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use experiments::{compare, reproduce, tune, verify};
 use run::cli::Exit;
 
@@ -37,6 +39,8 @@ enum Command {
     GpuCheck(gpu_check::Args),
     /// Assemble what builds the feature `cuda` on a machine without CUDA (Linux on x86-64).
     CudaToolkit(cuda::Args),
+    /// Generate the reference of commands and flags: crates/trainer/README.md and xtask/README.md.
+    Docs(docs::Args),
     /// Run every check: formatting, lints, tests, documentation.
     Ci,
 }
@@ -51,6 +55,17 @@ fn main() -> Exit {
         Command::Bench(args) => bench::run(&args),
         Command::GpuCheck(args) => gpu_check::run(&args),
         Command::CudaToolkit(args) => cuda::run_toolkit(&args),
+        Command::Docs(args) => docs::run(&args, Args::command()),
         Command::Ci => ci::run(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
 }

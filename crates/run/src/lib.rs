@@ -4,6 +4,7 @@
 mod bounded;
 pub mod checkpoint;
 pub mod cli;
+pub mod command_reference;
 mod error;
 pub mod file;
 pub mod folder;

@@ -147,6 +147,9 @@ enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Print the reference of commands and flags as Markdown, for `cargo xtask docs`.
+    #[command(hide = true)]
+    MarkdownHelp,
 }
 
 /// Weights, and the device to run them on.
@@ -314,6 +317,9 @@ impl Args {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::described(), "trainer", &mut script);
                 cli::text(&String::from_utf8_lossy(&script));
+            }
+            Some(Command::MarkdownHelp) => {
+                cli::text(&run::command_reference::markdown(Self::described()));
             }
         }
         Ok(Exit::Success)

@@ -1,39 +1,40 @@
-//! `cargo xtask compare`: trains what is missing, and reports on all.
+//! `cargo xtask compare`: trains the networks and writes a report that compares them.
 
 use crate::experiments::estimate::dry_run;
+use crate::experiments::flags::{SettingFlags, Shared};
 use crate::experiments::plan::Planned;
 use crate::experiments::pool::{self, Ended};
-use crate::experiments::trainer::{self, Trainer};
+use crate::trainer::{self, Trainer};
 use anyhow::{Context, bail};
 use report::Comparison;
 use run::Run;
 use run::cli::{self, Exit, UsageError};
+use std::ffi::OsString;
+use std::fmt::Display;
 use std::fs;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-/// What is asked of the command.
+/// The networks of the post.
+pub(crate) const MODELS: &str = "alexnet,small-alexnet";
+
+/// Options of `compare`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// The networks.
-    #[arg(
-        long,
-        value_name = "NAMES",
-        value_delimiter = ',',
-        default_value = "alexnet,small-alexnet"
-    )]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = MODELS)]
     pub(crate) models: Vec<String>,
 
     /// The seeds; every network is trained with each.
     #[arg(
         long,
-        value_name = "NUMBERS",
+        value_name = "SEEDS",
         value_delimiter = ',',
         default_value = "0,1,2"
     )]
     pub(crate) seeds: Vec<u64>,
 
-    /// The recipes; every network is trained by each.
+    /// The recipes; every network is trained with each.
     #[arg(
         long,
         value_name = "NAMES",
@@ -42,27 +43,7 @@ pub(crate) struct Args {
     )]
     pub(crate) recipe: Vec<String>,
 
-    /// Passes over the training images [default: the recipe's].
-    #[arg(long, value_name = "N")]
-    pub(crate) epochs: Option<NonZeroU32>,
-
-    /// The images, cifar10 or synthetic [default: cifar10].
-    #[arg(long, value_name = "NAME")]
-    pub(crate) dataset: Option<String>,
-
-    /// The folder that holds `cifar-10-batches-bin` [default: data].
-    #[arg(long, value_name = "DIR")]
-    pub(crate) data_dir: Option<PathBuf>,
-
-    /// Use the first N training images only.
-    #[arg(long, value_name = "N")]
-    pub(crate) limit_train: Option<NonZeroUsize>,
-
-    /// The device that computes: auto, cpu, cuda or cuda:N [default: auto].
-    #[arg(long, value_name = "DEVICE")]
-    pub(crate) device: Option<String>,
-
-    /// Runs at a time; they share the processor's cores.
+    /// Concurrent runs; they divide the cores among them.
     #[arg(long, value_name = "N", default_value = "1")]
     pub(crate) jobs: NonZeroUsize,
 
@@ -70,50 +51,41 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", default_value = "runs/compare")]
     pub(crate) out: PathBuf,
 
-    /// Train nothing, report on the runs that are finished.
+    /// Train nothing; report on the finished runs.
     #[arg(long, conflicts_with = "dry_run")]
     pub(crate) report_only: bool,
 
-    /// List what would be trained, and how long that would take by a few measured steps.
+    /// List the runs and estimate how long they will take from a few measured steps.
     #[arg(long)]
     pub(crate) dry_run: bool,
 
     #[command(flatten)]
     pub(crate) trainer: trainer::Args,
 
-    /// More flags of the trainer, for every run, such as `-- --batch-size 100`.
+    #[command(flatten)]
+    pub(crate) settings: SettingFlags<Shared>,
+
+    /// Other flags of the trainer for every run, such as `-- --log-level debug`.
     #[arg(last = true, value_name = "FLAGS")]
-    pub(crate) flags: Vec<String>,
+    pub(crate) flags: Vec<OsString>,
 }
 
-/// Does what is asked, and gives the exit code.
+/// Trains the runs that are not finished and writes the report.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
-    for (flag, values) in [
-        ("--models", args.models.clone()),
-        ("--seeds", args.seeds.iter().map(u64::to_string).collect()),
-        ("--recipe", args.recipe.clone()),
-    ] {
-        if let Some((_, twice)) = values
-            .iter()
-            .enumerate()
-            .find(|(place, value)| values[..*place].contains(value))
-        {
-            return Err(
-                UsageError(format!("{flag}: `{twice}` is given twice; give each once")).into(),
-            );
-        }
-    }
+    unique("--models", &args.models)?;
+    unique("--seeds", &args.seeds)?;
+    unique("--recipe", &args.recipe)?;
     if args.report_only {
-        // From the records alone: nothing is built.
+        // The report needs the runs' files only, so nothing is built.
         let (finished, others): (Vec<_>, Vec<_>) =
             names(args).partition(|name| is_finished(&args.out.join(name)));
         for name in others.iter().filter(|_| !finished.is_empty()) {
-            cli::note(&format!("{name}: left out, it is not finished"));
+            cli::note(&format!("{name} is left out: it is not finished"));
         }
         write_report(args, &finished)?;
         return Ok(Exit::Success);
     }
-    let trainer = Trainer::new(&args.trainer, args.device.as_deref())?;
+    let trainer = Trainer::new(&args.trainer, args.settings.get("device"))?;
     let mut plan = Vec::new();
     // Seed by seed, so that every network has a run early.
     for seed in &args.seeds {
@@ -134,10 +106,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         return Ok(Exit::Success);
     }
     fs::create_dir_all(&args.out)
-        .with_context(|| format!("cannot make the folder `{}`", args.out.display()))?;
+        .with_context(|| format!("cannot create the folder `{}`", args.out.display()))?;
     let failed = match pool::train(&trainer, &plan, args.jobs)? {
         Ended::Interrupted => {
-            cli::note("interrupted; the same command goes on where it stopped");
+            cli::note("interrupted; run the same command again to continue");
             return Ok(Exit::Interrupted);
         }
         Ended::Done(failed) => failed,
@@ -154,12 +126,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     Ok(Exit::Failure)
 }
 
+/// Checks that no value of a flag is given twice.
+fn unique<T: PartialEq + Display>(flag: &str, values: &[T]) -> Result<(), UsageError> {
+    let mut indexed = values.iter().enumerate();
+    match indexed.find(|(index, value)| values[..*index].contains(value)) {
+        Some((_, value)) => Err(UsageError(format!(
+            "{flag}: `{value}` is given twice; give each value once"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// The name of a run in the comparison's folder.
 fn name(model: &str, recipe: &str, seed: u64) -> String {
     format!("{model}-{recipe}-seed{seed}")
 }
 
-/// The names of all runs in the report's order: network by network, as the post has them.
+/// The names of all runs in the order of the report: network by network, as in the post.
 fn names(args: &Args) -> impl Iterator<Item = String> {
     args.models.iter().flat_map(move |model| {
         let recipes = args.recipe.iter();
@@ -171,7 +154,7 @@ fn names(args: &Args) -> impl Iterator<Item = String> {
     })
 }
 
-/// Whether all epochs are done that the run in `folder` was asked for, and its last weights are there.
+/// Whether the run in `folder` has finished all its epochs, and its last weights are there.
 fn is_finished(folder: &Path) -> bool {
     Run::read(folder).is_ok_and(|run| {
         run.finished()
@@ -180,7 +163,7 @@ fn is_finished(folder: &Path) -> bool {
     })
 }
 
-/// Writes the report on the runs of these names, and says where it is.
+/// Writes the report on the runs of these names. Prints its results in short, and where it is.
 fn write_report(args: &Args, names: &[String]) -> anyhow::Result<()> {
     if names.is_empty() {
         bail!(
@@ -192,43 +175,36 @@ fn write_report(args: &Args, names: &[String]) -> anyhow::Result<()> {
     let comparison = Comparison::new(runs.collect::<Result<_, _>>()?)?;
     let [markdown, html] = report::write_report(&args.out, &comparison)
         .with_context(|| format!("cannot write the report into `{}`", args.out.display()))?;
+    for group in &comparison.groups {
+        let accuracies = group.runs.iter().map(|run| run.last().evaluated().accuracy);
+        let runs = group.runs.len();
+        cli::line(&format!(
+            "{}: accuracy {:.2} %{}",
+            group.label,
+            100.0 * accuracies.sum::<f64>() / runs as f64,
+            match runs {
+                1 => String::new(),
+                _ => format!(", the mean of {runs} runs"),
+            }
+        ));
+    }
+    let page = html.canonicalize().unwrap_or(html);
     cli::line(&format!(
-        "the report: {} and {}",
-        markdown.display(),
-        html.display()
+        "The report is in {0}. Open it in a browser: file://{0}\nThe same as Markdown: {1}",
+        page.display(),
+        markdown.display()
     ));
     Ok(())
 }
 
 /// The trainer's arguments for a run.
-fn arguments(args: &Args, model: &str, recipe: &str, seed: u64) -> Vec<String> {
-    let mut arguments: Vec<String> = [
-        "--model",
-        model,
-        "--recipe",
-        recipe,
-        "--seed",
-        &seed.to_string(),
-    ]
-    .map(str::to_owned)
-    .into();
-    let mut add = |flag: &str, value: Option<String>| {
-        arguments.extend(value.into_iter().flat_map(|value| [flag.to_owned(), value]))
-    };
-    add("--epochs", args.epochs.map(|epochs| epochs.to_string()));
-    add("--dataset", args.dataset.clone());
-    add(
-        "--data-dir",
-        args.data_dir
-            .as_ref()
-            .map(|folder| folder.display().to_string()),
-    );
-    add(
-        "--limit-train",
-        args.limit_train.map(|images| images.to_string()),
-    );
-    add("--device", args.device.clone());
-    add("--threads", pool::threads(args.jobs));
+fn arguments(args: &Args, model: &str, recipe: &str, seed: u64) -> Vec<OsString> {
+    let settings = args.settings.clone();
+    let settings = settings
+        .with("model", model)
+        .with("recipe", recipe)
+        .with("seed", seed.to_string());
+    let mut arguments = pool::with_threads(settings, args.jobs).arguments();
     arguments.extend(args.flags.iter().cloned());
     arguments
 }

@@ -1,133 +1,124 @@
-//! How long runs will take, estimated from a few measured steps.
+//! An estimate of how long runs will take, from a few measured steps.
 
 use crate::experiments::plan::{Planned, State};
-use crate::experiments::trainer::Trainer;
+use crate::trainer::Trainer;
 use anyhow::Context;
 use indicatif::HumanDuration;
-use run::cli;
+use run::{Settings, cli, file};
 use std::collections::BTreeMap;
 use std::fs;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::time::Duration;
 
-/// Images of CIFAR-10 and of the synthetic set, where no limit is given.
-const ALL_IMAGES: [(&str, u64, u64); 2] =
+/// Training and test images of each data set.
+const IMAGES: [(&str, usize, usize); 2] =
     [("cifar10", 50_000, 10_000), ("synthetic", 10_000, 2_000)];
 
-/// Lists the runs, with the time that each would take.
+/// Lists the runs and how long each will take.
 pub(crate) fn dry_run(trainer: &Trainer, plan: &[Planned]) -> anyhow::Result<()> {
-    let mut paces: BTreeMap<&str, Pace> = BTreeMap::new();
+    let mut paces: BTreeMap<String, Pace> = BTreeMap::new();
     let mut all = 0.0;
     for run in plan {
-        let left = run.epochs() - run.done().min(run.epochs());
-        let seconds = if run.state == State::Finished {
-            0.0
-        } else {
-            let pace = match paces.get(run.kind.as_str()) {
-                Some(pace) => *pace,
-                None => *paces
-                    .entry(&run.kind)
-                    .or_insert(Pace::measure(trainer, run)?),
-            };
-            let dataset = run
-                .settings
-                .get("dataset")
-                .and_then(toml::Value::as_str)
-                .unwrap_or_default();
-            let (_, train, test) = ALL_IMAGES
-                .into_iter()
-                .find(|(name, ..)| *name == dataset)
-                .unwrap_or(ALL_IMAGES[0]);
-            let mut train = run.number("limit_train").unwrap_or(train);
-            let mut test = run.number("limit_test").unwrap_or(test);
-            if let Some(images) = run.number("validation") {
-                (train, test) = (train.saturating_sub(images), images);
-            }
-            let batch = run.number("batch_size").unwrap_or(1);
-            if let Some(batches) = run.number("overfit_batches") {
-                train = batches.saturating_mul(batch);
-                test = train;
-            }
-            let (train, test) = (train as f64, test as f64);
-            f64::from(left) * (train / pace.training + test / pace.evaluation)
-        };
-        all += seconds;
         let state = match run.state {
             State::Missing => format!("to be trained, {} epochs", run.epochs()),
-            State::Begun(epochs) => format!(
-                "to be continued, {epochs} of {} epochs are done",
+            State::Started(done) => format!(
+                "to be continued, {done} of {} epochs are done",
                 run.epochs()
             ),
-            State::Finished => "finished".to_owned(),
+            State::Finished => {
+                cli::line(&format!("{}: finished", run.name));
+                continue;
+            }
         };
-        let time = if seconds > 0.0 {
-            format!(
-                ", about {}",
-                HumanDuration(Duration::from_secs_f64(seconds))
-            )
-        } else {
-            String::new()
+        let pace = match paces.get(&run.kind()) {
+            Some(pace) => *pace,
+            None => Pace::measure(trainer, &run.settings)?,
         };
-        cli::line(&format!("{}: {state}{time}", run.name));
+        paces.insert(run.kind(), pace);
+        let (train, test) = images(&run.settings);
+        let epoch = train as f64 / pace.training + test as f64 / pace.evaluation;
+        let seconds = f64::from(run.epochs().saturating_sub(run.done())) * epoch;
+        all += seconds;
+        cli::line(&format!(
+            "{}: {state}, about {}",
+            run.name,
+            duration(seconds)
+        ));
     }
     cli::line(&format!(
-        "in all about {}, by a few steps measured now",
-        HumanDuration(Duration::from_secs_f64(all))
+        "in all about {}, estimated from a few steps",
+        duration(all)
     ));
     Ok(())
 }
 
-/// Images a second.
+fn duration(seconds: f64) -> HumanDuration {
+    HumanDuration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
+/// The images that a run trains on, and those that it is evaluated on.
+fn images(settings: &Settings) -> (usize, usize) {
+    if let Some(batches) = settings.overfit_batches {
+        let images = batches.saturating_mul(settings.batch_size).get();
+        return (images, images);
+    }
+    let mut data_sets = IMAGES.into_iter();
+    let (_, train, test) = data_sets
+        .find(|(name, ..)| *name == settings.dataset)
+        .unwrap_or(IMAGES[0]);
+    let train = settings.limit_train.map_or(train, NonZeroUsize::get);
+    match settings.validation.map(NonZeroUsize::get) {
+        Some(held_out) => (train.saturating_sub(held_out), held_out),
+        None => (train, settings.limit_test.map_or(test, NonZeroUsize::get)),
+    }
+}
+
+/// Throughput in images per second.
 #[derive(Clone, Copy)]
 struct Pace {
     training: f64,
     evaluation: f64,
 }
 
-/// Steps and test images that are measured, in the last of as many epochs: the first steps are slow, since they are the
-/// first to touch their memory.
-const MEASURED_EPOCHS: u64 = 2;
-const MEASURED_STEPS: u64 = 2;
-const MEASURED_IMAGES: u64 = 250;
+/// What is measured, in the last of `EPOCHS` epochs: the first steps are slow, since they are the first to touch their
+/// memory.
+const EPOCHS: NonZeroU32 = NonZeroU32::MIN.saturating_add(1);
+const STEPS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
+const TEST_IMAGES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(249);
 
 impl Pace {
-    /// Measures a few steps with a run's settings, on the synthetic set, which needs no data.
-    fn measure(trainer: &Trainer, run: &Planned) -> anyhow::Result<Self> {
-        let folder = tempfile::tempdir().context("cannot make a folder to measure in")?;
-        let train = MEASURED_STEPS * run.number("batch_size").unwrap_or(1);
-        let settings = folder.path().join("settings.toml");
-        let mut table = run.settings.clone();
-        for (key, value) in [
-            ("limit_train", train),
-            ("limit_test", MEASURED_IMAGES),
-            ("epochs", MEASURED_EPOCHS),
-        ] {
-            table.insert(key.to_owned(), toml::Value::Integer(value as i64));
-        }
-        table.remove("validation");
-        table.remove("overfit_batches");
-        table.insert(
-            "dataset".to_owned(),
-            toml::Value::String("synthetic".to_owned()),
-        );
-        fs::write(&settings, table.to_string())
-            .context("cannot write the settings to measure with")?;
-        let path = |path: &Path| path.display().to_string();
+    /// Measures a few steps with these settings, on the synthetic data set, which needs no files.
+    fn measure(trainer: &Trainer, settings: &Settings) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
+        let train = STEPS.saturating_mul(settings.batch_size);
+        let settings = Settings {
+            dataset: "synthetic".to_owned(),
+            limit_train: Some(train),
+            limit_test: Some(TEST_IMAGES),
+            epochs: EPOCHS,
+            validation: None,
+            overfit_batches: None,
+            ..settings.clone()
+        };
+        let settings_file = folder.path().join("settings.toml");
+        fs::write(&settings_file, settings.to_toml()?)
+            .with_context(|| format!("cannot write `{}`", settings_file.display()))?;
         trainer.output([
-            "--config",
-            &path(&settings),
-            "--run-dir",
-            &path(folder.path()),
-            "--name",
-            "pace",
-            "--no-progress",
+            Path::new("--config"),
+            &settings_file,
+            Path::new("--run-dir"),
+            folder.path(),
+            Path::new("--name"),
+            Path::new("pace"),
+            Path::new("--no-progress"),
         ])?;
-        let epochs = run::metrics::read(&folder.path().join("pace").join(run::file::METRICS))?;
+        let epochs = run::metrics::read(&folder.path().join("pace").join(file::METRICS))?;
         let epoch = epochs.last().context("no step was measured")?;
-        let evaluation = epoch.seconds - train as f64 / epoch.images_per_second;
+        let evaluation = epoch.seconds - train.get() as f64 / epoch.images_per_second;
         Ok(Self {
             training: epoch.images_per_second,
-            evaluation: MEASURED_IMAGES as f64 / evaluation.max(1e-3),
+            evaluation: TEST_IMAGES.get() as f64 / evaluation.max(1e-3),
         })
     }
 }

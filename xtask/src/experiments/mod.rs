@@ -2,9 +2,10 @@
 
 pub(crate) mod compare;
 mod estimate;
+mod flags;
 mod plan;
 mod pool;
+mod progress;
 pub(crate) mod reproduce;
-mod trainer;
 pub(crate) mod tune;
 pub(crate) mod verify;

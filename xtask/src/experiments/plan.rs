@@ -1,63 +1,53 @@
-//! Which runs a comparison is made of, and where each of them stands.
+//! The runs of an experiment, and the state of each.
 
-use crate::experiments::trainer::Trainer;
-use anyhow::Context;
+use crate::trainer::Trainer;
 use run::cli::UsageError;
-use run::settings::{Field, Property};
-use run::{Run, file};
-use std::fs;
+use run::settings::{FIELDS, Property};
+use run::{Record, Run, Settings, file};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use toml::{Table, Value};
+use toml::Value;
 
-/// A run of a comparison.
+/// A run of an experiment.
 #[derive(Clone, Debug)]
 pub(crate) struct Planned {
+    /// The name of the run and of its folder.
     pub(crate) name: String,
-    /// The network and the recipe: runs with both in common take the same time.
-    pub(crate) kind: String,
     pub(crate) folder: PathBuf,
-    /// Arguments of the trainer, but for those that name the run.
-    pub(crate) arguments: Vec<String>,
-    /// Its settings, resolved.
-    pub(crate) settings: Table,
+    /// Arguments of the trainer, without those that name the run.
+    pub(crate) arguments: Vec<OsString>,
+    /// The settings to which the arguments resolve.
+    pub(crate) settings: Settings,
     pub(crate) state: State,
 }
 
-/// Where a run stands.
+/// The state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Nothing is there.
+    /// It has no folder.
     Missing,
-    /// Some epochs are done, or none.
-    Begun(u32),
-    /// All epochs are done.
+    /// Its checkpoint is after this many epochs of those asked for.
+    Started(u32),
+    /// All epochs are done, or early stopping ended it.
     Finished,
 }
 
 impl Planned {
-    /// The run in `out` that `arguments` describe.
+    /// The run in the folder `out` that `arguments` describe.
+    ///
+    /// # Errors
+    /// When the trainer refuses the arguments, or the folder has a run with other settings.
     pub(crate) fn new(
         trainer: &Trainer,
         out: &Path,
         name: String,
-        arguments: Vec<String>,
+        arguments: Vec<OsString>,
     ) -> anyhow::Result<Self> {
-        let settings = trainer.output(arguments.iter().map(String::as_str).chain(["--dry-run"]))?;
-        let settings: Table = settings
-            .parse()
-            .context("the program `trainer` prints no settings")?;
+        let settings = trainer.settings(&arguments)?;
         let folder = out.join(&name);
         let state = state(&folder, &settings)?;
-        let text = |key| {
-            settings
-                .get(key)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-        };
-        let kind = format!("{}, {}", text("model"), text("recipe"));
         Ok(Self {
             name,
-            kind,
             folder,
             arguments,
             settings,
@@ -65,70 +55,73 @@ impl Planned {
         })
     }
 
-    /// A setting that is a whole number.
-    pub(crate) fn number(&self, key: &str) -> Option<u64> {
-        self.settings.get(key)?.as_integer()?.try_into().ok()
+    /// The network and the recipe. An epoch takes about the same time in all runs that share both.
+    pub(crate) fn kind(&self) -> String {
+        format!("{}, {}", self.settings.model, self.settings.recipe)
     }
 
-    /// All its epochs.
+    /// All epochs of the run.
     pub(crate) fn epochs(&self) -> u32 {
-        self.number("epochs")
-            .and_then(|epochs| epochs.try_into().ok())
-            .unwrap_or(0)
+        self.settings.epochs.get()
     }
 
-    /// Epochs that are done.
+    /// The epochs that are done.
     pub(crate) fn done(&self) -> u32 {
         match self.state {
             State::Missing => 0,
-            State::Begun(epochs) => epochs,
+            State::Started(epochs) => epochs,
             State::Finished => self.epochs(),
         }
     }
+
+    /// The arguments with which the trainer resumes the run: the settings that may change.
+    pub(crate) fn arguments_to_resume(&self) -> anyhow::Result<Vec<String>> {
+        let settings = self.settings.to_table()?;
+        let changeable = FIELDS
+            .iter()
+            .filter(|field| field.has(Property::MayChangeOnResume));
+        let arguments = changeable.filter_map(|field| {
+            let value = match settings.get(field.key)? {
+                Value::String(text) => text.clone(),
+                value => value.to_string(),
+            };
+            Some([field.flag(), value])
+        });
+        Ok(arguments.flatten().collect())
+    }
 }
 
-/// Where the run in `folder` stands, which must have been started with `settings`.
-fn state(folder: &Path, settings: &Table) -> anyhow::Result<State> {
-    let path = folder.join(file::RECORD);
-    let Ok(record) = fs::read_to_string(&path) else {
+/// The state of the run in `folder`, which must have been started with `settings`.
+fn state(folder: &Path, settings: &Settings) -> anyhow::Result<State> {
+    if !folder.join(file::RECORD).exists() {
         return Ok(State::Missing);
-    };
-    let mut record: Table = record
-        .parse()
-        .with_context(|| format!("the record `{}` is damaged", path.display()))?;
-    record.remove("made_by");
-    let begun_with = record.get("epochs").and_then(Value::as_integer);
-    let wanted = settings.get("epochs").and_then(Value::as_integer);
-    let keys = settings.keys().chain(record.keys());
-    for key in keys {
-        let may_differ = Field::named(key)
-            .is_some_and(|field| field.has(Property::MayChangeOnResume))
-            && key != "epochs";
-        // A run may be made longer.
-        let longer = key == "epochs" && begun_with <= wanted;
-        if !may_differ && !longer && settings.get(key) != record.get(key) {
-            let shown = |table: &Table| {
-                table
-                    .get(key)
-                    .map_or_else(|| "none".to_owned(), Value::to_string)
-            };
-            return Err(UsageError(format!(
-                "the run `{}` was made with {key} = {}, and {key} = {} is asked for; give another --out, or remove that run",
-                folder.display(),
-                shown(&record),
-                shown(settings)
-            ))
-            .into());
-        }
     }
+    let recorded = Record::read(folder)?.settings;
+    let differences = recorded.differences(settings, Property::MayChangeOnResume)?;
+    let [key, before, now] = match differences.first() {
+        Some(other) => [other.key, &other.first, &other.second].map(str::to_owned),
+        // A run may be made longer, not shorter.
+        None if recorded.epochs > settings.epochs => [
+            "epochs".to_owned(),
+            recorded.epochs.to_string(),
+            settings.epochs.to_string(),
+        ],
+        None => return Ok(progress(folder, settings)),
+    };
+    Err(UsageError(format!(
+        "the run `{}` has {key} = {before}, not {key} = {now}; give another --out, or remove that run",
+        folder.display()
+    ))
+    .into())
+}
+
+/// How far the run in `folder` is.
+fn progress(folder: &Path, settings: &Settings) -> State {
     let done = run::checkpoint::finished_epochs(folder).unwrap_or(0);
-    let all = wanted.and_then(|epochs| u32::try_from(epochs).ok());
     let stopped_early = || Run::read(folder).is_ok_and(|run| run.last().stopped_early);
-    Ok(
-        if all.is_some_and(|all| done >= all) || (done > 0 && stopped_early()) {
-            State::Finished
-        } else {
-            State::Begun(done)
-        },
-    )
+    if done >= settings.epochs.get() || (done > 0 && stopped_early()) {
+        State::Finished
+    } else {
+        State::Started(done)
+    }
 }

@@ -1,13 +1,15 @@
-//! `cargo xtask tune`: a seeded search over keys of a recipe, judged on held-out training images.
+//! `cargo xtask tune`: a seeded search for settings of a recipe, judged by the accuracy on held-out training images.
 
+use crate::experiments::flags::{All, SettingFlags};
 use crate::experiments::plan::{Planned, State};
 use crate::experiments::pool::{self, Ended};
-use crate::experiments::trainer::{self, Trainer};
+use crate::trainer::{self, Trainer};
 use anyhow::{Context, bail};
 use rng::{Purpose, Stream, unit};
-use run::Run;
 use run::cli::{self, Exit, UsageError};
-use run::settings::{Field, Property};
+use run::settings::{FIELDS, Field, Property};
+use run::{Run, Settings};
+use std::ffi::OsString;
 use std::fmt::Write;
 use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -15,61 +17,30 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use toml::{Table, Value};
 
-/// What is asked of the command.
+/// Options of `tune`. Settings that are not searched for are the recipe's, unless they are given.
 #[derive(Clone, Debug, clap::Args)]
+#[command(mut_arg("model", |arg| arg.default_value("small-alexnet")))]
+#[command(mut_arg("validation", |arg| arg.default_value("5000")))]
 pub(crate) struct Args {
-    /// The network.
-    #[arg(long, value_name = "NAME", default_value = "small-alexnet")]
-    model: String,
-
-    /// The recipe that the search begins from.
-    #[arg(long, value_name = "NAME", default_value = "reference")]
-    recipe: String,
-
-    /// A key of the recipe and where to look: `learning_rate=log:0.003..0.1` (evenly in the logarithm),
-    /// `dropout=0.0..0.5` (evenly), `cutout=0..8` (whole numbers), `flip=random,alternating` (one of these). May be
-    /// repeated.
+    /// A setting of the recipe and its range: `lr=log:0.003..0.1` (uniform in the logarithm), `dropout=0.0..0.5`
+    /// (uniform), `cutout=0..8` (integers) or `flip=random,alternating` (one of these). May be repeated.
     #[arg(long, value_name = "KEY=VALUES", required = true)]
     search: Vec<Search>,
 
-    /// How many settings are tried.
+    /// The number of trials: how many combinations of settings are tried.
     #[arg(long, value_name = "N", default_value = "12")]
     trials: NonZeroU32,
 
-    /// Successive halving: try all for few epochs, and only the best 1/N of them for N times as many, and so on up to
-    /// all epochs. Without it every trial has all epochs.
+    /// Successive halving: train all trials for few epochs, then the best 1/N of them for N times as many, and so on up
+    /// to all epochs. Without it every trial is trained for all epochs.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     halving: Option<u32>,
 
-    /// Decides which settings are tried. (The runs' own seed is a flag of the trainer: `-- --seed N`.)
+    /// The seed of the trials' settings; `--seed` is the seed of their runs.
     #[arg(long, value_name = "N", default_value = "0")]
     search_seed: u64,
 
-    /// Training images that are held out, and decide.
-    #[arg(long, value_name = "N", default_value = "5000")]
-    validation: NonZeroUsize,
-
-    /// Passes over the training images [default: the recipe's].
-    #[arg(long, value_name = "N")]
-    epochs: Option<NonZeroU32>,
-
-    /// The images, cifar10 or synthetic [default: cifar10].
-    #[arg(long, value_name = "NAME")]
-    dataset: Option<String>,
-
-    /// The folder that holds `cifar-10-batches-bin` [default: data].
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-
-    /// Use the first N training images only; those held out are among them.
-    #[arg(long, value_name = "N")]
-    limit_train: Option<NonZeroUsize>,
-
-    /// The device that computes: auto, cpu, cuda or cuda:N [default: auto].
-    #[arg(long, value_name = "DEVICE")]
-    device: Option<String>,
-
-    /// Runs at a time; they share the processor's cores.
+    /// Concurrent runs; they divide the cores among them.
     #[arg(long, value_name = "N", default_value = "1")]
     jobs: NonZeroUsize,
 
@@ -77,19 +48,22 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", default_value = "runs/tune")]
     out: PathBuf,
 
-    /// List what would be tried.
+    /// List the trials.
     #[arg(long)]
     dry_run: bool,
 
     #[command(flatten)]
     trainer: trainer::Args,
 
-    /// More flags of the trainer, for every trial, such as `-- --batch-size 100`.
+    #[command(flatten)]
+    settings: SettingFlags<All>,
+
+    /// Other flags of the trainer for every trial, such as `-- --log-level debug`.
     #[arg(last = true, value_name = "FLAGS")]
-    flags: Vec<String>,
+    flags: Vec<OsString>,
 }
 
-/// A key and where its values come from.
+/// A setting and the range of its values.
 #[derive(Clone, Debug, PartialEq)]
 struct Search {
     key: String,
@@ -98,14 +72,19 @@ struct Search {
 
 #[derive(Clone, Debug, PartialEq)]
 enum Values {
-    /// Evenly between two numbers.
-    Even(f64, f64),
-    /// Evenly between two numbers' logarithms.
-    Logarithmic(f64, f64),
-    /// A whole number from the first to the last.
-    Whole(i64, i64),
+    /// Uniform between two numbers.
+    Uniform(f64, f64),
+    /// Uniform in the logarithm between two numbers.
+    LogUniform(f64, f64),
+    /// An integer from the first to the last.
+    Integer(i64, i64),
     /// One of these.
     OneOf(Vec<Value>),
+}
+
+/// Whether a search may vary this setting: one of the recipe, apart from the number of epochs, which all trials share.
+fn is_searchable(field: &Field) -> bool {
+    field.has(Property::Recipe) && field.key != "epochs"
 }
 
 impl FromStr for Search {
@@ -114,20 +93,18 @@ impl FromStr for Search {
     fn from_str(text: &str) -> Result<Self, UsageError> {
         let wrong = |why: &str| {
             UsageError(format!(
-                "`{text}`: {why}; give it as learning_rate=log:0.003..0.1, dropout=0.0..0.5, cutout=0..8 or flip=random,alternating"
+                "`{text}`: {why}; give it as lr=log:0.003..0.1, dropout=0.0..0.5, cutout=0..8 or flip=random,alternating"
             ))
         };
         let (key, values) = text
             .split_once('=')
             .ok_or_else(|| wrong("there is no `=`"))?;
-        let is_key = |c: char| c.is_ascii_lowercase() || c == '_';
-        if key.is_empty() || !key.chars().all(is_key) {
-            return Err(wrong("what is left of `=` is no key of a recipe"));
-        }
-        // Halving decides the number of epochs.
-        if key == "epochs" || Field::named(key).is_some_and(|field| !field.has(Property::Recipe)) {
+        let searchable = || FIELDS.iter().filter(|field| is_searchable(field));
+        if !searchable().any(|field| field.key == key) {
+            let keys: Vec<_> = searchable().map(|field| field.key).collect();
             return Err(wrong(&format!(
-                "`{key}` is the same for all trials, and a flag of this command or of the trainer"
+                "`{key}` cannot be searched for; these settings can: {}",
+                keys.join(", ")
             )));
         }
         let (range, logarithmic) = match values.strip_prefix("log:") {
@@ -137,17 +114,19 @@ impl FromStr for Search {
         let values = if let Some((low, high)) = range.split_once("..") {
             let whole = (low.parse::<i64>(), high.parse::<i64>());
             match (whole, low.parse::<f64>(), high.parse::<f64>()) {
-                ((Ok(low), Ok(high)), ..) if !logarithmic && low < high => Values::Whole(low, high),
+                ((Ok(low), Ok(high)), ..) if !logarithmic && low < high => {
+                    Values::Integer(low, high)
+                }
                 (_, Ok(low), Ok(high)) if low < high && low.is_finite() && high.is_finite() => {
                     match logarithmic {
                         true if low <= 0.0 => {
-                            return Err(wrong("a logarithm needs numbers above 0"));
+                            return Err(wrong("a logarithm needs positive numbers"));
                         }
-                        true => Values::Logarithmic(low, high),
-                        false => Values::Even(low, high),
+                        true => Values::LogUniform(low, high),
+                        false => Values::Uniform(low, high),
                     }
                 }
-                _ => return Err(wrong("a range needs a smaller and a larger number")),
+                _ => return Err(wrong("a range needs two numbers, the smaller one first")),
             }
         } else if logarithmic || range.is_empty() {
             return Err(wrong("there are no values"));
@@ -162,7 +141,7 @@ impl FromStr for Search {
     }
 }
 
-/// A value as in a settings file; a word needs no quotes.
+/// A value as in a settings file, but strings need no quotes.
 fn value(text: &str) -> Value {
     if let Ok(number) = text.parse() {
         return Value::Integer(number);
@@ -178,18 +157,18 @@ fn value(text: &str) -> Value {
 }
 
 impl Values {
-    /// The value that two random words choose.
-    fn choose(&self, words: [u32; 2]) -> Value {
-        let share = f64::from(unit(words[0]));
-        let below = |bound: u64| (u64::from(words[0]) * bound) >> 32;
-        // Four digits are as much as a search can tell apart, and can be read.
+    /// The value for a random word.
+    fn sample(&self, word: u32) -> Value {
+        let fraction = f64::from(unit(word));
+        let below = |bound: u64| (u64::from(word) * bound) >> 32;
+        // Four digits are easy to read and precise enough.
         let rounded = |number: f64| Value::Float(format!("{number:.3e}").parse().unwrap_or(number));
         match self {
-            Self::Even(low, high) => rounded(low + share * (high - low)),
-            Self::Logarithmic(low, high) => {
-                rounded((low.ln() + share * (high.ln() - low.ln())).exp())
+            Self::Uniform(low, high) => rounded(low + fraction * (high - low)),
+            Self::LogUniform(low, high) => {
+                rounded((low.ln() + fraction * (high.ln() - low.ln())).exp())
             }
-            Self::Whole(low, high) => {
+            Self::Integer(low, high) => {
                 Value::Integer(low + below(high.abs_diff(*low).saturating_add(1)) as i64)
             }
             Self::OneOf(values) => values
@@ -206,14 +185,14 @@ fn settings(searches: &[Search], seed: u64, trial: u32) -> Table {
     (0..)
         .zip(searches)
         .map(|(number, search)| {
-            let [first, second, ..] = stream.words(number);
-            (search.key.clone(), search.values.choose([first, second]))
+            let [word, ..] = stream.words(number);
+            (search.key.clone(), search.values.sample(word))
         })
         .collect()
 }
 
-/// Epochs of each round: the last has all, each before it 1/`halving` of the next, as long as there are trials to
-/// choose from.
+/// The epochs of each round: all of them in the last, and 1/`halving` of the next round's in each before it, as long as
+/// there are trials to choose from.
 fn rounds(trials: u32, epochs: u32, halving: Option<u32>) -> Vec<u32> {
     let mut rounds = vec![epochs];
     if let Some(halving) = halving {
@@ -226,50 +205,49 @@ fn rounds(trials: u32, epochs: u32, halving: Option<u32>) -> Vec<u32> {
     rounds
 }
 
-/// What a trial came to in a round.
+/// The result of a trial in a round.
 struct Outcome {
     trial: u32,
     epochs: u32,
-    /// On the images held out, after the last epoch; `None` where it failed.
+    /// Validation accuracy after the last epoch, 0 to 1; `None` if the run failed.
     accuracy: Option<f64>,
 }
 
-/// Does what is asked, and gives the exit code.
+/// Trains the trials and writes the table of results and the best settings.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
-    for (number, search) in args.search.iter().enumerate() {
-        if args.search[..number]
-            .iter()
-            .any(|other| other.key == search.key)
-        {
+    for (index, search) in args.search.iter().enumerate() {
+        let key = &search.key;
+        if args.search[..index].iter().any(|other| &other.key == key) {
             return Err(UsageError(format!(
-                "--search: `{}` is given twice; give each key once",
-                search.key
+                "--search: `{key}` is given twice; give each key once"
+            ))
+            .into());
+        }
+        if args.settings.get(key).is_some() {
+            return Err(UsageError(format!(
+                "--search: `{key}` is given as a flag as well; give one of them"
             ))
             .into());
         }
     }
-    let trainer = Trainer::new(&args.trainer, args.device.as_deref())?;
+    let trainer = Trainer::new(&args.trainer, args.settings.get("device"))?;
     let trials: Vec<(u32, Table)> = (0..args.trials.get())
         .map(|trial| (trial, settings(&args.search, args.search_seed, trial)))
         .collect();
-    let epochs = match args.epochs {
-        Some(epochs) => epochs.get(),
-        None => recipe_epochs(&trainer, args)?,
-    };
+    let base = trainer.settings(&arguments(args, args.settings.clone()))?;
+    let epochs = base.epochs.get();
     let rounds = rounds(args.trials.get(), epochs, args.halving);
     if args.dry_run {
+        let fewer = args.halving.unwrap_or(1);
+        let later = rounds[1..].iter();
+        let later = later
+            .map(|epochs| format!("; then the best 1/{fewer} for {}", count(*epochs, "epoch")));
         cli::line(&format!(
-            "{} trials of {}, epochs of each: {}{}",
-            trials.len(),
-            args.model,
-            rounds[0],
-            rounds[1..]
-                .iter()
-                .map(|epochs| format!(
-                    "; the best 1/{} anew for {epochs}",
-                    args.halving.unwrap_or(1)
-                ))
-                .collect::<String>()
+            "{} of {} for {} each{}",
+            count(args.trials.get(), "trial"),
+            base.model,
+            count(rounds[0], "epoch"),
+            later.collect::<String>()
         ));
         for (trial, settings) in &trials {
             cli::line(&format!("trial {trial}: {}", one_line(settings)));
@@ -277,7 +255,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         return Ok(Exit::Success);
     }
     fs::create_dir_all(&args.out)
-        .with_context(|| format!("cannot make the folder `{}`", args.out.display()))?;
+        .with_context(|| format!("cannot create the folder `{}`", args.out.display()))?;
     let mut results: Vec<Outcome> = Vec::new();
     let mut left: Vec<u32> = trials.iter().map(|(trial, _)| *trial).collect();
     for (round, epochs) in rounds.iter().enumerate() {
@@ -288,15 +266,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         }
         if plan.iter().any(|run| run.state != State::Finished) {
             cli::note(&format!(
-                "round {} of {}: {} trials, epochs of each: {epochs}",
+                "round {} of {}: {} for {} each",
                 round + 1,
                 rounds.len(),
-                plan.len()
+                count(plan.len() as u32, "trial"),
+                count(*epochs, "epoch")
             ));
         }
         let failed = match pool::train(&trainer, &plan, args.jobs)? {
             Ended::Interrupted => {
-                cli::note("interrupted; the same command goes on where it stopped");
+                cli::note("interrupted; run the same command again to continue");
                 return Ok(Exit::Interrupted);
             }
             Ended::Done(failed) => failed,
@@ -327,15 +306,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         results.retain(|result| round.iter().all(|new| new.trial != result.trial));
         results.extend(round);
     }
-    // Those that were trained for longer were better before.
+    // Trials that were trained for more epochs did better in the rounds before.
     sort(&mut results);
     let Some(best) = results.first().filter(|best| best.accuracy.is_some()) else {
         bail!(
-            "every trial failed; the log of each is in its folder in `{}`",
+            "every trial failed; its log is in its folder in `{}`",
             args.out.display()
         );
     };
-    let table = table(args, &trials, &results);
+    let table = table(&args.search, &base, &trials, &results);
     let write = |name: &str, text: &str| {
         let path = args.out.join(name);
         atomic_file::write(&path, text.as_bytes())
@@ -347,13 +326,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     cli::line(&format!(
         "the best settings are in {0}; train with them: cargo run -p trainer -- --model {1} --recipe {2} --config {0}",
         args.out.join("best.toml").display(),
-        args.model,
-        args.recipe
+        base.model,
+        base.recipe
     ));
     Ok(Exit::Success)
 }
 
-/// The best first; those that failed last.
+/// Sorts by epochs, then by accuracy, the highest first. Failed trials are last.
 fn sort(results: &mut [Outcome]) {
     results.sort_by(|a, b| {
         b.epochs
@@ -367,44 +346,14 @@ fn sort(results: &mut [Outcome]) {
     });
 }
 
-/// The trainer's arguments that all trials have in common.
-fn common(args: &Args) -> Vec<String> {
-    let mut arguments = vec!["--model".to_owned(), args.model.clone()];
-    let mut add = |flag: &str, value: Option<String>| {
-        arguments.extend(value.into_iter().flat_map(|value| [flag.to_owned(), value]));
-    };
-    add("--recipe", Some(args.recipe.clone()));
-    add("--dataset", args.dataset.clone());
-    let folder = args.data_dir.as_ref();
-    add(
-        "--data-dir",
-        folder.map(|folder| folder.display().to_string()),
-    );
-    add(
-        "--limit-train",
-        args.limit_train.map(|images| images.to_string()),
-    );
-    add("--validation", Some(args.validation.to_string()));
-    add("--device", args.device.clone());
-    add("--threads", pool::threads(args.jobs));
+/// The trainer's arguments with these settings.
+fn arguments(args: &Args, settings: SettingFlags<All>) -> Vec<OsString> {
+    let mut arguments = pool::with_threads(settings, args.jobs).arguments();
     arguments.extend(args.flags.iter().cloned());
     arguments
 }
 
-/// How many epochs the recipe has.
-fn recipe_epochs(trainer: &Trainer, args: &Args) -> anyhow::Result<u32> {
-    let arguments = common(args).into_iter().chain(["--dry-run".to_owned()]);
-    let settings: Table = trainer
-        .output(arguments)?
-        .parse()
-        .context("the program `trainer` prints no settings")?;
-    let epochs = settings.get("epochs").and_then(Value::as_integer);
-    epochs
-        .and_then(|epochs| u32::try_from(epochs).ok())
-        .context("the program `trainer` prints no number of epochs")
-}
-
-/// The run of a trial with that many epochs.
+/// The run of a trial with this many epochs.
 fn planned(
     trainer: &Trainer,
     args: &Args,
@@ -414,31 +363,25 @@ fn planned(
 ) -> anyhow::Result<Planned> {
     let name = format!("trial{trial:03}");
     let file = args.out.join(format!("{name}.toml"));
-    write_if_other(&file, &settings.to_string())?;
-    let mut arguments = common(args);
-    arguments.extend(
-        [
-            "--config",
-            &file.display().to_string(),
-            "--epochs",
-            &epochs.to_string(),
-        ]
-        .map(str::to_owned),
-    );
-    Planned::new(
-        trainer,
-        &args.out,
-        format!("{name}-epochs{epochs}"),
-        arguments,
-    )
+    write_if_different(&file, &settings.to_string())?;
+    let flags = args.settings.clone().with("epochs", epochs.to_string());
+    let mut arguments = vec!["--config".into(), file.into()];
+    arguments.extend(self::arguments(args, flags));
+    let name = format!("{name}-epochs{epochs}");
+    Planned::new(trainer, &args.out, name, arguments)
 }
 
-fn write_if_other(path: &Path, text: &str) -> anyhow::Result<()> {
-    if fs::read_to_string(path).is_ok_and(|there| there == text) {
+fn write_if_different(path: &Path, text: &str) -> anyhow::Result<()> {
+    if fs::read_to_string(path).is_ok_and(|present| present == text) {
         return Ok(());
     }
     atomic_file::write(path, text.as_bytes())
         .with_context(|| format!("cannot write `{}`", path.display()))
+}
+
+/// `1 epoch`, `2 epochs`.
+fn count(number: u32, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Settings as `key = value, key = value`.
@@ -450,18 +393,19 @@ fn one_line(settings: &Table) -> String {
     pairs.join(", ")
 }
 
-/// The trials as a Markdown table, the best first.
-fn table(args: &Args, trials: &[(u32, Table)], results: &[Outcome]) -> String {
-    let keys: Vec<&str> = args
-        .search
-        .iter()
-        .map(|search| search.key.as_str())
-        .collect();
+/// A Markdown table of the trials, in the order of `results`.
+fn table(
+    search: &[Search],
+    base: &Settings,
+    trials: &[(u32, Table)],
+    results: &[Outcome],
+) -> String {
+    let keys: Vec<&str> = search.iter().map(|search| search.key.as_str()).collect();
     let mut text = format!(
-        "# Trials of {}, recipe {}\n\nAccuracy after the last epoch on {} training images that were held out.\n\n| trial | {} | epochs | accuracy |\n|---|{}---|---|\n",
-        args.model,
-        args.recipe,
-        args.validation,
+        "# Trials of {}, recipe {}\n\nAccuracy after the last epoch on {} held-out training images.\n\n| trial | {} | epochs | accuracy |\n|---|{}---|---|\n",
+        base.model,
+        base.recipe,
+        base.validation.map_or(0, NonZeroUsize::get),
         keys.join(" | "),
         "---|".repeat(keys.len())
     );
@@ -502,11 +446,11 @@ mod tests {
     #[test]
     fn searches_are_read_as_they_are_written() {
         assert_eq!(
-            search("learning_rate=log:0.003..0.1").values,
-            Values::Logarithmic(0.003, 0.1)
+            search("lr=log:0.003..0.1").values,
+            Values::LogUniform(0.003, 0.1)
         );
-        assert_eq!(search("dropout=0.0..0.5").values, Values::Even(0.0, 0.5));
-        assert_eq!(search("cutout=0..8").values, Values::Whole(0, 8));
+        assert_eq!(search("dropout=0.0..0.5").values, Values::Uniform(0.0, 0.5));
+        assert_eq!(search("cutout=0..8").values, Values::Integer(0, 8));
         assert_eq!(
             search("batch_size=64,128").values,
             Values::OneOf(vec![Value::Integer(64), Value::Integer(128)])
@@ -523,8 +467,8 @@ mod tests {
             "dropout=",
             "dropout=0.5..0.1",
             "dropout=a..b",
-            "learning_rate=log:0..1",
-            "learning_rate=log:1",
+            "lr=log:0..1",
+            "lr=log:1",
             "dropout=0..inf",
             "epochs=1..4",
             "seed=0,1",
@@ -536,7 +480,7 @@ mod tests {
     #[test]
     fn trials_fill_their_ranges_and_depend_on_the_seed_alone() {
         let searches = [
-            "learning_rate=log:0.001..0.1",
+            "lr=log:0.001..0.1",
             "cutout=1..4",
             "flip=random,alternating",
         ]
@@ -548,11 +492,7 @@ mod tests {
         assert_ne!(all[7], settings(&searches, 6, 7));
         let low = all
             .iter()
-            .filter(|trial| {
-                trial["learning_rate"]
-                    .as_float()
-                    .is_some_and(|rate| rate < 0.01)
-            })
+            .filter(|trial| trial["lr"].as_float().is_some_and(|rate| rate < 0.01))
             .count();
         // Half of them, with a standard deviation of 9.
         assert!((105..195).contains(&low), "{low}");

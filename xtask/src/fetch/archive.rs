@@ -1,4 +1,4 @@
-//! The official archive: its digest, and how it is unpacked.
+//! The official archive: its digest, and unpacking it.
 
 use anyhow::{Context, bail, ensure};
 use datasets::layout::{FILE_BYTES, FOLDER, TEST_FILE, TRAINING_FILES};
@@ -10,23 +10,23 @@ use std::path::{Component, Path};
 use std::str::FromStr;
 use tar::EntryType;
 
-/// Bytes of the official archive.
+/// Size of the official archive in bytes.
 pub(crate) const OFFICIAL_BYTES: u64 = 170_052_171;
 
-/// The official archive's digest.
+/// Digest of the official archive.
 pub(crate) const OFFICIAL: Sha256Digest = Sha256Digest([
     0xc4, 0xa3, 0x8c, 0x50, 0xa1, 0xbc, 0x5f, 0x3a, 0x1c, 0x55, 0x37, 0xf2, 0x15, 0x5a, 0xb9, 0xd6,
     0x8f, 0x9f, 0x25, 0xeb, 0x1e, 0xd8, 0xd9, 0xdd, 0xda, 0x3d, 0xb2, 0x9a, 0x59, 0xbc, 0xa1, 0xdd,
 ]);
 
-/// The most that any archive of these files can have, however badly it is compressed.
-pub(crate) const MOST_BYTES: u64 = 1 << 28;
+/// Maximum size in bytes of an archive of these files, however badly it is compressed.
+pub(crate) const MAX_ARCHIVE_BYTES: u64 = 1 << 28;
 
-/// The most that the archive's small files (a list of classes, a page about the set) may have.
-const SMALL_FILE: u64 = 1 << 20;
+/// Maximum size in bytes of the small files in the archive: a list of classes and a page about the data set.
+const MAX_SMALL_FILE: u64 = 1 << 20;
 
-/// The most that is read out of an archive: the six files, small ones, and the tar headers.
-const MOST_UNPACKED: u64 = 6 * FILE_BYTES as u64 + (8 << 20);
+/// Maximum number of bytes read from an archive: the six files, the small files and the tar headers.
+const MAX_UNPACKED: u64 = 6 * FILE_BYTES as u64 + (8 << 20);
 
 /// A SHA-256 digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,29 +57,30 @@ impl FromStr for Sha256Digest {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "a SHA-256 has 64 hexadecimal digits".to_owned();
+        let invalid = || "a SHA-256 has 64 hexadecimal digits".to_owned();
         if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(wrong());
+            return Err(invalid());
         }
         let mut digest = [0; 32];
-        for (place, byte) in digest.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * place..2 * place + 2], 16).map_err(|_| wrong())?;
+        for (index, byte) in digest.iter_mut().enumerate() {
+            *byte =
+                u8::from_str_radix(&text[2 * index..2 * index + 2], 16).map_err(|_| invalid())?;
         }
         Ok(Self(digest))
     }
 }
 
-/// Unpacks the files of CIFAR-10 from the gzipped tar archive at `path` into `folder`, which must
-/// be empty, and checks them.
+/// Unpacks the files of CIFAR-10 from the gzipped tar archive at `path` into the empty folder `folder`, and checks them.
 ///
-/// Only files directly in the archive's `cifar-10-batches-bin` are taken; a path that leads
-/// elsewhere, a link, and a file that is too large are refused.
+/// # Errors
+/// When the archive is damaged, when it has anything else than files directly in `cifar-10-batches-bin` (another path, a
+/// link), when a file is too large, or when the files are not those of CIFAR-10.
 pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
     let file = File::open(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let bytes = GzDecoder::new(io::BufReader::new(file)).take(MOST_UNPACKED);
+    let bytes = GzDecoder::new(io::BufReader::new(file)).take(MAX_UNPACKED);
     let damaged = || {
         format!(
-            "`{}` is no archive of CIFAR-10, or is damaged",
+            "`{}` is damaged, or not an archive of CIFAR-10",
             path.display()
         )
     };
@@ -93,20 +94,20 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
         }
         ensure!(
             entry.header().entry_type() == EntryType::Regular,
-            "the archive is refused: `{shown}` in it is no ordinary file"
+            "the archive is refused: `{shown}` is not a regular file"
         );
         let Some(name) = file_name(&name) else {
-            bail!("the archive is refused: `{shown}` in it does not belong into {FOLDER}");
+            bail!("the archive is refused: `{shown}` is not directly in {FOLDER}");
         };
         let image_file = TRAINING_FILES.contains(&name) || name == TEST_FILE;
-        let most = if image_file {
+        let max = if image_file {
             FILE_BYTES as u64
         } else {
-            SMALL_FILE
+            MAX_SMALL_FILE
         };
         ensure!(
-            entry.size() <= most,
-            "the archive is refused: `{shown}` in it has {} bytes, at most {most} are expected",
+            entry.size() <= max,
+            "the archive is refused: `{shown}` has {} bytes, more than {max}",
             entry.size()
         );
         let target = folder.join(name);
@@ -118,7 +119,7 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
     datasets::layout::check(folder).context("the archive is refused")
 }
 
-/// The name of a file that lies directly in `cifar-10-batches-bin`.
+/// The name of a file directly in `cifar-10-batches-bin`; `None` for another path.
 fn file_name(path: &Path) -> Option<&str> {
     let parts = path.components().filter(|part| *part != Component::CurDir);
     let parts: Vec<_> = parts.collect();
@@ -136,14 +137,14 @@ mod tests {
     use proptest::prelude::*;
     use std::fs;
 
-    /// An archive of the given entries: path, type, content.
+    /// An archive of these entries: path, type, content.
     fn archive(entries: &[(&str, EntryType, &[u8])]) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut builder =
             tar::Builder::new(GzEncoder::new(file.reopen().unwrap(), Compression::fast()));
         for (path, kind, content) in entries {
             let mut header = tar::Header::new_gnu();
-            // Written into the header's bytes: the library refuses to make hostile paths.
+            // Written into the header's bytes, because the library refuses hostile paths.
             header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
             header.set_entry_type(*kind);
             header.set_size(content.len() as u64);
@@ -158,7 +159,8 @@ mod tests {
         file
     }
 
-    /// Unpacks it into a folder inside another: the error, and the files in both.
+    /// Unpacks an archive of these entries into a folder inside another one. Returns the error, and the number of files
+    /// outside the inner folder.
     fn unpacked(entries: &[(&str, EntryType, &[u8])]) -> (String, usize) {
         let outside = tempfile::tempdir().unwrap();
         let folder = outside.path().join("folder");
@@ -173,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_set_is_taken() {
+    fn a_complete_archive_is_unpacked() {
         let bytes = vec![0; FILE_BYTES];
         let names: Vec<_> = TRAINING_FILES
             .iter()
@@ -200,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_leaves_the_folder() {
+    fn nothing_is_written_outside_the_folder() {
         for path in [
             "../evil",
             "/tmp/evil",
@@ -218,13 +220,13 @@ mod tests {
         for kind in [EntryType::Symlink, EntryType::Link, EntryType::Fifo] {
             let (message, outside) =
                 unpacked(&[("cifar-10-batches-bin/test_batch.bin", kind, b"")]);
-            assert!(message.contains("is no ordinary file"), "{message}");
+            assert!(message.contains("is not a regular file"), "{message}");
             assert_eq!(outside, 0);
         }
     }
 
     #[test]
-    fn no_more_is_unpacked_than_expected() {
+    fn files_that_are_too_large_are_refused() {
         let large = vec![0; FILE_BYTES + 1];
         let (message, _) = unpacked(&[(
             "cifar-10-batches-bin/test_batch.bin",
@@ -232,7 +234,7 @@ mod tests {
             &large,
         )]);
         assert!(
-            message.contains("has 30730001 bytes, at most 30730000 are expected"),
+            message.contains("has 30730001 bytes, more than 30730000"),
             "{message}"
         );
         let (message, _) = unpacked(&[(
@@ -240,14 +242,11 @@ mod tests {
             EntryType::Regular,
             &large,
         )]);
-        assert!(
-            message.contains("at most 1048576 are expected"),
-            "{message}"
-        );
+        assert!(message.contains("more than 1048576"), "{message}");
     }
 
     #[test]
-    fn digests_are_read_and_written() {
+    fn digests_are_parsed_and_printed() {
         let text = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd";
         assert_eq!(text.parse(), Ok(OFFICIAL));
         assert_eq!(OFFICIAL.to_string(), text);

@@ -1,6 +1,6 @@
-//! Downloads that resume where they broke off.
+//! Downloads that resume after an interruption.
 
-use super::archive::{MOST_BYTES, OFFICIAL, OFFICIAL_BYTES, Sha256Digest};
+use super::archive::{MAX_ARCHIVE_BYTES, OFFICIAL, OFFICIAL_BYTES, Sha256Digest};
 use anyhow::{Context, anyhow, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use run::cli;
@@ -11,19 +11,19 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-/// How long a connection may take to come about.
-const CONNECT: Duration = Duration::from_secs(20);
+/// Timeout for connecting.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a server may be silent. A slow one is waited for, whatever the whole takes.
-const SILENCE: Duration = Duration::from_secs(60);
+/// Timeout for the next bytes from a server. The whole download may take any time.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How often in a row a mirror may break off without having sent anything.
-const FRUITLESS: u32 = 3;
+/// The number of attempts in a row without any data after which a mirror is given up.
+const MAX_FRUITLESS: u32 = 3;
 
-/// Bytes that are read at once.
+/// Size of a read in bytes.
 const CHUNK: usize = 1 << 16;
 
-/// What is downloaded: an archive of a known digest, and of a known size where it is the official one.
+/// The archive to download: its digest is known, and its size too if it is the official one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
     pub(crate) sha256: Sha256Digest,
@@ -34,19 +34,19 @@ impl Wanted {
         (self.sha256 == OFFICIAL).then_some(OFFICIAL_BYTES)
     }
 
-    fn most(&self) -> u64 {
-        self.bytes().unwrap_or(MOST_BYTES)
+    fn max_bytes(&self) -> u64 {
+        self.bytes().unwrap_or(MAX_ARCHIVE_BYTES)
     }
 }
 
-/// A download that may be incomplete: a file that this process alone writes to.
+/// The file of a download, which may be incomplete. It is locked: only this process writes to it.
 pub(crate) struct Partial {
     path: PathBuf,
     file: File,
 }
 
 impl Partial {
-    /// Opens what an earlier call left at `path`, or begins a new file.
+    /// Opens the file that an earlier process left at `path`, or creates it.
     pub(crate) fn open(path: PathBuf) -> anyhow::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -58,7 +58,7 @@ impl Partial {
         match file.try_lock() {
             Ok(()) => Ok(Self { path, file }),
             Err(TryLockError::WouldBlock) => {
-                bail!("another download to `{}` is under way", path.display())
+                bail!("another download to `{}` is running", path.display())
             }
             Err(TryLockError::Error(error)) => {
                 Err(error).with_context(|| format!("cannot lock `{}`", path.display()))
@@ -66,7 +66,7 @@ impl Partial {
         }
     }
 
-    /// Downloads what is wanted from the first of `mirrors` that has it.
+    /// Downloads the archive from the first of `mirrors` that has it, and returns its path.
     pub(crate) fn complete(&mut self, mirrors: &[String], wanted: Wanted) -> anyhow::Result<&Path> {
         let mut failures = Vec::new();
         for mirror in mirrors {
@@ -79,13 +79,13 @@ impl Partial {
             }
         }
         Err(anyhow!(
-            "no mirror has the archive ({}); try again later (what was received is kept), name another with --mirror, \
+            "no mirror has the archive ({}); try again later (received data are kept), give another address with --mirror, \
              or download it by other means and give it with --from-file",
             failures.join(", ")
         ))
     }
 
-    /// Removes the file where it is empty: only what can be used again is kept.
+    /// Removes the file if it is empty; otherwise the next call resumes the download.
     pub(crate) fn remove_empty(self) -> anyhow::Result<()> {
         if self.length()? == 0 {
             self.remove()
@@ -111,7 +111,7 @@ impl Partial {
         if !resumed {
             return Err(mismatch("what it sent", found, wanted.sha256));
         }
-        cli::note("what was received before does not belong to this archive; starting again");
+        cli::note("the data received before are not from this archive; starting again");
         self.receive(mirror, wanted)?;
         let found = Sha256Digest::of(&self.path)?;
         if found != wanted.sha256 {
@@ -121,7 +121,7 @@ impl Partial {
         Ok(())
     }
 
-    /// Receives until the archive is whole, going on after every interruption.
+    /// Receives data until the archive is complete. Resumes after every interruption.
     fn receive(&mut self, mirror: &str, wanted: Wanted) -> anyhow::Result<()> {
         if Some(self.length()?) == wanted.bytes() {
             return Ok(());
@@ -132,31 +132,31 @@ impl Partial {
             let error = match self.receive_once(mirror, wanted) {
                 Ok(()) => return Ok(()),
                 Err(Attempt::Final(error)) => return Err(error),
-                Err(Attempt::BrokenOff(error)) => error,
+                Err(Attempt::Interrupted(error)) => error,
             };
             fruitless = if self.length()? > before {
                 0
             } else {
                 fruitless + 1
             };
-            if fruitless == FRUITLESS {
+            if fruitless == MAX_FRUITLESS {
                 return Err(error);
             }
             let next = match self.length()? {
                 0 => "trying again".to_owned(),
-                have => format!("going on after {have} bytes"),
+                have => format!("resuming after {have} bytes"),
             };
             cli::note(&format!("{mirror}: {error:#}; {next}"));
             thread::sleep(Duration::from_millis(200 << fruitless));
         }
     }
 
-    /// One request, for what is missing.
+    /// Requests the missing data once.
     fn receive_once(&mut self, mirror: &str, wanted: Wanted) -> Result<(), Attempt> {
         let mut have = self.length()?;
         let agent: ureq::Agent = ureq::Agent::config_builder()
-            .timeout_connect(Some(CONNECT))
-            .timeout_recv_response(Some(SILENCE))
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_recv_response(Some(READ_TIMEOUT))
             .http_status_as_error(false)
             .user_agent("cargo xtask fetch-data")
             .build()
@@ -169,7 +169,7 @@ impl Partial {
             ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::HostNotFound => {
                 Attempt::Final(anyhow::Error::from(error))
             }
-            error => Attempt::BrokenOff(error.into()),
+            error => Attempt::Interrupted(error.into()),
         })?;
         let header = |name: &str| {
             response
@@ -179,7 +179,7 @@ impl Partial {
         };
         let total = match response.status().as_u16() {
             200 => {
-                // From the first byte on, asked for or not.
+                // The server sends all data from the first byte, whatever was requested.
                 have = 0;
                 header("Content-Length").and_then(|text| text.parse::<u64>().ok())
             }
@@ -188,23 +188,23 @@ impl Partial {
                     header("Content-Range")
                         .and_then(content_range)
                         .ok_or_else(|| {
-                            Attempt::Final(anyhow!("it sent a part without saying which"))
+                            Attempt::Final(anyhow!("it sent a range without a valid Content-Range"))
                         })?;
                 if start != have {
                     return Err(Attempt::Final(anyhow!(
-                        "it sent a part from byte {start}, not from {have}"
+                        "it sent a range from byte {start}, not from {have}"
                     )));
                 }
                 total
             }
             416 => {
-                // Nothing is left to send: what is here is the whole, or another file.
-                self.clear_unless_whole(wanted)?;
+                // The range is empty: the file here is complete, or is another one.
+                self.clear_unless_complete(wanted)?;
                 return if self.length()? > 0 {
                     Ok(())
                 } else {
-                    Err(Attempt::BrokenOff(anyhow!(
-                        "it has no more bytes than were received"
+                    Err(Attempt::Interrupted(anyhow!(
+                        "it has no more bytes than were received before"
                     )))
                 };
             }
@@ -229,12 +229,12 @@ impl Partial {
                 String::new()
             }
         ));
-        let chunks = read_aside(response.into_body().into_reader());
+        let chunks = read_in_thread(response.into_body().into_reader());
         loop {
-            match chunks.recv_timeout(SILENCE) {
+            match chunks.recv_timeout(READ_TIMEOUT) {
                 Ok(Ok(chunk)) => {
                     have += chunk.len() as u64;
-                    if have > total.unwrap_or(u64::MAX).min(wanted.most()) {
+                    if have > total.unwrap_or(u64::MAX).min(wanted.max_bytes()) {
                         self.clear()?;
                         return Err(Attempt::Final(anyhow!("it sent more bytes than expected")));
                     }
@@ -242,14 +242,14 @@ impl Partial {
                     bar.inc(chunk.len() as u64);
                 }
                 Ok(Err(error)) => {
-                    return Err(Attempt::BrokenOff(
-                        anyhow::Error::from(error).context("the connection broke off"),
+                    return Err(Attempt::Interrupted(
+                        anyhow::Error::from(error).context("the connection was interrupted"),
                     ));
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    return Err(Attempt::BrokenOff(anyhow!(
-                        "it was silent for {} s",
-                        SILENCE.as_secs()
+                    return Err(Attempt::Interrupted(anyhow!(
+                        "it sent nothing for {} s",
+                        READ_TIMEOUT.as_secs()
                     )));
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -257,15 +257,15 @@ impl Partial {
         }
         bar.finish_and_clear();
         if total.or(wanted.bytes()).is_some_and(|total| have < total) {
-            return Err(Attempt::BrokenOff(anyhow!(
-                "the connection broke off after {have} bytes"
+            return Err(Attempt::Interrupted(anyhow!(
+                "the connection was interrupted after {have} bytes"
             )));
         }
         self.file.sync_all()?;
         Ok(())
     }
 
-    fn clear_unless_whole(&mut self, wanted: Wanted) -> anyhow::Result<()> {
+    fn clear_unless_complete(&mut self, wanted: Wanted) -> anyhow::Result<()> {
         if Sha256Digest::of(&self.path)? != wanted.sha256 {
             self.clear()?;
         }
@@ -283,16 +283,16 @@ impl Partial {
 
 /// Why an attempt to receive failed.
 enum Attempt {
-    /// Another attempt may go on from here.
-    BrokenOff(anyhow::Error),
-    /// This mirror will not do.
+    /// Another attempt may resume from here.
+    Interrupted(anyhow::Error),
+    /// This mirror cannot be used.
     Final(anyhow::Error),
 }
 
 impl From<io::Error> for Attempt {
-    /// Errors of the local file, a full disk among them.
+    /// Errors of the local file, such as a full disk.
     fn from(error: io::Error) -> Self {
-        Self::Final(anyhow::Error::from(error).context("cannot write what was received"))
+        Self::Final(anyhow::Error::from(error).context("cannot write the received data"))
     }
 }
 
@@ -302,14 +302,14 @@ impl From<anyhow::Error> for Attempt {
     }
 }
 
-/// That an archive is not the wanted one.
-pub(crate) fn mismatch(what: &str, found: Sha256Digest, wanted: Sha256Digest) -> anyhow::Error {
+/// The error of an archive with a wrong digest.
+fn mismatch(what: &str, found: Sha256Digest, wanted: Sha256Digest) -> anyhow::Error {
     anyhow!(
         "{what} has SHA-256 {found}, not {wanted}; if you trust it, give its digest with --sha256"
     )
 }
 
-/// First byte and whole size of `bytes FIRST-LAST/TOTAL`.
+/// First byte and total size in `bytes FIRST-LAST/TOTAL`; `None` where it is malformed.
 fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, _) = range.split_once('-')?;
@@ -321,8 +321,8 @@ fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     Some((first.parse().ok()?, total))
 }
 
-/// Reads in a thread of its own, so that whoever waits for the chunks can give up waiting.
-fn read_aside(mut reader: impl Read + Send + 'static) -> Receiver<io::Result<Vec<u8>>> {
+/// Reads in another thread, so that the receiver of the chunks can time out.
+fn read_in_thread(mut reader: impl Read + Send + 'static) -> Receiver<io::Result<Vec<u8>>> {
     let (sender, receiver) = mpsc::sync_channel(16);
     thread::spawn(move || {
         loop {
@@ -357,21 +357,21 @@ fn bar(total: Option<u64>, have: u64) -> ProgressBar {
     }
 }
 
-/// Checks that an address is one that can be downloaded from.
+/// Checks that an address is of HTTP or HTTPS.
 pub(crate) fn address(text: &str) -> Result<String, String> {
     if text.starts_with("http://") || text.starts_with("https://") {
         Ok(text.to_owned())
     } else {
-        Err("a mirror's address begins with http:// or https://".to_owned())
+        Err("the address of a mirror starts with http:// or https://".to_owned())
     }
 }
 
-/// Checks the digest of an archive that is there already.
+/// Checks the digest of a local archive.
 pub(crate) fn check_file(path: &Path, wanted: Wanted) -> anyhow::Result<()> {
     let cannot_read = || format!("cannot read `{}`", path.display());
     let bytes = fs::metadata(path).with_context(cannot_read)?.len();
     ensure!(
-        bytes <= MOST_BYTES,
+        bytes <= MAX_ARCHIVE_BYTES,
         "`{}` has {bytes} bytes, too many for an archive of CIFAR-10",
         path.display()
     );
@@ -393,7 +393,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn ranges_are_read() {
+    fn content_ranges_are_parsed() {
         assert_eq!(content_range("bytes 10-19/100"), Some((10, Some(100))));
         assert_eq!(content_range("bytes 10-19/*"), Some((10, None)));
         for text in [
@@ -410,7 +410,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_range_is_read_or_refused(text: String) {
+        fn any_text_is_parsed_or_refused(text: String) {
             let _ = content_range(&text);
             let _ = content_range(&format!("bytes {text}"));
         }

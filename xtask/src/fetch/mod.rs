@@ -1,4 +1,4 @@
-//! `cargo xtask fetch-data`: CIFAR-10 into the data folder.
+//! `cargo xtask fetch-data`: downloads CIFAR-10 into the data folder.
 
 mod archive;
 mod download;
@@ -11,25 +11,25 @@ use run::cli::{self, Exit};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where the official archive is, fast mirrors first, its home last.
+/// Addresses of the official archive: fast mirrors first, the original site last.
 const MIRRORS: [&str; 3] = [
     "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
     "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/cifar-10-binary.tar.gz",
     "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
 ];
 
-/// What is asked of the command.
+/// Options of `fetch-data`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Download from this address instead of the known ones; may be repeated, tried in order.
+    /// Download from this address instead of the known ones. May be repeated; addresses are tried in order.
     #[arg(long = "mirror", value_name = "URL", value_parser = address)]
     mirrors: Vec<String>,
 
-    /// Take this archive instead of downloading one.
+    /// Use this archive instead of downloading one.
     #[arg(long, value_name = "ARCHIVE", conflicts_with = "mirrors")]
     from_file: Option<PathBuf>,
 
-    /// The archive's SHA-256, where it is not the official one.
+    /// The SHA-256 of the archive [default: the official archive's].
     #[arg(long, value_name = "HEX")]
     sha256: Option<Sha256Digest>,
 
@@ -37,13 +37,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", default_value = "data")]
     data_dir: PathBuf,
 
-    /// Fetch the data even where they are there.
+    /// Fetch the data even if they are present.
     #[arg(long)]
     force: bool,
 }
 
 impl Args {
-    /// The data into this folder, from the known addresses.
+    /// Options to download from the known addresses into this folder.
     pub(crate) fn into(data_dir: PathBuf) -> Self {
         Self {
             mirrors: Vec::new(),
@@ -55,22 +55,22 @@ impl Args {
     }
 }
 
-/// Fetches the data, unless they are there.
+/// Fetches the data, unless they are present.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let data_dir = &args.data_dir;
     let folder = data_dir.join(layout::FOLDER);
     fs::create_dir_all(data_dir)
-        .with_context(|| format!("cannot make the data folder `{}`", data_dir.display()))?;
+        .with_context(|| format!("cannot create the data folder `{}`", data_dir.display()))?;
     if folder.exists() && !args.force {
         match layout::check(&folder) {
             Ok(()) => {
                 cli::line(&format!(
-                    "CIFAR-10 is in `{}`: everything is there and verified (60,000 images, 6 files)",
+                    "CIFAR-10 is in `{}`: complete and verified (60,000 images, 6 files)",
                     folder.display()
                 ));
                 return Ok(Exit::Success);
             }
-            Err(error) => cli::note(&format!("{error}; fetching CIFAR-10 anew")),
+            Err(error) => cli::note(&format!("{error}; fetching CIFAR-10 again")),
         }
     }
     let wanted = Wanted {
@@ -105,7 +105,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Unpacks beside the folder's place, checks, and only then takes the place.
+/// Unpacks into a temporary folder, checks the files, and only then moves them into place.
 fn install(archive: &Path, data_dir: &Path) -> anyhow::Result<()> {
     let folder = data_dir.join(layout::FOLDER);
     let cannot_write = || format!("cannot write to the data folder `{}`", data_dir.display());

@@ -1,18 +1,19 @@
-//! The program `trainer`, built and run as a child process.
+//! The program `trainer`: built, and run as a child process.
 
 use anyhow::{Context, bail};
-use run::cli::{self, UsageError};
-use run::folder;
+use run::cli::{self, Exit, UsageError};
+use run::settings::{Layers, Source};
+use run::{Overrides, Settings, folder};
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Where a program is.
+/// Where the program is.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Take this program for `trainer` instead of building it.
+    /// Use this program as `trainer` instead of building it.
     #[arg(long = "trainer", value_name = "FILE")]
     program: Option<PathBuf>,
 }
@@ -23,14 +24,12 @@ pub(crate) struct Trainer(PathBuf);
 
 impl Trainer {
     /// The program that `args` name, or else the workspace's, built for `device`.
-    pub(crate) fn new(args: &Args, device: Option<&str>) -> anyhow::Result<Self> {
+    pub(crate) fn new(args: &Args, device: Option<&OsStr>) -> anyhow::Result<Self> {
         if let Some(program) = &args.program {
             if !program.is_file() {
-                return Err(UsageError(format!(
-                    "--trainer {}: there is no such program",
-                    program.display()
-                ))
-                .into());
+                return Err(
+                    UsageError(format!("--trainer {}: no such file", program.display())).into(),
+                );
             }
             return Ok(Self(program.clone()));
         }
@@ -43,7 +42,7 @@ impl Trainer {
             "--message-format",
             "json-render-diagnostics",
         ]);
-        if device.is_some_and(|device| device.starts_with("cuda")) {
+        if device.is_some_and(|device| device.to_string_lossy().starts_with("cuda")) {
             command.args(["--features", "cuda"]);
         }
         let output = command
@@ -60,17 +59,33 @@ impl Trainer {
         });
         program
             .map(Self)
-            .context("cargo does not say where the program `trainer` is")
+            .context("cargo does not report where the program `trainer` is")
     }
 
-    /// The program with nothing to read.
+    /// The program, with empty standard input.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.0);
         command.stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
         command
     }
 
-    /// What the program prints; its own words where it fails.
+    /// The settings to which arguments resolve.
+    ///
+    /// # Errors
+    /// When the trainer refuses the arguments, with its message.
+    pub(crate) fn settings(&self, arguments: &[OsString]) -> anyhow::Result<Settings> {
+        let dry_run = OsString::from("--dry-run");
+        let output = self.output(arguments.iter().chain([&dry_run]))?;
+        let settings: Overrides = toml::from_str(&output)
+            .context("cannot read the settings that the program `trainer` prints")?;
+        let layers = Layers::default().with(Source::CommandLine, settings);
+        Ok(Settings::resolve(&layers)?)
+    }
+
+    /// What the program prints to standard output.
+    ///
+    /// # Errors
+    /// When the program fails, with its message: a usage error where its exit code says so.
     pub(crate) fn output<S: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = S>,
@@ -83,8 +98,8 @@ impl Trainer {
         if !output.status.success() {
             let message = String::from_utf8_lossy(&output.stderr);
             let message = message.trim().trim_start_matches("error: ").to_owned();
-            return Err(match output.status.code() {
-                Some(2) => UsageError(message).into(),
+            return Err(match Exit::from(output.status) {
+                Exit::Usage => UsageError(message).into(),
                 _ => anyhow::anyhow!(message),
             });
         }
@@ -95,7 +110,7 @@ impl Trainer {
 /// How long another process may take to finish its step and its checkpoint.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Waits until no other process writes to a run's folder, as one that was started by a killed command may for a while.
+/// Waits until no other process writes to a run's folder. The child of a killed command may do so for a while.
 pub(crate) fn wait_for_writer(run: &Path) -> Result<(), run::Error> {
     folder::wait_until_unlocked(run, PATIENCE, || {
         cli::note(&format!(

@@ -1,0 +1,154 @@
+//! Settings of a run as flags of the commands that train several runs. They are the trainer's own flags, which are
+//! generated from the declaration in `run::settings`.
+
+use clap::{ArgMatches, Command};
+use run::Overrides;
+use run::settings::{FIELDS, Field, Property};
+use std::ffi::{OsStr, OsString};
+use std::marker::PhantomData;
+
+/// Which settings a command accepts.
+pub(crate) trait Selection {
+    /// Whether the command accepts this setting.
+    fn accepts(field: &Field) -> bool;
+}
+
+/// All settings.
+#[derive(Clone, Debug)]
+pub(crate) struct All;
+
+impl Selection for All {
+    fn accepts(_: &Field) -> bool {
+        true
+    }
+}
+
+/// The settings that all runs of a comparison share: its runs differ in network, recipe and seed.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared;
+
+impl Selection for Shared {
+    fn accepts(field: &Field) -> bool {
+        !["model", "recipe", "seed"].contains(&field.key)
+    }
+}
+
+/// The settings that do not affect the result, such as the device and the data folder.
+#[derive(Clone, Debug)]
+pub(crate) struct Environment;
+
+impl Selection for Environment {
+    fn accepts(field: &Field) -> bool {
+        field.has(Property::MayDiffer) && field.key != "seed"
+    }
+}
+
+/// The settings that were given.
+#[derive(Clone, Debug)]
+pub(crate) struct SettingFlags<S> {
+    given: Vec<(&'static Field, OsString)>,
+    selection: PhantomData<S>,
+}
+
+impl<S> Default for SettingFlags<S> {
+    fn default() -> Self {
+        Self {
+            given: Vec::new(),
+            selection: PhantomData,
+        }
+    }
+}
+
+impl<S> SettingFlags<S> {
+    /// The value given for a setting.
+    pub(crate) fn get(&self, key: &str) -> Option<&OsStr> {
+        let mut given = self.given.iter();
+        given
+            .find(|(field, _)| field.key == key)
+            .map(|(_, value)| value.as_os_str())
+    }
+
+    /// The same flags with another value of a setting.
+    pub(crate) fn with(mut self, key: &str, value: impl Into<OsString>) -> Self {
+        self.given.retain(|(field, _)| field.key != key);
+        self.given
+            .extend(Field::named(key).map(|field| (field, value.into())));
+        self
+    }
+
+    /// The flags for a command that accepts other settings.
+    pub(crate) fn into<T>(self) -> SettingFlags<T> {
+        SettingFlags {
+            given: self.given,
+            selection: PhantomData,
+        }
+    }
+
+    /// The flags as arguments of the trainer.
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        self.given
+            .iter()
+            .flat_map(|(field, value)| [field.flag().into(), value.clone()])
+            .collect()
+    }
+}
+
+impl<S: Selection> clap::Args for SettingFlags<S> {
+    fn augment_args(command: Command) -> Command {
+        let settings = Overrides::augment_args(Command::new("trainer"));
+        let settings = run::settings::with_defaults_in_help(settings);
+        let accepted = settings.get_arguments().filter(|arg| {
+            let field = Field::named(arg.get_id().as_str());
+            field.is_some_and(S::accepts)
+        });
+        command.args(accepted.cloned().map(|arg| arg.hide_short_help(true)))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl<S: Selection> clap::FromArgMatches for SettingFlags<S> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let accepted = FIELDS.iter().filter(|field| S::accepts(field));
+        Ok(Self {
+            given: accepted
+                .filter_map(|field| {
+                    let value = matches.get_raw(field.key)?.next()?;
+                    Some((field, value.to_owned()))
+                })
+                .collect(),
+            selection: PhantomData,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Args, FromArgMatches};
+
+    #[test]
+    fn given_settings_become_arguments_of_the_trainer() {
+        let command = SettingFlags::<Shared>::augment_args(Command::new("compare"));
+        let matches = command
+            .clone()
+            .try_get_matches_from(["compare", "--lr", "0.1", "--mean=0,0.5,1"])
+            .unwrap();
+        let flags = SettingFlags::<Shared>::from_arg_matches(&matches).unwrap();
+        let flags = flags.with("lr", "0.2").with("seed", "3");
+        assert_eq!(
+            flags.arguments(),
+            ["--mean", "0,0.5,1", "--lr", "0.2", "--seed", "3"]
+        );
+        for wrong in [["compare", "--lr=-1"], ["compare", "--seed=1"]] {
+            assert!(command.clone().try_get_matches_from(wrong).is_err());
+        }
+    }
+}
