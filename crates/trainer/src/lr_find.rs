@@ -1,17 +1,47 @@
 //! The command that searches for a learning rate.
 
-use crate::args::{LrFindArgs, use_threads};
+use crate::backend::Backend;
+use crate::interrupt::stop_on_interrupt;
 use crate::settings;
-use crate::train::{Place, data, start, stop_on_interrupt};
+use crate::setup::{data, start};
 use anyhow::Context;
 use engine::LrFinder;
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use run::cli::{self, Exit, UsageError};
 use run::settings::Property;
+use run::{Overrides, Positive};
 use serde::Serialize;
 use std::fs;
 use std::io::{IsTerminal, stderr};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+
+/// Arguments of `lr-find`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LrFindArgs {
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+
+    /// Read settings from this TOML file: the output of --dry-run, or the run.toml of a run.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// The number of steps.
+    #[arg(long, value_name = "N", default_value = "100")]
+    pub(crate) steps: u32,
+
+    /// The learning rate of the first step.
+    #[arg(long, value_name = "RATE", default_value = "1e-5")]
+    pub(crate) min_lr: Positive,
+
+    /// The learning rate of the last step.
+    #[arg(long, value_name = "RATE", default_value = "1")]
+    pub(crate) max_lr: Positive,
+
+    /// The folder for lr-find.svg, lr-find.png and lr-find.json.
+    #[arg(long, value_name = "DIR", default_value = "runs/lr-find")]
+    pub(crate) out: PathBuf,
+}
 
 /// What the search found, as `lr-find.json` holds it.
 #[derive(Serialize)]
@@ -35,10 +65,9 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
     let finder = LrFinder::new(args.min_lr.get(), args.max_lr.get(), args.steps)
         .map_err(|error| UsageError(format!("--min-lr, --max-lr, --steps: {error}")))?;
     let stop = stop_on_interrupt()?;
-    use_threads(Some(settings.threads))?;
-    let place = Place::of(settings)?;
+    let backend = Backend::new(settings)?;
     let data = data(&resolved)?;
-    let training = start(&resolved, &data, &place)?;
+    let training = start(&resolved, &data, &backend)?;
     let bar = if stderr().is_terminal() {
         ProgressBar::with_draw_target(
             Some(finder.steps().into()),

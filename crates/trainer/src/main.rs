@@ -1,15 +1,20 @@
 //! Trains AlexNet and SmallAlexNet on CIFAR-10: arguments in, events out.
 
 mod args;
+mod backend;
 mod data;
-mod device;
-mod evaluate;
+mod eval;
+mod interrupt;
 mod layer_times;
+mod logging;
 mod lr_find;
 mod predict;
 mod progress;
+mod run_files;
 mod settings;
+mod setup;
 mod train;
+mod weights;
 mod write_report;
 
 use run::cli::Exit;

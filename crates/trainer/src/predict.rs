@@ -1,7 +1,6 @@
-//! The command that says what is in pictures.
+//! The command that classifies pictures.
 
-use crate::args::PredictArgs;
-use crate::evaluate::load;
+use crate::weights::{WeightArgs, load};
 use anyhow::Context;
 use image::imageops::FilterType;
 use image::{DynamicImage, ImageReader};
@@ -9,7 +8,22 @@ use ops::Tape;
 use run::cli;
 use run::predictions::softmax;
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Arguments of `predict`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PredictArgs {
+    #[command(flatten)]
+    pub(crate) weights: WeightArgs,
+
+    /// How many classes to print for a picture.
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub(crate) top: NonZeroUsize,
+
+    /// PNG or JPEG files of any size; the largest square in the centre is used.
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<PathBuf>,
+}
 
 /// Height and width of the networks' images.
 const SIDE: u32 = 32;

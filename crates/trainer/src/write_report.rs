@@ -1,11 +1,27 @@
 //! The command that writes a report.
 
-use crate::args::ReportArgs;
 use anyhow::Context;
 use report::Comparison;
 use run::Run;
 use run::cli;
 use run::folder::find;
+use std::path::PathBuf;
+
+/// Arguments of `report`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ReportArgs {
+    /// The runs: their folders, or their names in the folder of runs.
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+
+    /// The folder of runs.
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub(crate) run_dir: PathBuf,
+
+    /// The folder for report.md and report.html.
+    #[arg(long, value_name = "DIR", default_value = "runs/report")]
+    pub(crate) out: PathBuf,
+}
 
 /// Writes the report, and prints where it is.
 pub(crate) fn run(args: &ReportArgs) -> anyhow::Result<()> {

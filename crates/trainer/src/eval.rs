@@ -1,77 +1,42 @@
 //! The command that evaluates a checkpoint.
 
-use crate::args::{EvalArgs, WeightArgs, use_threads};
-use crate::data::{Data, Limits};
-use crate::{device, settings};
+use crate::data::{Data, Limits, Source};
+use crate::weights::{WeightArgs, load};
 use anyhow::Context;
-use candle_core::Device;
-use engine::{Evaluation, Evaluator, Inputs, Weights};
-use models::{Architecture, Network};
-use ops::Arithmetic;
-use run::Overrides;
+use engine::{Evaluation, Evaluator};
+use models::Architecture;
 use run::cli::{self, UsageError};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
 
-/// A network with its weights, ready to compute.
-pub(crate) struct Loaded {
-    pub(crate) network: Network,
-    pub(crate) inputs: Inputs,
-    /// Whether the file itself said what the inputs are.
-    inputs_are_known: bool,
-    pub(crate) device: Device,
-    pub(crate) arithmetic: Arithmetic,
-}
+/// Arguments of `eval`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct EvalArgs {
+    #[command(flatten)]
+    pub(crate) weights: WeightArgs,
 
-/// Reads the weights that a command is given.
-pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
-    use_threads(args.threads)?;
-    let device = device::open(args.device)?;
-    let arithmetic = device::arithmetic(args.conv, args.precision, &device)?;
-    let weights = Weights::read(&args.checkpoint, args.model).map_err(|error| match error {
-        error @ engine::Error::UnknownModel { .. } => {
-            anyhow::Error::from(UsageError(error.to_string()))
-        }
-        error => error.into(),
-    })?;
-    let inputs_are_known = weights.inputs.is_some();
-    let inputs = match &weights.inputs {
-        Some(inputs) => inputs.clone(),
-        None => reference_inputs(weights.architecture)?,
-    };
-    let network = weights.into_network(&device)?;
-    Ok(Loaded {
-        network,
-        inputs,
-        inputs_are_known,
-        device,
-        arithmetic,
-    })
-}
+    /// The images.
+    #[arg(long, default_value = "cifar10")]
+    pub(crate) dataset: Source,
 
-/// What weights made elsewhere are taken to expect: what the reference recipe gives.
-fn reference_inputs(architecture: Architecture) -> anyhow::Result<Inputs> {
-    let reference = Overrides {
-        model: Some(architecture.name.to_owned()),
-        ..Overrides::default()
-    };
-    let reference = settings::resolve(&reference, None)?.settings;
-    Ok(Inputs {
-        mean: reference.mean.0,
-        std: reference.std.0,
-        class_names: datasets::layout::CLASS_NAMES.map(str::to_owned),
-    })
-}
+    /// The folder that holds `cifar-10-batches-bin`.
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    pub(crate) data_dir: PathBuf,
 
-impl Loaded {
-    /// How pixels become the numbers that the weights expect.
-    pub(crate) fn normalisation(&self) -> datasets::Normalisation {
-        datasets::Normalisation::new(
-            self.inputs.mean.map(|value| value as f32),
-            self.inputs.std.map(|value| value.get() as f32),
-        )
-    }
+    /// Use the first N test images only.
+    #[arg(long, value_name = "N")]
+    pub(crate) limit_test: Option<NonZeroUsize>,
+
+    /// Test-time augmentation: average the logits of each image and of its horizontal flip.
+    #[arg(long)]
+    pub(crate) tta: bool,
+
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Evaluates, and prints the result.

@@ -2,10 +2,12 @@
 
 use candle_core::Device;
 use ops::Arithmetic;
+use run::Settings;
 #[cfg(feature = "cuda")]
 use run::cli;
 use run::cli::UsageError;
 use run::settings::{ConvAlgorithm, DevicePreference, Precision};
+use std::num::NonZeroUsize;
 
 /// Opens a device. `auto` is the first GPU if it works, else the processor; where a GPU seems to be present, a note says
 /// why it does not work.
@@ -64,6 +66,54 @@ fn first_gpu() -> Device {
     }
 }
 
+/// What a run computes with.
+pub(crate) struct Backend {
+    pub(crate) device: Device,
+    pub(crate) arithmetic: Arithmetic,
+    /// A GPU's model name.
+    pub(crate) gpu: Option<String>,
+}
+
+impl Backend {
+    /// The backend that the settings ask for. Sets the number of threads.
+    pub(crate) fn new(settings: &Settings) -> anyhow::Result<Self> {
+        use_threads(Some(settings.threads))?;
+        let device = open(settings.device)?;
+        Ok(Self {
+            arithmetic: arithmetic(settings.conv, settings.precision, &device)?,
+            gpu: gpu_model(&device)?,
+            device,
+        })
+    }
+
+    /// The precision of products.
+    pub(crate) fn precision(&self) -> Precision {
+        match self.arithmetic.precision {
+            ops::Precision::F32 => Precision::F32,
+            ops::Precision::Tf32 => Precision::Tf32,
+            ops::Precision::Bf16 => Precision::Bf16,
+        }
+    }
+
+    /// The device in words.
+    pub(crate) fn description(&self) -> String {
+        let device = device_name(&self.device);
+        match &self.gpu {
+            Some(gpu) => format!("{device} ({gpu}) in {}", self.precision()),
+            None => device.to_owned(),
+        }
+    }
+}
+
+/// Sets the number of threads: one per core where none is given.
+pub(crate) fn use_threads(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
+    // 0 means one per core.
+    let threads = threads.map_or(0, NonZeroUsize::get);
+    Ok(rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()?)
+}
+
 /// The arithmetic of a device. Unless a precision is asked for, it is TF32 on a GPU, as for PyTorch's convolutions, and
 /// f32 on a processor.
 ///
@@ -111,7 +161,7 @@ pub(crate) fn explained(mut error: anyhow::Error) -> anyhow::Error {
 }
 
 /// A GPU's model name; `None` for a processor.
-pub(crate) fn model(device: &Device) -> anyhow::Result<Option<String>> {
+fn gpu_model(device: &Device) -> anyhow::Result<Option<String>> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(gpu) => Ok(Some(ops::cuda::name(gpu)?)),
@@ -120,7 +170,7 @@ pub(crate) fn model(device: &Device) -> anyhow::Result<Option<String>> {
 }
 
 /// The kind of device, as a run's record names it.
-pub(crate) fn name(device: &Device) -> &'static str {
+pub(crate) fn device_name(device: &Device) -> &'static str {
     match device {
         Device::Cpu => "cpu",
         Device::Cuda(_) => "cuda",

@@ -1,0 +1,130 @@
+//! The log of a run and its trace.
+
+use crate::layer_times::LayerTimes;
+use anyhow::Context;
+use atomic_file::Unfinished;
+use clap::ValueEnum;
+use engine::Event;
+use run::RunFolder;
+use std::io::BufWriter;
+use std::path::Path;
+use std::sync::Arc;
+use tracing_chrome::{ChromeLayerBuilder, FlushGuard};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::prelude::*;
+
+/// Levels of the log.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LogLevel {
+    /// Nothing.
+    Off,
+    /// Failures.
+    Error,
+    /// What needs attention.
+    Warn,
+    /// Epochs and checkpoints.
+    Info,
+    /// Steps.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// Creates the file of a trace.
+pub(crate) fn trace_file(path: &Path) -> anyhow::Result<Unfinished> {
+    Unfinished::create(path).with_context(|| format!("cannot write the trace `{}`", path.display()))
+}
+
+/// Starts the log of a run, with warnings on standard error as well, and its trace, which is complete when the guard is
+/// dropped.
+pub(crate) fn start(
+    folder: &RunFolder,
+    level: LogLevel,
+    trace: Option<Unfinished>,
+    layer_times: &LayerTimes,
+) -> anyhow::Result<Option<FlushGuard>> {
+    let level = level.filter();
+    let file = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_writer(Arc::new(folder.log()?));
+    let terminal = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_writer(std::io::stderr);
+    let trace = trace.map(Unfinished::keep).transpose();
+    let (trace, guard) = trace
+        .context("cannot write the trace")?
+        .map(|file| {
+            ChromeLayerBuilder::new()
+                .writer(BufWriter::new(file))
+                .include_args(true)
+                .include_locations(false)
+                .build()
+        })
+        .unzip();
+    tracing_subscriber::registry()
+        .with(layer_times.clone().with_filter(LevelFilter::DEBUG))
+        .with(trace.with_filter(LevelFilter::DEBUG))
+        .with(file.with_filter(level))
+        .with(
+            terminal
+                .without_time()
+                .with_filter(LevelFilter::WARN.min(level)),
+        )
+        .try_init()?;
+    Ok(guard)
+}
+
+impl LogLevel {
+    fn filter(self) -> LevelFilter {
+        match self {
+            Self::Off => LevelFilter::OFF,
+            Self::Error => LevelFilter::ERROR,
+            Self::Warn => LevelFilter::WARN,
+            Self::Info => LevelFilter::INFO,
+            Self::Debug => LevelFilter::DEBUG,
+            Self::Trace => LevelFilter::TRACE,
+        }
+    }
+}
+
+/// Logs an event.
+pub(crate) fn log(event: &Event<'_>) {
+    match *event {
+        Event::EpochStarted {
+            epoch,
+            done,
+            steps,
+            learning_rate,
+            ..
+        } => {
+            tracing::info!(epoch, done, steps, learning_rate, "epoch begins");
+        }
+        Event::Step {
+            epoch,
+            done,
+            loss,
+            accuracy,
+            images_per_second,
+        } => {
+            tracing::debug!(epoch, done, loss, accuracy, images_per_second, "step");
+        }
+        Event::EvaluationStarted { epoch } => tracing::debug!(epoch, "evaluation begins"),
+        Event::EpochFinished { history, best, .. } => {
+            if let Some(last) = history.last() {
+                tracing::info!(
+                    epoch = last.epoch,
+                    train_loss = last.train_loss,
+                    train_accuracy = last.train_accuracy,
+                    loss = last.evaluated().loss,
+                    accuracy = last.evaluated().accuracy,
+                    seconds = last.seconds,
+                    best = best.epoch,
+                    "epoch ends"
+                );
+            }
+        }
+        Event::CheckpointWritten { path } => {
+            tracing::info!(path = %path.display(), "checkpoint written")
+        }
+    }
+}

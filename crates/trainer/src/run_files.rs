@@ -1,0 +1,187 @@
+//! The files that a run leaves in its folder, apart from checkpoints.
+
+use crate::backend::{Backend, device_name};
+use crate::data::Data;
+use crate::layer_times::LayerTimes;
+use crate::settings::Resolved;
+use anyhow::Context;
+use candle_core::Device;
+use engine::{Evaluation, Event};
+use models::Network;
+use run::layers::Layer;
+use run::predictions::{Filters, PICTURE_BYTES};
+use run::{EpochMetrics, MadeBy, Predictions, Record, RunFolder, file};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// The minimum time between two drawings of the curves. On a GPU an epoch may take little longer than a drawing, for
+/// which the GPU waits.
+const BETWEEN_CURVES: Duration = Duration::from_secs(2);
+
+/// Writes the files of a run as it proceeds.
+pub(crate) struct RunFiles<'a> {
+    folder: &'a RunFolder,
+    resolved: &'a Resolved,
+    data: &'a Data,
+    backend: &'a Backend,
+    layer_times: &'a LayerTimes,
+    /// When the curves were last drawn.
+    drawn: Option<Instant>,
+    /// Whether they have all epochs.
+    up_to_date: bool,
+}
+
+impl<'a> RunFiles<'a> {
+    /// The files of a run with these settings. Writes its record and its table of layers.
+    pub(crate) fn create(
+        folder: &'a RunFolder,
+        resolved: &'a Resolved,
+        data: &'a Data,
+        backend: &'a Backend,
+        layer_times: &'a LayerTimes,
+    ) -> anyhow::Result<Self> {
+        let record = Record {
+            settings: resolved.settings.clone(),
+            made_by: MadeBy {
+                record_version: run::record::RECORD_VERSION,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                commit: env!("BUILT_FROM").to_owned(),
+                device: device_name(&backend.device).to_owned(),
+                gpu: backend.gpu.clone(),
+                precision: backend.precision(),
+                parameters: resolved.architecture.parameter_count() as u64,
+                train_images: data.train.len() as u64,
+                test_images: data.test.len() as u64,
+                data_sha256: data.digest.clone(),
+            },
+        };
+        folder.write(file::RECORD, record.to_toml()?.as_bytes())?;
+        let summary = models::summary(resolved.architecture);
+        folder.write(file::SUMMARY, summary.as_bytes())?;
+        Ok(Self {
+            folder,
+            resolved,
+            data,
+            backend,
+            layer_times,
+            drawn: None,
+            up_to_date: true,
+        })
+    }
+
+    /// Writes the metrics and curves of these epochs, whatever is there.
+    pub(crate) fn rewrite(&mut self, history: &[EpochMetrics]) -> anyhow::Result<()> {
+        self.write_metrics(history)?;
+        self.draw_curves(history)
+    }
+
+    /// Writes what an event adds.
+    pub(crate) fn update(&mut self, event: &Event<'_>) -> anyhow::Result<()> {
+        let Event::EpochFinished {
+            history,
+            last,
+            evaluation,
+            network,
+            ..
+        } = event
+        else {
+            return Ok(());
+        };
+        // Before the metrics, so that a run with the metrics of its last epoch has these files.
+        if *last {
+            self.write_predictions(history.len() as u32, evaluation, network)?;
+            self.write_layers()?;
+        }
+        self.write_metrics(history)?;
+        self.up_to_date = false;
+        if self
+            .drawn
+            .is_none_or(|time| time.elapsed() >= BETWEEN_CURVES)
+        {
+            self.draw_curves(history)?;
+        }
+        Ok(())
+    }
+
+    /// Draws the curves where they lack epochs.
+    pub(crate) fn finish(&mut self, history: &[EpochMetrics]) -> anyhow::Result<()> {
+        if self.up_to_date {
+            return Ok(());
+        }
+        self.draw_curves(history)
+    }
+
+    fn write_metrics(&self, history: &[EpochMetrics]) -> anyhow::Result<()> {
+        let path = self.folder.path().join(file::METRICS);
+        Ok(run::metrics::write(&path, history)?)
+    }
+
+    fn draw_curves(&mut self, history: &[EpochMetrics]) -> anyhow::Result<()> {
+        let title = format!(
+            "{}, {} recipe, seed {}",
+            self.resolved.architecture.display_name,
+            self.resolved.settings.recipe,
+            self.resolved.settings.seed
+        );
+        let svg = report::curves_svg(&title, history)?;
+        self.folder.write(file::CURVES_SVG, svg.as_bytes())?;
+        let png = report::curves_png(&title, history)?;
+        self.folder.write(file::CURVES_PNG, &png)?;
+        self.drawn = Some(Instant::now());
+        self.up_to_date = true;
+        Ok(())
+    }
+
+    /// Writes the outputs for all test images, and the filters of the first layer.
+    fn write_predictions(
+        &self,
+        epoch: u32,
+        evaluation: &Evaluation,
+        network: &Network,
+    ) -> anyhow::Result<()> {
+        let (_, first) = network
+            .variables()
+            .first()
+            .context("a network without weights")?;
+        let filters = Filters {
+            side: first.dim(3)?,
+            weights: first.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?,
+        };
+        let predictions = self.data.test.with_bytes(|labels, pixels| {
+            let picture = |index: usize| pixels[index * PICTURE_BYTES..][..PICTURE_BYTES].to_vec();
+            Predictions::new(
+                epoch,
+                &self.data.class_names,
+                labels,
+                &evaluation.logits,
+                picture,
+                filters,
+            )
+        })?;
+        Ok(predictions.write(&self.folder.path().join(file::PREDICTIONS))?)
+    }
+
+    /// Writes the layers and, on a processor, their times. A GPU computes asynchronously.
+    fn write_layers(&self) -> anyhow::Result<()> {
+        let times = if self.backend.device.is_cpu() {
+            self.layer_times.means()
+        } else {
+            BTreeMap::new()
+        };
+        let layers = self.resolved.architecture.layers().into_iter();
+        let layers: Vec<_> = layers
+            .map(|layer| Layer {
+                kind: layer.layer.type_name().to_owned(),
+                parameters: layer.layer.parameter_count() as u64,
+                multiply_adds: layer.layer.multiply_adds(&layer.output) as u64,
+                seconds: times.get(&layer.name).copied(),
+                output: layer.output,
+                name: layer.name,
+            })
+            .collect();
+        Ok(run::layers::write(
+            &self.folder.path().join(file::LAYERS),
+            &layers,
+        )?)
+    }
+}
