@@ -20,7 +20,7 @@ pub(crate) fn run(model: &str, seed: u64, settings: &str, epochs: &[(f64, f64, f
     Run {
         name: settings.default_name(),
         made_by: MadeBy {
-            record_version: run::record::RECORD_VERSION,
+            record_version: run::file::RECORD_VERSION,
             version: "0.1.0".to_owned(),
             commit: "0".to_owned(),
             device: "cpu".to_owned(),

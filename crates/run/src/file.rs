@@ -3,6 +3,9 @@
 /// The settings, and what made the run: [`crate::Record`].
 pub const RECORD: &str = "run.toml";
 
+/// The version of the record's format that this program writes, and the latest that it reads.
+pub const RECORD_VERSION: u32 = 1;
+
 /// One JSON object per epoch: [`crate::EpochMetrics`].
 pub const METRICS: &str = "metrics.jsonl";
 

@@ -4,12 +4,8 @@ use crate::error::Error;
 use crate::file;
 use crate::settings::{self, Layers, Overrides, Precision, Settings, Source};
 use serde::{Deserialize, Serialize};
-use std::fs;
 use std::io;
 use std::path::Path;
-
-/// The version of a record that this program writes, and the latest that it reads.
-pub const RECORD_VERSION: u32 = 1;
 
 /// The record of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -24,7 +20,7 @@ pub struct Record {
 /// What made a run: the program, the device and the data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MadeBy {
-    /// The version of the record's format: [`RECORD_VERSION`], or an earlier one.
+    /// The version of the record's format: [`file::RECORD_VERSION`], or an earlier one.
     #[serde(default = "MadeBy::first_version")]
     pub record_version: u32,
     /// The program's version.
@@ -62,32 +58,17 @@ impl Record {
     /// When there is none, it is damaged, or it is of a later version.
     pub fn read(folder: &Path) -> Result<Self, Error> {
         let path = folder.join(file::RECORD);
-        let text = match fs::read_to_string(&path) {
-            Err(error)
+        let mut overrides = match Overrides::read(&path) {
+            Err(settings::Error::File { source, .. })
                 if matches!(
-                    error.kind(),
+                    source.kind(),
                     io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
                 ) =>
             {
                 return Err(Error::NoRecord(folder.to_owned()));
             }
-            text => text.map_err(Error::file("read", &path))?,
+            overrides => overrides?,
         };
-        // First, since a later version may have settings that this one does not know.
-        let version = toml::from_str(&text).ok().and_then(|record: toml::Table| {
-            let version = record.get("made_by")?.get("record_version")?.as_integer()?;
-            u64::try_from(version).ok()
-        });
-        if let Some(found) = version
-            && found > RECORD_VERSION.into()
-        {
-            return Err(Error::LaterVersion {
-                path,
-                found,
-                known: RECORD_VERSION,
-            });
-        }
-        let mut overrides = Overrides::read(&path)?;
         let damaged = Error::damaged::<String>(&path);
         let made_by = overrides
             .made_by
@@ -115,6 +96,7 @@ impl Record {
 pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::fs;
 
     /// A record with these settings, as TOML.
     pub(crate) fn record(settings: &str) -> Record {
@@ -126,7 +108,7 @@ pub(crate) mod tests {
         Record {
             settings: Settings::resolve(&layers).unwrap(),
             made_by: MadeBy {
-                record_version: RECORD_VERSION,
+                record_version: file::RECORD_VERSION,
                 version: "0.1.0".to_owned(),
                 commit: "0".to_owned(),
                 device: "cpu".to_owned(),

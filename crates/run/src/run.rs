@@ -107,14 +107,16 @@ fn folder_name(folder: &Path) -> String {
 mod tests {
     use super::*;
     use crate::record::tests::record;
+    use std::path::PathBuf;
 
-    fn runs(folder: &Path, found: &mut Vec<Run>) {
+    /// The folders of all runs in `folder`.
+    fn folders(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.join(file::RECORD).exists() {
-                found.push(Run::read(&path).unwrap());
+                found.push(path);
             } else if path.is_dir() {
-                runs(&path, found);
+                folders(&path, found);
             }
         }
     }
@@ -123,13 +125,14 @@ mod tests {
     fn published_runs_are_read() {
         let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/results");
         let mut found = Vec::new();
-        runs(&results, &mut found);
+        folders(&results, &mut found);
         assert!(found.len() >= 11, "{}", found.len());
-        for run in found {
-            assert!(run.finished(), "{}", run.name);
+        for folder in found {
+            let settings = Run::read(&folder).unwrap().settings;
             // Settings that its version did not have mean what the program did then.
-            if run.settings.recipe == "reference" {
-                assert!(!run.settings.nesterov && run.settings.clip_grad_norm.get() == 0.0);
+            let text = fs::read_to_string(folder.join(file::RECORD)).unwrap();
+            if !text.contains("nesterov") {
+                assert!(!settings.nesterov && settings.clip_grad_norm.get() == 0.0);
             }
         }
     }

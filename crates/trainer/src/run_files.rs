@@ -43,7 +43,7 @@ impl<'a> RunFiles<'a> {
         let record = Record {
             settings: resolved.settings.clone(),
             made_by: MadeBy {
-                record_version: run::record::RECORD_VERSION,
+                record_version: file::RECORD_VERSION,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 commit: env!("BUILT_FROM").to_owned(),
                 device: device_name(&backend.device).to_owned(),

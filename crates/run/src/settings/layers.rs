@@ -1,6 +1,7 @@
 //! Settings in layers: a network's defaults, a recipe, a file, the command line.
 
 use super::{FIELDS, Field, Overrides, Property, Settings};
+use crate::file::RECORD_VERSION;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -51,6 +52,19 @@ pub enum Error {
         place: String,
         /// What is wrong.
         reason: String,
+    },
+    /// A later version of the program wrote the record.
+    #[error(
+        "`{}` has format version {found}; this program reads versions up to {known}, use a later one",
+        path.display()
+    )]
+    LaterVersion {
+        /// The record.
+        path: PathBuf,
+        /// The version of its format.
+        found: u64,
+        /// The latest version that this program reads.
+        known: u32,
     },
     /// A setting without a default is missing.
     #[error("the setting `{key}` is missing: give {}", flag(key))]
@@ -182,12 +196,27 @@ impl Overrides {
     /// Reads a settings file or a run's record.
     ///
     /// # Errors
-    /// When the file cannot be read, is not TOML, or has an unknown key or a value out of range.
+    /// When the file cannot be read, is not TOML, is the record of a later version, or has an unknown key or a value out
+    /// of range.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let text = fs::read_to_string(path).map_err(|source| Error::File {
             path: path.to_owned(),
             source,
         })?;
+        // First, since a later version may have settings that this one does not know.
+        let version = toml::from_str(&text).ok().and_then(|record: Table| {
+            let version = record.get("made_by")?.get("record_version")?.as_integer()?;
+            u64::try_from(version).ok()
+        });
+        if let Some(found) = version
+            && found > RECORD_VERSION.into()
+        {
+            return Err(Error::LaterVersion {
+                path: path.to_owned(),
+                found,
+                known: RECORD_VERSION,
+            });
+        }
         toml::from_str(&text).map_err(|error| Error::Invalid {
             path: path.to_owned(),
             place: error.span().map_or_else(String::new, |span| {

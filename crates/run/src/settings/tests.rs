@@ -233,3 +233,12 @@ fn every_default_is_shown_in_the_help() {
         }
     }
 }
+
+#[test]
+fn the_record_of_a_later_version_is_refused() {
+    let error = overrides("new = 1\n[made_by]\nrecord_version = 7").unwrap_err();
+    assert!(
+        matches!(error, Error::LaterVersion { found: 7, .. }),
+        "{error}"
+    );
+}
