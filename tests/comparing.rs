@@ -381,7 +381,7 @@ fn a_failed_run_does_not_stop_the_others() {
         "--device",
         "cpu",
     ];
-    let begun = |seeds: &str, epochs: &str| {
+    let run = |seeds: &str, epochs: &str| {
         let mut command = xtask("compare");
         command
             .args(arguments)
@@ -391,11 +391,11 @@ fn a_failed_run_does_not_stop_the_others() {
             .args(FEW_FLAGS);
         command
     };
-    begun("0", "1").assert().success();
+    run("0", "1").assert().success();
     // Its checkpoint is damaged, and two epochs are asked for.
     let checkpoint = out.join("small-alexnet-reference-seed0/last.safetensors");
     fs::write(&checkpoint, "damaged").unwrap();
-    let output = begun("0,1", "2").assert().code(1).get_output().clone();
+    let output = run("0,1", "2").assert().code(1).get_output().clone();
     let said = String::from_utf8(output.stderr).unwrap();
     for part in [
         "small-alexnet-reference-seed0 failed",

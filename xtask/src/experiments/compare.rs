@@ -7,8 +7,8 @@ use crate::experiments::pool::{self, Ended};
 use crate::trainer::{self, Trainer};
 use anyhow::{Context, bail};
 use report::Comparison;
-use run::Run;
 use run::cli::{self, Exit, UsageError};
+use run::{EvaluationSplit, Run};
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs;
@@ -178,9 +178,11 @@ fn write_report(args: &Args, names: &[String]) -> anyhow::Result<()> {
     for group in &comparison.groups {
         let accuracies = group.runs.iter().map(|run| run.last().evaluated().accuracy);
         let runs = group.runs.len();
+        let split = group.runs.first().map(|run| run.last().split());
         cli::line(&format!(
-            "{}: accuracy {:.2} %{}",
+            "{}: {} accuracy {:.2} %{}",
             group.label,
+            split.unwrap_or(EvaluationSplit::Test),
             100.0 * accuracies.sum::<f64>() / runs as f64,
             match runs {
                 1 => String::new(),

@@ -21,7 +21,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     epochs: Option<NonZeroU32>,
 
-    /// The folder that holds the data sets [default: the run's].
+    /// The folder with the data sets [default: the run's].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
@@ -103,6 +103,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         );
     }
     message += &match weights {
+        Some(weights) if weights.different == 0 => {
+            format!(
+                "; after epoch {epochs}, 0 of {} weights differ",
+                weights.elements
+            )
+        }
         Some(weights) => format!(
             "; after epoch {epochs}, {} of {} weights differ, by at most {:e} (in {})",
             weights.different, weights.elements, weights.largest, weights.tensor
