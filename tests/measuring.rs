@@ -12,7 +12,7 @@ fn everything_is_measured_and_written_down() {
     let out = folder.path().join("figures.json");
     let output = program("bench")
         .args(["--models", "small-alexnet", "--batch-sizes", "2"])
-        .args(["--threads", "1,2", "--engines", "fast,direct"])
+        .args(["--threads", "1,2", "--engines", "winograd,direct"])
         .args(["--rounds", "1", "--seconds", "0.01"])
         .args(["--against-pytorch", "no-such-python", "--out"])
         .arg(&out)
@@ -29,7 +29,7 @@ fn everything_is_measured_and_written_down() {
     let tables = String::from_utf8(output.stdout).unwrap();
     for part in [
         "| network | pass | batch | threads | who |",
-        "| small-alexnet | train | 2 | 1 | fast |",
+        "| small-alexnet | train | 2 | 1 | winograd |",
         "| small-alexnet | eval | 2 | 2 | direct |",
         "itself, 1 threads",
         "| conv_layer2.0 | backward |",

@@ -1,7 +1,7 @@
 //! The rounding errors of convolutions, on the activations and gradients of real training.
 
 use crate::machine::use_threads;
-use crate::throughput::{network, settings, sgd};
+use crate::throughput::{Engine, network, settings, sgd};
 use anyhow::Context;
 use candle_core::{DType, Tensor, Var};
 use candle_nn::Optimizer;
@@ -72,7 +72,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                 .map_or_else(|| "none".to_owned(), |error| format!("{error:.1e}"));
             cli::line(&format!(
                 "| {model} | {} | {} | {:.1e} | {gradient} | {:.1e} |",
-                errors.layer, errors.convolution, errors.result, errors.weight_gradient
+                errors.layer,
+                errors.engine.name(),
+                errors.result,
+                errors.weight_gradient
             ));
         }
     }
@@ -116,7 +119,7 @@ fn trained(
 /// Relative errors of one convolution.
 struct Errors {
     layer: String,
-    convolution: ConvAlgorithm,
+    engine: Engine,
     result: f64,
     /// None for the first layer.
     input_gradient: Option<f64>,
@@ -193,22 +196,22 @@ fn errors(network: &Network, batch: &Batch) -> anyhow::Result<Vec<Errors>> {
         let (Layer::Conv2d { padding, .. }, Some([weight, bias])) = (layer, parameters) else {
             continue;
         };
-        let run = |convolution, dtype| -> anyhow::Result<[Tensor; 3]> {
+        let run = |algorithm, dtype| -> anyhow::Result<[Tensor; 3]> {
             let cast = |tensor: &Tensor| Var::from_tensor(&tensor.to_dtype(dtype)?);
             let (x, weight, bias) = (cast(&x)?, cast(&weight)?, cast(&bias)?);
-            let mut tape = Tape::recording(convolution);
+            let mut tape = Tape::recording(algorithm);
             let y = tape.conv2d(&name, alone(padding), &x, &weight, &bias)?;
             let gradients = tape.backward(grad_y.to_dtype(dtype)?)?;
             let gradient = |of: &Var| gradients.get(of).cloned().context("no gradient");
             Ok([y, gradient(&x)?, gradient(&weight)?])
         };
         let exact = run(ConvAlgorithm::Direct, DType::F64)?;
-        for convolution in [ConvAlgorithm::Winograd, ConvAlgorithm::Direct] {
-            let found = run(convolution, DType::F32)?;
+        for engine in [Engine::Winograd, Engine::Direct] {
+            let found = run(engine.algorithm().unwrap_or_default(), DType::F32)?;
             let error = |number: usize| relative(&found[number], &exact[number]);
             all.push(Errors {
                 layer: name.clone(),
-                convolution,
+                engine,
                 result: error(0)?,
                 input_gradient: if seen.is_empty() {
                     None
@@ -244,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fast_convolutions_are_accurate_enough_to_train_with() {
+    fn winograd_convolutions_are_accurate_enough_to_train_with() {
         let set = Dataset::synthetic(200, 1).unwrap();
         for &model in Architecture::ALL {
             let size = NonZeroUsize::new(8).unwrap();
@@ -256,7 +259,7 @@ mod tests {
                 .filter(|l| matches!(l.layer, Layer::Conv2d { .. }));
             assert_eq!(errors.len(), 2 * convolutions.count());
             for error in errors {
-                let what = format!("{model} {} {}", error.layer, error.convolution);
+                let what = format!("{model} {} {}", error.layer, error.engine.name());
                 assert!(error.result < 1e-4, "{what}: {}", error.result);
                 let weight = error.weight_gradient;
                 assert!(weight < 5e-4, "{what}: {weight}");

@@ -7,7 +7,6 @@ use crate::throughput::{Engine, Measured, Pass};
 use anyhow::{Context, bail};
 use atomic_file::Unfinished;
 use models::Architecture;
-use ops::ConvAlgorithm;
 use run::cli;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::env;
@@ -36,9 +35,9 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',')]
     threads: Vec<NonZeroUsize>,
 
-    /// Who computes: `fast`, the default of the trainer; `direct`, its other way; `candle`, candle's own
-    /// convolutions.
-    #[arg(long, value_delimiter = ',', value_enum, default_value = "fast")]
+    /// Who computes: `winograd`, the default of the trainer; `direct`, its other algorithm; `tape` and `graph`, our operations on
+    /// our tape and in candle's graph, on one batch; `candle`, candle's own convolutions.
+    #[arg(long, value_delimiter = ',', value_enum, default_value = "winograd")]
     engines: Vec<Engine>,
 
     /// Measure PyTorch as well, by this Python, in turn with ours.
@@ -130,7 +129,7 @@ struct Ratio {
 #[derive(Debug, Serialize, Deserialize)]
 struct Layers {
     model: Architecture,
-    convolution: ConvAlgorithm,
+    engine: Engine,
     batch_size: usize,
     threads: usize,
     layers: Vec<LayerTime>,
@@ -203,22 +202,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         };
         for model in &args.models {
             for engine in &args.engines {
-                let convolution = match engine {
-                    Engine::Fast => ConvAlgorithm::Winograd,
-                    Engine::Direct => ConvAlgorithm::Direct,
-                    Engine::Candle => continue,
-                };
-                cli::note(&format!("{model}, {convolution}: the layers"));
+                if engine.algorithm().is_none() {
+                    continue;
+                }
+                let name = engine.name();
+                cli::note(&format!("{model}, {name}: the layers"));
                 let arguments = [
                     "layers".to_owned(),
                     format!("--model={model}"),
-                    format!("--conv={convolution}"),
+                    format!("--engine={name}"),
                     format!("--batch-size={batch_size}"),
                     format!("--seconds={}", args.seconds),
                 ];
                 report.layers.push(Layers {
                     model: *model,
-                    convolution,
+                    engine: *engine,
                     batch_size: batch_size.get(),
                     threads: threads.get(),
                     layers: own(&arguments, *threads)?,
@@ -487,7 +485,10 @@ fn layer_table(layers: &Layers, machine: &Machine) -> String {
          operands and results read and written once.\n\n\
          | layer | pass | ms | effective GFLOP/s | performed GFLOP/s | of peak | floor ms | of floor |\n\
          |---|---|---|---|---|---|---|---|\n",
-        layers.model, layers.convolution, layers.batch_size, layers.threads
+        layers.model,
+        layers.engine.name(),
+        layers.batch_size,
+        layers.threads
     );
     let mut total = 0.0;
     let mut total_floor = 0.0;
@@ -545,7 +546,7 @@ mod tests {
     #[test]
     fn ours_is_held_against_the_better_layout() {
         let rows = [
-            row("fast", 2, &[30.0, 44.0], 100),
+            row("winograd", 2, &[30.0, 44.0], 100),
             row("candle", 2, &[5.0, 5.0], 200),
             row("pytorch contiguous", 2, &[9.0, 9.0], 300),
             row("pytorch channels-last", 2, &[10.0, 11.0], 400),
@@ -558,9 +559,9 @@ mod tests {
         assert_eq!(
             of,
             [
-                ("fast", "pytorch channels-last"),
+                ("winograd", "pytorch channels-last"),
                 ("candle", "pytorch channels-last"),
-                ("fast", "candle")
+                ("winograd", "candle")
             ]
         );
         assert_eq!(
@@ -574,8 +575,8 @@ mod tests {
     #[test]
     fn more_threads_are_held_against_the_fewest() {
         let rows = [
-            row("fast", 1, &[10.0], 100),
-            row("fast", 2, &[19.0], 100),
+            row("winograd", 1, &[10.0], 100),
+            row("winograd", 2, &[19.0], 100),
             row("direct", 2, &[7.0], 100),
         ];
         let found = scaling(&rows);

@@ -2,7 +2,7 @@
 
 use crate::machine::use_threads;
 use crate::spans::Spans;
-use crate::throughput::{batch, network, sgd};
+use crate::throughput::{Engine, batch, network, sgd};
 use candle_core::Device;
 use candle_nn::Optimizer;
 use models::{Architecture, DropoutMasks, Network, Operation};
@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct Args {
     #[arg(long)]
     model: Architecture,
-    #[arg(long)]
-    conv: ConvAlgorithm,
+    #[arg(long, value_enum)]
+    engine: Engine,
     #[arg(long)]
     batch_size: NonZeroUsize,
     #[arg(long)]
@@ -47,7 +47,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     use_threads(args.threads)?;
     let network = network(args.model)?;
     let size = args.batch_size.get();
-    let rows = profile(&network, args.conv.into(), size, args.seconds, &Device::Cpu)?;
+    let Some(algorithm) = args.engine.algorithm() else {
+        anyhow::bail!("only this program's own engines have layers");
+    };
+    let rows = profile(&network, algorithm.into(), size, args.seconds, &Device::Cpu)?;
     cli::line(&serde_json::to_string(&rows)?);
     Ok(())
 }
@@ -141,7 +144,7 @@ fn works(
     arithmetic: Arithmetic,
     batch: usize,
 ) -> anyhow::Result<Vec<(String, [Work; 2])>> {
-    let convolution = arithmetic.conv_algorithm;
+    let algorithm = arithmetic.conv_algorithm;
     let width = width(arithmetic);
     let mut works = Vec::new();
     for step in architecture.steps() {
@@ -156,7 +159,7 @@ fn works(
                 };
                 let x = (batch, height, width, channels);
                 let of = |way| conv.multiply_adds(way, x, weight.as_slice());
-                (of(ConvAlgorithm::Direct)?, of(convolution)?)
+                (of(ConvAlgorithm::Direct)?, of(algorithm)?)
             }
             (Operation::Linear(_), _) => {
                 let products = (batch * layer.multiply_adds(step.output())) as u64;

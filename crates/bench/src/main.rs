@@ -5,6 +5,7 @@
 //! them all.
 
 mod accuracy;
+mod candle_graph;
 mod candle_network;
 mod comparison;
 #[cfg(feature = "cuda")]

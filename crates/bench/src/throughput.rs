@@ -1,5 +1,6 @@
 //! Images a second of training or evaluation.
 
+use crate::candle_graph;
 use crate::candle_network;
 use crate::machine::use_threads;
 use crate::spans::Spans;
@@ -46,9 +47,13 @@ impl Pass {
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Engine {
     /// This program, as it trains by default.
-    Fast,
+    Winograd,
     /// This program with `--conv direct`.
     Direct,
+    /// Our operations on a tape, for one batch again and again, without augmentation and dropout.
+    Tape,
+    /// The same in candle's graph.
+    Graph,
     /// Candle's own convolutions and automatic differentiation, with our pooling.
     Candle,
 }
@@ -56,17 +61,20 @@ pub(crate) enum Engine {
 impl Engine {
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Fast => "fast",
+            Self::Winograd => "winograd",
             Self::Direct => "direct",
+            Self::Tape => "tape",
+            Self::Graph => "graph",
             Self::Candle => "candle",
         }
     }
 
-    fn convolution(self) -> Option<ConvAlgorithm> {
+    /// The algorithm of this program's convolutions; `None` for the others.
+    pub(crate) fn algorithm(self) -> Option<ConvAlgorithm> {
         match self {
-            Self::Fast => Some(ConvAlgorithm::Winograd),
+            Self::Winograd => Some(ConvAlgorithm::Winograd),
             Self::Direct => Some(ConvAlgorithm::Direct),
-            Self::Candle => None,
+            Self::Tape | Self::Graph | Self::Candle => None,
         }
     }
 }
@@ -105,10 +113,10 @@ pub(crate) struct Measured {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     use_threads(args.threads)?;
-    let measured = match (args.which, args.engine.convolution()) {
-        (Pass::Train, Some(convolution)) => training(args, convolution)?,
-        (Pass::Train, None) => candle_training(args)?,
-        (Pass::Eval, convolution) => evaluation(args, convolution)?,
+    let measured = match (args.which, args.engine.algorithm()) {
+        (Pass::Train, Some(algorithm)) => training(args, algorithm)?,
+        (Pass::Train, None) => one_batch_training(args)?,
+        (Pass::Eval, _) => evaluation(args)?,
     };
     cli::line(&serde_json::to_string(&measured)?);
     Ok(())
@@ -143,7 +151,7 @@ pub(crate) fn network(architecture: Architecture) -> anyhow::Result<Network> {
 }
 
 /// The engine itself, as the trainer runs it, until the time is over.
-fn training(args: &Args, convolution: ConvAlgorithm) -> anyhow::Result<Measured> {
+fn training(args: &Args, algorithm: ConvAlgorithm) -> anyhow::Result<Measured> {
     let spans = Spans::install()?;
     let images = IMAGES.next_multiple_of(args.batch_size.get());
     let set = Dataset::synthetic(images, 1)?;
@@ -163,7 +171,7 @@ fn training(args: &Args, convolution: ConvAlgorithm) -> anyhow::Result<Measured>
         test: set.test(),
         split: EvaluationSplit::Test,
         device: Device::Cpu,
-        arithmetic: convolution.into(),
+        arithmetic: algorithm.into(),
     };
     let mut training = Training::new(setup, network(args.model)?)?;
     let clock = Cell::new(Clock::default());
@@ -253,31 +261,52 @@ pub(crate) fn batch(size: usize) -> candle_core::Result<(Tensor, Tensor)> {
 }
 
 /// The forward pass and the loss on one batch, again and again.
-fn evaluation(args: &Args, convolution: Option<ConvAlgorithm>) -> anyhow::Result<Measured> {
+fn evaluation(args: &Args) -> anyhow::Result<Measured> {
     let network = network(args.model)?;
     let (images, labels) = batch(args.batch_size.get())?;
     repeat(args, || {
-        let logits = match convolution {
-            Some(way) => network.forward(&mut Tape::no_grad(way), &images, None)?,
-            None => candle_network::forward(&network, &images)?,
+        let on_tape = |algorithm| network.forward(&mut Tape::no_grad(algorithm), &images, None);
+        let logits = match args.engine {
+            Engine::Winograd | Engine::Tape => on_tape(ConvAlgorithm::Winograd)?,
+            Engine::Direct => on_tape(ConvAlgorithm::Direct)?,
+            Engine::Graph => candle_graph::forward(&network, &images)?,
+            Engine::Candle => candle_network::forward(&network, &images)?,
         };
         ops::cross_entropy(&logits, &labels)?.to_scalar::<f32>()?;
         Ok(())
     })
 }
 
-/// Steps of candle's own, on one batch.
-fn candle_training(args: &Args) -> anyhow::Result<Measured> {
+/// Steps on one batch, without augmentation and dropout.
+fn one_batch_training(args: &Args) -> anyhow::Result<Measured> {
     let network = network(args.model)?;
     let (images, labels) = batch(args.batch_size.get())?;
     let mut optimiser = sgd(&network)?;
     repeat(args, || {
-        let logits = candle_network::forward(&network, &images)?;
-        let loss = ops::cross_entropy(&logits, &labels)?;
-        loss.to_scalar::<f32>()?;
-        optimiser.step(&loss.backward()?)?;
+        let gradients = match args.engine {
+            Engine::Candle => {
+                loss(&candle_network::forward(&network, &images)?, &labels)?.backward()?
+            }
+            Engine::Graph => {
+                loss(&candle_graph::forward(&network, &images)?, &labels)?.backward()?
+            }
+            _ => {
+                let mut tape = Tape::recording(ConvAlgorithm::Winograd);
+                let logits = network.forward(&mut tape, &images, None)?;
+                loss(&logits, &labels)?;
+                tape.backward(ops::cross_entropy_gradient(&logits, &labels)?)?
+            }
+        };
+        optimiser.step(&gradients)?;
         Ok(())
     })
+}
+
+/// The loss, whose value is read as in training.
+fn loss(logits: &Tensor, labels: &Tensor) -> candle_core::Result<Tensor> {
+    let loss = ops::cross_entropy(logits, labels)?;
+    loss.to_scalar::<f32>()?;
+    Ok(loss)
 }
 
 /// The recipe's optimiser.

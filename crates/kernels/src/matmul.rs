@@ -163,7 +163,7 @@ pub(crate) fn par_matmul_into<T: Real>(
 /// Writes every element of `left · right`, without reading any first.
 ///
 /// # Safety
-/// There must be room for `left.rows * right.columns` elements, which nobody else may access.
+/// The destination must be valid for writes of `left.rows * right.columns` elements, which nothing else may access.
 unsafe fn write<T: Real>(destination: &Shared<T>, left: Matrix<'_, T>, right: Matrix<'_, T>) {
     assert_eq!(left.columns, right.rows, "inner dimensions");
     let (rows, columns, depth) = (left.rows, right.columns, left.columns);

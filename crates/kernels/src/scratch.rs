@@ -1,6 +1,6 @@
 //! Working memory that is reused from call to call.
 //!
-//! The page faults of fresh memory cost more than many kernels, so memory that one is done with is kept for the next.
+//! The page faults of fresh memory take longer than many kernels, so freed working memory is kept for the next one.
 
 use crate::simd::Real;
 use std::marker::PhantomData;

@@ -1,7 +1,7 @@
 //! Each operation and pass at the two networks' shapes: `cargo bench -p ops`, or, say,
-//! `cargo bench -p ops -- "small-alexnet/conv_layer2.0 fast"` for some of them.
+//! `cargo bench -p ops -- "small-alexnet/conv_layer2.0 winograd"` for some of them.
 //!
-//! Throughput is in multiplications with additions of the sums that define an operation, or in bytes
+//! Throughput is in multiply-adds of the sums that define an operation, or in bytes
 //! where it has none. Whole steps, and other programs beside them, are measured by `cargo xtask bench`.
 
 #![allow(missing_docs, clippy::unwrap_used)] // The macros' functions; a panic is how a benchmark fails.
@@ -65,7 +65,7 @@ fn copying(group: &mut BenchmarkGroup<'_, WallTime>, x: &Tensor) {
     group.throughput(Throughput::Bytes(8 * x.elem_count() as u64));
 }
 
-/// The forward pass on a tape that forgets, and the backward pass alone.
+/// The forward pass without saving for a backward pass, and the backward pass alone.
 fn both_passes(
     group: &mut BenchmarkGroup<'_, WallTime>,
     convolution: ConvAlgorithm,
@@ -109,7 +109,8 @@ fn convolutions(criterion: &mut Criterion) {
             .multiply_adds(ConvAlgorithm::Direct, x.shape(), weight.shape())
             .unwrap() as usize;
         for convolution in ConvAlgorithm::ALL {
-            let mut group = criterion.benchmark_group(format!("{name} {convolution}"));
+            let mut group =
+                criterion.benchmark_group(format!("{name} {convolution:?}").to_lowercase());
             elements(&mut group, sums);
             let run = |tape: &mut Tape| tape.conv2d(name, layer, &x, &weight, &bias).unwrap();
             let gradients = if in_channels == 3 { 1 } else { 2 };
@@ -205,12 +206,12 @@ fn ends(criterion: &mut Criterion) {
         ..Sgd::default()
     };
     for (name, inputs, outputs, _) in LINEAR {
-        let [parameter, velocity, gradient] = [(); 3].map(|()| noise((outputs, inputs)));
+        let [parameter, buffer, gradient] = [(); 3].map(|()| noise((outputs, inputs)));
         let mut group = criterion.benchmark_group(name);
         // Two are read and written, the gradient is read.
         group.throughput(Throughput::Bytes(20 * parameter.elem_count() as u64));
         group.bench_function("update", |bencher| {
-            bencher.iter(|| ops::sgd_step(factors, &[[&parameter, &velocity, &gradient]]).unwrap());
+            bencher.iter(|| ops::sgd_step(factors, &[[&parameter, &buffer, &gradient]]).unwrap());
         });
     }
 }

@@ -4,10 +4,12 @@
 //! Where a change of the bits is intended, the test prints the lines that replace `fixtures/digests.txt`.
 
 use candle_core::{Device, Result, Tensor, Var};
+use kernels::InstructionSet;
 use ops::{Activation, Conv2d, ConvAlgorithm, Dropout, Pool, Sgd, Tape};
 use rng::{Purpose, Stream, unit};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
+use std::process::Command;
 
 const EXPECTED: &str = include_str!("fixtures/digests.txt");
 
@@ -108,6 +110,10 @@ fn found() -> Result<String> {
         "max_pool2d",
         unary(&|tape, x| tape.max_pool2d("pool", pool, x))?,
     );
+    line(
+        "avg_pool2d",
+        unary(&|tape, x| tape.avg_pool2d("pool", pool, x))?,
+    );
     line("relu", unary(&|tape, x| tape.relu("relu", x))?);
     line("flatten", unary(&|tape, x| tape.flatten("flatten", x))?);
     let mask = Dropout {
@@ -147,9 +153,28 @@ fn found() -> Result<String> {
     Ok(lines)
 }
 
+/// In the instruction set that `KERNELS_ISA` selects.
 #[test]
 fn digests_are_those_of_the_fixture() -> Result<()> {
     let found = found()?;
     assert!(found == EXPECTED, "found:\n{found}");
     Ok(())
+}
+
+#[test]
+fn digests_are_the_same_on_all_instruction_sets() {
+    for set in InstructionSet::ALL {
+        if !set.is_available() {
+            println!("skipped: this machine has no {}", set.name());
+            continue;
+        }
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "digests_are_those_of_the_fixture"])
+            .env("KERNELS_ISA", set.name())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{set:?}: {text}");
+        assert!(text.contains("1 passed"), "{text}");
+    }
 }

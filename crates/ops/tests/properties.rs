@@ -1,22 +1,36 @@
 //! Every operation over random shapes: against plain loops, against finite differences in `f64`,
 //! and for the same bits on any number of threads.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
+#![allow(clippy::unwrap_used, clippy::panic)] // Also in the tests' common functions.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use kernels::InstructionSet;
 use ops::{
     Activation, Conv2d, ConvAlgorithm, Dropout, Pool, Sgd, Tape, avg_pool2d, channels_last,
     cross_entropy, cross_entropy_gradient, max_pool2d, sgd_step,
 };
 use proptest::prelude::*;
 use rng::{Purpose, Stream, unit};
+use std::process::Command;
 
-/// `count` numbers in `-bound..bound`.
+/// The environment variable that selects the kernels' instruction set.
+const INSTRUCTION_SET: &str = "KERNELS_ISA";
+
+/// Cases of each property: fewer on an instruction set that is not the machine's best.
+fn cases() -> ProptestConfig {
+    let selected = std::env::var_os(INSTRUCTION_SET).is_some();
+    ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(if selected { 6 } else { 48 })
+    }
+}
+
+/// `count` values in `-bound..bound`.
 fn uniform(seed: u64, count: usize, bound: f32) -> Vec<f32> {
     let stream = Stream::new(seed, Purpose::Synthetic, 0);
     let words = (0..count.div_ceil(4) as u64).flat_map(|block| stream.words(block));
-    let numbers = words.map(|word| (2.0 * unit(word) - 1.0) * bound);
-    numbers.take(count).collect()
+    let values = words.map(|word| (2.0 * unit(word) - 1.0) * bound);
+    values.take(count).collect()
 }
 
 fn tensor(seed: u64, shape: &[usize]) -> Tensor {
@@ -41,10 +55,10 @@ fn bits(tensor: &Tensor) -> Vec<u64> {
 
 fn assert_close(found: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(found.len(), expected.len());
-    for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
+    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
         assert!(
             (found - expected).abs() <= tolerance,
-            "[{place}]: {found}, not {expected}"
+            "[{index}]: {found}, not {expected}"
         );
     }
 }
@@ -64,7 +78,7 @@ fn apply(f: Function<'_>, inputs: &[Tensor], convolution: ConvAlgorithm) -> Tens
     f(&mut Tape::no_grad(convolution), inputs).unwrap()
 }
 
-/// The gradients of `sum(weights * f(inputs))`, with weights that differ from place to place.
+/// The gradients of `sum(weights * f(inputs))`, with a different weight for each element.
 fn gradients(f: Function<'_>, inputs: &[Tensor], convolution: ConvAlgorithm) -> Vec<Tensor> {
     let variables: Vec<Var> = inputs
         .iter()
@@ -91,8 +105,8 @@ fn check_gradients(f: Function<'_>, inputs: &[Tensor]) {
     check_slopes(&objective, inputs, &found);
 }
 
-/// Holds every gradient against the differences on both sides of it: it must lie between them. They
-/// are equal but for a bend of the function (a rectifier at 0, two equal maxima) inside the step.
+/// Compares every gradient with the finite differences on both sides, between which it must be. They are equal except
+/// near a kink of the function (ReLU at 0, two equal maxima).
 fn check_slopes(objective: &dyn Fn(&[Tensor]) -> f64, inputs: &[Tensor], gradients: &[Tensor]) {
     const STEP: f64 = 1e-6;
     const TOLERANCE: f64 = 1e-6;
@@ -102,10 +116,10 @@ fn check_slopes(objective: &dyn Fn(&[Tensor]) -> f64, inputs: &[Tensor], gradien
         let middle = values(&inputs[number]);
         let gradient = values(gradient);
         assert_eq!(gradient.len(), middle.len());
-        for (place, slope) in gradient.into_iter().enumerate() {
+        for (index, slope) in gradient.into_iter().enumerate() {
             let difference = |step: f64| {
                 let mut moved = middle.clone();
-                moved[place] += step;
+                moved[index] += step;
                 let mut inputs = inputs.to_vec();
                 inputs[number] = Tensor::from_vec(moved, shape.clone(), &Device::Cpu).unwrap();
                 (objective(&inputs) - here) / step
@@ -113,7 +127,7 @@ fn check_slopes(objective: &dyn Fn(&[Tensor]) -> f64, inputs: &[Tensor], gradien
             let (a, b) = (difference(STEP), difference(-STEP));
             assert!(
                 (a.min(b) - TOLERANCE..=a.max(b) + TOLERANCE).contains(&slope),
-                "input {number} [{place}]: {slope}, not {a} or {b}"
+                "input {number} [{index}]: {slope}, not {a} or {b}"
             );
         }
     }
@@ -208,8 +222,8 @@ impl Conv {
                                         && (padding..width + padding).contains(&column);
                                     if inside {
                                         let row = n * height + row - padding;
-                                        let place = row * width + column - padding;
-                                        sum += x[place * in_channels + c]
+                                        let index = row * width + column - padding;
+                                        sum += x[index * in_channels + c]
                                             * w[((o * in_channels + c) * kernel + u) * kernel + v];
                                     }
                                 }
@@ -240,7 +254,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(48) })]
+    #![proptest_config(cases())]
 
     #[test]
     fn conv2d_is_the_plain_sum(conv in convolutions()) {
@@ -281,7 +295,7 @@ proptest! {
 
     /// With so many channels that it is worth a transform; edges and tiles of every size.
     #[test]
-    fn fast_convolutions_agree_with_direct_ones(
+    fn winograd_convolutions_agree_with_direct_ones(
         batch in 1_usize..4, in_channels in 33_usize..48, out_channels in 33_usize..48,
         kernel in prop_oneof![Just(3_usize), Just(5)], padding in 0_usize..4,
         height in 7_usize..16, width in 7_usize..16, relu: bool, pooled: bool, seed in 0_u64..1000
@@ -290,13 +304,13 @@ proptest! {
         let conv = Conv { batch, in_channels, out_channels, height, width, kernel, padding, relu, pool, seed };
         let inputs = conv.inputs();
         let run = |tape: &mut Tape, inputs: &[Tensor]| conv.run(tape, inputs);
-        let [direct, fast] = ConvAlgorithm::ALL.map(|convolution| {
+        let [direct, winograd] = ConvAlgorithm::ALL.map(|convolution| {
             let mut all = vec![apply(&run, &inputs, convolution)];
             all.extend(gradients(&run, &inputs, convolution));
             all
         });
-        for (direct, fast) in direct.iter().zip(&fast) {
-            assert_close(&values(fast), &values(direct), 1e-9);
+        for (direct, winograd) in direct.iter().zip(&winograd) {
+            assert_close(&values(winograd), &values(direct), 1e-9);
         }
     }
 
@@ -431,7 +445,7 @@ proptest! {
     }
 
     #[test]
-    fn dropout_keeps_its_share_and_masks_the_gradient_alike(
+    fn dropout_scales_what_it_keeps_and_masks_the_gradient_alike(
         length in 1_usize..200, probability in 0.0_f32..0.95, step in 0_u32..1000, seed: u64
     ) {
         let mask = Dropout { probability, seed, step, layer: 1 };
@@ -468,15 +482,15 @@ fn ties_of_max_pool2d_go_to_the_first_in_row_major_order() -> Result<()> {
     .sum_all()?
     .backward()?;
     let mut expected = [0.0; 25];
-    for place in [0, 2, 10, 12] {
-        expected[place] = 1.0;
+    for index in [0, 2, 10, 12] {
+        expected[index] = 1.0;
     }
     assert_eq!(values(grads.get(&x).unwrap()), expected);
     Ok(())
 }
 
 #[test]
-fn a_nan_is_seen_behind_every_operation() -> Result<()> {
+fn every_operation_propagates_nan() -> Result<()> {
     for (convolution, channels) in [(ConvAlgorithm::Direct, 1), (ConvAlgorithm::Winograd, 40)] {
         let nan = Tensor::full(f64::NAN, (1, 9, 9, channels), &Device::Cpu)?;
         let weight = Tensor::ones((channels, channels, 3, 3), DType::F64, &Device::Cpu)?;
@@ -507,7 +521,7 @@ fn a_nan_is_seen_behind_every_operation() -> Result<()> {
 }
 
 #[test]
-fn dropout_masks_differ_by_seed_step_layer_and_place() -> Result<()> {
+fn dropout_masks_differ_by_seed_step_layer_and_element() -> Result<()> {
     let ones = Tensor::ones(40_000, DType::F32, &Device::Cpu)?;
     let base = Dropout {
         probability: 0.25,
@@ -548,12 +562,12 @@ fn sgd_moves_as_pytorch_does() -> Result<()> {
         ..Sgd::default()
     };
     let parameter = Var::from_tensor(&Tensor::new(&[1.0_f64, -2.0], device)?)?;
-    let velocity = parameter.zeros_like()?;
+    let buffer = parameter.zeros_like()?;
     let mut gradient = Tensor::new(&[0.5_f64, 1.0], device)?;
-    sgd_step(sgd, &[[parameter.as_tensor(), &velocity, &gradient]])?;
+    sgd_step(sgd, &[[parameter.as_tensor(), &buffer, &gradient]])?;
     assert_close(&values(&parameter), &[0.949, -2.098], 1e-12);
     gradient = Tensor::new(&[-1.0_f64, 0.25], device)?;
-    sgd_step(sgd, &[[parameter.as_tensor(), &velocity, &gradient]])?;
+    sgd_step(sgd, &[[parameter.as_tensor(), &buffer, &gradient]])?;
     assert_close(&values(&parameter), &[1.002_151, -2.209_102], 1e-12);
     Ok(())
 }
@@ -562,7 +576,7 @@ fn sgd_moves_as_pytorch_does() -> Result<()> {
 /// `torch.optim.SGD([p], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)` from `p = [1, -2]`, and their
 /// average by `AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(0.75))`, which begins with the first step's.
 #[test]
-fn nesterov_and_averages_move_as_pytorch_does() -> Result<()> {
+fn nesterov_and_ema_move_as_pytorch_does() -> Result<()> {
     let device = &Device::Cpu;
     let sgd = Sgd {
         learning_rate: 0.1,
@@ -572,8 +586,8 @@ fn nesterov_and_averages_move_as_pytorch_does() -> Result<()> {
         ..Sgd::default()
     };
     let parameter = Var::from_tensor(&Tensor::new(&[1.0_f64, -2.0], device)?)?;
-    let velocity = parameter.zeros_like()?;
-    let mut average: Option<Tensor> = None;
+    let buffer = parameter.zeros_like()?;
+    let mut ema: Option<Tensor> = None;
     for (gradient, after, averaged) in [
         ([0.5_f64, 1.0], [0.9031, -2.1862], [0.9031, -2.1862]),
         (
@@ -588,14 +602,14 @@ fn nesterov_and_averages_move_as_pytorch_does() -> Result<()> {
         ),
     ] {
         let gradient = Tensor::new(&gradient, device)?;
-        sgd_step(sgd, &[[parameter.as_tensor(), &velocity, &gradient]])?;
+        sgd_step(sgd, &[[parameter.as_tensor(), &buffer, &gradient]])?;
         assert_close(&values(&parameter), &after, 1e-12);
-        match &average {
-            None => average = Some(parameter.as_tensor().copy()?),
-            Some(average) => ops::ema_step(0.75, &[[average, parameter.as_tensor()]])?,
+        match &ema {
+            None => ema = Some(parameter.as_tensor().copy()?),
+            Some(ema) => ops::ema_step(0.75, &[[ema, parameter.as_tensor()]])?,
         }
         assert_close(
-            &average.iter().flat_map(values).collect::<Vec<_>>(),
+            &ema.iter().flat_map(values).collect::<Vec<_>>(),
             &averaged,
             1e-12,
         );
@@ -710,10 +724,10 @@ fn results_are_the_same_bits_on_any_number_of_threads() {
             ..Sgd::default()
         };
         let parameter = Var::from_tensor(&single(7, &[100_003])).unwrap();
-        let velocity = single(8, &[100_003]);
+        let buffer = single(8, &[100_003]);
         let gradient = single(9, &[100_003]);
-        sgd_step(sgd, &[[parameter.as_tensor(), &velocity, &gradient]]).unwrap();
-        vec![bits(&parameter), bits(&velocity)]
+        sgd_step(sgd, &[[parameter.as_tensor(), &buffer, &gradient]]).unwrap();
+        vec![bits(&parameter), bits(&buffer)]
     });
 }
 
@@ -783,4 +797,31 @@ fn a_tape_is_a_chain() -> Result<()> {
         "{error}"
     );
     Ok(())
+}
+
+/// Runs the other tests on the instruction sets of the machine that are not in use, with fewer cases.
+#[test]
+fn properties_hold_on_all_instruction_sets() {
+    for set in InstructionSet::ALL {
+        if !set.is_available() {
+            println!("skipped: this machine has no {}", set.name());
+            continue;
+        }
+        if set == InstructionSet::current() {
+            continue;
+        }
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--skip", "properties_hold_on_all_instruction_sets"])
+            // The digests hold the bits, and this test takes a minute in scalar code.
+            .args([
+                "--skip",
+                "results_are_the_same_bits_on_any_number_of_threads",
+            ])
+            .env(INSTRUCTION_SET, set.name())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{set:?}: {text}");
+        assert!(text.contains("conv2d_is_the_plain_sum ... ok"), "{text}");
+    }
 }

@@ -15,7 +15,7 @@ use crate::parts::Parts;
 use crate::shape_error::ShapeError;
 use crate::simd::Real;
 use crate::windows::{Pool, Windows};
-pub use algorithm::{ConvAlgorithm, UnknownConvAlgorithm};
+pub use algorithm::ConvAlgorithm;
 use epilogue::{Gradients, Outputs};
 pub use geometry::Geometry;
 
