@@ -140,7 +140,7 @@ fn errors(network: &Network, batch: &Batch) -> anyhow::Result<Vec<Errors>> {
     // Each layer on a tape of its own, so that its input and its gradient are seen.
     let mut variables = network.variables().iter().map(|(_, variable)| variable);
     let mut seen = Vec::new();
-    let mut x = ops::channels_last(&batch.images)?;
+    let mut x = batch.images.clone();
     for NamedLayer { name, layer, .. } in network.architecture().layers() {
         let mut tape = Tape::recording(ConvAlgorithm::Direct);
         let input = Var::from_tensor(&x)?;

@@ -4,7 +4,7 @@ use candle_core::{Error, Result, Tensor};
 use models::{Network, Operation};
 use ops::{ConvAlgorithm, Precision};
 
-/// Logits `[batch, classes]` for `images` `[batch, 3, 32, 32]`, without dropout.
+/// Logits `[batch, classes]` for `images` `[batch, 32, 32, 3]`, without dropout.
 pub(crate) fn forward(network: &Network, images: &Tensor) -> Result<Tensor> {
     let mut variables = network.variables().iter().map(|(_, variable)| variable);
     let mut next = || {
@@ -12,7 +12,7 @@ pub(crate) fn forward(network: &Network, images: &Tensor) -> Result<Tensor> {
             .next()
             .ok_or_else(|| Error::Msg("a layer without parameters".to_owned()))
     };
-    let mut x = ops::channels_last(images)?;
+    let mut x = images.clone();
     for step in network.architecture().steps() {
         x = match step.operation {
             Operation::Conv2d(layer) => {

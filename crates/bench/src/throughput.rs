@@ -253,9 +253,9 @@ impl Clock {
     }
 }
 
-/// A batch of normalised noise, and labels.
+/// A batch of normalised noise `[size, 32, 32, 3]`, and labels `[size]`.
 pub(crate) fn batch(size: usize) -> candle_core::Result<(Tensor, Tensor)> {
-    let images = Tensor::randn(0_f32, 1_f32, (size, 3, 32, 32), &Device::Cpu)?;
+    let images = Tensor::randn(0_f32, 1_f32, (size, 32, 32, 3), &Device::Cpu)?;
     let labels: Vec<u32> = (0..size as u32).map(|image| image % 10).collect();
     Ok((images, Tensor::from_vec(labels, size, &Device::Cpu)?))
 }
@@ -264,13 +264,14 @@ pub(crate) fn batch(size: usize) -> candle_core::Result<(Tensor, Tensor)> {
 fn evaluation(args: &Args) -> anyhow::Result<Measured> {
     let network = network(args.model)?;
     let (images, labels) = batch(args.batch_size.get())?;
+    let channels_first = images.permute((0, 3, 1, 2))?.contiguous()?;
     repeat(args, || {
         let on_tape = |algorithm| network.forward(&mut Tape::no_grad(algorithm), &images, None);
         let logits = match args.engine {
             Engine::Winograd | Engine::Tape => on_tape(ConvAlgorithm::Winograd)?,
             Engine::Direct => on_tape(ConvAlgorithm::Direct)?,
             Engine::Graph => candle_graph::forward(&network, &images)?,
-            Engine::Candle => candle_network::forward(&network, &images)?,
+            Engine::Candle => candle_network::forward(&network, &channels_first)?,
         };
         ops::cross_entropy(&logits, &labels)?.to_scalar::<f32>()?;
         Ok(())
@@ -281,12 +282,15 @@ fn evaluation(args: &Args) -> anyhow::Result<Measured> {
 fn one_batch_training(args: &Args) -> anyhow::Result<Measured> {
     let network = network(args.model)?;
     let (images, labels) = batch(args.batch_size.get())?;
+    let channels_first = images.permute((0, 3, 1, 2))?.contiguous()?;
     let mut optimiser = sgd(&network)?;
     repeat(args, || {
         let gradients = match args.engine {
-            Engine::Candle => {
-                loss(&candle_network::forward(&network, &images)?, &labels)?.backward()?
-            }
+            Engine::Candle => loss(
+                &candle_network::forward(&network, &channels_first)?,
+                &labels,
+            )?
+            .backward()?,
             Engine::Graph => {
                 loss(&candle_graph::forward(&network, &images)?, &labels)?.backward()?
             }

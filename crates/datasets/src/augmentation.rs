@@ -183,37 +183,43 @@ impl Normalisation {
         &self.table
     }
 
-    /// Writes an image, as `view` shows it, to `out`; both are `[3, 32, 32]`.
+    /// Writes `image` `[3, 32, 32]`, augmented as `view` says, to `out` `[32, 32, 3]`.
     pub(crate) fn write(&self, image: &[u8], view: View, out: &mut [f32]) {
         debug_assert!(image.len() == IMAGE_BYTES && out.len() == IMAGE_BYTES);
-        let planes = image.chunks_exact(SIDE * SIDE);
         let columns: [Option<usize>; SIDE] = std::array::from_fn(|x| {
             let x = if view.flipped { SIDE - 1 - x } else { x };
             original(x, view.left, view.edges)
         });
-        for ((plane, table), out) in planes
-            .zip(&self.table)
-            .zip(out.chunks_exact_mut(SIDE * SIDE))
+        let outside = std::array::from_fn(|channel| self.table[channel][0]);
+        for (y, line) in out
+            .as_chunks_mut::<3>()
+            .0
+            .chunks_exact_mut(SIDE)
+            .enumerate()
         {
-            for (y, line) in out.chunks_exact_mut(SIDE).enumerate() {
-                let Some(row) = original(y, view.top, view.edges) else {
-                    line.fill(table[0]);
-                    continue;
+            let Some(row) = original(y, view.top, view.edges) else {
+                line.fill(outside);
+                continue;
+            };
+            for (pixel, column) in line.iter_mut().zip(&columns) {
+                *pixel = match column {
+                    Some(column) => std::array::from_fn(|channel| {
+                        let byte = image[(channel * SIDE + row) * SIDE + column];
+                        self.table[channel][usize::from(byte)]
+                    }),
+                    None => outside,
                 };
-                let row = &plane[row * SIDE..][..SIDE];
-                for (value, column) in line.iter_mut().zip(&columns) {
-                    *value = table[usize::from(column.map_or(0, |column| row[column]))];
-                }
             }
-            let Hole {
-                top,
-                left,
-                bottom,
-                right,
-            } = view.hole;
-            for y in top..bottom {
-                out[usize::from(y) * SIDE..][usize::from(left)..usize::from(right)].fill(0.0);
-            }
+        }
+        let Hole {
+            top,
+            left,
+            bottom,
+            right,
+        } = view.hole;
+        for y in usize::from(top)..usize::from(bottom) {
+            let columns = usize::from(left) * 3..usize::from(right) * 3;
+            out[y * SIDE * 3..][columns].fill(0.0);
         }
     }
 }
@@ -259,7 +265,7 @@ mod tests {
         }
         let mut out = Vec::new();
         for i in 0..IMAGE_BYTES {
-            let (channel, row, column) = (i / 1024, i / 32 % 32, i % 32);
+            let (row, column, channel) = (i / 96, i / 3 % 32, i % 3);
             let column = if flipped { 31 - column } else { column };
             let (y, x) = (row as isize + top + 4, column as isize + left + 4);
             out.push(f32::from(
@@ -313,12 +319,13 @@ mod tests {
             ..View::WHOLE
         };
         PLAIN().write(&picture(), view, &mut out);
-        for (i, (value, byte)) in out.iter().zip(picture()).enumerate() {
-            let (row, column) = (i / 32 % 32, i % 32);
+        let picture = picture();
+        for (i, value) in out.iter().enumerate() {
+            let (row, column, channel) = (i / 96, i / 3 % 32, i % 3);
             let expected = if row < 4 && column >= 27 {
                 0.0
             } else {
-                f32::from(byte)
+                f32::from(picture[channel * 1024 + row * 32 + column])
             };
             assert!((value - expected).abs() < 1e-3, "{row} {column}: {value}");
         }
@@ -358,11 +365,7 @@ mod tests {
         normalisation.write(&[128; IMAGE_BYTES], View::WHOLE, &mut out);
         // (torch.tensor([128]) / 255 - mean) / std
         for (channel, expected) in [0.074_065_59, 0.205_182_07, 0.426_492_4].iter().enumerate() {
-            assert!(
-                (out[channel * 1024] - expected).abs() < 1e-6,
-                "{}",
-                out[channel * 1024]
-            );
+            assert!((out[channel] - expected).abs() < 1e-6, "{}", out[channel]);
         }
     }
 

@@ -25,7 +25,7 @@ pub struct Seen {
 /// Images as the network sees them, with their labels.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// `f32` `[batch, 3, 32, 32]`, normalised.
+    /// `f32` `[batch, 32, 32, 3]`, normalised.
     pub images: Tensor,
     /// `u32` `[batch]`, 0 to 9.
     pub labels: Tensor,
@@ -40,7 +40,7 @@ pub struct Loader {
     shuffled: bool,
 }
 
-/// One picture, `[3, 32, 32]` bytes, as a batch of one: `f32` `[1, 3, 32, 32]`, normalised.
+/// One picture, `[3, 32, 32]` bytes, as a batch of one: `f32` `[1, 32, 32, 3]`, normalised.
 ///
 /// # Errors
 /// When the picture has another size.
@@ -50,7 +50,7 @@ pub fn picture(bytes: &[u8], normalisation: &Normalisation) -> Result<Tensor> {
         candle_core::bail!("a picture has {IMAGE_BYTES} bytes, not {}", bytes.len());
     }
     normalisation.write(bytes, View::WHOLE, &mut image);
-    Tensor::from_vec(image, (1, 3, 32, 32), &Device::Cpu)
+    Tensor::from_vec(image, (1, 32, 32, 3), &Device::Cpu)
 }
 
 /// How one pass goes over the images.
@@ -207,7 +207,7 @@ impl Loader {
         })?;
         let count = seen.len();
         Ok(Batch {
-            images: Tensor::from_vec(images, (count, 3, 32, 32), &Device::Cpu)?,
+            images: Tensor::from_vec(images, (count, 32, 32, 3), &Device::Cpu)?,
             labels: Tensor::from_vec(labels, count, &Device::Cpu)?,
         })
     }

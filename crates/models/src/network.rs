@@ -121,7 +121,7 @@ impl Network {
         &self.variables
     }
 
-    /// Logits `[batch, classes]` for images `[batch, 3, 32, 32]`, computed on `tape`. `dropout` is `None` in
+    /// Logits `[batch, classes]` for images `[batch, 32, 32, 3]`, computed on `tape`. `dropout` is `None` in
     /// evaluation.
     ///
     /// # Errors
@@ -139,7 +139,7 @@ impl Network {
                 .next()
                 .ok_or_else(|| candle_core::Error::Msg("a layer without parameters".to_owned()))
         };
-        let mut x = ops::channels_last(&tape.activations(images)?)?;
+        let mut x = tape.activations(images)?;
         for step in &self.steps {
             let name = step.name();
             x = match step.operation {

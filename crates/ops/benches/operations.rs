@@ -180,14 +180,9 @@ fn elementwise(criterion: &mut Criterion) {
     }
 }
 
-/// The two ends of a step: images in, loss, update.
+/// The end of a step: loss and update.
 fn ends(criterion: &mut Criterion) {
-    let images = noise((BATCH, 3, 32, 32));
     let mut group = criterion.benchmark_group("both");
-    copying(&mut group, &images);
-    group.bench_function("channels_last", |bencher| {
-        bencher.iter(|| ops::channels_last(&images).unwrap());
-    });
     let logits = noise((BATCH, 10));
     let labels = Tensor::zeros(BATCH, DType::U32, &Device::Cpu).unwrap();
     copying(&mut group, &logits);

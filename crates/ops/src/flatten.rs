@@ -1,24 +1,9 @@
-//! From images to rows of features, and from channels-first images to channels-last ones.
+//! From images to rows of features.
 
 use crate::storage::{contiguous, with_float};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType};
-
-/// `[batch, channels, height, width]` as `[batch, height, width, channels]`.
-///
-/// # Errors
-/// When the tensor has other dimensions, or is neither `f32` nor `f64`.
-pub fn channels_last(x: &Tensor) -> Result<Tensor> {
-    let (batch, channels, height, width) = x.dims4()?;
-    x.contiguous()?.apply_op1_no_bwd(&Transpose {
-        batch,
-        rows: channels,
-        columns: height * width,
-        shape: Shape::from((batch, height, width, channels)),
-        input: x.shape().clone(),
-    })
-}
 
 /// From images `[batch, height, width, channels]` to rows `[batch, channels * height * width]`, in PyTorch's order:
 /// channel, row, column.

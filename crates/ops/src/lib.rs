@@ -42,7 +42,7 @@ pub use cross_entropy::{
 };
 pub use dropout::{Dropout, dropout};
 pub use ema::ema_step;
-pub use flatten::{channels_last, flatten};
+pub use flatten::flatten;
 pub use kernels::{Activation, Pool};
 pub use linear::linear;
 pub use max_pool2d::max_pool2d;

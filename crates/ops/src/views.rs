@@ -83,7 +83,7 @@ impl Images {
         Ok(Views(upload(self.device()?, &words)?))
     }
 
-    /// The images of `range` of `views`, `[range, channels, height, width]` of `dtype`, which is `f32` or `bf16`.
+    /// The images of `range` of `views`, `[range, height, width, channels]` of `dtype`, which is `f32` or `bf16`.
     ///
     /// # Errors
     /// When the range is outside, or there is no memory.
@@ -101,7 +101,7 @@ impl Images {
         with_activations!("views", dtype, T => {
             let length = range.len() * channels * height * width;
             let mut y = room::<T>(device, length)?;
-            let program = Program::packed::<T>(width);
+            let program = Program::packed::<T>(width * channels);
             let packs = program.packs(length);
             launch(
                 device,
@@ -119,7 +119,7 @@ impl Images {
                     width.into(),
                 ],
             )?;
-            Ok(tensor(y, (range.len(), channels, height, width), device))
+            Ok(tensor(y, (range.len(), height, width, channels), device))
         })
     }
 

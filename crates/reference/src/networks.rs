@@ -84,6 +84,7 @@ pub fn network(architecture: Architecture, setting: &Setting) -> Result<NetworkD
     let batch = case.labels.len();
     let images = uniform(case.input.seed, batch * 3 * 32 * 32, case.input.bound);
     let images = Tensor::from_vec(images, (batch, 3, 32, 32), &Device::Cpu)?;
+    let images = images.permute((0, 2, 3, 1))?.contiguous()?;
     let images = images.to_dtype(setting.dtype)?.to_device(&setting.device)?;
     let images = setting.activations(&images)?;
     let labels = Tensor::from_vec(case.labels, batch, &setting.device)?;

@@ -3,7 +3,7 @@
 use crate::deviation::{Deviation, Statistics};
 use crate::{Error, Setting};
 use candle_core::{DType, Device, Result, Tensor, Var};
-use ops::{Activation, Pool, Tape, channels_last};
+use ops::{Activation, Pool, Tape};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -77,6 +77,14 @@ fn channels_first(x: &Tensor) -> Result<Tensor> {
     x.to_device(&Device::Cpu)?
         .permute((0, 3, 1, 2))?
         .contiguous()
+}
+
+/// From PyTorch's order to `[batch, height, width, channels]`, on the device of `x`.
+fn channels_last(x: &Tensor) -> Result<Tensor> {
+    x.to_device(&Device::Cpu)?
+        .permute((0, 2, 3, 1))?
+        .contiguous()?
+        .to_device(x.device())
 }
 
 /// The variable, and itself as the activations are.

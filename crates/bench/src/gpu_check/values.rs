@@ -191,7 +191,7 @@ fn networks(
 ) -> anyhow::Result<()> {
     let batch = if args.quick { 2 } else { 8 };
     for architecture in args.architectures() {
-        let images = numbers(1, &[batch, 3, 32, 32], 2.0, DType::F32)?;
+        let images = numbers(1, &[batch, 32, 32, 3], 2.0, DType::F32)?;
         let labels: Vec<u32> = (0..batch as u32).map(|image| image % 10).collect();
         let masks = DropoutMasks {
             probability: 0.5,

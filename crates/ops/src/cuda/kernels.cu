@@ -49,38 +49,39 @@ DEVICE float activated(float x, int relu) { return relu && x < 0.0f ? 0.0f : x; 
 
 // ---- Images ----
 
-// Images [count, channels, height, width] of bytes as they are seen: for each image of the batch, `chosen`
-// has its number, its view, which is 128 + the row and, 8 bits further up, 128 + the column of the original
-// that the first row and column show, in bit 16 whether it is mirrored, in bit 17 whether what lies beyond the
-// edges is their reflection and not 0, and the top, left, bottom and right, 8 bits each, of the hole whose
-// numbers are 0. `table` [channels, 256] turns bytes into numbers.
-#define REFLECTED(place, size) ((place) < 0 ? -(place) : (place) >= (size) ? 2 * (size) - 2 - (place) : (place))
+// A batch [batch, height, width, channels], cropped, flipped, with cutout and normalised, from `images`
+// [count, channels, height, width] of bytes. For each image of the batch, `chosen` has
+//   its index in `images`;
+//   bits 0 to 7: 128 + the row of the original that the first row shows, bits 8 to 15: 128 + the column that the
+//   first column shows, bit 16: whether it is flipped, bit 17: whether the padding reflects the image or is black;
+//   top, left, bottom and right of the cutout, 8 bits each, whose values are 0.
+// `table` [channels, 256] has the normalised value of each byte.
+#define REFLECTED(at, size) ((at) < 0 ? -(at) : (at) >= (size) ? 2 * (size) - 2 - (at) : (at))
 
 KERNEL(views)(const unsigned char *images, const unsigned *chosen, const float *table, act *y,
               unsigned packs, unsigned channels, unsigned height, unsigned width) {
   unsigned i = INDEX;
   if (i >= packs) return;
-  unsigned first = i * PACK;
-  unsigned column = first % width, line = first / width;
-  unsigned row = line % height, plane = line / height;
-  unsigned channel = plane % channels, image = plane / channels;
-  unsigned view = chosen[3 * image + 1], hole = chosen[3 * image + 2];
-  int reflected = (int)(view >> 17 & 1u);
+  unsigned first = i * PACK % (width * channels), line = i * PACK / (width * channels);
+  unsigned row = line % height, image = line / height;
+  unsigned view = chosen[3 * image + 1], cutout = chosen[3 * image + 2];
+  int reflect = (int)(view >> 17 & 1u);
   int from_row = (int)row + (int)(view & 255u) - 128;
   int left = (int)(view >> 8 & 255u) - 128;
-  int mirrored = (int)(view >> 16 & 1u);
-  if (reflected) from_row = REFLECTED(from_row, (int)height);
+  int flipped = (int)(view >> 16 & 1u);
+  if (reflect) from_row = REFLECTED(from_row, (int)height);
   int inside = from_row >= 0 && from_row < (int)height;
-  int in_hole = row >= (hole & 255u) && row < (hole >> 16 & 255u);
-  const unsigned char *bytes =
-      images + (((size_t)chosen[3 * image] * channels + channel) * height + (inside ? from_row : 0)) * width;
+  int row_is_cut = row >= (cutout & 255u) && row < (cutout >> 16 & 255u);
+  const unsigned char *original = images + (size_t)chosen[3 * image] * channels * height * width;
   pack out;
   for (unsigned n = 0; n < PACK; ++n) {
-    int x = (int)(mirrored ? width - 1 - (column + n) : column + n) + left;
-    if (reflected) x = REFLECTED(x, (int)width);
-    unsigned byte = inside && x >= 0 && x < (int)width ? bytes[x] : 0u;
-    int cut = in_hole && column + n >= (hole >> 8 & 255u) && column + n < hole >> 24;
-    out.at[n] = cut ? narrow(0.0f) : narrow(table[channel * 256 + byte]);
+    unsigned channel = (first + n) % channels, column = (first + n) / channels;
+    int x = (int)(flipped ? width - 1 - column : column) + left;
+    if (reflect) x = REFLECTED(x, (int)width);
+    unsigned byte = 0;
+    if (inside && x >= 0 && x < (int)width) byte = original[(channel * height + from_row) * width + x];
+    int cut = row_is_cut && column >= (cutout >> 8 & 255u) && column < cutout >> 24;
+    out.at[n] = narrow(cut ? 0.0f : table[channel * 256 + byte]);
   }
   store(y, i, out);
 }
