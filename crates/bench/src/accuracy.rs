@@ -108,7 +108,7 @@ fn trained(
             };
             let mut tape = Tape::recording(ConvAlgorithm::Winograd);
             let logits = network.forward(&mut tape, &batch.images, Some(masks))?;
-            let gradient = cross_entropy_gradient(&logits, &batch.labels)?;
+            let gradient = cross_entropy_gradient(&logits, &batch.labels, 0.0)?;
             optimiser.step(&tape.backward(gradient)?)?;
             number += 1;
         }
@@ -177,7 +177,7 @@ fn errors(network: &Network, batch: &Batch) -> anyhow::Result<Vec<Errors>> {
             parameters,
         });
     }
-    let mut gradient = cross_entropy_gradient(&x, &batch.labels)?;
+    let mut gradient = cross_entropy_gradient(&x, &batch.labels, 0.0)?;
     let mut all = Vec::new();
     while let Some(Seen {
         name,

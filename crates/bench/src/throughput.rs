@@ -298,7 +298,7 @@ fn one_batch_training(args: &Args) -> anyhow::Result<Measured> {
                 let mut tape = Tape::recording(ConvAlgorithm::Winograd);
                 let logits = network.forward(&mut tape, &images, None)?;
                 loss(&logits, &labels)?;
-                tape.backward(ops::cross_entropy_gradient(&logits, &labels)?)?
+                tape.backward(ops::cross_entropy_gradient(&logits, &labels, 0.0)?)?
             }
         };
         optimiser.step(&gradients)?;

@@ -4,7 +4,7 @@ use crate::data_loader::DataLoader;
 use candle_core::{DType, Device, Result, Tensor};
 use datasets::{Normalisation, Split, View};
 use models::{CLASSES, Network};
-use ops::{Arithmetic, Tally, Tape};
+use ops::{Arithmetic, MetricsAccumulator, Tape};
 use std::num::NonZeroUsize;
 
 /// Images per batch. It does not follow the batch size of the run, so that a result does not depend on it.
@@ -146,15 +146,15 @@ impl Evaluator {
 
     /// The metrics of logits on `device`.
     fn summary(&self, outputs: Vec<Output>, device: &Device) -> Result<Evaluation> {
-        let mut metrics = Tally::new(CLASSES, device)?;
+        let mut accumulator = MetricsAccumulator::new(CLASSES, device)?;
         for (batch, Output { logits, labels }) in (0..).zip(&outputs) {
             if device.is_cpu() {
-                metrics.add(&logits.to_dtype(DType::F64)?, labels, batch)?;
+                accumulator.add(&logits.to_dtype(DType::F64)?, labels, batch)?;
             } else {
-                metrics.add(logits, labels, batch)?;
+                accumulator.add(logits, labels, batch)?;
             }
         }
-        let totals = metrics.take()?;
+        let metrics = accumulator.take()?;
         // After the metrics, which waited for a GPU already.
         let mut logits = Vec::with_capacity(self.loader.images());
         for output in outputs {
@@ -162,13 +162,13 @@ impl Evaluator {
             logits.extend(values.as_chunks::<CLASSES>().0);
         }
         let images = self.loader.images() as f64;
-        let count = |row, column| totals.confusion[row * CLASSES + column];
+        let count = |row, column| metrics.confusion[row * CLASSES + column];
         Ok(Evaluation {
-            loss: match totals.diverged {
+            loss: match metrics.diverged {
                 Some(_) => f64::NAN,
-                None => totals.loss / images,
+                None => metrics.loss_sum / images,
             },
-            accuracy: totals.right() as f64 / images,
+            accuracy: metrics.correct() as f64 / images,
             confusion: std::array::from_fn(|row| std::array::from_fn(|column| count(row, column))),
             logits,
         })

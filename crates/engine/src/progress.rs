@@ -1,7 +1,7 @@
 //! The progress of a run.
 
 use crate::lr_scheduler::Plateau;
-use ops::Totals;
+use ops::Metrics;
 use run::EpochMetrics;
 use serde::{Deserialize, Serialize};
 
@@ -52,10 +52,10 @@ impl Position {
     }
 
     /// Adds the metrics of some steps.
-    pub(crate) fn add(&mut self, totals: &Totals) {
-        self.loss_sum += totals.loss;
-        self.images += totals.images();
-        self.correct += totals.right();
+    pub(crate) fn add(&mut self, metrics: &Metrics) {
+        self.loss_sum += metrics.loss_sum;
+        self.images += metrics.samples();
+        self.correct += metrics.correct();
     }
 }
 

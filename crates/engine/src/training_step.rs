@@ -9,7 +9,7 @@ use candle_core::Device;
 use candle_nn::Optimizer;
 use datasets::Batch;
 use models::{CLASSES, DropoutMasks, Network};
-use ops::{Arithmetic, Tally, Tape};
+use ops::{Arithmetic, MetricsAccumulator, Tape};
 use tracing::debug_span;
 
 /// Steps after which a GPU is waited for, to read its metrics.
@@ -38,7 +38,7 @@ pub(crate) struct TrainingStep {
     settings: StepSettings,
     device: Device,
     /// Metrics of steps that are not added to a position yet.
-    metrics: Tally,
+    metrics: MetricsAccumulator,
     /// Bytes of a GPU's memory that were free before the first step.
     #[cfg(feature = "cuda")]
     free: usize,
@@ -61,7 +61,7 @@ impl TrainingStep {
             optimiser,
             ema,
             settings,
-            metrics: Tally::new(CLASSES, &device)?,
+            metrics: MetricsAccumulator::new(CLASSES, &device)?,
             #[cfg(feature = "cuda")]
             free: match &device {
                 Device::Cuda(gpu) => ops::cuda::memory(gpu)?.free,
@@ -116,13 +116,13 @@ impl TrainingStep {
         let mut tape = Tape::recording(self.settings.arithmetic);
         let logits = self.network.forward(&mut tape, &batch.images, dropout)?;
         let labels = &batch.labels;
-        self.metrics.add(&logits, labels, position.step as u64)?;
+        let (smoothing, step) = (self.settings.label_smoothing, position.step as u64);
+        let metrics = &mut self.metrics;
+        let gradient = metrics.add_with_gradient(&logits, labels, smoothing, step)?;
         if self.device.is_cpu() {
             // Nothing is waited for here, and a loss that is not finite never reaches the weights.
             self.collect(position)?;
         }
-        let smoothing = self.settings.label_smoothing;
-        let gradient = ops::smoothed_cross_entropy_gradient(&logits, labels, smoothing)?;
         let gradients = tape.backward(gradient)?;
         self.optimiser.set_learning_rate(lr);
         debug_span!("update").in_scope(|| {
@@ -148,15 +148,15 @@ impl TrainingStep {
     /// # Errors
     /// When the loss of one of them is not finite.
     pub(crate) fn collect(&mut self, position: &mut Position) -> Result<(), Error> {
-        let totals = self.metrics.take()?;
-        if let Some(step) = totals.diverged {
+        let metrics = self.metrics.take()?;
+        if let Some(step) = metrics.diverged {
             return Err(Error::Diverged {
                 what: "loss",
                 epoch: position.epoch + 1,
                 steps: step as usize,
             });
         }
-        position.add(&totals);
+        position.add(&metrics);
         Ok(())
     }
 

@@ -22,6 +22,7 @@ mod activation;
 pub mod avg_pool2d;
 pub mod conv2d;
 mod cook_toom;
+pub mod cross_entropy;
 pub mod dropout;
 mod gradients;
 mod instruction_set;

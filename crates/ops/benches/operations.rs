@@ -190,7 +190,7 @@ fn ends(criterion: &mut Criterion) {
         bencher.iter(|| ops::cross_entropy(&logits, &labels).unwrap());
     });
     group.bench_function("cross_entropy_gradient", |bencher| {
-        bencher.iter(|| ops::cross_entropy_gradient(&logits, &labels).unwrap());
+        bencher.iter(|| ops::cross_entropy_gradient(&logits, &labels, 0.0).unwrap());
     });
     group.finish();
 

@@ -7,13 +7,41 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, W
 
 /// The mean over the batch of `-log softmax(logits)[label]`, a scalar, for `logits`
 /// `[batch, classes]` and `labels` `[batch]` of type `u32`. Computed in double precision, with the
-/// row's maximum taken out first, so that large logits do not overflow.
+/// maximum of each row subtracted first, so that large logits do not overflow.
 ///
 /// # Errors
-/// When the batch is empty, the shapes do not fit, the labels are not `u32` or one of them is no
-/// class, or the logits are neither `f32` nor `f64`.
+/// When the batch is empty, the shapes do not fit, the labels are not `u32` or one of them is not below
+/// `classes`, or the logits are neither `f32` nor `f64` (on a GPU: not `f32`).
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
-    let (batch, _) = logits.dims2()?;
+    check(logits, labels)?;
+    logits
+        .contiguous()?
+        .apply_op2(&labels.contiguous()?, CrossEntropy)
+}
+
+/// The gradient of [`cross_entropy`] with respect to the logits, `[batch, classes]`, with smoothed labels: the
+/// probability of the label's class is `1 - label_smoothing + label_smoothing / classes`, that of every other
+/// class `label_smoothing / classes` (`label_smoothing` of `torch.nn.functional.cross_entropy`).
+///
+/// # Errors
+/// As for [`cross_entropy`].
+pub fn cross_entropy_gradient(
+    logits: &Tensor,
+    labels: &Tensor,
+    label_smoothing: f64,
+) -> Result<Tensor> {
+    check(logits, labels)?;
+    logits
+        .contiguous()?
+        .apply_op2_no_bwd(&labels.contiguous()?, &LogitsGradient { label_smoothing })
+}
+
+/// Batch size and classes.
+///
+/// # Errors
+/// When the batch is empty, or the shapes or the labels' type do not fit.
+pub(crate) fn check(logits: &Tensor, labels: &Tensor) -> Result<(usize, usize)> {
+    let (batch, classes) = logits.dims2()?;
     if batch == 0 || labels.dims() != [batch] || labels.dtype() != DType::U32 {
         bail!(
             "cross_entropy: logits {:?} do not fit labels {:?} of type {:?}",
@@ -22,51 +50,16 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
             labels.dtype()
         );
     }
-    logits
-        .contiguous()?
-        .apply_op2(&labels.contiguous()?, CrossEntropy)
+    Ok((batch, classes))
 }
 
-/// The class with the largest logit for each row of `[batch, classes]`, the first of equals.
-///
 /// # Errors
-/// When the logits have other dimensions.
-pub fn predictions(logits: &Tensor) -> Result<Vec<usize>> {
-    let rows = logits.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-    Ok(rows
-        .iter()
-        .map(|row| {
-            let best = row
-                .iter()
-                .enumerate()
-                .reduce(|best, next| if next.1 > best.1 { next } else { best });
-            best.map_or(0, |(class, _)| class)
-        })
-        .collect())
-}
-
-/// The gradient of [`cross_entropy`] with respect to the logits, `[batch, classes]`.
-///
-/// # Errors
-/// As for [`cross_entropy`].
-pub fn cross_entropy_gradient(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
-    smoothed_cross_entropy_gradient(logits, labels, 0.0)
-}
-
-/// The gradient of the cross-entropy with smoothed labels, `[batch, classes]`: the label's class is the right one
-/// with probability `1 - smoothing + smoothing / classes`, every other with `smoothing / classes`
-/// (`label_smoothing` of `torch.nn.functional.cross_entropy`).
-///
-/// # Errors
-/// As for [`cross_entropy`].
-pub fn smoothed_cross_entropy_gradient(
-    logits: &Tensor,
-    labels: &Tensor,
-    smoothing: f64,
-) -> Result<Tensor> {
-    logits
-        .contiguous()?
-        .apply_op2_no_bwd(&labels.contiguous()?, &LogitsGradient { smoothing })
+/// When a label is not below `classes`.
+pub(crate) fn check_labels(labels: &[u32], classes: usize) -> Result<()> {
+    match labels.iter().find(|label| **label as usize >= classes) {
+        Some(label) => bail!("cross_entropy: label {label} with {classes} classes"),
+        None => Ok(()),
+    }
 }
 
 struct CrossEntropy;
@@ -85,17 +78,11 @@ impl CustomOp2 for CrossEntropy {
     ) -> Result<(CpuStorage, Shape)> {
         let (batch, classes) = logits_layout.shape().dims2()?;
         let labels = contiguous::<u32>(self.name(), labels, labels_layout)?;
-        if let Some(label) = labels.iter().find(|label| **label as usize >= classes) {
-            bail!("cross_entropy: label {label} is none of {classes} classes");
-        }
+        check_labels(labels, classes)?;
         with_float!(self.name(), logits, T => {
             let logits = contiguous::<T>(self.name(), logits, logits_layout)?;
-            let total: f64 = logits
-                .chunks_exact(classes)
-                .zip(labels)
-                .map(|(row, label)| log_sum_exp(row) - row[*label as usize].to_f64())
-                .sum();
-            Ok((T::to_cpu_storage_owned(vec![T::from_f64(total / batch as f64)]), Shape::from(())))
+            let sum = kernels::cross_entropy::sum(logits, labels, classes, 0.0, None);
+            Ok((T::to_cpu_storage_owned(vec![T::from_f64(sum / batch as f64)]), Shape::from(())))
         })
     }
 
@@ -119,16 +106,13 @@ impl CustomOp2 for CrossEntropy {
         _res: &Tensor,
         grad_res: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let gradient = logits
-            .contiguous()?
-            .apply_op2_no_bwd(labels, &LogitsGradient { smoothing: 0.0 })?;
+        let gradient = cross_entropy_gradient(logits, labels, 0.0)?;
         Ok((Some(gradient.broadcast_mul(grad_res)?), None))
     }
 }
 
-/// `(softmax(logits) - smoothed one-hot(labels)) / batch`.
 struct LogitsGradient {
-    smoothing: f64,
+    label_smoothing: f64,
 }
 
 impl CustomOp2 for LogitsGradient {
@@ -143,20 +127,14 @@ impl CustomOp2 for LogitsGradient {
         labels: &CpuStorage,
         labels_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (batch, classes) = logits_layout.shape().dims2()?;
+        let (_, classes) = logits_layout.shape().dims2()?;
         let labels = contiguous::<u32>(self.name(), labels, labels_layout)?;
+        check_labels(labels, classes)?;
         with_float!(self.name(), logits, T => {
             let logits = contiguous::<T>(self.name(), logits, logits_layout)?;
-            let everywhere = self.smoothing / classes as f64;
-            let right = 1.0 - self.smoothing + everywhere;
-            let mut gradient = Vec::with_capacity(logits.len());
-            for (row, label) in logits.chunks_exact(classes).zip(labels) {
-                let offset = log_sum_exp(row);
-                gradient.extend(row.iter().zip(0_u32..).map(|(value, class)| {
-                    let target = if class == *label { right } else { everywhere };
-                    T::from_f64((libm::exp(value.to_f64() - offset) - target) / batch as f64)
-                }));
-            }
+            let mut gradient = vec![<T as kernels::Real>::zero(); logits.len()];
+            let (smoothing, to) = (self.label_smoothing, Some(gradient.as_mut_slice()));
+            kernels::cross_entropy::sum(logits, labels, classes, smoothing, to);
             Ok((T::to_cpu_storage_owned(gradient), logits_layout.shape().clone()))
         })
     }
@@ -172,23 +150,10 @@ impl CustomOp2 for LogitsGradient {
         let gradient = cuda::gradient(
             (logits, logits_layout),
             (labels, labels_layout),
-            self.smoothing,
+            self.label_smoothing,
         )?;
         Ok((gradient, logits_layout.shape().clone()))
     }
-}
-
-/// `log(sum(exp(row)))`.
-fn log_sum_exp<T: WithDType>(row: &[T]) -> f64 {
-    let maximum = row
-        .iter()
-        .map(|value| value.to_f64())
-        .fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = row
-        .iter()
-        .map(|value| libm::exp(value.to_f64() - maximum))
-        .sum();
-    maximum + libm::log(sum)
 }
 
 #[cfg(feature = "cuda")]
@@ -198,23 +163,23 @@ pub(crate) mod cuda {
     use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView};
     use candle_core::{CudaDevice, CudaStorage, Layout, Result, bail};
 
-    /// One unit of the sum of losses in a tally.
+    /// One unit of the sum of losses in the kernel's metrics.
     pub(crate) const UNIT: f64 = 1.0 / (1 << 24) as f64;
 
-    /// Numbers in a tally besides the confusion matrix: sum of losses, rows classified rightly, first step
-    /// with a loss that is not finite.
-    pub(crate) const HEADER: usize = 3;
+    /// Elements of the kernel's metrics in front of the confusion matrix: sum of losses, first step with a loss
+    /// that is not finite.
+    pub(crate) const HEADER: usize = 2;
 
-    /// No step.
-    pub(crate) const NOWHERE: u64 = u64::MAX;
+    /// In place of a step: no loss was other than finite.
+    pub(crate) const NO_STEP: u64 = u64::MAX;
 
     type Stored<'a> = (&'a CudaStorage, &'a Layout);
 
-    /// A tally of nothing.
-    pub(crate) fn empty_tally(classes: usize) -> Vec<u64> {
-        let mut tally = vec![0; HEADER + classes * classes];
-        tally[2] = NOWHERE;
-        tally
+    /// The metrics of no samples.
+    pub(crate) fn empty_metrics(classes: usize) -> Vec<u64> {
+        let mut metrics = vec![0; HEADER + classes * classes];
+        metrics[1] = NO_STEP;
+        metrics
     }
 
     pub(super) fn loss(
@@ -222,14 +187,21 @@ pub(crate) mod cuda {
         (labels, labels_layout): Stored<'_>,
     ) -> Result<CudaStorage> {
         let device = logits.device();
-        let (batch, classes) = logits_layout.shape().dims2()?;
+        let sizes = logits_layout.shape().dims2()?;
+        let (batch, classes) = sizes;
         let logits = contiguous::<f32>("cross-entropy", logits, logits_layout)?;
         let labels = contiguous::<u32>("cross-entropy", labels, labels_layout)?;
-        let mut tally = device.clone_htod(&empty_tally(classes))?;
-        add(device, (&logits, &labels), (batch, classes), &mut tally, 0)?;
-        let tally = device.clone_dtoh(&tally)?;
-        let loss = if tally[2] == NOWHERE {
-            tally[0] as f64 * UNIT / batch as f64
+        let mut metrics = device.clone_htod(&empty_metrics(classes))?;
+        run(
+            device,
+            (&logits, &labels),
+            sizes,
+            None,
+            Some((&mut metrics, 0)),
+        )?;
+        let metrics = device.clone_dtoh(&metrics)?;
+        let loss = if metrics[1] == NO_STEP {
+            metrics[0] as f64 * UNIT / batch as f64
         } else {
             f64::NAN
         };
@@ -240,72 +212,61 @@ pub(crate) mod cuda {
     pub(super) fn gradient(
         (logits, logits_layout): Stored<'_>,
         (labels, labels_layout): Stored<'_>,
-        smoothing: f64,
+        label_smoothing: f64,
     ) -> Result<CudaStorage> {
         let device = logits.device();
         let sizes = logits_layout.shape().dims2()?;
         let logits = contiguous::<f32>("cross-entropy", logits, logits_layout)?;
         let labels = contiguous::<u32>("cross-entropy", labels, labels_layout)?;
         let mut gradient = room::<f32>(device, logits.len())?;
-        let to = Argument::write(device, &mut gradient);
-        run(
-            device,
-            (&logits, &labels),
-            sizes,
-            (to, smoothing),
-            Argument::null(),
-            0,
-        )?;
+        let to = Some((&mut gradient, label_smoothing));
+        run(device, (&logits, &labels), sizes, to, None)?;
         Ok(CudaStorage::wrap_cuda_slice(gradient, device.clone()))
     }
 
-    /// Adds a batch to a tally; `step` is what is remembered where its loss is not finite.
-    pub(crate) fn add(
-        device: &CudaDevice,
-        batch: (&CudaView<'_, f32>, &CudaView<'_, u32>),
-        (rows, classes): (usize, usize),
-        tally: &mut CudaSlice<u64>,
-        step: u64,
-    ) -> Result<()> {
-        assert_eq!(tally.len(), HEADER + classes * classes);
-        let tally = Argument::write(device, tally);
-        run(
-            device,
-            batch,
-            (rows, classes),
-            (Argument::null(), 0.0),
-            tally,
-            step,
-        )
-    }
-
-    fn run(
+    /// One launch for `sizes`, which are batch size and classes: writes the gradient with this label smoothing where
+    /// there is one, and adds to the metrics, with the step to name where a loss is not finite.
+    pub(crate) fn run(
         device: &CudaDevice,
         (logits, labels): (&CudaView<'_, f32>, &CudaView<'_, u32>),
-        (rows, classes): (usize, usize),
-        (gradient, smoothing): (Argument<'_>, f64),
-        tally: Argument<'_>,
-        step: u64,
+        (batch, classes): (usize, usize),
+        gradient: Option<(&mut CudaSlice<f32>, f64)>,
+        metrics: Option<(&mut CudaSlice<u64>, u64)>,
     ) -> Result<()> {
-        if labels.len() != rows || logits.len() != rows * classes || classes == 0 {
+        let elements = batch * classes;
+        if labels.len() != batch || logits.len() != elements || classes == 0 {
             bail!(
-                "cross_entropy: {} labels for {rows} rows of logits",
+                "cross_entropy: {} labels for {batch} rows of logits",
                 labels.len()
             );
         }
+        let (gradient, label_smoothing) = match gradient {
+            Some((gradient, label_smoothing)) => {
+                assert_eq!(gradient.len(), elements);
+                (Argument::write(device, gradient), label_smoothing)
+            }
+            None => (Argument::null(), 0.0),
+        };
+        let (metrics, step) = match metrics {
+            Some((metrics, step)) => {
+                assert_eq!(metrics.len(), HEADER + classes * classes);
+                (Argument::write(device, metrics), step)
+            }
+            None => (Argument::null(), 0),
+        };
         launch(
             device,
             Program::packed::<f32>(1),
             "cross_entropy",
-            rows,
+            batch,
             &[
                 Argument::read(device, logits),
                 Argument::read(device, labels),
                 gradient,
-                tally,
-                rows.into(),
+                metrics,
+                batch.into(),
                 classes.into(),
-                (smoothing as f32).into(),
+                (label_smoothing as f32).into(),
                 Argument::long(step),
             ],
         )

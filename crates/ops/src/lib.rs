@@ -22,13 +22,13 @@ mod ema;
 mod flatten;
 mod linear;
 mod max_pool2d;
+mod metrics;
 mod norm;
 mod parametric;
 mod recycling;
 mod relu;
 mod sgd;
 mod storage;
-mod tally;
 mod tape;
 #[cfg(feature = "cuda")]
 mod views;
@@ -37,20 +37,18 @@ pub use activations::activations;
 pub use arithmetic::{Arithmetic, ConvAlgorithm, Precision, UnknownPrecision};
 pub use avg_pool2d::avg_pool2d;
 pub use conv2d::{Conv2d, conv2d};
-pub use cross_entropy::{
-    cross_entropy, cross_entropy_gradient, predictions, smoothed_cross_entropy_gradient,
-};
+pub use cross_entropy::{cross_entropy, cross_entropy_gradient};
 pub use dropout::{Dropout, dropout};
 pub use ema::ema_step;
 pub use flatten::flatten;
 pub use kernels::{Activation, Pool};
 pub use linear::linear;
 pub use max_pool2d::max_pool2d;
+pub use metrics::{Metrics, MetricsAccumulator};
 pub use norm::norm;
 pub use recycling::Recycling;
 pub use relu::relu;
 pub use sgd::{Sgd, sgd_step};
-pub use tally::{Tally, Totals};
 pub use tape::Tape;
 #[cfg(feature = "cuda")]
 pub use views::{Images, View, Views};

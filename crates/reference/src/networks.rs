@@ -130,7 +130,7 @@ pub fn network(architecture: Architecture, setting: &Setting) -> Result<NetworkD
             &[step.loss],
             step.loss,
         ));
-        let gradients = tape.backward(cross_entropy_gradient(&logits, &labels)?)?;
+        let gradients = tape.backward(cross_entropy_gradient(&logits, &labels, 0.0)?)?;
         let mut updates = Vec::new();
         for ((name, variable), velocity) in network.variables().iter().zip(&velocities) {
             let gradient = gradients

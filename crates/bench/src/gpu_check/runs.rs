@@ -77,7 +77,7 @@ pub(super) fn compare_with_processor(
             let logits = network.forward(&mut tape, &images.images, Some(masks))?;
             let loss = cross_entropy(&logits, &images.labels)?.to_device(&Device::Cpu)?;
             losses.push(f64::from(loss.to_scalar::<f32>()?));
-            let gradient = cross_entropy_gradient(&logits, &images.labels)?;
+            let gradient = cross_entropy_gradient(&logits, &images.labels, 0.0)?;
             optimiser.step(&tape.backward(gradient)?)?;
         }
         Ok(losses)

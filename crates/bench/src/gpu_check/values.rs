@@ -5,8 +5,8 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use datasets::{Augmentation, Dataset, Edges, Flip, Loader, Normalisation};
 use models::{Architecture, DropoutMasks, Layer, NamedLayer, Network, initial_parameters};
 use ops::{
-    Activation, Arithmetic, Conv2d, ConvAlgorithm, Dropout, Pool, Precision, Sgd, Tally, Tape,
-    cross_entropy, cross_entropy_gradient, sgd_step, smoothed_cross_entropy_gradient,
+    Activation, Arithmetic, Conv2d, ConvAlgorithm, Dropout, Metrics, MetricsAccumulator, Pool,
+    Precision, Sgd, Tape, cross_entropy, cross_entropy_gradient, sgd_step,
 };
 use reference::{Deviation, Setting, relative_error, uniform};
 use run::settings::WeightInit;
@@ -209,7 +209,7 @@ fn networks(
             let labels = Tensor::from_vec(labels.clone(), batch, on)?;
             let mut tape = Tape::recording(arithmetic);
             let logits = network.forward(&mut tape, &images, Some(masks))?;
-            let gradients = tape.backward(cross_entropy_gradient(&logits, &labels)?)?;
+            let gradients = tape.backward(cross_entropy_gradient(&logits, &labels, 0.0)?)?;
             let mut results = vec![logits];
             for (_, variable) in network.variables() {
                 results.extend(gradients.get(variable).cloned());
@@ -384,31 +384,30 @@ fn views(device: &Device, report: &mut Report) -> anyhow::Result<()> {
 fn loss(device: &Device, report: &mut Report) -> anyhow::Result<()> {
     let logits = (numbers(21, &[300, 10], 1.0, DType::F32)? * 12.0)?;
     let labels: Vec<u32> = (0..300).map(|row| row * 7 % 10).collect();
-    let compute = |on: &Device| -> anyhow::Result<(f64, Tensor, ops::Totals)> {
+    let compute = |on: &Device| -> anyhow::Result<(f64, Tensor, Metrics)> {
         let logits = logits.to_device(on)?;
         let labels = Tensor::from_vec(labels.clone(), 300, on)?;
         let loss = cross_entropy(&logits, &labels)?.to_device(&Device::Cpu)?;
-        let mut tally = Tally::new(10, on)?;
-        tally.add(&logits, &labels, 4)?;
-        tally.add(&logits, &labels, 5)?;
+        let mut accumulator = MetricsAccumulator::new(10, on)?;
+        accumulator.add(&logits, &labels, 4)?;
+        let smoothed = accumulator.add_with_gradient(&logits, &labels, 0.125, 5)?;
         let gradients = Tensor::cat(
             &[
-                cross_entropy_gradient(&logits, &labels)?.to_device(&Device::Cpu)?,
-                smoothed_cross_entropy_gradient(&logits, &labels, 0.125)?
-                    .to_device(&Device::Cpu)?,
+                cross_entropy_gradient(&logits, &labels, 0.0)?.to_device(&Device::Cpu)?,
+                smoothed.to_device(&Device::Cpu)?,
             ],
             0,
         )?;
         Ok((
             f64::from(loss.to_scalar::<f32>()?),
             gradients,
-            tally.take()?,
+            accumulator.take()?,
         ))
     };
     let (found, expected) = (compute(device)?, compute(&Device::Cpu)?);
     let gradient = relative_error(&found.1, &expected.1)?;
     let loss = (found.0 - expected.0).abs() / expected.0;
-    let total = (found.2.loss - expected.2.loss).abs() / expected.2.loss;
+    let total = (found.2.loss_sum - expected.2.loss_sum).abs() / expected.2.loss_sum;
     let worst = worst([gradient, loss, total]);
     let same = found.2.confusion == expected.2.confusion && found.2.diverged.is_none();
     report.check(
@@ -420,10 +419,10 @@ fn loss(device: &Device, report: &mut Report) -> anyhow::Result<()> {
             if same { "equal" } else { "differ" }
         ),
     )?;
-    let mut tally = Tally::new(10, device)?;
+    let mut accumulator = MetricsAccumulator::new(10, device)?;
     let nan = (&logits * f64::NAN)?.to_device(device)?;
-    tally.add(&nan, &Tensor::from_vec(labels, 300, device)?, 17)?;
-    let diverged = tally.take()?.diverged;
+    accumulator.add(&nan, &Tensor::from_vec(labels, 300, device)?, 17)?;
+    let diverged = accumulator.take()?.diverged;
     report.check(
         PART,
         "a loss that is no number",

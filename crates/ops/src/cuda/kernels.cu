@@ -339,15 +339,13 @@ KERNEL(dropout)(const act *x, act *y, unsigned count, unsigned key0, unsigned ke
 
 // ---- Loss ----
 
-#define NOWHERE 0xffffffffffffffffull
-
-// Softmax cross-entropy of each row of logits, in double precision. Its gradient for labels smoothed by
-// `smoothing`, divided by the batch, goes to `gradient` unless that is null. `tally`, unless it is null, gathers over many calls: the sum of the losses
-// as multiples of 2^-24, the number of rows whose largest logit is the label's (the first of equals),
-// the first step with a loss that is not finite, and how many rows of class r were taken for class c. They
-// are whole numbers, so that the order of the additions does not matter.
+// Softmax cross-entropy of each row of logits, in double precision. `gradient`, unless it is null, becomes the
+// gradient of the mean with labels smoothed by `smoothing`. To `metrics`, unless it is null, are added: the sum of
+// the losses (without smoothing) in units of 2^-24, the first step with a loss that is not finite, and the
+// confusion matrix [label, prediction], where the first of equal logits is predicted. All are whole numbers, so
+// that the order of the additions does not matter.
 KERNEL(cross_entropy)(const float *logits, const unsigned *labels, float *gradient,
-                      unsigned long long *tally, unsigned batch, unsigned classes, float smoothing,
+                      unsigned long long *metrics, unsigned batch, unsigned classes, float smoothing,
                       unsigned long long step) {
   unsigned i = INDEX;
   if (i >= batch) return;
@@ -362,24 +360,23 @@ KERNEL(cross_entropy)(const float *logits, const unsigned *labels, float *gradie
   double sum = 0.0;
   for (unsigned c = 0; c < classes; ++c) sum += exp((double)row[c] - (double)top);
   double offset = (double)top + log(sum);
-  double everywhere = (double)smoothing / (double)classes;
-  double right = 1.0 - (double)smoothing + everywhere;
+  double other = (double)smoothing / (double)classes;
+  double correct = 1.0 - (double)smoothing + other;
   if (gradient)
     for (unsigned c = 0; c < classes; ++c)
       gradient[i * classes + c] =
-          (float)((exp((double)row[c] - offset) - (c == label ? right : everywhere)) / (double)batch);
-  if (!tally) return;
+          (float)((exp((double)row[c] - offset) - (c == label ? correct : other)) / (double)batch);
+  if (!metrics) return;
   double loss = label < classes ? offset - (double)row[label] : 1e300;
   // Written so that a NaN is not finite.
   if (!(loss < 1e30)) {
-    atomicMin(&tally[2], step);
+    atomicMin(&metrics[1], step);
     return;
   }
   // 2^39 is what the sum can hold; a loss beyond a thousandth of it counts as that.
   if (loss > 549755813.0) loss = 549755813.0;
-  atomicAdd(&tally[0], (unsigned long long)((loss < 0.0 ? 0.0 : loss) * 16777216.0 + 0.5));
-  if (predicted == label) atomicAdd(&tally[1], 1ull);
-  atomicAdd(&tally[3 + label * classes + predicted], 1ull);
+  atomicAdd(&metrics[0], (unsigned long long)((loss < 0.0 ? 0.0 : loss) * 16777216.0 + 0.5));
+  atomicAdd(&metrics[2 + label * classes + predicted], 1ull);
 }
 
 // ---- Update ----
