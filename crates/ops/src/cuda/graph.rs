@@ -555,7 +555,6 @@ fn is_allowed(notes: &[i32], arithmetic: Arithmetic) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::panic;
 
     fn arithmetic(conv_algorithm: ConvAlgorithm, precision: Precision) -> Arithmetic {
         Arithmetic {
@@ -611,23 +610,18 @@ mod tests {
         "supportCoopLaunch":1,"oversizedSharedMemoryPerBlock":0,"totalGlobalMem":150000000000,
         "deviceName":"NVIDIA H200"}"#;
 
-    /// The library itself plans every convolution of both networks for a GPU that is not there. It is not on every
-    /// machine, and only some versions can do this.
+    /// cuDNN plans every convolution of AlexNet and SmallAlexNet for a GPU that the machine need not have.
     #[test]
+    #[ignore = "needs cuDNN 9.26 or later, but no GPU"]
     fn every_convolution_of_the_networks_has_a_plan() {
-        let described = panic::catch_unwind(|| {
-            Descriptor::with(
-                Kind::CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR,
-                &[(
-                    Name::CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION,
-                    Value::Text(H200.as_bytes()),
-                )],
-            )
-        });
-        let Ok(Ok(device)) = described else {
-            println!("skipped: there is no cuDNN that plans for a described device");
-            return;
-        };
+        let device = Descriptor::with(
+            Kind::CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR,
+            &[(
+                Name::CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION,
+                Value::Text(H200.as_bytes()),
+            )],
+        )
+        .unwrap();
         // Height, channels in and out, kernel and padding.
         let layers = [
             [32, 3, 96, 4, 0],
