@@ -277,7 +277,7 @@ pub(super) fn kill_and_resume(args: &Args, report: &mut Report) -> anyhow::Resul
 pub(super) fn train_both(args: &Args, report: &mut Report) -> anyhow::Result<()> {
     let real = has_cifar(&args.data_dir);
     let epochs = if args.full { 50 } else { 2 };
-    for &model in args.architectures() {
+    for model in args.architectures() {
         for &precision in &args.precisions {
             let name = format!("{model}-{precision}-{epochs}");
             let folder = clear(args, &name)?;

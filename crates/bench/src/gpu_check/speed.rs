@@ -94,7 +94,7 @@ pub(super) fn measure(args: &Args, report: &mut Report) -> anyhow::Result<()> {
         Ok(version) => cli::note(&format!("PyTorch {version} in turn with ours")),
         Err(error) => cli::note(&format!("without PyTorch: {error:#}")),
     }
-    for &model in args.architectures() {
+    for model in args.architectures() {
         for batch_size in batch_sizes(args) {
             for &precision in &args.precisions {
                 let speed = one(args, (model, batch_size, precision), pytorch.is_ok())?;
