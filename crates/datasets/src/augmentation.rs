@@ -1,4 +1,4 @@
-//! From the bytes of an image to the numbers that the network sees.
+//! Augmentation and normalisation: from the bytes of an image to the input of the network.
 
 use crate::layout::IMAGE_BYTES;
 use rng::{Purpose, Stream};
@@ -7,49 +7,49 @@ use serde::{Deserialize, Serialize};
 /// Height and width of an image.
 const SIDE: usize = 32;
 
-/// Zeros that a random crop sees beyond every edge.
+/// Pixels of padding on each side before a random crop.
 const PADDING: u64 = 4;
 
-/// What lies beyond an image's edges.
+/// The padding of a random crop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Edges {
-    /// Zeros, as bytes: black.
+    /// Zero bytes: black.
     Zero,
-    /// The image's own rows and columns in reverse order, without the outermost again.
+    /// Reflection of the image without repeating its edge, as `mode="reflect"` of PyTorch and numpy.
     Reflect,
 }
 
-/// When images are mirrored.
+/// When images are flipped horizontally.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Flip {
-    /// In half of the cases.
+    /// With probability 1/2 in every epoch.
     Random,
-    /// In the first epoch in half of the cases, from then on in every other epoch: two epochs in a row show every
-    /// image both ways (K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.6).
+    /// In the first epoch with probability 1/2, from then on in every other epoch, so that two successive epochs show
+    /// both versions of every image (K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.6).
     Alternating,
 }
 
-/// What is done to training images.
+/// The augmentation of training images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Augmentation {
     /// Nothing.
     None,
-    /// Pad by 4, crop 32x32 anywhere, flip left and right.
+    /// Pad by 4, crop 32x32 at random, flip horizontally, cutout.
     Standard {
-        /// What the padding holds.
+        /// The padding.
         edges: Edges,
         /// When images are flipped.
         flip: Flip,
-        /// Side of a square, around a place anywhere in the crop, in which all numbers become 0, the mean colour
+        /// Side of a square around a random pixel of the crop, whose normalised values become 0, the mean colour
         /// (T. DeVries and G. W. Taylor, "Improved regularization of convolutional neural networks with cutout",
         /// 2017); 0 for none.
         cutout: u8,
     },
 }
 
-/// A rectangle of a crop, in pixels; it may be empty.
+/// The rectangle that cutout sets to 0, in pixels of the crop. It may be empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hole {
     /// First row.
@@ -70,7 +70,7 @@ impl Hole {
         right: 0,
     };
 
-    /// The square of this side around a pixel, as far as it lies in the image.
+    /// The square of this side around a pixel, clipped to the image.
     fn around(row: u8, column: u8, side: u8) -> Self {
         let from = |place: u8| place.saturating_sub(side / 2);
         let to = |place: u8| {
@@ -86,23 +86,23 @@ impl Hole {
     }
 }
 
-/// Where a crop is taken from, and what is done to it.
+/// The transform of one sample: crop, flip and cutout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct View {
-    /// Row of the original that the crop's first row shows.
+    /// Row of the image at which the crop starts; negative in the padding.
     pub top: i8,
-    /// Column of the original that the crop's first column shows.
+    /// Column of the image at which the crop starts; negative in the padding.
     pub left: i8,
-    /// Whether left and right are exchanged.
+    /// Whether the crop is flipped horizontally.
     pub flipped: bool,
-    /// What rows and columns outside of the original show.
+    /// The padding.
     pub edges: Edges,
-    /// Where all numbers become 0.
+    /// Where the normalised values become 0.
     pub hole: Hole,
 }
 
 impl View {
-    /// The image as it is.
+    /// The image without augmentation.
     pub const WHOLE: Self = Self {
         top: 0,
         left: 0,
@@ -111,7 +111,7 @@ impl View {
         hole: Hole::NONE,
     };
 
-    /// The image with left and right exchanged.
+    /// The image, flipped horizontally.
     pub const MIRRORED: Self = Self {
         flipped: true,
         ..Self::WHOLE
@@ -119,14 +119,14 @@ impl View {
 }
 
 impl Augmentation {
-    /// What the original does: black beyond the edges, random flips.
+    /// As in the original network: black padding, random flips.
     pub const STANDARD: Self = Self::Standard {
         edges: Edges::Zero,
         flip: Flip::Random,
         cutout: 0,
     };
 
-    /// How image `index` of the training set is seen in an epoch.
+    /// The transform of image `index` of the training set in an epoch.
     pub(crate) fn view(self, seed: u64, epoch: u32, index: u64) -> View {
         let Self::Standard {
             edges,
@@ -177,7 +177,7 @@ impl Normalisation {
         Self { table }
     }
 
-    /// The number for each channel and value.
+    /// The normalised value of each byte, by channel.
     #[must_use]
     pub fn numbers(&self) -> &[[f32; 256]; 3] {
         &self.table
@@ -224,7 +224,7 @@ impl Normalisation {
     }
 }
 
-/// The row or column of the original that lies `offset` further than `place`.
+/// The row or column of the image for `place` in the crop; `None` in black padding.
 fn original(place: usize, offset: i8, edges: Edges) -> Option<usize> {
     let last = SIDE as isize - 1;
     let place = place as isize + isize::from(offset);

@@ -1,4 +1,4 @@
-//! Batches in a seeded order, made ready by a thread of their own.
+//! Batches in a seeded order, prefetched by a thread of their own.
 
 use crate::augmentation::{Augmentation, Normalisation, View};
 use crate::dataset::Split;
@@ -10,19 +10,19 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{self, JoinHandle};
 use tracing::debug_span;
 
-/// Batches that wait, ready, while the network works on another.
+/// Batches that are prefetched.
 const AHEAD: usize = 2;
 
 /// One image of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// Its number in the set.
+    /// Its index in the set.
     pub index: u32,
-    /// How it is seen.
+    /// Its transform.
     pub view: View,
 }
 
-/// Images as the network sees them, with their labels.
+/// Augmented images and their labels.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// `f32` `[batch, 32, 32, 3]`, normalised.
@@ -31,7 +31,7 @@ pub struct Batch {
     pub labels: Tensor,
 }
 
-/// Cuts a split into batches. The last one is smaller where the size does not divide the images.
+/// Splits a data set into batches. The last batch is smaller where the batch size does not divide the set.
 #[derive(Clone, Debug)]
 pub struct Loader {
     split: Split,
@@ -79,7 +79,7 @@ impl Loader {
         }
     }
 
-    /// The same in the set's order, in training as well: every epoch has the same batches.
+    /// Without shuffling: every epoch has the same batches, in the order of the set.
     #[must_use]
     pub fn in_order(mut self) -> Self {
         self.shuffled = false;
@@ -92,7 +92,7 @@ impl Loader {
         &self.split
     }
 
-    /// What pixels become.
+    /// The normalisation of the images.
     #[must_use]
     pub fn normalisation(&self) -> &Normalisation {
         &self.normalisation
@@ -110,9 +110,8 @@ impl Loader {
         self.images().div_ceil(self.batch_size.get())
     }
 
-    /// One epoch's batches from number `first` on, shuffled and augmented: a function of the
-    /// arguments, however the epoch is interrupted. Inside a batch, images keep the set's order, so
-    /// a batch of the whole set is the set.
+    /// The batches of one epoch from index `first` on, shuffled and augmented: a function of the arguments, however
+    /// often the epoch is interrupted. Within a batch, images keep the order of the set.
     ///
     /// # Errors
     /// When the thread cannot be started.
@@ -126,7 +125,7 @@ impl Loader {
         self.start(self.pass(seed, epoch, augmentation), first)
     }
 
-    /// All images in the set's order, each of them in this view.
+    /// All images in the set's order, with this transform.
     ///
     /// # Errors
     /// When the thread cannot be started.
@@ -163,8 +162,8 @@ impl Loader {
         })
     }
 
-    /// What [`Loader::training`] gives, as numbers of images and how they are seen: for a data set that
-    /// lies elsewhere than in this process's memory.
+    /// The batches of [`Loader::training`] as indices and transforms, for a backend that has the images in its own
+    /// memory.
     pub fn training_plan(
         &self,
         seed: u64,
@@ -175,7 +174,7 @@ impl Loader {
         self.plan(self.pass(seed, epoch, augmentation), first)
     }
 
-    /// What [`Loader::evaluation`] gives, in the same way.
+    /// The same for [`Loader::evaluation`].
     pub fn evaluation_plan(&self, view: View) -> impl Iterator<Item = Vec<Seen>> + use<> {
         self.plan(Pass::Evaluation { view }, 0)
     }

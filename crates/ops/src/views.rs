@@ -1,30 +1,29 @@
-//! Batches of a data set that lies on a GPU as bytes.
+//! Batches from a data set in GPU memory.
 
 use crate::cuda::{Argument, Program, launch, room, slice, tensor, upload, with_activations};
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, DType, Device, Result, Tensor, bail};
 use std::ops::Range;
 
-/// One image of a batch, and how it is seen.
+/// One image of a batch and its transform: crop, flip and cutout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct View {
-    /// The image's number in the set.
+    /// The index of the image in the set.
     pub image: u32,
-    /// Row of the original that the first row shows.
+    /// Row of the image at which the crop starts; negative in the padding.
     pub top: i8,
-    /// Column of the original that the first column shows.
+    /// Column of the image at which the crop starts; negative in the padding.
     pub left: i8,
-    /// Whether left and right are exchanged.
+    /// Whether the crop is flipped horizontally.
     pub mirrored: bool,
-    /// Whether what lies outside is the original's reflection; else it is 0.
+    /// Whether the padding reflects the image; otherwise it is black.
     pub reflected: bool,
-    /// Rows from the first to before the third and columns from the second to before the fourth, in which all
-    /// numbers become 0.
+    /// The rectangle that cutout sets to 0: top, left, and bottom and right, which are exclusive.
     pub hole: [u8; 4],
 }
 
 impl View {
-    /// As the kernel reads it.
+    /// The layout that the kernel reads.
     fn words(self) -> [u32; 3] {
         let offset = |value: i8| (i32::from(value) + 128) as u32;
         let view = offset(self.top)
@@ -35,10 +34,10 @@ impl View {
     }
 }
 
-/// Images and how they are seen, on a GPU, in an order.
+/// The transforms of many batches, on a GPU.
 pub struct Views(CudaSlice<u32>);
 
-/// A set of images `[count, channels, height, width]` on a GPU, as bytes, and what they stand for.
+/// Images `[count, channels, height, width]` of `u8` on a GPU, and their normalisation.
 pub struct Images {
     bytes: Tensor,
     /// `[channels, 256]`.
@@ -46,11 +45,11 @@ pub struct Images {
 }
 
 impl Images {
-    /// `bytes` `[count, channels, height, width]` of `u8` and `numbers` `[channels, 256]` of `f32`, which
-    /// turns a byte of a channel into the number that the network sees; both on one GPU.
+    /// `bytes` `[count, channels, height, width]` of `u8`, and `numbers` `[channels, 256]` of `f32`, the normalised
+    /// value of each byte by channel; both on one GPU.
     ///
     /// # Errors
-    /// When they have other shapes or types, or do not lie on a GPU.
+    /// When they have other shapes or types, or are not on a GPU.
     pub fn new(bytes: Tensor, numbers: Tensor) -> Result<Self> {
         let (_, channels, ..) = bytes.dims4()?;
         let types = (bytes.dtype(), numbers.dtype());
@@ -70,7 +69,7 @@ impl Images {
         })
     }
 
-    /// Sends the images of many batches, and how they are seen, to the GPU.
+    /// Copies the transforms of many batches to the GPU.
     ///
     /// # Errors
     /// When an image is not in the set, or there is no memory.
@@ -83,7 +82,7 @@ impl Images {
         Ok(Views(upload(self.device()?, &words)?))
     }
 
-    /// The images of `range` of `views`, `[range, height, width, channels]` of `dtype`, which is `f32` or `bf16`.
+    /// The images of `range` of `views`, cropped, flipped, with cutout and normalised by one kernel: `[range, height, width, channels]` of `dtype`, which is `f32` or `bf16`.
     ///
     /// # Errors
     /// When the range is outside, or there is no memory.
@@ -126,7 +125,7 @@ impl Images {
     fn device(&self) -> Result<&CudaDevice> {
         match self.bytes.device() {
             Device::Cuda(device) => Ok(device),
-            _ => bail!("the images do not lie on a GPU"),
+            _ => bail!("the images are not on a GPU"),
         }
     }
 }
