@@ -1,6 +1,6 @@
 //! Two-dimensional convolution with stride 1, with its bias, activation and max-pooling in the same pass.
 //!
-//! [`direct`] and [`winograd`] compute the sums, [`epilogue`] what follows them.
+//! `direct` and `winograd` compute the sums, `epilogue` what follows them.
 
 mod algorithm;
 mod direct;
