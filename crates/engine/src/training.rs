@@ -94,8 +94,9 @@ impl Training {
         for epoch in &mut progress.history {
             epoch.evaluation = setup.split.metrics(*epoch.evaluated());
         }
-        let lacks_ema =
-            setup.ema_decay() > 0.0 && progress.position != Position::default() && ema.is_none();
+        // Before the first step there is none.
+        let has_steps = progress.position.epoch > 0 || progress.position.step > 0;
+        let lacks_ema = setup.ema_decay() > 0.0 && has_steps && ema.is_none();
         let mismatch = progress
             .mismatch(&setup.initial_progress())
             .or_else(|| lacks_ema.then(|| "it has no EMA of the weights".to_owned()));
