@@ -165,6 +165,9 @@ fn errors(network: &Network, batch: &Batch) -> anyhow::Result<Vec<Errors>> {
             (Layer::MaxPool2d { kernel, stride }, _) => {
                 tape.max_pool2d(&name, Pool { kernel, stride }, &input)?
             }
+            (Layer::AvgPool2d { kernel, stride }, _) => {
+                tape.avg_pool2d(&name, Pool { kernel, stride }, &input)?
+            }
             (Layer::Flatten, _) => tape.flatten(&name, &input)?,
             (Layer::Relu, _) => tape.relu(&name, &input)?,
             _ => continue,

@@ -23,6 +23,7 @@ pub(crate) fn forward(network: &Network, images: &Tensor) -> Result<Tensor> {
             }
             Operation::Relu => ops::relu(&x)?,
             Operation::MaxPool2d(pool) => ops::max_pool2d(&x, pool)?,
+            Operation::AvgPool2d(pool) => ops::avg_pool2d(&x, pool)?,
             Operation::Flatten => ops::flatten(&x)?,
             Operation::Dropout(_) => x,
         };

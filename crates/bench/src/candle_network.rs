@@ -30,6 +30,7 @@ pub(crate) fn forward(network: &Network, images: &Tensor) -> Result<Tensor> {
                     .permute((0, 3, 1, 2))?
                     .contiguous()?
             }
+            Layer::AvgPool2d { kernel, stride } => x.avg_pool2d_with_stride(kernel, stride)?,
             Layer::Flatten => x.flatten_from(1)?,
             Layer::Dropout => x,
         };

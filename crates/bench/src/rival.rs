@@ -84,6 +84,7 @@ fn network(model: Architecture) -> String {
             } => format!("nn.Conv2d({in_channels}, {out_channels}, {kernel}, padding={padding})"),
             Layer::Relu => "nn.ReLU()".to_owned(),
             Layer::MaxPool2d { kernel, stride } => format!("nn.MaxPool2d({kernel}, {stride})"),
+            Layer::AvgPool2d { kernel, stride } => format!("nn.AvgPool2d({kernel}, {stride})"),
             Layer::Dropout => "nn.Dropout(0.5)".to_owned(),
             Layer::Flatten => "nn.Flatten()".to_owned(),
             Layer::Linear {

@@ -23,6 +23,13 @@ pub enum Layer {
         /// Distance between windows.
         stride: usize,
     },
+    /// The average over windows.
+    AvgPool2d {
+        /// Height and width of a window.
+        kernel: usize,
+        /// Distance between windows.
+        stride: usize,
+    },
     /// Dropout, in training only. The recipe sets the probability.
     Dropout,
     /// From `[channels, height, width]` to `[channels * height * width]`, as `torch.flatten(x, 1)`.
@@ -44,6 +51,7 @@ impl Layer {
             Self::Conv2d { .. } => "Conv2d",
             Self::Relu => "ReLU",
             Self::MaxPool2d { .. } => "MaxPool2d",
+            Self::AvgPool2d { .. } => "AvgPool2d",
             Self::Dropout => "Dropout",
             Self::Flatten => "Flatten",
             Self::Linear { .. } => "Linear",
@@ -66,7 +74,10 @@ impl Layer {
                 let out = |size: usize| size + 2 * padding + 1 - kernel;
                 vec![out_channels, out(*height), out(*width)]
             }
-            (Self::MaxPool2d { kernel, stride }, [channels, height, width]) => {
+            (
+                Self::MaxPool2d { kernel, stride } | Self::AvgPool2d { kernel, stride },
+                [channels, height, width],
+            ) => {
                 let out = |size: usize| (size - kernel) / stride + 1;
                 vec![*channels, out(*height), out(*width)]
             }

@@ -149,6 +149,7 @@ impl Network {
                 }
                 Operation::Relu => tape.relu(name, &x)?,
                 Operation::MaxPool2d(pool) => tape.max_pool2d(name, pool, &x)?,
+                Operation::AvgPool2d(pool) => tape.avg_pool2d(name, pool, &x)?,
                 Operation::Flatten => tape.flatten(name, &x)?,
                 Operation::Dropout(index) => match dropout {
                     Some(masks) => tape.dropout(name, masks.of_layer(index), &x)?,

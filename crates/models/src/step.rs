@@ -24,6 +24,8 @@ pub enum Operation {
     Relu,
     /// Max-pooling on its own.
     MaxPool2d(Pool),
+    /// Average pooling.
+    AvgPool2d(Pool),
     /// Dropout. The index counts the network's dropout layers from 0: each one draws its own mask.
     Dropout(u16),
     /// From `[batch, height, width, channels]` to `[batch, channels * height * width]`.
@@ -67,6 +69,9 @@ impl Architecture {
                 Layer::Relu => Operation::Relu,
                 Layer::MaxPool2d { kernel, stride } => {
                     Operation::MaxPool2d(Pool { kernel, stride })
+                }
+                Layer::AvgPool2d { kernel, stride } => {
+                    Operation::AvgPool2d(Pool { kernel, stride })
                 }
                 Layer::Dropout => Operation::Dropout(dropouts.next().unwrap_or(u16::MAX)),
                 Layer::Flatten => Operation::Flatten,

@@ -60,7 +60,8 @@ const ROUNDING_DECIDES: f64 = 1e-2;
 
 fn check(architecture: Architecture, setting: &Setting, tolerances: &Tolerances) {
     let found = network(architecture, setting).unwrap();
-    assert_eq!((found.values.len(), found.gradients.len()), (2, 16));
+    assert_eq!(found.values.len(), 2);
+    assert_eq!(found.gradients.len(), architecture.parameters().len());
     assert_within(&found.values, tolerances.values);
     assert_within(&found.gradients, tolerances.gradients);
     assert_within(&found.afterwards, tolerances.afterwards);
