@@ -163,6 +163,7 @@ mod tests {
     fn parameter_counts_match_the_post() {
         assert_eq!(architecture("alexnet").parameter_count(), 58_292_074);
         assert_eq!(architecture("small-alexnet").parameter_count(), 12_417_098);
+        assert_eq!(architecture("lenet").parameter_count(), 62_006);
     }
 
     #[test]

@@ -74,13 +74,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tables_match_the_post() {
+    fn tables_match_torchsummary() {
         for (name, expected) in [
             ("alexnet", include_str!("../tests/post/alexnet.txt")),
             (
                 "small-alexnet",
                 include_str!("../tests/post/small_alexnet.txt"),
             ),
+            ("lenet", include_str!("../tests/torchsummary/lenet.txt")),
         ] {
             assert_eq!(summary(name.parse().unwrap()), expected);
         }

@@ -75,6 +75,23 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
             ),
         ],
     },
+    // LeNet-5 as the post's series trains it: three channels in, average pooling, ReLU.
+    // Its default patience is that of AlexNet.
+    Architecture {
+        name: "lenet",
+        display_name: "LeNet",
+        patience: 5,
+        blocks: &[
+            block("conv_layer1", &[conv(3, 6, 5, 0), Relu]),
+            block("pool_layer1", &[avg_pool(2, 2), Relu]),
+            block("conv_layer2", &[conv(6, 16, 5, 0), Relu]),
+            block("pool_layer2", &[avg_pool(2, 2), Relu]),
+            Block::FLATTEN,
+            block("C5_layer", &[linear(400, 120), Relu]),
+            block("fc_layer1", &[linear(120, 84), Relu]),
+            block("fc_layer2", &[classifier(84)]),
+        ],
+    },
 ];
 
 const fn block(name: &'static str, layers: &'static [Layer]) -> Block {
@@ -92,6 +109,10 @@ const fn conv(in_channels: usize, out_channels: usize, kernel: usize, padding: u
 
 const fn max_pool(kernel: usize, stride: usize) -> Layer {
     Layer::MaxPool2d { kernel, stride }
+}
+
+const fn avg_pool(kernel: usize, stride: usize) -> Layer {
+    Layer::AvgPool2d { kernel, stride }
 }
 
 const fn linear(in_features: usize, out_features: usize) -> Layer {
