@@ -125,18 +125,18 @@ fn missing_and_damaged_data_are_named() {
         &["is not a folder", hint],
     );
 
-    let set = data.join(datasets::layout::FOLDER);
+    let set = data.join(datasets::cifar10::FOLDER);
     fs::create_dir_all(&set).unwrap();
     refused(&mut train(&data), 1, &["data_batch_1.bin", "is missing"]);
-    let good = vec![0; datasets::layout::FILE_BYTES];
-    for name in datasets::layout::TRAINING_FILES
+    let good = vec![0; datasets::cifar10::FILE_BYTES];
+    for name in datasets::cifar10::TRAINING_FILES
         .iter()
-        .chain([&datasets::layout::TEST_FILE])
+        .chain([&datasets::cifar10::TEST_FILE])
     {
         fs::write(set.join(name), &good).unwrap();
     }
     let file = set.join("test_batch.bin");
-    for length in [0, 1, datasets::layout::FILE_BYTES - 1] {
+    for length in [0, 1, datasets::cifar10::FILE_BYTES - 1] {
         fs::write(&file, &good[..length]).unwrap();
         refused(
             &mut train(&data),

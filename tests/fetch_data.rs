@@ -18,21 +18,21 @@ use std::time::Duration;
 /// An archive of invented data in the official layout, and its digest.
 static ARCHIVE: LazyLock<(Vec<u8>, String)> = LazyLock::new(|| {
     let mut builder = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
-    for (number, name) in datasets::layout::TRAINING_FILES
+    for (number, name) in datasets::cifar10::TRAINING_FILES
         .iter()
-        .chain([&datasets::layout::TEST_FILE])
+        .chain([&datasets::cifar10::TEST_FILE])
         .enumerate()
     {
-        let mut bytes: Vec<u8> = (0..datasets::layout::FILE_BYTES)
+        let mut bytes: Vec<u8> = (0..datasets::cifar10::FILE_BYTES)
             .map(|i| (i / 997 % 251) as u8)
             .collect();
-        for label in bytes.iter_mut().step_by(datasets::layout::RECORD_BYTES) {
+        for label in bytes.iter_mut().step_by(datasets::cifar10::RECORD_BYTES) {
             *label = number as u8;
         }
         let mut header = tar::Header::new_gnu();
         header.set_size(bytes.len() as u64);
         header.set_mode(0o644);
-        let path = format!("{}/{name}", datasets::layout::FOLDER);
+        let path = format!("{}/{name}", datasets::cifar10::FOLDER);
         builder
             .append_data(&mut header, path, bytes.as_slice())
             .unwrap();
@@ -170,7 +170,7 @@ fn fetch(data: &Path, mirrors: &[&str]) -> assert_cmd::Command {
 
 /// The data folder contains the data set and nothing else.
 fn assert_fetched(data: &Path) {
-    datasets::layout::check(&data.join(datasets::layout::FOLDER)).unwrap();
+    datasets::cifar10::check(&data.join(datasets::cifar10::FOLDER)).unwrap();
     assert_eq!(fs::read_dir(data).unwrap().count(), 1);
 }
 
@@ -352,7 +352,7 @@ fn present_files_with_a_valid_structure_are_accepted() {
     fetch(data.path(), &[&good]).assert().success();
     let file = data
         .path()
-        .join(datasets::layout::FOLDER)
+        .join(datasets::cifar10::FOLDER)
         .join("data_batch_2.bin");
     let mut bytes = fs::read(&file).unwrap();
     bytes[5] ^= 1;

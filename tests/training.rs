@@ -162,7 +162,7 @@ fn a_run_leaves_everything_behind() {
 fn cifar10() -> Option<std::path::PathBuf> {
     let folder =
         std::env::var_os("CIFAR10_DIR").map_or_else(|| end_to_end::root().join("data"), Into::into);
-    let found = folder.join(datasets::layout::FOLDER).is_dir();
+    let found = folder.join(datasets::cifar10::FOLDER).is_dir();
     if !found {
         let message = format!("skipped: no CIFAR-10 in `{}`\n", folder.display());
         let _ = std::io::Write::write_all(&mut std::io::stderr(), message.as_bytes());

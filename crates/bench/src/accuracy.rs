@@ -5,8 +5,7 @@ use crate::throughput::{Engine, network, settings, sgd};
 use anyhow::Context;
 use candle_core::{DType, Tensor, Var};
 use candle_nn::Optimizer;
-use clap::ValueEnum;
-use datasets::{Batch, Dataset, Loader};
+use datasets::{Batch, Dataset, DatasetInfo, Loader};
 use models::{Architecture, DropoutMasks, Layer, NamedLayer, Network};
 use ops::{Activation, Conv2d, ConvAlgorithm, Pool, Tape, cross_entropy_gradient};
 use run::cli;
@@ -21,8 +20,8 @@ pub(crate) struct Args {
     models: Vec<Architecture>,
 
     /// The images.
-    #[arg(long, value_enum, default_value = "cifar10")]
-    dataset: Source,
+    #[arg(long, default_value = "cifar10")]
+    dataset: DatasetInfo,
 
     /// The folder that holds `cifar-10-batches-bin`.
     #[arg(long, value_name = "DIR", default_value = "data")]
@@ -41,22 +40,11 @@ pub(crate) struct Args {
     threads: Option<NonZeroUsize>,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Source {
-    /// The official files in the data folder.
-    Cifar10,
-    /// Drawn by the program.
-    Synthetic,
-}
-
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(threads) = args.threads {
         use_threads(threads)?;
     }
-    let set = match args.dataset {
-        Source::Cifar10 => Dataset::cifar10(&args.data_dir)?,
-        Source::Synthetic => Dataset::synthetic(10_000, 1)?,
-    };
+    let set = args.dataset.load(&args.data_dir, args.dataset.images)?;
     cli::line(&format!(
         "Norm of the difference to a direct convolution in double precision, over that one's norm, after {} \
          steps of {} images.\n\n\

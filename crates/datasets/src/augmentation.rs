@@ -1,6 +1,6 @@
 //! Augmentation and normalisation: from the bytes of an image to the input of the network.
 
-use crate::layout::IMAGE_BYTES;
+use crate::table::IMAGE_BYTES;
 use rng::{Purpose, Stream};
 use serde::{Deserialize, Serialize};
 

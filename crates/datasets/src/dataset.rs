@@ -1,71 +1,38 @@
-//! A data set in memory: one `u8` copy of all images and labels.
+//! A data set in memory: all images and labels as `u8`.
 
-use crate::layout::{self, CLASS_NAMES, Error, IMAGE_BYTES, TEST_FILE, TRAINING_FILES};
-use crate::synthetic;
+use crate::table::{CLASSES, Error, Records};
 use candle_core::{Device, Result as TensorResult, Tensor};
 use candle_datasets::vision;
 use rng::{Purpose, Stream};
 use sha2::{Digest, Sha256};
-use std::path::Path;
 
-/// A training and a test set of 32x32 colour images, as `u8` tensors.
+/// Training and test images of 32x32 pixels in colour, as `u8` tensors.
 pub struct Dataset {
     tensors: vision::Dataset,
-    class_names: [&'static str; 10],
+    class_names: [&'static str; CLASSES],
 }
 
 impl Dataset {
-    /// Reads CIFAR-10 from `data_dir/cifar-10-batches-bin`: 50,000 training and 10,000 test images.
-    ///
-    /// # Errors
-    /// When the folder or a file is missing, of the wrong size, or holds a label above 9.
-    pub fn cifar10(data_dir: &Path) -> Result<Self, Error> {
-        let folder = layout::folder(data_dir)?;
-        let (mut labels, mut pixels) = (Vec::new(), Vec::new());
-        pixels.reserve_exact(TRAINING_FILES.len() * layout::RECORDS * IMAGE_BYTES);
-        for name in TRAINING_FILES {
-            let mut records = layout::read_file(&folder.join(name))?;
-            labels.append(&mut records.labels);
-            pixels.append(&mut records.pixels);
-        }
-        let test = layout::read_file(&folder.join(TEST_FILE))?;
-        let (train_images, train_labels) = tensors(pixels, labels)?;
-        let (test_images, test_labels) = tensors(test.pixels, test.labels)?;
+    pub(crate) fn new(
+        training: Records,
+        test: Records,
+        class_names: [&'static str; CLASSES],
+    ) -> Result<Self, Error> {
+        let (train_images, train_labels) = tensors(training)?;
+        let (test_images, test_labels) = tensors(test)?;
         Ok(Self {
             tensors: vision::Dataset {
                 train_images,
                 train_labels,
                 test_images,
                 test_labels,
-                labels: CLASS_NAMES.len(),
+                labels: CLASSES,
             },
-            class_names: CLASS_NAMES,
+            class_names,
         })
     }
 
-    /// Draws the synthetic set with `train` training and `test` test images. The images do not
-    /// depend on how many there are.
-    ///
-    /// # Errors
-    /// When the tensors cannot be made.
-    pub fn synthetic(train: usize, test: usize) -> Result<Self, Error> {
-        let (pixels, labels) = synthetic::synthetic(synthetic::Part::Training, train);
-        let (train_images, train_labels) = tensors(pixels, labels)?;
-        let (pixels, labels) = synthetic::synthetic(synthetic::Part::Test, test);
-        let (test_images, test_labels) = tensors(pixels, labels)?;
-        Ok(Self {
-            tensors: vision::Dataset {
-                train_images,
-                train_labels,
-                test_images,
-                test_labels,
-                labels: synthetic::CLASS_NAMES.len(),
-            },
-            class_names: synthetic::CLASS_NAMES,
-        })
-    }
-
-    /// The whole set as candle's datasets are: images `[count, 3, 32, 32]`, labels `[count]`.
+    /// The tensors in candle's type: images `[count, 3, 32, 32]` and labels `[count]`.
     #[must_use]
     pub fn tensors(&self) -> &vision::Dataset {
         &self.tensors
@@ -91,12 +58,12 @@ impl Dataset {
 
     /// The classes by label.
     #[must_use]
-    pub fn class_names(&self) -> [&'static str; 10] {
+    pub fn class_names(&self) -> [&'static str; CLASSES] {
         self.class_names
     }
 
-    /// SHA-256, in hexadecimal, of the training labels, training pixels, test labels and test
-    /// pixels, one after the other.
+    /// SHA-256, in hexadecimal, of the concatenated training labels, training pixels, test labels and
+    /// test pixels.
     ///
     /// # Errors
     /// When the tensors are not `u8`.
@@ -113,7 +80,8 @@ impl Dataset {
     }
 }
 
-fn tensors(pixels: Vec<u8>, labels: Vec<u8>) -> TensorResult<(Tensor, Tensor)> {
+/// Images `[count, 3, 32, 32]` and labels `[count]`.
+fn tensors(Records { labels, pixels }: Records) -> TensorResult<(Tensor, Tensor)> {
     let count = labels.len();
     Ok((
         Tensor::from_vec(pixels, (count, 3, 32, 32), &Device::Cpu)?,
@@ -121,7 +89,7 @@ fn tensors(pixels: Vec<u8>, labels: Vec<u8>) -> TensorResult<(Tensor, Tensor)> {
     ))
 }
 
-/// Images and their labels: a view of a data set.
+/// Images and their labels, as a view of a data set.
 #[derive(Clone, Debug)]
 pub struct Split {
     images: Tensor,
@@ -129,13 +97,13 @@ pub struct Split {
 }
 
 impl Split {
-    /// How many images there are.
+    /// The number of images.
     #[must_use]
     pub fn len(&self) -> usize {
         self.labels.elem_count()
     }
 
-    /// Whether there are none.
+    /// Whether there are no images.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -158,14 +126,14 @@ impl Split {
         })
     }
 
-    /// Two parts: all images but `count`, and these, for choosing settings by. The same seed holds out the same
-    /// images, as many of each class as of every other (one more of the first classes where ten does not divide
-    /// the count). Both parts keep the set's order.
+    /// Splits into the images to train on and a validation set of `count` images, in this order. The seed decides
+    /// which images are held out. Each class has the same number of them; if `count` is not a multiple of ten, the
+    /// first classes have one more. Both parts keep the order of the images.
     ///
     /// # Errors
-    /// When a class has too few images for at least one to be left.
+    /// When no image of a class would be left to train on.
     pub fn hold_out(&self, count: usize, seed: u64) -> TensorResult<(Self, Self)> {
-        let classes = CLASS_NAMES.len();
+        let classes = CLASSES;
         let labels = self.labels.to_vec1::<u8>()?;
         let mut held_out = vec![false; labels.len()];
         for class in 0..classes {
@@ -175,22 +143,22 @@ impl Split {
             let wanted = count / classes + usize::from(class < count % classes);
             if wanted >= members.len().max(1) {
                 candle_core::bail!(
-                    "{wanted} of class {class}'s {} images cannot be held out: one at least must be left to train on",
+                    "cannot hold out {wanted} of the {} images of class {class}: at least one must be left to train on",
                     members.len()
                 );
             }
-            // Fisher and Yates, as far as is needed.
+            // A Fisher-Yates shuffle of the first `wanted` members.
             let stream = Stream::new(seed, Purpose::Validation, class as u32);
-            for place in 0..wanted {
-                let rest = (members.len() - place) as u64;
-                members.swap(place, place + stream.below(place as u64, rest) as usize);
-                held_out[members[place]] = true;
+            for index in 0..wanted {
+                let rest = (members.len() - index) as u64;
+                members.swap(index, index + stream.below(index as u64, rest) as usize);
+                held_out[members[index]] = true;
             }
         }
-        let part = |held: bool| {
+        let part = |is_held_out: bool| {
             let indices: Vec<u32> = (0..)
                 .zip(&held_out)
-                .filter(|(_, is)| **is == held)
+                .filter(|(_, held_out)| **held_out == is_held_out)
                 .map(|(index, _)| index)
                 .collect();
             let indices = Tensor::new(indices, &Device::Cpu)?;
@@ -202,7 +170,7 @@ impl Split {
         Ok((part(false)?, part(true)?))
     }
 
-    /// Runs `read` with the labels and the pixels, without a copy.
+    /// Calls `read` with the labels and the pixels, without copying them.
     ///
     /// # Errors
     /// When the tensors are not contiguous `u8` on the CPU.
@@ -227,6 +195,7 @@ impl Split {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::table::IMAGE_BYTES;
 
     fn images(split: &Split) -> Vec<(u8, Vec<u8>)> {
         split
@@ -238,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_out_is_balanced_and_no_longer_trained_on() {
+    fn held_out_images_are_balanced_and_not_trained_on() {
         let all = Dataset::synthetic(500, 1).unwrap().training();
         let (rest, held_out) = all.hold_out(43, 7).unwrap();
         assert_eq!((rest.len(), held_out.len()), (457, 43));

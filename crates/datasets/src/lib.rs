@@ -1,12 +1,11 @@
-//! Images in: CIFAR-10's official binary layout checked and read, a synthetic set drawn by a seeded
-//! procedure, augmentation, and batches in a seeded order.
+//! Images in: the table of data sets, CIFAR-10's binary files checked and read, a synthetic data set generated from a
+//! seed, augmentation, and batches in a seeded order.
 //!
-//! Without the feature `tensors` there is only [`layout`], the check of the files, for programs that
-//! must compile in seconds.
+//! Without the feature `tensors` there are only the table and the check of files, for programs that do without candle.
 
-#[cfg(feature = "tensors")]
-mod from_settings;
-pub mod layout;
+pub mod cifar10;
+mod synthetic;
+mod table;
 
 #[cfg(feature = "tensors")]
 mod augmentation;
@@ -15,7 +14,7 @@ mod batches;
 #[cfg(feature = "tensors")]
 mod dataset;
 #[cfg(feature = "tensors")]
-mod synthetic;
+mod from_settings;
 
 #[cfg(feature = "tensors")]
 pub use augmentation::{Augmentation, Edges, Flip, Hole, Normalisation, View};
@@ -23,3 +22,4 @@ pub use augmentation::{Augmentation, Edges, Flip, Hole, Normalisation, View};
 pub use batches::{Batch, Batches, Loader, Seen, picture};
 #[cfg(feature = "tensors")]
 pub use dataset::{Dataset, Split};
+pub use table::{DatasetInfo, Error, Images, Records, UnknownDataset};

@@ -2,6 +2,7 @@
 
 use crate::comparison::{Comparison, Group, network_name};
 use crate::statistics::{Sample, mcnemar, paired_test};
+use datasets::DatasetInfo;
 use models::grouped;
 use run::settings::{FIELDS, Property};
 use run::{Predictions, Run, predictions::CLASSES};
@@ -106,11 +107,9 @@ pub(crate) fn title(comparison: &Comparison) -> String {
 
 /// The display name of a data set. A data set that this version does not know keeps its name.
 fn dataset_name(dataset: &str) -> &str {
-    match dataset {
-        "cifar10" => "CIFAR-10",
-        "synthetic" => "the synthetic set",
-        other => other,
-    }
+    dataset
+        .parse()
+        .map_or(dataset, |known: DatasetInfo| known.display_name)
 }
 
 /// The data and the epochs of the runs, and where they differ from the post's.

@@ -1,28 +1,11 @@
 //! The images that a command works on.
 
 use anyhow::Context;
-use datasets::{Dataset, Split};
+use datasets::{DatasetInfo, Images, Split};
 use run::EvaluationSplit;
 use run::cli::UsageError;
-use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 use std::path::Path;
-
-/// Training and test images of the synthetic set, unless limits say otherwise.
-const SYNTHETIC: (usize, usize) = (10_000, 2_000);
-
-/// A million images of the synthetic set take 3 GB.
-const MOST_SYNTHETIC: usize = 1_000_000;
-
-/// What `--dataset` asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Source {
-    /// The official files in the data folder.
-    Cifar10,
-    /// Drawn by the program.
-    Synthetic,
-}
 
 /// Which part of a data set is asked for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,33 +33,29 @@ pub(crate) struct Data {
 }
 
 impl Data {
-    pub(crate) fn load(source: Source, data_dir: &Path, limits: Limits) -> anyhow::Result<Self> {
+    pub(crate) fn load(info: DatasetInfo, data_dir: &Path, limits: Limits) -> anyhow::Result<Self> {
         let count = |limit: Option<NonZeroUsize>, all| limit.map_or(all, NonZeroUsize::get);
-        let dataset = match source {
-            Source::Cifar10 => Dataset::cifar10(data_dir).with_context(|| {
-                format!(
-                    "no usable CIFAR-10 in `{}`; fetch it with `cargo xtask fetch-data{}`, or use --dataset synthetic",
-                    data_dir.join(datasets::layout::FOLDER).display(),
-                    if data_dir == Path::new("data") {
-                        String::new()
-                    } else {
-                        format!(" --data-dir {}", data_dir.display())
-                    }
-                )
-            })?,
-            Source::Synthetic => {
-                let (train, test) = (count(limits.train, SYNTHETIC.0), count(limits.test, SYNTHETIC.1));
-                for (flag, images) in [("--limit-train", train), ("--limit-test", test)] {
-                    if images > MOST_SYNTHETIC {
-                        return Err(UsageError(format!(
-                            "{flag} {images}: the synthetic set has at most {MOST_SYNTHETIC} images"
-                        ))
-                        .into());
-                    }
-                }
-                Dataset::synthetic(train, test)?
-            }
+        let images = Images {
+            training: count(limits.train, info.images.training),
+            test: count(limits.test, info.images.test),
         };
+        if let Some(most) = info.max_generated {
+            for (flag, images) in [
+                ("--limit-train", images.training),
+                ("--limit-test", images.test),
+            ] {
+                if images > most {
+                    return Err(UsageError(format!(
+                        "{flag} {images}: {} has at most {most} images",
+                        info.display_name
+                    ))
+                    .into());
+                }
+            }
+        }
+        let dataset = info
+            .load(data_dir, images)
+            .with_context(|| (info.remedy)(data_dir))?;
         let limited = |flag, split: Split, limit| {
             let wanted = count(limit, split.len());
             if wanted > split.len() {

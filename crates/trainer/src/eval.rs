@@ -1,8 +1,10 @@
 //! The command that evaluates a checkpoint.
 
-use crate::data::{Data, Limits, Source};
+use crate::data::{Data, Limits};
+use crate::settings::dataset;
 use crate::weights::{WeightArgs, load};
 use anyhow::Context;
+use datasets::DatasetInfo;
 use engine::{Evaluation, Evaluator};
 use models::Architecture;
 use run::cli::{self, UsageError};
@@ -19,8 +21,8 @@ pub(crate) struct EvalArgs {
     pub(crate) weights: WeightArgs,
 
     /// The images.
-    #[arg(long, default_value = "cifar10")]
-    pub(crate) dataset: Source,
+    #[arg(long, value_name = "NAME", default_value = "cifar10", value_parser = dataset())]
+    pub(crate) dataset: DatasetInfo,
 
     /// The folder that holds `cifar-10-batches-bin`.
     #[arg(long, value_name = "DIR", default_value = "data")]
@@ -43,7 +45,7 @@ pub(crate) struct EvalArgs {
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let loaded = load(&args.weights)?;
     let one = std::num::NonZeroUsize::MIN;
-    let limit_train = (args.dataset == crate::data::Source::Synthetic).then_some(one);
+    let limit_train = args.dataset.max_generated.map(|_| one);
     let limits = Limits {
         train: limit_train,
         test: args.limit_test,
@@ -147,6 +149,10 @@ fn table(
 mod tests {
     use super::*;
 
+    fn class_names() -> &'static [&'static str; 10] {
+        DatasetInfo::ALL[0].class_names
+    }
+
     fn evaluation() -> Evaluation {
         let mut confusion = [[0; 10]; 10];
         confusion[0][0] = 3;
@@ -162,7 +168,7 @@ mod tests {
 
     #[test]
     fn the_table_shows_every_class() {
-        insta::assert_snapshot!(table("alexnet".parse().unwrap(), 6, &evaluation(), &datasets::layout::CLASS_NAMES), @r#"
+        insta::assert_snapshot!(table("alexnet".parse().unwrap(), 6, &evaluation(), class_names()), @r#"
 alexnet on 6 test images: loss 1.2500, accuracy 50.00 %
 
 class       accuracy   taken for (columns in the order of the rows)
@@ -185,7 +191,7 @@ truck              -      0     0     0     0     0     0     0     0     0     
             "alexnet".parse().unwrap(),
             6,
             &evaluation(),
-            &datasets::layout::CLASS_NAMES,
+            class_names(),
         )
         .unwrap();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();

@@ -1,8 +1,7 @@
 //! The settings that apply: the network's defaults and, above them, a recipe, a settings file and the command line.
 
-use crate::data::Source as Dataset;
-use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use datasets::DatasetInfo;
 use models::Architecture;
 use run::cli::UsageError;
 use run::settings::{Error, Layers, Source, with_defaults_in_help};
@@ -16,7 +15,7 @@ use std::thread;
 pub(crate) struct Resolved {
     pub(crate) settings: Settings,
     pub(crate) architecture: Architecture,
-    pub(crate) dataset: Dataset,
+    pub(crate) dataset: DatasetInfo,
 }
 
 /// Resolves the settings of flags and, below them, of a file.
@@ -94,7 +93,7 @@ fn resolve_layers(given: Layers) -> Result<Resolved, Error> {
         });
     }
     let settings = Settings::resolve(&layers)?;
-    let dataset = Dataset::from_str(&settings.dataset, false).map_err(|_| {
+    let dataset = settings.dataset.parse().map_err(|_| {
         let name = &settings.dataset;
         unknown(
             "dataset",
@@ -152,6 +151,11 @@ fn models() -> impl Iterator<Item = &'static str> {
         .map(|architecture| architecture.name)
 }
 
+/// The parser of a data set's name.
+pub(crate) fn dataset() -> impl TypedValueParser<Value = DatasetInfo> {
+    PossibleValuesParser::new(datasets()).try_map(|name| name.parse::<DatasetInfo>())
+}
+
 fn datasets() -> impl Iterator<Item = &'static str> {
-    ["cifar10", "synthetic"].into_iter()
+    DatasetInfo::ALL.iter().map(|dataset| dataset.name)
 }

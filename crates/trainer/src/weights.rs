@@ -82,11 +82,11 @@ fn reference_inputs(architecture: Architecture) -> anyhow::Result<Inputs> {
         model: Some(architecture.name.to_owned()),
         ..Overrides::default()
     };
-    let reference = settings::resolve(&reference, None)?.settings;
+    let reference = settings::resolve(&reference, None)?;
     Ok(Inputs {
-        mean: reference.mean.0,
-        std: reference.std.0,
-        class_names: datasets::layout::CLASS_NAMES.map(str::to_owned),
+        mean: reference.settings.mean.0,
+        std: reference.settings.std.0,
+        class_names: reference.dataset.class_names.map(str::to_owned),
     })
 }
 

@@ -3,6 +3,7 @@
 use crate::experiments::plan::{Planned, State};
 use crate::trainer::Trainer;
 use anyhow::Context;
+use datasets::DatasetInfo;
 use indicatif::HumanDuration;
 use run::{Settings, cli, file};
 use std::collections::BTreeMap;
@@ -10,10 +11,6 @@ use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::time::Duration;
-
-/// Training and test images of each data set.
-const IMAGES: [(&str, usize, usize); 2] =
-    [("cifar10", 50_000, 10_000), ("synthetic", 10_000, 2_000)];
 
 /// Lists the runs and how long each will take.
 pub(crate) fn dry_run(trainer: &Trainer, plan: &[Planned]) -> anyhow::Result<()> {
@@ -36,7 +33,7 @@ pub(crate) fn dry_run(trainer: &Trainer, plan: &[Planned]) -> anyhow::Result<()>
             None => Pace::measure(trainer, &run.settings)?,
         };
         paces.insert(run.kind(), pace);
-        let (train, test) = images(&run.settings);
+        let (train, test) = images(&run.settings)?;
         let epoch = train as f64 / pace.training + test as f64 / pace.evaluation;
         let seconds = f64::from(run.epochs().saturating_sub(run.done())) * epoch;
         all += seconds;
@@ -58,20 +55,18 @@ fn duration(seconds: f64) -> HumanDuration {
 }
 
 /// The images that a run trains on, and those that it is evaluated on.
-fn images(settings: &Settings) -> (usize, usize) {
+fn images(settings: &Settings) -> anyhow::Result<(usize, usize)> {
     if let Some(batches) = settings.overfit_batches {
         let images = batches.saturating_mul(settings.batch_size).get();
-        return (images, images);
+        return Ok((images, images));
     }
-    let mut data_sets = IMAGES.into_iter();
-    let (_, train, test) = data_sets
-        .find(|(name, ..)| *name == settings.dataset)
-        .unwrap_or(IMAGES[0]);
-    let train = settings.limit_train.map_or(train, NonZeroUsize::get);
-    match settings.validation.map(NonZeroUsize::get) {
+    let all = settings.dataset.parse::<DatasetInfo>()?.images;
+    let limited = |limit: Option<NonZeroUsize>, all| limit.map_or(all, NonZeroUsize::get);
+    let train = limited(settings.limit_train, all.training);
+    Ok(match settings.validation.map(NonZeroUsize::get) {
         Some(held_out) => (train.saturating_sub(held_out), held_out),
-        None => (train, settings.limit_test.map_or(test, NonZeroUsize::get)),
-    }
+        None => (train, limited(settings.limit_test, all.test)),
+    })
 }
 
 /// Throughput in images per second.

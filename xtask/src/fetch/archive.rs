@@ -1,7 +1,7 @@
 //! The official archive: its digest, and unpacking it.
 
 use anyhow::{Context, bail, ensure};
-use datasets::layout::{FILE_BYTES, FOLDER, TEST_FILE, TRAINING_FILES};
+use datasets::cifar10::{FILE_BYTES, FOLDER, TEST_FILE, TRAINING_FILES};
 use flate2::read::GzDecoder;
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -116,7 +116,7 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
         io::copy(&mut entry, &mut out).with_context(damaged)?;
         out.sync_all().with_context(cannot_write)?;
     }
-    datasets::layout::check(folder).context("the archive is refused")
+    datasets::cifar10::check(folder).context("the archive is refused")
 }
 
 /// The name of a file directly in `cifar-10-batches-bin`; `None` for another path.

@@ -5,7 +5,7 @@ mod download;
 
 use anyhow::Context;
 use archive::{OFFICIAL, Sha256Digest};
-use datasets::layout;
+use datasets::cifar10;
 use download::{Partial, Wanted, address, check_file};
 use run::cli::{self, Exit};
 use std::fs;
@@ -58,11 +58,11 @@ impl Args {
 /// Fetches the data, unless they are present.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let data_dir = &args.data_dir;
-    let folder = data_dir.join(layout::FOLDER);
+    let folder = data_dir.join(cifar10::FOLDER);
     fs::create_dir_all(data_dir)
         .with_context(|| format!("cannot create the data folder `{}`", data_dir.display()))?;
     if folder.exists() && !args.force {
-        match layout::check(&folder) {
+        match cifar10::check(&folder) {
             Ok(()) => {
                 cli::line(&format!(
                     "CIFAR-10 is in `{}`: complete and verified (60,000 images, 6 files)",
@@ -107,7 +107,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
 
 /// Unpacks into a temporary folder, checks the files, and only then moves them into place.
 fn install(archive: &Path, data_dir: &Path) -> anyhow::Result<()> {
-    let folder = data_dir.join(layout::FOLDER);
+    let folder = data_dir.join(cifar10::FOLDER);
     let cannot_write = || format!("cannot write to the data folder `{}`", data_dir.display());
     let beside = tempfile::Builder::new()
         .prefix(".unpacking-")

@@ -231,7 +231,7 @@ fn trainer(args: &Args) -> anyhow::Result<PathBuf> {
 
 /// Whether CIFAR-10 is there.
 fn has_cifar(data_dir: &Path) -> bool {
-    fs::exists(data_dir.join(datasets::layout::FOLDER)).unwrap_or(false)
+    fs::exists(data_dir.join(datasets::cifar10::FOLDER)).unwrap_or(false)
 }
 
 fn table(report: &Report) -> String {

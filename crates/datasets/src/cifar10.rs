@@ -1,10 +1,38 @@
-//! The official binary version of CIFAR-10: six files of 10,000 records, each one label byte and
+//! CIFAR-10 in the official binary version: six files of 10,000 records, each of one label byte and
 //! 3,072 pixel bytes (1,024 red, 1,024 green, 1,024 blue, row-major).
 //! Source: <https://www.cs.toronto.edu/~kriz/cifar.html>.
 
+#[cfg(feature = "tensors")]
+use crate::dataset::Dataset;
+use crate::table::{CLASSES, DatasetInfo, Error, IMAGE_BYTES, Images, Records};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+
+pub(crate) const INFO: DatasetInfo = DatasetInfo {
+    name: "cifar10",
+    display_name: "CIFAR-10",
+    class_names: &[
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ],
+    images: Images {
+        training: TRAINING_FILES.len() * RECORDS,
+        test: RECORDS,
+    },
+    max_generated: None,
+    remedy,
+    #[cfg(feature = "tensors")]
+    load: |data_dir, _| load(data_dir),
+};
 
 /// The folder that the official archive unpacks to.
 pub const FOLDER: &str = "cifar-10-batches-bin";
@@ -21,88 +49,19 @@ pub const TRAINING_FILES: [&str; 5] = [
 /// The file of the test set.
 pub const TEST_FILE: &str = "test_batch.bin";
 
-/// Bytes of an image.
-pub const IMAGE_BYTES: usize = 3 * 32 * 32;
-
-/// Bytes of a record: the label and the image.
+/// Bytes per record: the label and the image.
 pub const RECORD_BYTES: usize = 1 + IMAGE_BYTES;
 
-/// Records of a file.
+/// Records per file.
 pub const RECORDS: usize = 10_000;
 
-/// Bytes of a file.
+/// Bytes per file.
 pub const FILE_BYTES: usize = RECORDS * RECORD_BYTES;
 
-/// The classes by label.
-pub const CLASS_NAMES: [&str; 10] = [
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-];
-
-/// What can be wrong with a folder of CIFAR-10.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The folder does not exist.
-    #[error("there is no folder `{}`", .0.display())]
-    MissingFolder(PathBuf),
-    /// The path leads to something else than a folder.
-    #[error("`{}` is not a folder", .0.display())]
-    NotAFolder(PathBuf),
-    /// A file of the set does not exist.
-    #[error("the file `{}` is missing", .0.display())]
-    MissingFile(PathBuf),
-    /// A file has another size than the layout's.
-    #[error("`{}` has {found} bytes, but a CIFAR-10 file has {FILE_BYTES}", path.display())]
-    Size {
-        /// The file.
-        path: PathBuf,
-        /// Its bytes.
-        found: u64,
-    },
-    /// A record's label is none of the ten.
-    #[error("`{}` has the label {label} at image {record}, but labels go from 0 to 9", path.display())]
-    Label {
-        /// The file.
-        path: PathBuf,
-        /// The record's number in the file.
-        record: usize,
-        /// The label found.
-        label: u8,
-    },
-    /// A file cannot be read.
-    #[error("cannot read `{}`: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// The tensors of a data set cannot be made, or are not images and labels.
-    #[cfg(feature = "tensors")]
-    #[error("cannot hold the images: {0}")]
-    Tensor(#[from] candle_core::Error),
-}
-
-/// Labels and pixels of one file, checked.
-pub struct Records {
-    /// [`RECORDS`] labels, 0 to 9.
-    pub labels: Vec<u8>,
-    /// [`RECORDS`] images of [`IMAGE_BYTES`].
-    pub pixels: Vec<u8>,
-}
-
-/// Reads one file of the set and checks its size and labels.
+/// Reads one file of the data set and checks its size and labels.
 ///
 /// # Errors
-/// When it is missing, is not of the layout's size, or holds a label above 9.
+/// When it is missing, has the wrong size, or contains a label above 9.
 pub fn read_file(path: &Path) -> Result<Records, Error> {
     let read_error = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => Error::MissingFile(path.to_owned()),
@@ -116,11 +75,12 @@ pub fn read_file(path: &Path) -> Result<Records, Error> {
     let size_error = |found| Error::Size {
         path: path.to_owned(),
         found,
+        expected: FILE_BYTES,
     };
     if found != FILE_BYTES as u64 {
         return Err(size_error(found));
     }
-    // One byte more than expected, so that a file that grew meanwhile is noticed.
+    // One byte more than expected, to notice a file that has grown since.
     let mut bytes = Vec::with_capacity(FILE_BYTES + 1);
     file.take(FILE_BYTES as u64 + 1)
         .read_to_end(&mut bytes)
@@ -142,14 +102,14 @@ struct BadLabel {
     label: u8,
 }
 
-/// Splits whole records into labels and pixels.
+/// Splits records into labels and pixels. A last, incomplete record is ignored.
 fn parse(bytes: &[u8]) -> Result<Records, BadLabel> {
     let count = bytes.len() / RECORD_BYTES;
     let mut labels = Vec::with_capacity(count);
     let mut pixels = Vec::with_capacity(count * IMAGE_BYTES);
     for (record, bytes) in bytes.chunks_exact(RECORD_BYTES).enumerate() {
         let label = bytes[0];
-        if usize::from(label) >= CLASS_NAMES.len() {
+        if usize::from(label) >= CLASSES {
             return Err(BadLabel { record, label });
         }
         labels.push(label);
@@ -158,7 +118,7 @@ fn parse(bytes: &[u8]) -> Result<Records, BadLabel> {
     Ok(Records { labels, pixels })
 }
 
-/// The folder of the set inside `data_dir`, which must be there.
+/// The folder of the data set in `data_dir`.
 ///
 /// # Errors
 /// When it is missing or is not a folder.
@@ -182,15 +142,48 @@ pub fn folder(data_dir: &Path) -> Result<PathBuf, Error> {
     Ok(folder)
 }
 
-/// Checks the structure of all six files in `folder`: presence, sizes, labels.
+/// Checks that all six files are in `folder`, with the right sizes and labels.
 ///
 /// # Errors
-/// As for [`read_file`], at the first file that is not right.
+/// As for [`read_file`], for the first bad file.
 pub fn check(folder: &Path) -> Result<(), Error> {
     for name in TRAINING_FILES.iter().chain([&TEST_FILE]) {
         read_file(&folder.join(name))?;
     }
     Ok(())
+}
+
+/// Reads all images of `data_dir`.
+///
+/// # Errors
+/// As for [`read_file`].
+#[cfg(feature = "tensors")]
+fn load(data_dir: &Path) -> Result<Dataset, Error> {
+    let folder = folder(data_dir)?;
+    let mut training = Records {
+        labels: Vec::with_capacity(INFO.images.training),
+        pixels: Vec::with_capacity(INFO.images.training * IMAGE_BYTES),
+    };
+    for name in TRAINING_FILES {
+        let mut records = read_file(&folder.join(name))?;
+        training.labels.append(&mut records.labels);
+        training.pixels.append(&mut records.pixels);
+    }
+    let test = read_file(&folder.join(TEST_FILE))?;
+    Dataset::new(training, test, *INFO.class_names)
+}
+
+/// Where the files should be, and how to get them.
+fn remedy(data_dir: &Path) -> String {
+    let flag = if data_dir == Path::new("data") {
+        String::new()
+    } else {
+        format!(" --data-dir {}", data_dir.display())
+    };
+    format!(
+        "no usable CIFAR-10 in `{}`; fetch it with `cargo xtask fetch-data{flag}`, or use --dataset synthetic",
+        data_dir.join(FOLDER).display()
+    )
 }
 
 #[cfg(test)]
@@ -200,7 +193,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn records_are_split_or_the_first_bad_label_is_named(
+        fn records_are_split_or_the_first_bad_label_is_reported(
             labels in prop::collection::vec(0_u8..=10, 0..6), fill: u8
         ) {
             let mut bytes = Vec::new();
@@ -219,7 +212,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..3 * RECORD_BYTES)) {
+        fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..3 * RECORD_BYTES)) {
             if let Ok(records) = parse(&bytes) {
                 prop_assert_eq!(records.pixels.len(), records.labels.len() * IMAGE_BYTES);
                 prop_assert!(records.labels.iter().all(|label| *label < 10));
@@ -242,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_file_is_named_with_what_is_wrong() {
+    fn errors_name_the_file_and_the_fault() {
         let good = vec![0; FILE_BYTES];
         assert_eq!(message(Some(&good)), "10000 images");
         assert_eq!(message(None), "the file `DIR/data_batch_1.bin` is missing");
@@ -267,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_no_data_folder() {
+    fn a_file_is_not_accepted_as_a_folder() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
