@@ -1,10 +1,10 @@
-//! How far a tensor is from what it should be.
+//! Deviations of tensors from reference values.
 
 use crate::{Error, numbers};
 use candle_core::Tensor;
 use serde::Deserialize;
 
-/// What is known of a tensor: its shape, norm and first values.
+/// The reference values of a tensor: its shape, norm and first elements.
 #[derive(Deserialize)]
 pub(crate) struct Statistics {
     shape: Vec<usize>,
@@ -12,20 +12,20 @@ pub(crate) struct Statistics {
     first8: Vec<f64>,
 }
 
-/// How far a tensor is from the reference.
+/// The deviation of a tensor from its reference values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Deviation {
-    /// Which tensor.
+    /// The tensor.
     pub what: String,
-    /// Of its norm, as a share of the norm.
+    /// The relative error of the L2 norm.
     pub norm: f64,
-    /// The largest of its first values, as a share of the value, or of the root mean square of all values
-    /// where the value is smaller than that.
+    /// The largest error of the first elements, relative to the element, or to the root mean square of all elements
+    /// where that is larger.
     pub values: f64,
 }
 
 impl Deviation {
-    /// Norms agree to `tolerance`, single values to ten times that. False where a number is none.
+    /// Whether the norm is within `tolerance` and single elements are within ten times that. False for NaN.
     #[must_use]
     pub fn is_within(&self, tolerance: f64) -> bool {
         self.norm <= tolerance && self.values <= 10.0 * tolerance
@@ -57,39 +57,39 @@ impl Deviation {
     }
 }
 
-/// The largest deviation of the values that are known; infinite where one is not a number.
+/// The largest relative error of the elements that are known; infinite if one is NaN.
 fn largest(found: &[f64], expected: &[f64], typical: f64) -> f64 {
-    let shares = found
+    let errors = found
         .iter()
         .zip(expected)
         .map(|(found, expected)| (found - expected).abs() / expected.abs().max(typical));
-    shares.fold(0.0, |largest, share| {
-        if share.is_nan() {
+    errors.fold(0.0, |largest, error| {
+        if error.is_nan() {
             f64::INFINITY
         } else {
-            largest.max(share)
+            largest.max(error)
         }
     })
 }
 
-/// The norm of the difference of two tensors as a share of the norm of `expected`.
+/// The L2 norm of the difference of two tensors, relative to the norm of `expected`.
 ///
 /// # Errors
-/// When they have different shapes, or cannot be read.
+/// When the shapes differ, or a tensor cannot be read.
 pub fn relative_error(found: &Tensor, expected: &Tensor) -> candle_core::Result<f64> {
     if found.dims() != expected.dims() {
         candle_core::bail!(
-            "{:?} is compared with {:?}",
+            "cannot compare shape {:?} with {:?}",
             found.shape(),
             expected.shape()
         );
     }
     let (found, expected) = (numbers(found)?, numbers(expected)?);
     let mut difference = 0.0;
-    let mut whole = 0.0;
+    let mut reference = 0.0;
     for (found, expected) in found.iter().zip(&expected) {
         difference += (found - expected).powi(2);
-        whole += expected.powi(2);
+        reference += expected.powi(2);
     }
-    Ok((difference / whole).sqrt())
+    Ok((difference / reference).sqrt())
 }

@@ -1,5 +1,5 @@
-//! Reference values that PyTorch computed in float64 (`golden/make_golden.py`), and how far this program is from
-//! them on a device: for tests, and for checking a GPU.
+//! Reference values from PyTorch in float64 (`golden/make_golden.py`), and the deviations of this program from them on a
+//! device: for tests, and to check a GPU.
 
 mod deviation;
 mod networks;
@@ -15,11 +15,11 @@ use candle_core::{DType, Device, Result, Tensor};
 use ops::{Arithmetic, Precision};
 use std::path::PathBuf;
 
-/// What can go wrong, apart from deviations.
+/// Why deviations cannot be computed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The reference values cannot be read.
-    #[error("the reference values are damaged: {0}")]
+    /// The reference values cannot be parsed.
+    #[error("cannot parse the reference values: {0}")]
     Golden(#[from] serde_json::Error),
     /// The file with the reference values cannot be read.
     #[error("cannot read `{}`: {source}", path.display())]
@@ -32,7 +32,7 @@ pub enum Error {
     /// A reference value is missing.
     #[error("there is no reference value for {0}")]
     Missing(String),
-    /// A network could not be made.
+    /// A network could not be built.
     #[error(transparent)]
     Network(#[from] models::Error),
     /// A tensor operation failed.
@@ -40,19 +40,19 @@ pub enum Error {
     Tensor(#[from] candle_core::Error),
 }
 
-/// Where and how something is computed.
+/// The device and arithmetic of a computation.
 #[derive(Clone, Debug)]
 pub struct Setting {
     /// The device.
     pub device: Device,
-    /// `f32` or `f64` on a processor, `f32` on a GPU.
+    /// The type of weights: `f32` or `f64` on a CPU, `f32` on a GPU.
     pub dtype: DType,
     /// How operations compute.
     pub arithmetic: Arithmetic,
 }
 
 impl Setting {
-    /// A tensor of the generator's numbers on the device.
+    /// A tensor of the generator's values on the device, uniform in `-bound..bound`.
     fn tensor(&self, seed: u64, shape: &[usize], bound: f32) -> Result<Tensor> {
         let values = uniform(seed, shape.iter().product(), bound);
         Tensor::from_vec(values, shape, &Device::Cpu)?
@@ -60,18 +60,18 @@ impl Setting {
             .to_device(&self.device)
     }
 
-    /// Numbers in the type of the activations.
+    /// `x` in the type of activations.
     fn activations(&self, x: &Tensor) -> Result<Tensor> {
         ops::activations(x, self.arithmetic.precision)
     }
 
-    /// Whether activations have fewer bits than weights.
+    /// Whether activations have lower precision than weights.
     fn is_narrow(&self) -> bool {
         self.arithmetic.precision == Precision::Bf16
     }
 }
 
-/// A tensor's numbers in double precision, row by row.
+/// A tensor's elements in double precision, in row-major order.
 fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
     tensor
         .to_device(&Device::Cpu)?

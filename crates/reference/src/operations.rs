@@ -55,7 +55,7 @@ struct PoolSeeds {
     grad_y: u64,
 }
 
-/// All results and gradients of the reference cases.
+/// Deviations of the outputs and gradients of all reference cases.
 ///
 /// # Errors
 /// When an operation fails.
@@ -72,14 +72,14 @@ pub fn operations(setting: &Setting) -> std::result::Result<Vec<Deviation>, Erro
     Ok(deviations)
 }
 
-/// From `[batch, height, width, channels]` to PyTorch's order, on the processor.
+/// From `[batch, height, width, channels]` to PyTorch's layout, on the CPU.
 fn channels_first(x: &Tensor) -> Result<Tensor> {
     x.to_device(&Device::Cpu)?
         .permute((0, 3, 1, 2))?
         .contiguous()
 }
 
-/// From PyTorch's order to `[batch, height, width, channels]`, on the device of `x`.
+/// From PyTorch's layout to `[batch, height, width, channels]`, on the device of `x`.
 fn channels_last(x: &Tensor) -> Result<Tensor> {
     x.to_device(&Device::Cpu)?
         .permute((0, 2, 3, 1))?
@@ -87,7 +87,7 @@ fn channels_last(x: &Tensor) -> Result<Tensor> {
         .to_device(x.device())
 }
 
-/// The variable, and itself as the activations are.
+/// A variable in the type of activations, from `x` `[batch, channels, height, width]`.
 fn input(setting: &Setting, x: &Tensor) -> Result<Var> {
     Var::from_tensor(&setting.activations(&channels_last(x)?)?)
 }
@@ -172,7 +172,7 @@ impl Pool2d {
         Ok(both.into())
     }
 
-    /// Of the result of `pooling` on `x` `[batch, channels, height, width]`, and of its gradient.
+    /// Deviations of the output of `pooling` for `x` `[batch, channels, height, width]`, and of its gradient.
     fn deviations(
         &self,
         setting: &Setting,

@@ -1,6 +1,6 @@
-//! The generator from which `make_golden.py` takes weights and inputs.
+//! The generator of the weights and inputs of `make_golden.py`.
 
-/// `count` numbers in `-bound..bound`: `splitmix64` and `uniform` of `make_golden.py`.
+/// `count` values in `-bound..bound`: `splitmix64` and `uniform` of `make_golden.py`.
 #[must_use]
 pub fn uniform(seed: u64, count: usize, bound: f32) -> Vec<f32> {
     (1..=count as u64)

@@ -1,4 +1,4 @@
-//! This program against PyTorch in float64, on the processor and on the GPU where there is one.
+//! This program against PyTorch in float64, on the CPU and, where there is one, on the GPU.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -35,7 +35,7 @@ fn operations_agree_with_pytorch() -> Result<(), Error> {
     Ok(())
 }
 
-/// How near a way of computing comes to the reference values, as parts of them.
+/// Tolerances of relative errors.
 struct Tolerances {
     values: f64,
     gradients: f64,
@@ -52,10 +52,9 @@ impl Tolerances {
     }
 }
 
-// Where two values of a pooling window are nearly equal, or one is nearly zero before ReLU, a rounding
-// error decides which way a gradient goes. In PyTorch in double precision, errors of 1e-5 added to
-// the results of the convolutions move gradients of this batch of eight by up to
-// 2 %, and all that follows goes on from there.
+// Where two elements of a pooling window are nearly equal, or one is nearly zero before ReLU, a rounding
+// error decides where the gradient goes. In PyTorch in double precision, errors of 1e-5 added to the
+// outputs of the convolutions change gradients of this batch by up to 2 %, and all later steps with them.
 const ROUNDING_DECIDES: f64 = 1e-2;
 
 fn check(architecture: Architecture, setting: &Setting, tolerances: &Tolerances) {
