@@ -187,13 +187,7 @@ truck              -      0     0     0     0     0     0     0     0     0     
 
     #[test]
     fn json_holds_shares_of_one() {
-        let text = json(
-            "alexnet".parse().unwrap(),
-            6,
-            &evaluation(),
-            class_names(),
-        )
-        .unwrap();
+        let text = json("alexnet".parse().unwrap(), 6, &evaluation(), class_names()).unwrap();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["accuracy"], 0.5);
         assert_eq!(value["class_accuracy"]["airplane"], 0.75);
