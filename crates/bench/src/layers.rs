@@ -119,7 +119,7 @@ pub(crate) fn profile(
         milliseconds: milliseconds(update),
         multiply_adds: 0,
         performed: 0,
-        // Parameter and velocity are read and written, the gradient is read.
+        // Parameter and momentum buffer are read and written, the gradient is read.
         bytes: (4 * 4 + width(arithmetic)) * architecture.parameter_count() as u64,
     });
     Ok(rows)

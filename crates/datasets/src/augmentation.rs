@@ -2,34 +2,13 @@
 
 use crate::table::IMAGE_BYTES;
 use rng::{Purpose, Stream};
-use serde::{Deserialize, Serialize};
+use run::settings::{Flip, PaddingMode};
 
 /// Height and width of an image.
 const SIDE: usize = 32;
 
 /// Pixels of padding on each side before a random crop.
 const PADDING: u64 = 4;
-
-/// The padding of a random crop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Edges {
-    /// Zero bytes: black.
-    Zero,
-    /// Reflection of the image without repeating its edge, as `mode="reflect"` of PyTorch and numpy.
-    Reflect,
-}
-
-/// When images are flipped horizontally.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Flip {
-    /// With probability 1/2 in every epoch.
-    Random,
-    /// In the first epoch with probability 1/2, from then on in every other epoch, so that two successive epochs show
-    /// both versions of every image (K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.6).
-    Alternating,
-}
 
 /// The augmentation of training images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +18,7 @@ pub enum Augmentation {
     /// Pad by 4, crop 32x32 at random, flip horizontally, cutout.
     Standard {
         /// The padding.
-        edges: Edges,
+        padding_mode: PaddingMode,
         /// When images are flipped.
         flip: Flip,
         /// Side of a square around a random pixel of the crop, whose normalised values become 0, the mean colour
@@ -51,7 +30,7 @@ pub enum Augmentation {
 
 /// The rectangle that cutout sets to 0, in pixels of the crop. It may be empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hole {
+pub struct CutoutSquare {
     /// First row.
     pub top: u8,
     /// First column.
@@ -62,7 +41,7 @@ pub struct Hole {
     pub right: u8,
 }
 
-impl Hole {
+impl CutoutSquare {
     const NONE: Self = Self {
         top: 0,
         left: 0,
@@ -96,9 +75,9 @@ pub struct View {
     /// Whether the crop is flipped horizontally.
     pub flipped: bool,
     /// The padding.
-    pub edges: Edges,
+    pub padding_mode: PaddingMode,
     /// Where the normalised values become 0.
-    pub hole: Hole,
+    pub cutout: CutoutSquare,
 }
 
 impl View {
@@ -107,12 +86,12 @@ impl View {
         top: 0,
         left: 0,
         flipped: false,
-        edges: Edges::Zero,
-        hole: Hole::NONE,
+        padding_mode: PaddingMode::Constant,
+        cutout: CutoutSquare::NONE,
     };
 
     /// The image, flipped horizontally.
-    pub const MIRRORED: Self = Self {
+    pub const FLIPPED: Self = Self {
         flipped: true,
         ..Self::WHOLE
     };
@@ -121,7 +100,7 @@ impl View {
 impl Augmentation {
     /// As in the original network: black padding, random flips.
     pub const STANDARD: Self = Self::Standard {
-        edges: Edges::Zero,
+        padding_mode: PaddingMode::Constant,
         flip: Flip::Random,
         cutout: 0,
     };
@@ -129,7 +108,7 @@ impl Augmentation {
     /// The transform of image `index` of the training set in an epoch.
     pub(crate) fn view(self, seed: u64, epoch: u32, index: u64) -> View {
         let Self::Standard {
-            edges,
+            padding_mode,
             flip,
             cutout,
         } = self
@@ -141,19 +120,21 @@ impl Augmentation {
         let places = 2 * PADDING + 1;
         let offset = |word| ((u64::from(word) * places) >> 32) as i8 - PADDING as i8;
         // The five topmost bits, and the five below, are a row and a column.
-        let hole = match cutout {
-            0 => Hole::NONE,
-            _ => Hole::around((place >> 27) as u8, (place >> 22 & 31) as u8, cutout),
+        let square = match cutout {
+            0 => CutoutSquare::NONE,
+            _ => CutoutSquare::around((place >> 27) as u8, (place >> 22 & 31) as u8, cutout),
         };
         View {
             top: offset(top),
             left: offset(left),
             flipped: match flip {
                 Flip::Random => side >> 31 == 1,
+                // Two epochs in a row show every image in both orientations (K. Jordan, "94% on CIFAR-10 in 3.29 seconds
+                // on a single GPU", 2024, section 3.6).
                 Flip::Alternating => (words(0)[2] >> 31) ^ (epoch & 1) == 1,
             },
-            edges,
-            hole,
+            padding_mode,
+            cutout: square,
         }
     }
 }
@@ -188,7 +169,7 @@ impl Normalisation {
         debug_assert!(image.len() == IMAGE_BYTES && out.len() == IMAGE_BYTES);
         let columns: [Option<usize>; SIDE] = std::array::from_fn(|x| {
             let x = if view.flipped { SIDE - 1 - x } else { x };
-            original(x, view.left, view.edges)
+            original(x, view.left, view.padding_mode)
         });
         let outside = std::array::from_fn(|channel| self.table[channel][0]);
         for (y, line) in out
@@ -197,7 +178,7 @@ impl Normalisation {
             .chunks_exact_mut(SIDE)
             .enumerate()
         {
-            let Some(row) = original(y, view.top, view.edges) else {
+            let Some(row) = original(y, view.top, view.padding_mode) else {
                 line.fill(outside);
                 continue;
             };
@@ -211,12 +192,12 @@ impl Normalisation {
                 };
             }
         }
-        let Hole {
+        let CutoutSquare {
             top,
             left,
             bottom,
             right,
-        } = view.hole;
+        } = view.cutout;
         for y in usize::from(top)..usize::from(bottom) {
             let columns = usize::from(left) * 3..usize::from(right) * 3;
             out[y * SIDE * 3..][columns].fill(0.0);
@@ -225,14 +206,14 @@ impl Normalisation {
 }
 
 /// The row or column of the image for `place` in the crop; `None` in black padding.
-fn original(place: usize, offset: i8, edges: Edges) -> Option<usize> {
+fn original(place: usize, offset: i8, padding_mode: PaddingMode) -> Option<usize> {
     let last = SIDE as isize - 1;
     let place = place as isize + isize::from(offset);
-    let place = match edges {
-        Edges::Zero => place,
-        Edges::Reflect if place < 0 => -place,
-        Edges::Reflect if place > last => 2 * last - place,
-        Edges::Reflect => place,
+    let place = match padding_mode {
+        PaddingMode::Constant => place,
+        PaddingMode::Reflect if place < 0 => -place,
+        PaddingMode::Reflect if place > last => 2 * last - place,
+        PaddingMode::Reflect => place,
     };
     usize::try_from(place).ok().filter(|place| *place < SIDE)
 }
@@ -248,13 +229,19 @@ mod tests {
     }
 
     /// Pads, crops and flips step by step, as torchvision describes the transforms.
-    fn reference(image: &[u8], top: isize, left: isize, flipped: bool, edges: Edges) -> Vec<f32> {
+    fn reference(
+        image: &[u8],
+        top: isize,
+        left: isize,
+        flipped: bool,
+        padding_mode: PaddingMode,
+    ) -> Vec<f32> {
         // numpy.pad(numpy.arange(32), 4, mode="reflect")[:5] is 4 3 2 1 0, and [-5:] is 31 30 29 28 27.
-        let place = |padded: usize| match (padded, edges) {
+        let place = |padded: usize| match (padded, padding_mode) {
             (4..36, _) => Some(padded - 4),
-            (_, Edges::Zero) => None,
-            (0..4, Edges::Reflect) => Some([4, 3, 2, 1][padded]),
-            (_, Edges::Reflect) => Some([30, 29, 28, 27][padded - 36]),
+            (_, PaddingMode::Constant) => None,
+            (0..4, PaddingMode::Reflect) => Some([4, 3, 2, 1][padded]),
+            (_, PaddingMode::Reflect) => Some([30, 29, 28, 27][padded - 36]),
         };
         let mut padded = vec![0_u8; 3 * 40 * 40];
         for (i, value) in padded.iter_mut().enumerate() {
@@ -280,21 +267,21 @@ mod tests {
         let image = picture();
         let mut out = vec![0.0; IMAGE_BYTES];
         for (top, left) in [(0, 0), (-4, -4), (4, 4), (-1, 3), (2, -4)] {
-            for (flipped, edges) in [
-                (false, Edges::Zero),
-                (true, Edges::Zero),
-                (false, Edges::Reflect),
-                (true, Edges::Reflect),
+            for (flipped, padding_mode) in [
+                (false, PaddingMode::Constant),
+                (true, PaddingMode::Constant),
+                (false, PaddingMode::Reflect),
+                (true, PaddingMode::Reflect),
             ] {
                 let view = View {
                     top,
                     left,
                     flipped,
-                    edges,
-                    hole: Hole::NONE,
+                    padding_mode,
+                    cutout: CutoutSquare::NONE,
                 };
                 PLAIN().write(&image, view, &mut out);
-                let expected = reference(&image, top.into(), left.into(), flipped, edges);
+                let expected = reference(&image, top.into(), left.into(), flipped, padding_mode);
                 assert!(
                     out.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-3),
                     "{view:?}"
@@ -306,16 +293,16 @@ mod tests {
     /// `y1 = np.clip(y - length // 2, 0, h); y2 = np.clip(y + length // 2, 0, h)` of the authors' code.
     #[test]
     fn a_hole_is_cut_around_its_place() {
-        let hole = |row, column, side| {
-            let hole = Hole::around(row, column, side);
-            [hole.top, hole.bottom, hole.left, hole.right]
+        let square = |row, column, side| {
+            let square = CutoutSquare::around(row, column, side);
+            [square.top, square.bottom, square.left, square.right]
         };
-        assert_eq!(hole(10, 20, 8), [6, 14, 16, 24]);
-        assert_eq!(hole(0, 31, 8), [0, 4, 27, 32]);
-        assert_eq!(hole(3, 30, 16), [0, 11, 22, 32]);
+        assert_eq!(square(10, 20, 8), [6, 14, 16, 24]);
+        assert_eq!(square(0, 31, 8), [0, 4, 27, 32]);
+        assert_eq!(square(3, 30, 16), [0, 11, 22, 32]);
         let mut out = vec![0.0; IMAGE_BYTES];
         let view = View {
-            hole: Hole::around(0, 31, 8),
+            cutout: CutoutSquare::around(0, 31, 8),
             ..View::WHOLE
         };
         PLAIN().write(&picture(), view, &mut out);
@@ -334,7 +321,7 @@ mod tests {
     #[test]
     fn alternating_flips_show_both_sides_in_two_epochs() {
         let augmentation = Augmentation::Standard {
-            edges: Edges::Reflect,
+            padding_mode: PaddingMode::Reflect,
             flip: Flip::Alternating,
             cutout: 8,
         };
@@ -348,7 +335,7 @@ mod tests {
         assert!((4_750..5_250).contains(&first), "{first}");
         let mut rows = [0_u32; SIDE];
         for index in 0..32_000 {
-            rows[usize::from(augmentation.view(7, 3, index).hole.top.saturating_add(4))] += 1;
+            rows[usize::from(augmentation.view(7, 3, index).cutout.top.saturating_add(4))] += 1;
         }
         // Places 0 to 4 all begin at row 0; the others are 1,000 each, with a standard deviation of 31.
         assert!((4_700..5_300).contains(&rows[4]), "{rows:?}");

@@ -388,7 +388,7 @@ mod tests {
             let training = ordered.training(5, epoch, Augmentation::None, 0).unwrap();
             assert_eq!(bits(training), whole);
         }
-        assert_ne!(whole, bits(ordered.evaluation(View::MIRRORED).unwrap()));
+        assert_ne!(whole, bits(ordered.evaluation(View::FLIPPED).unwrap()));
     }
 
     #[test]

@@ -1,22 +1,16 @@
 //! Augmentation and normalisation by the settings of a run.
 
-use crate::{Augmentation, Edges, Flip, Normalisation};
+use crate::{Augmentation, Normalisation};
 use run::Settings;
-use run::settings::{self, Augment, PaddingMode};
+use run::settings::Augment;
 
 impl From<&Settings> for Augmentation {
     fn from(settings: &Settings) -> Self {
         match settings.augment {
             Augment::None => Self::None,
             Augment::Standard => Self::Standard {
-                edges: match settings.padding_mode {
-                    PaddingMode::Constant => Edges::Zero,
-                    PaddingMode::Reflect => Edges::Reflect,
-                },
-                flip: match settings.flip {
-                    settings::Flip::Random => Flip::Random,
-                    settings::Flip::Alternating => Flip::Alternating,
-                },
+                padding_mode: settings.padding_mode,
+                flip: settings.flip,
                 cutout: settings.cutout.get(),
             },
         }

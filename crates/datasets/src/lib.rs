@@ -17,7 +17,7 @@ mod dataset;
 mod from_settings;
 
 #[cfg(feature = "tensors")]
-pub use augmentation::{Augmentation, Edges, Flip, Hole, Normalisation, View};
+pub use augmentation::{Augmentation, CutoutSquare, Normalisation, View};
 #[cfg(feature = "tensors")]
 pub use batches::{Batch, Batches, Loader, Seen, picture};
 #[cfg(feature = "tensors")]

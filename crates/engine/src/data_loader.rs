@@ -121,8 +121,9 @@ impl Iterator for Batches {
 #[cfg(feature = "cuda")]
 mod gpu {
     use candle_core::{DType, Device, Result, Tensor};
-    use datasets::{Batch, Edges, Loader, Seen};
+    use datasets::{Batch, Loader, Seen};
     use ops::{Images, Precision, View, Views};
+    use run::settings::PaddingMode;
     use std::ops::Range;
     use std::sync::Arc;
     use std::vec;
@@ -175,13 +176,13 @@ mod gpu {
                         image: index,
                         top: view.top,
                         left: view.left,
-                        mirrored: view.flipped,
-                        reflected: view.edges == Edges::Reflect,
-                        hole: [
-                            view.hole.top,
-                            view.hole.left,
-                            view.hole.bottom,
-                            view.hole.right,
+                        flipped: view.flipped,
+                        reflected: view.padding_mode == PaddingMode::Reflect,
+                        cutout: [
+                            view.cutout.top,
+                            view.cutout.left,
+                            view.cutout.bottom,
+                            view.cutout.right,
                         ],
                     });
                 }
@@ -193,9 +194,9 @@ mod gpu {
                     image: 0,
                     top: 0,
                     left: 0,
-                    mirrored: false,
+                    flipped: false,
                     reflected: false,
-                    hole: [0; 4],
+                    cutout: [0; 4],
                 });
             }
             let count = labels.len();

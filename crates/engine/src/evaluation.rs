@@ -97,7 +97,7 @@ impl Evaluator {
         plain: &Evaluation,
         stop: impl Fn() -> bool,
     ) -> Result<Option<Evaluation>> {
-        let Some(flipped) = self.outputs(network, View::MIRRORED, stop)? else {
+        let Some(flipped) = self.outputs(network, View::FLIPPED, stop)? else {
             return Ok(None);
         };
         if plain.logits.len() != self.loader.images() {
@@ -202,7 +202,7 @@ mod tests {
         let three = evaluator(3)?;
         let plain = three.evaluate(&network, || false)?.unwrap();
         let tta = three.evaluate_tta(&network, &plain, || false)?.unwrap();
-        let flipped = three.outputs(&network, View::MIRRORED, || false)?.unwrap();
+        let flipped = three.outputs(&network, View::FLIPPED, || false)?.unwrap();
         let flipped = flipped[0].logits.to_vec2::<f32>()?;
         assert_eq!(tta.logits.len(), 3);
         for ((tta, plain), flipped) in tta.logits.iter().zip(&plain.logits).zip(&flipped) {

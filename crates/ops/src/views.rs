@@ -15,11 +15,11 @@ pub struct View {
     /// Column of the image at which the crop starts; negative in the padding.
     pub left: i8,
     /// Whether the crop is flipped horizontally.
-    pub mirrored: bool,
+    pub flipped: bool,
     /// Whether the padding reflects the image; otherwise it is black.
     pub reflected: bool,
     /// The rectangle that cutout sets to 0: top, left, and bottom and right, which are exclusive.
-    pub hole: [u8; 4],
+    pub cutout: [u8; 4],
 }
 
 impl View {
@@ -28,9 +28,9 @@ impl View {
         let offset = |value: i8| (i32::from(value) + 128) as u32;
         let view = offset(self.top)
             | offset(self.left) << 8
-            | u32::from(self.mirrored) << 16
+            | u32::from(self.flipped) << 16
             | u32::from(self.reflected) << 17;
-        [self.image, view, u32::from_le_bytes(self.hole)]
+        [self.image, view, u32::from_le_bytes(self.cutout)]
     }
 }
 

@@ -94,7 +94,7 @@ pub fn network(architecture: Architecture, setting: &Setting) -> Result<NetworkD
         weight_decay: case.sgd.weight_decay,
         ..Sgd::default()
     };
-    let velocities = network
+    let momentum_buffers = network
         .variables()
         .iter()
         .map(|(_, variable)| variable.zeros_like())
@@ -132,7 +132,8 @@ pub fn network(architecture: Architecture, setting: &Setting) -> Result<NetworkD
         ));
         let gradients = tape.backward(cross_entropy_gradient(&logits, &labels, 0.0)?)?;
         let mut updates = Vec::new();
-        for ((name, variable), velocity) in network.variables().iter().zip(&velocities) {
+        for ((name, variable), momentum_buffer) in network.variables().iter().zip(&momentum_buffers)
+        {
             let gradient = gradients
                 .get(variable)
                 .ok_or_else(|| Error::Missing(name.clone()))?;
@@ -145,7 +146,7 @@ pub fn network(architecture: Architecture, setting: &Setting) -> Result<NetworkD
                     .gradients
                     .push(Deviation::of(&what, gradient, expected)?);
             }
-            updates.push([variable.as_tensor(), velocity, gradient]);
+            updates.push([variable.as_tensor(), momentum_buffer, gradient]);
         }
         sgd_step(sgd, &updates)?;
     }

@@ -2,7 +2,7 @@
 
 use super::{Args, Report, worst};
 use candle_core::{DType, Device, Result, Tensor, Var};
-use datasets::{Augmentation, Dataset, Edges, Flip, Loader, Normalisation};
+use datasets::{Augmentation, Dataset, Loader, Normalisation};
 use models::{Architecture, DropoutMasks, Layer, NamedLayer, Network, initial_parameters};
 use ops::{
     Activation, Arithmetic, Conv2d, ConvAlgorithm, Dropout, Metrics, MetricsAccumulator, Pool,
@@ -10,6 +10,7 @@ use ops::{
 };
 use reference::{Deviation, Setting, relative_error, uniform};
 use run::settings::WeightInit;
+use run::settings::{Flip, PaddingMode};
 use std::num::NonZeroUsize;
 
 const PART: &str = "values";
@@ -258,7 +259,7 @@ fn exact(device: &Device, report: &mut Report) -> anyhow::Result<()> {
             let x = numbers(11, &shape, 8.0, DType::F32)?.round()?;
             type Chain = fn(&mut Tape, &Tensor) -> Result<Tensor>;
             let chains: [(&str, Chain); 5] = [
-                ("rectifier", |tape, x| tape.relu("relu", x)),
+                ("ReLU", |tape, x| tape.relu("relu", x)),
                 ("max-pooling", |tape, x| {
                     let pool = Pool {
                         kernel: 3,
@@ -325,12 +326,12 @@ const DROPOUT: Dropout = Dropout {
 
 /// Everything that can be done to training images.
 const ALL_VIEWS: Augmentation = Augmentation::Standard {
-    edges: Edges::Reflect,
+    padding_mode: PaddingMode::Reflect,
     flip: Flip::Alternating,
     cutout: 9,
 };
 
-/// Crops, flips, holes and normalisation of an epoch.
+/// Crops, flips, cutout and normalisation of an epoch.
 fn views(device: &Device, report: &mut Report) -> anyhow::Result<()> {
     let set = Dataset::synthetic(70, 1)?;
     let normalisation = Normalisation::new([0.49, 0.48, 0.45], [0.25, 0.24, 0.26]);
@@ -363,7 +364,7 @@ fn views(device: &Device, report: &mut Report) -> anyhow::Result<()> {
             images += theirs.labels.elem_count();
         }
         let what = match augmentation {
-            ALL_VIEWS => "reflections, holes, flips",
+            ALL_VIEWS => "reflections, cutout, flips",
             _ => "crops, flips",
         };
         let name = format!("{what} and normalisation, {precision}");
@@ -461,11 +462,11 @@ fn update(device: &Device, report: &mut Report) -> anyhow::Result<()> {
                 Ok(numbers(seed, &[size], 1.0, DType::F32)?.to_device(on)?)
             };
             let mut parameters = Vec::new();
-            let mut velocities = Vec::new();
+            let mut momentum_buffers = Vec::new();
             let mut averages = Vec::new();
             for (seed, size) in (0..).zip(&sizes) {
                 parameters.push(Var::from_tensor(&at(seed, *size)?)?);
-                velocities.push(at(seed + 1000, *size)?);
+                momentum_buffers.push(at(seed + 1000, *size)?);
                 averages.push(at(seed + 2000, *size)?);
             }
             let mut norms = Vec::new();
@@ -480,10 +481,10 @@ fn update(device: &Device, report: &mut Report) -> anyhow::Result<()> {
                 }
                 let updates: Vec<[&Tensor; 3]> = parameters
                     .iter()
-                    .zip(&velocities)
+                    .zip(&momentum_buffers)
                     .zip(&gradients)
-                    .map(|((parameter, velocity), gradient)| {
-                        [parameter.as_tensor(), velocity, gradient]
+                    .map(|((parameter, momentum_buffer), gradient)| {
+                        [parameter.as_tensor(), momentum_buffer, gradient]
                     })
                     .collect();
                 norms.push(ops::norm(&gradients)? as f32);
@@ -499,7 +500,7 @@ fn update(device: &Device, report: &mut Report) -> anyhow::Result<()> {
             let parameters = parameters
                 .iter()
                 .map(|parameter| parameter.as_tensor().clone());
-            let all = parameters.chain(velocities).chain(averages);
+            let all = parameters.chain(momentum_buffers).chain(averages);
             Ok(all.chain([norms]).collect())
         };
         for (found, expected) in compute(device)?.iter().zip(compute(&Device::Cpu)?) {
@@ -554,10 +555,5 @@ fn fused(device: &Device, report: &mut Report) -> anyhow::Result<()> {
     };
     let same = compute(true)? == compute(false)?;
     let text = if same { "the same bits" } else { "other bits" };
-    report.check(
-        PART,
-        "convolution, rectifier and pooling in one",
-        same,
-        text,
-    )
+    report.check(PART, "convolution, ReLU and pooling in one", same, text)
 }

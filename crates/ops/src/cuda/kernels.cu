@@ -149,7 +149,7 @@ KERNEL(add_bias_wide)(float *y, const float *bias, unsigned count, unsigned chan
   if (i < count) y[i] += bias[i % channels];
 }
 
-// The gradient with respect to what the rectifier was given, from its result `y` and the gradient of that.
+// The gradient with respect to the input of ReLU, from its result `y` and the gradient of that.
 // Written so that the gradient of a NaN is kept.
 KERNEL(relu_gradient)(const act *y, const act *gradient, act *out, unsigned packs) {
   unsigned i = INDEX;
@@ -195,7 +195,7 @@ KERNEL(pool)(const act *x, const float *bias, act *y, unsigned char *places, uns
 }
 
 // The gradient of `pool` with respect to `x`: each place gathers from the windows whose maximum it was. `y`
-// is the result where there was a rectifier, which cuts gradients, and null where there was none.
+// is the result of ReLU, which zeroes gradients, and null without ReLU.
 KERNEL(pool_gradient)(const act *gradient, const act *y, const unsigned char *places, act *out,
                       unsigned packs, unsigned channels, unsigned height, unsigned width, unsigned rows,
                       unsigned columns, unsigned size, unsigned stride) {
