@@ -1,6 +1,6 @@
 //! Augmentation and normalisation: from the bytes of an image to the input of the network.
 
-use crate::table::IMAGE_BYTES;
+use crate::records::IMAGE_BYTES;
 use rng::{Purpose, Stream};
 use run::settings::{Flip, PaddingMode};
 

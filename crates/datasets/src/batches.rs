@@ -2,7 +2,7 @@
 
 use crate::augmentation::{Augmentation, Normalisation, View};
 use crate::dataset::Split;
-use crate::table::IMAGE_BYTES;
+use crate::records::IMAGE_BYTES;
 use candle_core::{Device, Result, Tensor};
 use rng::{Purpose, Stream};
 use std::num::NonZeroUsize;

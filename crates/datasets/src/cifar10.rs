@@ -4,7 +4,9 @@
 
 #[cfg(feature = "tensors")]
 use crate::dataset::Dataset;
-use crate::table::{CLASSES, DatasetInfo, Error, IMAGE_BYTES, Images, Records};
+use crate::error::Error;
+use crate::info::{DatasetInfo, Images};
+use crate::records::{CLASSES, IMAGE_BYTES, Records};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};

@@ -1,6 +1,7 @@
 //! A data set in memory: all images and labels as `u8`.
 
-use crate::table::{CLASSES, Error, Records};
+use crate::error::Error;
+use crate::records::{CLASSES, Records};
 use candle_core::{Device, Result as TensorResult, Tensor};
 use candle_datasets::vision;
 use rng::{Purpose, Stream};
@@ -195,7 +196,7 @@ impl Split {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::IMAGE_BYTES;
+    use crate::records::IMAGE_BYTES;
 
     fn images(split: &Split) -> Vec<(u8, Vec<u8>)> {
         split

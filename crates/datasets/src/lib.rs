@@ -4,6 +4,9 @@
 //! Without the feature `tensors` there are only the table and the check of files, for programs that do without candle.
 
 pub mod cifar10;
+mod error;
+mod info;
+mod records;
 mod synthetic;
 mod table;
 
@@ -22,4 +25,7 @@ pub use augmentation::{Augmentation, CutoutSquare, Normalisation, View};
 pub use batches::{Batch, Batches, Loader, Seen, picture};
 #[cfg(feature = "tensors")]
 pub use dataset::{Dataset, Split};
-pub use table::{DatasetInfo, Error, Images, Records, UnknownDataset};
+pub use error::Error;
+pub use info::{DatasetInfo, Images};
+pub use records::Records;
+pub use table::UnknownDataset;

@@ -8,7 +8,7 @@
 #[cfg(feature = "tensors")]
 mod images;
 
-use crate::table::{DatasetInfo, Images};
+use crate::info::{DatasetInfo, Images};
 
 pub(crate) const INFO: DatasetInfo = DatasetInfo {
     name: "synthetic",

@@ -1,11 +1,9 @@
 //! A network's description, and what follows from its layers: names and shapes.
 
 use crate::layer::{Block, Layer};
-use crate::table::ARCHITECTURES;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
-use std::str::FromStr;
 
 /// Channels, height and width of an image.
 pub const IMAGE: [usize; 3] = [3, 32, 32];
@@ -51,9 +49,6 @@ pub struct ParameterShape {
 }
 
 impl Architecture {
-    /// All networks.
-    pub const ALL: &'static [Self] = ARCHITECTURES;
-
     /// The layers in order.
     #[must_use]
     pub fn layers(&self) -> Vec<NamedLayer> {
@@ -123,31 +118,6 @@ impl<'de> Deserialize<'de> for Architecture {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
         name.parse().map_err(D::Error::custom)
-    }
-}
-
-/// There is no network of this name.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a model: use {names}", names = names())]
-pub struct UnknownArchitecture(String);
-
-/// The names of all networks for a message: "`alexnet` or `small-alexnet`".
-fn names() -> String {
-    let names: Vec<_> = Architecture::ALL.iter().map(|a| format!("`{a}`")).collect();
-    match names.split_last() {
-        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
-        _ => names.concat(),
-    }
-}
-
-impl FromStr for Architecture {
-    type Err = UnknownArchitecture;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        let mut all = Self::ALL.iter();
-        all.find(|architecture| architecture.name == name)
-            .copied()
-            .ok_or_else(|| UnknownArchitecture(name.to_owned()))
     }
 }
 

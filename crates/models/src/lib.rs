@@ -14,9 +14,7 @@ mod step;
 mod summary;
 mod table;
 
-pub use architecture::{
-    Architecture, CLASSES, IMAGE, NamedLayer, ParameterShape, UnknownArchitecture,
-};
+pub use architecture::{Architecture, CLASSES, IMAGE, NamedLayer, ParameterShape};
 #[cfg(feature = "tensors")]
 pub use initialisation::initial_parameters;
 pub use layer::{Block, Layer};
@@ -25,3 +23,4 @@ pub use network::{DropoutMasks, Error, Network};
 #[cfg(feature = "tensors")]
 pub use step::{Operation, Step};
 pub use summary::{grouped, summary};
+pub use table::UnknownArchitecture;

@@ -3,8 +3,9 @@
 use crate::architecture::{Architecture, CLASSES};
 use crate::layer::Block;
 use crate::layer::Layer::{self, Dropout, Relu};
+use std::str::FromStr;
 
-pub(crate) const ARCHITECTURES: &[Architecture] = &[
+const ARCHITECTURES: &[Architecture] = &[
     // AlexNet as the post adapts it to images of 32 by 32, and the same with fewer channels and features.
     // Source: models/ of <https://github.com/gratus907/Pytorch-Cifar10>.
     Architecture {
@@ -125,4 +126,34 @@ const fn linear(in_features: usize, out_features: usize) -> Layer {
 /// The last layer, whose outputs are the logits.
 const fn classifier(in_features: usize) -> Layer {
     linear(in_features, CLASSES)
+}
+
+impl Architecture {
+    /// All networks.
+    pub const ALL: &'static [Self] = ARCHITECTURES;
+}
+
+/// There is no network of this name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a model: use {names}", names = names())]
+pub struct UnknownArchitecture(String);
+
+/// The names of all networks for a message: "`alexnet` or `small-alexnet`".
+fn names() -> String {
+    let names: Vec<_> = Architecture::ALL.iter().map(|a| format!("`{a}`")).collect();
+    match names.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => names.concat(),
+    }
+}
+
+impl FromStr for Architecture {
+    type Err = UnknownArchitecture;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let mut all = Self::ALL.iter();
+        all.find(|architecture| architecture.name == name)
+            .copied()
+            .ok_or_else(|| UnknownArchitecture(name.to_owned()))
+    }
 }

@@ -2,7 +2,8 @@
 
 use super::INFO;
 use crate::dataset::Dataset;
-use crate::table::{Error, IMAGE_BYTES, Records};
+use crate::error::Error;
+use crate::records::{IMAGE_BYTES, Records};
 use rayon::prelude::*;
 use rng::{Purpose, Stream, unit};
 use std::f32::consts::TAU;

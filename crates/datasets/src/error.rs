@@ -1,0 +1,50 @@
+//! Why a data set cannot be read.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a data set cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The folder does not exist.
+    #[error("there is no folder `{}`", .0.display())]
+    MissingFolder(PathBuf),
+    /// The path is not a folder.
+    #[error("`{}` is not a folder", .0.display())]
+    NotAFolder(PathBuf),
+    /// A file of the data set does not exist.
+    #[error("the file `{}` is missing", .0.display())]
+    MissingFile(PathBuf),
+    /// A file has the wrong size.
+    #[error("`{}` has {found} bytes, but should have {expected}", path.display())]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        found: u64,
+        /// The size that it should have.
+        expected: usize,
+    },
+    /// A label is out of range.
+    #[error("`{}` has the label {label} at image {record}, but labels go from 0 to 9", path.display())]
+    Label {
+        /// The file.
+        path: PathBuf,
+        /// The record's index in the file.
+        record: usize,
+        /// The label found.
+        label: u8,
+    },
+    /// A file cannot be read.
+    #[error("cannot read `{}`: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The tensors cannot be created.
+    #[cfg(feature = "tensors")]
+    #[error("cannot create the images' tensors: {0}")]
+    Tensor(#[from] candle_core::Error),
+}

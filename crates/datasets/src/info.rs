@@ -1,0 +1,68 @@
+//! What is known of a data set without its images.
+
+#[cfg(feature = "tensors")]
+use crate::dataset::Dataset;
+#[cfg(feature = "tensors")]
+use crate::error::Error;
+use crate::records::CLASSES;
+use std::fmt;
+use std::path::Path;
+
+/// What is known of a data set without its images. It is looked up by name with [`str::parse`].
+#[derive(Clone, Copy)]
+pub struct DatasetInfo {
+    /// The name on the command line and in files.
+    pub name: &'static str,
+    /// The name in reports.
+    pub display_name: &'static str,
+    /// The classes by label.
+    pub class_names: &'static [&'static str; CLASSES],
+    /// The numbers of images where there is no limit.
+    pub images: Images,
+    /// For a generated data set, the largest number of training or test images: a limit decides how many are
+    /// generated. `None` for a data set that is read from files.
+    pub max_generated: Option<usize>,
+    /// For a data folder without usable files: where they should be, and how to get them.
+    pub remedy: fn(&Path) -> String,
+    /// Reads the images in a data folder, or generates them.
+    #[cfg(feature = "tensors")]
+    pub(crate) load: fn(&Path, Images) -> Result<Dataset, Error>,
+}
+
+/// Numbers of images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Images {
+    /// Training images.
+    pub training: usize,
+    /// Test images.
+    pub test: usize,
+}
+
+impl DatasetInfo {
+    /// Reads all images in `data_dir`; where the data set is generated, generates `images`.
+    ///
+    /// # Errors
+    /// When files are missing or damaged.
+    #[cfg(feature = "tensors")]
+    pub fn load(&self, data_dir: &Path, images: Images) -> Result<Dataset, Error> {
+        (self.load)(data_dir, images)
+    }
+}
+
+impl PartialEq for DatasetInfo {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl fmt::Debug for DatasetInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DatasetInfo({})", self.name)
+    }
+}
+
+impl fmt::Display for DatasetInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
