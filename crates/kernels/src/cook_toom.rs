@@ -39,6 +39,7 @@ const MOST: usize = 2 * PAIRS.len() + 4;
 
 /// The positive point of the pair that `count` points, one of them infinity, need beyond [`PAIRS`]: of
 /// the fractions with small terms the one with the smallest rounding errors.
+#[inline(always)] // Bounds of loops that are to be unrolled, also in other crates.
 const fn last_pair(count: usize) -> f64 {
     if count.is_multiple_of(2) { 0.75 } else { 0.25 }
 }
@@ -124,11 +125,13 @@ impl<const T: usize> Matrix<T, T> for Inputs {
 }
 
 /// Pairs of points among `count` points, of which one is infinity.
+#[inline(always)] // Bounds of loops that are to be unrolled, also in other crates.
 const fn pairs(count: usize) -> usize {
     (count - 1) / 2
 }
 
 /// Point number `k` of `T`, infinity excepted.
+#[inline(always)]
 const fn point<const T: usize>(k: usize) -> f64 {
     if k >= 2 * pairs(T) {
         return 0.0;
@@ -145,6 +148,7 @@ const fn point<const T: usize>(k: usize) -> f64 {
     }
 }
 
+#[inline(always)]
 const fn powers<const N: usize, const T: usize>() -> [[f64; N]; T] {
     let mut powers = [[0.0; N]; T];
     let mut k = 0;
