@@ -790,13 +790,13 @@ pub(crate) fn provenance(comparison: &Comparison) -> Table {
         cells.extend(runs.iter().map(|run| value(run)));
         table.rows.push(cells);
     };
-    row("device", &|run| {
+    row("device used", &|run| {
         run.made_by
             .gpu
             .clone()
             .unwrap_or_else(|| run.made_by.device.clone())
     });
-    row("precision", &|run| run.made_by.precision.to_string());
+    row("precision used", &|run| run.made_by.precision.to_string());
     row("version", &|run| run.made_by.version.clone());
     row("commit", &|run| run.made_by.commit.clone());
     row("training images", &|run| {
