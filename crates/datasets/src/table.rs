@@ -1,11 +1,10 @@
 //! The table of data sets. A data set is a file of this crate and an entry here.
 
 use crate::info::DatasetInfo;
-use crate::{cifar10, synthetic};
 use std::str::FromStr;
 
 /// The data sets.
-const DATASETS: &[DatasetInfo] = &[cifar10::INFO, synthetic::INFO];
+const DATASETS: &[DatasetInfo] = &[crate::cifar10::INFO, crate::synthetic::INFO];
 
 impl DatasetInfo {
     /// All data sets.
