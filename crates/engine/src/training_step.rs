@@ -216,7 +216,7 @@ mod tests {
     }
 
     fn batch(value: f32) -> Batch {
-        let images = Tensor::full(value, (2, 3, 32, 32), &Device::Cpu).unwrap();
+        let images = Tensor::full(value, (2, 32, 32, 3), &Device::Cpu).unwrap();
         let labels = Tensor::new(&[3_u32, 7], &Device::Cpu).unwrap();
         Batch { images, labels }
     }
