@@ -1,10 +1,10 @@
 //! Where the time of a step goes: each layer, forward and backward.
 
 use crate::machine::use_threads;
-use crate::spans::Spans;
 use crate::throughput::{Engine, batch, network, sgd};
 use candle_core::Device;
 use candle_nn::Optimizer;
+use engine::SpanTimes;
 use models::{Architecture, DropoutMasks, Network, Operation};
 use ops::{Arithmetic, ConvAlgorithm, Tape, cross_entropy_gradient};
 use run::cli;
@@ -63,7 +63,7 @@ pub(crate) fn profile(
     seconds: f64,
     device: &Device,
 ) -> anyhow::Result<Vec<LayerTime>> {
-    let spans = Spans::install()?;
+    let spans = SpanTimes::install()?;
     let architecture = network.architecture();
     let mut optimiser = sgd(network)?;
     let (images, labels) = batch(size)?;
@@ -74,7 +74,7 @@ pub(crate) fn profile(
     // The first step, on fresh memory, does not count.
     for number in 0.. {
         if number == 1 {
-            spans.take();
+            let _ = spans.take();
             (start, update) = (Instant::now(), Duration::ZERO);
         }
         if steps >= 2 && start.elapsed() >= limit {
@@ -100,13 +100,13 @@ pub(crate) fn profile(
     let mut rows = Vec::new();
     for (name, [forward, backward]) in works(architecture, arithmetic, size)? {
         for (pass, work) in [("forward", forward), ("backward", backward)] {
-            let Some(time) = times.get(&(pass, name.clone())) else {
+            let Some(total) = times.get(&(pass, name.clone())) else {
                 continue;
             };
             rows.push(LayerTime {
                 layer: name.clone(),
                 pass: pass.to_owned(),
-                milliseconds: milliseconds(*time),
+                milliseconds: milliseconds(total.time),
                 multiply_adds: work.multiply_adds,
                 performed: work.performed,
                 bytes: work.bytes,

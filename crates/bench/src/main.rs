@@ -13,7 +13,6 @@ mod gpu_check;
 mod layers;
 mod machine;
 mod rival;
-mod spans;
 mod throughput;
 
 use clap::{Parser, Subcommand};

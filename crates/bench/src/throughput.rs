@@ -3,12 +3,11 @@
 use crate::candle_graph;
 use crate::candle_network;
 use crate::machine::use_threads;
-use crate::spans::Spans;
 use candle_core::{Device, Tensor};
 use candle_nn::Optimizer;
 use clap::ValueEnum;
 use datasets::Dataset;
-use engine::{Checkpoints, Event, Inputs, Training, TrainingSetup};
+use engine::{Checkpoints, Event, Inputs, SpanTimes, Training, TrainingSetup};
 use models::{Architecture, Network, initial_parameters};
 use ops::{ConvAlgorithm, Tape};
 use run::settings::WeightInit;
@@ -152,7 +151,7 @@ pub(crate) fn network(architecture: Architecture) -> anyhow::Result<Network> {
 
 /// The engine itself, as the trainer runs it, until the time is over.
 fn training(args: &Args, algorithm: ConvAlgorithm) -> anyhow::Result<Measured> {
-    let spans = Spans::install()?;
+    let spans = SpanTimes::install()?;
     let images = IMAGES.next_multiple_of(args.batch_size.get());
     let set = Dataset::synthetic(images, 1)?;
     let settings = settings(
@@ -187,7 +186,7 @@ fn training(args: &Args, algorithm: ConvAlgorithm) -> anyhow::Result<Measured> {
                     now.step();
                     // The first step, on fresh memory, does not count.
                     if now.steps == 0 {
-                        spans.take();
+                        let _ = spans.take();
                     }
                     clock.set(now);
                 }
@@ -207,6 +206,7 @@ fn training(args: &Args, algorithm: ConvAlgorithm) -> anyhow::Result<Measured> {
             .get(&(name, String::new()))
             .copied()
             .unwrap_or_default()
+            .time
     };
     let (waiting, step) = (time("data").as_secs_f64(), time("step").as_secs_f64());
     Ok(Measured {

@@ -32,8 +32,10 @@ pub(crate) struct Chart {
 /// Size of the chart and its margins, in pixels at full size.
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 260.0;
-const LEFT: f64 = 58.0;
 const RIGHT: f64 = 10.0;
+/// Width of the y axis's label and of the gaps beside its ticks, and of a character of a tick.
+const LABEL: f64 = 30.0;
+const CHARACTER: f64 = 7.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 42.0;
 
@@ -177,7 +179,9 @@ impl Chart {
         } else {
             Axis::linear(heights, false)
         };
-        let across = |place: f64| LEFT + x.fraction(place) * (WIDTH - LEFT - RIGHT);
+        let longest = y.ticks.iter().map(|(_, label)| label.chars().count()).max();
+        let left = LABEL + CHARACTER * longest.unwrap_or(0) as f64;
+        let across = |place: f64| left + x.fraction(place) * (WIDTH - left - RIGHT);
         let up = |place: f64| HEIGHT - BOTTOM - y.fraction(place) * (HEIGHT - TOP - BOTTOM);
         let path = |points: &mut dyn Iterator<Item = (f64, f64)>| {
             let mut path = String::new();
@@ -197,14 +201,14 @@ impl Chart {
         html! {
             svg viewBox={"0 0 " (WIDTH) " " (HEIGHT)} role="img" aria-label={(self.title) ": " (self.y) " against " (self.x)} {
                 @for (tick, label) in &y.ticks {
-                    line class="grid" x1=(LEFT) x2=(WIDTH - RIGHT) y1=(format!("{:.1}", up(*tick))) y2=(format!("{:.1}", up(*tick))) {}
-                    text x=(LEFT - 6.0) y=(format!("{:.1}", up(*tick) + 4.0)) text-anchor="end" { (label) }
+                    line class="grid" x1=(left) x2=(WIDTH - RIGHT) y1=(format!("{:.1}", up(*tick))) y2=(format!("{:.1}", up(*tick))) {}
+                    text x=(left - 6.0) y=(format!("{:.1}", up(*tick) + 4.0)) text-anchor="end" { (label) }
                 }
                 @for (tick, label) in &x.ticks {
                     line class="grid" y1=(TOP) y2=(HEIGHT - BOTTOM) x1=(format!("{:.1}", across(*tick))) x2=(format!("{:.1}", across(*tick))) {}
                     text x=(format!("{:.1}", across(*tick))) y=(HEIGHT - BOTTOM + 16.0) text-anchor="middle" { (label) }
                 }
-                text x=((LEFT + WIDTH - RIGHT) / 2.0) y=(HEIGHT - 6.0) text-anchor="middle" { (self.x) }
+                text x=((left + WIDTH - RIGHT) / 2.0) y=(HEIGHT - 6.0) text-anchor="middle" { (self.x) }
                 text transform={"translate(12 " ((TOP + HEIGHT - BOTTOM) / 2.0) ") rotate(-90)"} text-anchor="middle" { (self.y) }
                 @for series in self.series.iter().filter(|series| !series.band.is_empty()) {
                     @let outline = series.band.iter().map(|band| (band.0, band.2)).chain(series.band.iter().rev().map(|band| (band.0, band.1)));

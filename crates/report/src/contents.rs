@@ -67,6 +67,12 @@ pub(crate) fn percent(fraction: f64) -> String {
     format!("{:.2} %", 100.0 * fraction)
 }
 
+/// A ratio with two decimals, or two significant digits if it is small.
+fn ratio(ratio: f64) -> String {
+    let decimals = (1.0 - ratio.log10().floor()).clamp(2.0, 9.0) as usize;
+    format!("{ratio:.decimals$}")
+}
+
 /// Seconds in a unit that fits.
 fn duration(seconds: f64) -> String {
     if seconds < 120.0 {
@@ -297,9 +303,9 @@ pub(crate) fn ratios(comparison: &Comparison) -> Vec<String> {
         let parameters =
             |group: &Group| group.runs.first().map_or(0, |run| run.made_by.parameters) as f64;
         sentences.push(format!(
-            "{} has {:.2} times the parameters of {} and reaches {:.3} times its test accuracy ({} and {}).",
+            "{} has {} times the parameters of {} and reaches {:.3} times its test accuracy ({} and {}).",
             b.label,
-            parameters(b) / parameters(a),
+            ratio(parameters(b) / parameters(a)),
             a.label,
             second.mean / first.mean,
             percent(second.mean),
@@ -370,9 +376,9 @@ pub(crate) fn time_ratios(comparison: &Comparison) -> Vec<String> {
         };
         if let (Some(first), Some(second)) = (epoch(a), epoch(b)) {
             sentences.push(format!(
-                "An epoch of {} takes {:.2} times as long as one of {}.",
+                "An epoch of {} takes {} times as long as one of {}.",
                 b.label,
-                second / first,
+                ratio(second / first),
                 a.label
             ));
         }
@@ -825,6 +831,8 @@ mod tests {
 
     #[test]
     fn times_and_p_values_have_few_digits() {
+        let ratios = [4.6946, 0.21301, 0.03, 0.0049936].map(ratio);
+        assert_eq!(ratios, ["4.69", "0.21", "0.030", "0.0050"]);
         assert_eq!(
             (duration(37.2), duration(1860.0), duration(9000.0)),
             (

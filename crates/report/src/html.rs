@@ -43,7 +43,7 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                     a href="#layers" { "Layers" }
                     a href="#runs" { "Settings and versions" }
                 }
-                h2 id="results" { "Results and the post's" }
+                h2 id="results" { "Results compared with the post's" }
                 div class="stacked" { (table(&contents::results(comparison))) }
                 (list(&contents::ratios(comparison)))
 

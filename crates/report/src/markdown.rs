@@ -10,7 +10,7 @@ use std::fmt::Write;
 pub fn markdown(comparison: &Comparison, written: &str) -> String {
     let mut text = format!("# {}\n\n", contents::title(comparison));
     paragraph(&mut text, &contents::setting(comparison));
-    text += "## Results and the post's\n\n";
+    text += "## Results compared with the post's\n\n";
     table(&mut text, &contents::results(comparison));
     list(&mut text, &contents::ratios(comparison));
 

@@ -1,10 +1,9 @@
 //! The log of a run and its trace.
 
-use crate::layer_times::LayerTimes;
 use anyhow::Context;
 use atomic_file::Unfinished;
 use clap::ValueEnum;
-use engine::Event;
+use engine::{Event, SpanTimes};
 use run::RunFolder;
 use std::io::BufWriter;
 use std::path::Path;
@@ -41,7 +40,7 @@ pub(crate) fn start(
     folder: &RunFolder,
     level: LogLevel,
     trace: Option<Unfinished>,
-    layer_times: &LayerTimes,
+    span_times: &SpanTimes,
 ) -> anyhow::Result<Option<FlushGuard>> {
     let level = level.filter();
     let file = tracing_subscriber::fmt::layer()
@@ -62,7 +61,7 @@ pub(crate) fn start(
         })
         .unzip();
     tracing_subscriber::registry()
-        .with(layer_times.clone().with_filter(LevelFilter::DEBUG))
+        .with(span_times.clone().with_filter(LevelFilter::DEBUG))
         .with(trace.with_filter(LevelFilter::DEBUG))
         .with(file.with_filter(level))
         .with(

@@ -5,7 +5,6 @@ mod backend;
 mod data;
 mod eval;
 mod interrupt;
-mod layer_times;
 mod logging;
 mod lr_find;
 mod predict;

@@ -2,16 +2,14 @@
 
 use crate::backend::{Backend, device_name};
 use crate::data::Data;
-use crate::layer_times::LayerTimes;
 use crate::settings::Resolved;
 use anyhow::Context;
 use candle_core::Device;
-use engine::{Evaluation, Event};
+use engine::{Evaluation, Event, SpanTimes};
 use models::Network;
 use run::layers::Layer;
 use run::predictions::{Filters, PICTURE_BYTES};
 use run::{EpochMetrics, MadeBy, Predictions, Record, RunFolder, file};
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// The minimum time between two drawings of the curves. On a GPU an epoch may take little longer than a drawing, for
@@ -24,7 +22,7 @@ pub(crate) struct RunFiles<'a> {
     resolved: &'a Resolved,
     data: &'a Data,
     backend: &'a Backend,
-    layer_times: &'a LayerTimes,
+    span_times: &'a SpanTimes,
     /// When the curves were last drawn.
     drawn: Option<Instant>,
     /// Whether they have all epochs.
@@ -38,7 +36,7 @@ impl<'a> RunFiles<'a> {
         resolved: &'a Resolved,
         data: &'a Data,
         backend: &'a Backend,
-        layer_times: &'a LayerTimes,
+        span_times: &'a SpanTimes,
     ) -> anyhow::Result<Self> {
         let record = Record {
             settings: resolved.settings.clone(),
@@ -63,7 +61,7 @@ impl<'a> RunFiles<'a> {
             resolved,
             data,
             backend,
-            layer_times,
+            span_times,
             drawn: None,
             up_to_date: true,
         })
@@ -163,10 +161,16 @@ impl<'a> RunFiles<'a> {
 
     /// Writes the layers and, on a processor, their times. A GPU computes asynchronously.
     fn write_layers(&self) -> anyhow::Result<()> {
-        let times = if self.backend.device.is_cpu() {
-            self.layer_times.means()
-        } else {
-            BTreeMap::new()
+        let times = self.span_times.take();
+        let seconds = |pass: &'static str, layer: &str| {
+            let steps = times.get(&("step", String::new()))?.count;
+            let total = times.get(&(pass, layer.to_owned()))?;
+            Some(total.time.as_secs_f64() / f64::from(steps))
+        };
+        let seconds = |layer: &str| {
+            let passes = ["forward", "backward"].map(|pass| seconds(pass, layer));
+            let timed = self.backend.device.is_cpu() && passes.iter().any(Option::is_some);
+            timed.then(|| passes.map(|seconds| seconds.unwrap_or(0.0)))
         };
         let layers = self.resolved.architecture.layers().into_iter();
         let layers: Vec<_> = layers
@@ -174,7 +178,7 @@ impl<'a> RunFiles<'a> {
                 kind: layer.layer.type_name().to_owned(),
                 parameters: layer.layer.parameter_count() as u64,
                 multiply_adds: layer.layer.multiply_adds(&layer.output) as u64,
-                seconds: times.get(&layer.name).copied(),
+                seconds: seconds(&layer.name),
                 output: layer.output,
                 name: layer.name,
             })

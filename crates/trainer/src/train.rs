@@ -3,14 +3,13 @@
 use crate::backend::Backend;
 use crate::data::Data;
 use crate::interrupt::{stop_on_interrupt, stop_with_stdin};
-use crate::layer_times::LayerTimes;
 use crate::logging::{self, LogLevel};
 use crate::progress::Progress;
 use crate::run_files::RunFiles;
 use crate::settings::{self, Resolved};
 use crate::setup::{checkpoints, data, resume, start};
 use anyhow::Context;
-use engine::{Event, Outcome, Position, Training};
+use engine::{Event, Outcome, Position, SpanTimes, Training};
 use run::cli::{self, Exit, UsageError};
 use run::{EpochMetrics, Overrides, RunFolder, file};
 use std::cell::Cell;
@@ -189,9 +188,9 @@ fn run_with(
             (folder, training)
         }
     };
-    let layer_times = LayerTimes::default();
-    let _trace_until_the_end = logging::start(&folder, args.log_level, trace, &layer_times)?;
-    let files = RunFiles::create(&folder, resolved, &data, &backend, &layer_times)?;
+    let span_times = SpanTimes::within("step");
+    let _trace_until_the_end = logging::start(&folder, args.log_level, trace, &span_times)?;
+    let files = RunFiles::create(&folder, resolved, &data, &backend, &span_times)?;
     let session = Session {
         args,
         resolved,

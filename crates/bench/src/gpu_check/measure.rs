@@ -1,13 +1,12 @@
 //! One measurement on the GPU, in a process of its own.
 
 use crate::layers::{LayerTime, profile};
-use crate::spans::Spans;
 use crate::throughput::{inputs, settings};
 use anyhow::bail;
 use candle_core::{CudaDevice, DType, Device, Tensor};
 use clap::ValueEnum;
 use datasets::Dataset;
-use engine::{Checkpoints, Event, Training, TrainingSetup};
+use engine::{Checkpoints, Event, SpanTimes, Training, TrainingSetup};
 use models::{Architecture, Network, initial_parameters};
 use ops::{Activation, Arithmetic, ConvAlgorithm, Precision, Tape};
 use run::settings::WeightInit;
@@ -108,7 +107,7 @@ fn arithmetic(args: &Args) -> Arithmetic {
 fn training(args: &Args, device: &Device, gpu: &CudaDevice) -> anyhow::Result<Steps> {
     /// Steps of an epoch; the GPU is looked at twice in it.
     const STEPS: usize = 64;
-    let spans = Spans::install()?;
+    let spans = SpanTimes::install()?;
     let free = ops::cuda::memory(gpu)?.free;
     let batch_size = args.batch_size.get();
     let set = Dataset::synthetic(STEPS * batch_size, 1)?;
@@ -153,7 +152,7 @@ fn training(args: &Args, device: &Device, gpu: &CudaDevice) -> anyhow::Result<St
                             now.time += last.elapsed();
                         }
                         _ => {
-                            spans.take();
+                            let _ = spans.take();
                             now.warm = true;
                         }
                     }
@@ -174,6 +173,7 @@ fn training(args: &Args, device: &Device, gpu: &CudaDevice) -> anyhow::Result<St
     let host: Duration = ["data", "step"]
         .into_iter()
         .filter_map(|name| times.get(&(name, String::new())))
+        .map(|total| total.time)
         .sum();
     let left = ops::cuda::memory(gpu)?.free;
     let seconds = clock.time.as_secs_f64();
