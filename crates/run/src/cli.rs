@@ -31,8 +31,8 @@ impl Exit {
         let messages: Vec<_> = chain(failure.as_ref()).map(ToString::to_string).collect();
         error(&messages.join(": "));
         let is_usage_error = |cause: &(dyn Error + 'static)| {
-            let of_run = cause.downcast_ref::<crate::Error>();
-            cause.is::<UsageError>() || of_run.is_some_and(crate::Error::is_usage_error)
+            let of_run = cause.downcast_ref::<crate::error::Error>();
+            cause.is::<UsageError>() || of_run.is_some_and(crate::error::Error::is_usage_error)
         };
         if chain(failure.as_ref()).any(is_usage_error) {
             Self::Usage

@@ -1,12 +1,12 @@
 //! The names of the files in a run's folder.
 
-/// The settings, and what made the run: [`crate::Record`].
+/// The settings, and what made the run: `Record`.
 pub const RECORD: &str = "run.toml";
 
 /// The version of the record's format that this program writes, and the latest that it reads.
 pub const RECORD_VERSION: u32 = 1;
 
-/// One JSON object per epoch: [`crate::EpochMetrics`].
+/// One JSON object per epoch: `EpochMetrics`.
 pub const METRICS: &str = "metrics.jsonl";
 
 /// The curves of loss and accuracy.
@@ -27,8 +27,8 @@ pub const LAST_WEIGHTS: &str = "last.safetensors";
 /// The weights after the epoch with the best accuracy.
 pub const BEST_WEIGHTS: &str = "best.safetensors";
 
-/// The outputs of the last epoch's weights: [`crate::Predictions`].
+/// The outputs of the last epoch's weights: `Predictions`.
 pub const PREDICTIONS: &str = "predictions.safetensors";
 
-/// The layers of the network, with their times: [`crate::layers`].
+/// The layers of the network, with their times: `Layer`.
 pub const LAYERS: &str = "layers.json";
