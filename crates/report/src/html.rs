@@ -20,6 +20,7 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
     let disagreements = contents::disagreements(comparison);
     let mistakes = contents::mistakes(comparison);
     let classes = contents::classes(comparison);
+    let networks = contents::one_of_each_network(comparison);
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -40,7 +41,7 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                     @if several { a href="#significance" { "Is the difference significant?" } }
                     a href="#curves" { "Curves" }
                     @if classes.is_some() { a href="#classes" { "Classes" } a href="#pictures" { "Pictures" } }
-                    a href="#layers" { "Layers" }
+                    @if !networks.is_empty() { a href="#layers" { "Layers" } }
                     a href="#runs" { "Settings and versions" }
                 }
                 h2 id="results" { "Results compared with the post's" }
@@ -54,7 +55,7 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                 div class="charts" {
                     (wall_clock(comparison).figure())
                 }
-                @for run in contents::one_of_each_network(comparison) {
+                @for run in &networks {
                     @if let Some(times) = contents::layer_times(run) {
                         h3 { "Layers of " (network_name(&run.settings.model)) ": mean time in a training step of " (run.name) }
                         (table(&times))
@@ -110,8 +111,8 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                     }
                 }
 
-                h2 id="layers" { "Layers" }
-                @for run in contents::one_of_each_network(comparison) {
+                @if !networks.is_empty() { h2 id="layers" { "Layers" } }
+                @for run in &networks {
                     @if let Some(layers) = contents::layers(run) {
                         h3 { (network_name(&run.settings.model)) }
                         (table(&layers))

@@ -56,8 +56,11 @@ pub fn markdown(comparison: &Comparison, written: &str) -> String {
         "The most confident mistakes",
         &contents::mistakes(comparison),
     );
-    text += "## Layers\n\n";
-    for run in contents::one_of_each_network(comparison) {
+    let networks = contents::one_of_each_network(comparison);
+    if !networks.is_empty() {
+        text += "## Layers\n\n";
+    }
+    for run in networks {
         if let Some(layers) = contents::layers(run) {
             let _ = writeln!(text, "### {}\n", network_name(&run.settings.model));
             table(&mut text, &layers);

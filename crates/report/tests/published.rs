@@ -45,6 +45,8 @@ fn a_report_on_published_runs_is_written() {
     }
     // Where the data are on this machine says nothing about the runs.
     assert!(!markdown.contains("data dir"), "{markdown}");
+    // Earlier versions did not record layers.
+    assert!(!markdown.contains("## Layers"), "{markdown}");
     let html = fs::read_to_string(html).unwrap();
     assert!(html.contains("<svg") && !html.contains("<script"));
 }
