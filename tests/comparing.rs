@@ -110,8 +110,8 @@ fn missing_runs_are_trained_and_all_are_reported() {
         "31 min",
         "GTX 1070 Ti",
         "12,417,098",
-        "95 % interval",
-        "Accuracy by class",
+        "95 % confidence interval",
+        "Accuracy per class",
         "The most confident mistakes",
         "conv_layer3.4",
         "SHA-256 of the data",
@@ -286,7 +286,7 @@ fn opened(page: &Path) {
     };
     let (document, console, _) = open(page, &folder.path().join("page.json"));
     assert!(
-        document.contains("What made the runs") && document.contains("</html>"),
+        document.contains("Settings and versions") && document.contains("</html>"),
         "{document}"
     );
     assert_eq!(console, 0);
@@ -458,21 +458,21 @@ fn runs_that_cannot_be_compared_are_refused() {
         1,
         &["different data", "12 training", "18 training"],
     );
-    refused(&mut report(&["a", "none"]), 1, &["none", "run.toml"]);
+    refused(&mut report(&["a", "none"]), 2, &["none", "run.toml"]);
     refused(&mut report(&[]), 2, &["RUN"]);
     fs::create_dir(runs.join("empty")).unwrap();
-    refused(&mut report(&["empty"]), 1, &["is no run"]);
+    refused(&mut report(&["empty"]), 2, &["there is no run"]);
     let record = fs::read_to_string(runs.join("a/run.toml")).unwrap();
     fs::write(runs.join("empty/run.toml"), &record).unwrap();
     refused(
         &mut report(&["empty"]),
         1,
-        &["no epoch that is done", "--resume"],
+        &["no finished epoch", "--resume"],
     );
     let later = record.replace("record_version = 1", "record_version = 2");
     assert_ne!(later, record);
     fs::write(runs.join("b/run.toml"), later).unwrap();
-    refused(&mut report(&["b"]), 1, &["version 2", "version 1"]);
+    refused(&mut report(&["b"]), 1, &["version 2", "up to 1"]);
     refused(
         program("trainer").arg("--resume").arg(runs.join("b")),
         2,
@@ -504,7 +504,11 @@ fn runs_that_cannot_be_compared_are_refused() {
         2,
         &["none", "reference"],
     );
-    refused(xtask("verify").arg(runs.join("nothing")), 1, &["is no run"]);
+    refused(
+        xtask("verify").arg(runs.join("nothing")),
+        2,
+        &["there is no run"],
+    );
     let mut missing = program("xtask");
     refused(
         missing.args(["compare", "--trainer", "no/such/program"]),

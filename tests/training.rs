@@ -458,15 +458,11 @@ fn ctrl_c_stops_with_a_checkpoint() {
         command.arg("--resume").arg(&run);
         command
     };
-    refused(
-        &mut resume(),
-        1,
-        &["another process is writing to the run folder"],
-    );
+    refused(&mut resume(), 1, &["another process is writing to the run"]);
     refused(
         &mut short_run(runs.path(), "a"),
         1,
-        &["another process is writing to the run folder"],
+        &["another process is writing to the run"],
     );
 
     interrupt(&child);
