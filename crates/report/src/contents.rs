@@ -48,6 +48,11 @@ const POST: [Post; 2] = [
 const POST_EPOCHS: usize = 50;
 const POST_IMAGES: u64 = 50_000;
 
+/// The networks that the post compares.
+pub fn post_networks() -> impl Iterator<Item = &'static str> {
+    POST.iter().map(|post| post.model)
+}
+
 /// The name of the post's column for a network.
 fn post_label(post: &Post) -> String {
     format!("the post: {}", network_name(post.model))

@@ -1,4 +1,4 @@
-//! Trains AlexNet and SmallAlexNet on CIFAR-10: arguments in, events out.
+//! Trains networks on CIFAR-10: arguments in, events out.
 
 mod args;
 mod backend;

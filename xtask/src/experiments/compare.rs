@@ -15,14 +15,16 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-/// The networks of the post.
-pub(crate) const MODELS: &str = "alexnet,small-alexnet";
-
 /// Options of `compare`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// The networks.
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = MODELS)]
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_values = report::post_networks()
+    )]
     pub(crate) models: Vec<String>,
 
     /// The seeds; every network is trained with each.

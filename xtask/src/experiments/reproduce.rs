@@ -1,6 +1,6 @@
 //! `cargo xtask reproduce`: the data, both networks and the report, with one command.
 
-use crate::experiments::compare::{self, MODELS};
+use crate::experiments::compare;
 use crate::experiments::flags::{Environment, SettingFlags};
 use crate::fetch;
 use crate::trainer;
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         ("reference", vec![0, 1, 2], "runs/reproduce")
     };
     compare::run(&compare::Args {
-        models: MODELS.split(',').map(str::to_owned).collect(),
+        models: report::post_networks().map(str::to_owned).collect(),
         seeds: args.seeds.clone().unwrap_or(seeds),
         recipe: vec![recipe.to_owned()],
         jobs: args.jobs,

@@ -43,15 +43,15 @@ named_values! {
 }
 
 named_values! {
-    /// How the learning rate changes after its warm-up.
+    /// The scheduler of the learning rate after its warm-up.
     LrScheduler {
-        /// Not at all.
+        /// The learning rate stays constant.
         Constant,
-        /// It drops when the test loss stops improving (`ReduceLROnPlateau`).
+        /// It is reduced when the test loss stops improving (`ReduceLROnPlateau`).
         Plateau,
-        /// Half a cosine, down to the final factor (`CosineAnnealingLR`).
+        /// It follows half a cosine down to the final factor (`CosineAnnealingLR`).
         Cosine,
-        /// Linearly down to the final factor (`OneCycleLR` with linear annealing).
+        /// It falls linearly to the final factor (`OneCycleLR` with linear annealing).
         OneCycle,
     }
 }
