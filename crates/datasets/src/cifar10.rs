@@ -244,14 +244,12 @@ mod tests {
         for length in [0, 1, FILE_BYTES - 1] {
             assert_eq!(
                 message(Some(&good[..length])),
-                format!(
-                    "`DIR/data_batch_1.bin` has {length} bytes, but a CIFAR-10 file has 30730000"
-                )
+                format!("`DIR/data_batch_1.bin` has {length} bytes, but should have 30730000")
             );
         }
         assert_eq!(
             message(Some(&vec![0; FILE_BYTES + 1])),
-            "`DIR/data_batch_1.bin` has 30730001 bytes, but a CIFAR-10 file has 30730000"
+            "`DIR/data_batch_1.bin` has 30730001 bytes, but should have 30730000"
         );
         let mut bad = good;
         bad[7 * RECORD_BYTES] = 10;
