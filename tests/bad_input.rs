@@ -42,7 +42,7 @@ fn wrong_flags_are_usage_errors() {
         ("--dropout-epochs", "some", "--dropout-epochs"),
         ("--augment", "heavy", "--augment"),
         ("--model", "vgg", "--model"),
-        ("--recipe", "none", "--recipe none"),
+        ("--recipe", "none", "--recipe"),
         ("--device", "gpu", "--device"),
         ("--device", "cuda", "--device cuda"),
         ("--device", "cuda:1", "--device cuda:1"),
@@ -52,7 +52,7 @@ fn wrong_flags_are_usage_errors() {
         ("--limit-train", "2000000", "--limit-train 2000000"),
         ("--checkpoint-minutes", "-1", "--checkpoint-minutes"),
         ("--name", "../elsewhere", "--name"),
-        ("--resume", "none", "--resume none"),
+        ("--resume", "none", "no run `none`"),
         ("--config", "none.toml", "none.toml"),
         ("--seed", "-1", "--seed"),
     ] {
