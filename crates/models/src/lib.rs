@@ -4,8 +4,6 @@
 //! Without the feature `tensors` there is only the table, for programs that do without candle.
 
 mod architecture;
-#[cfg(feature = "tensors")]
-mod initialisation;
 mod layer;
 #[cfg(feature = "tensors")]
 mod network;
@@ -13,10 +11,10 @@ mod network;
 mod step;
 mod summary;
 mod table;
+#[cfg(feature = "tensors")]
+mod weight_init;
 
 pub use architecture::{Architecture, CLASSES, IMAGE, NamedLayer, ParameterShape};
-#[cfg(feature = "tensors")]
-pub use initialisation::initial_parameters;
 pub use layer::{Block, Layer};
 #[cfg(feature = "tensors")]
 pub use network::{DropoutMasks, Error, Network};
@@ -24,3 +22,5 @@ pub use network::{DropoutMasks, Error, Network};
 pub use step::{Operation, Step};
 pub use summary::{grouped, summary};
 pub use table::UnknownArchitecture;
+#[cfg(feature = "tensors")]
+pub use weight_init::initial_parameters;

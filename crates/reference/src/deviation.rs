@@ -1,6 +1,6 @@
 //! Deviations of tensors from reference values.
 
-use crate::{Error, numbers};
+use crate::{Error, elements};
 use candle_core::Tensor;
 use serde::Deserialize;
 
@@ -37,7 +37,7 @@ impl Deviation {
             let text = format!("{what} has shape {found:?}, not {wanted:?}");
             return Err(candle_core::Error::Msg(text).into());
         }
-        let values = numbers(tensor)?;
+        let values = elements(tensor)?;
         let l2 = values.iter().map(|v| v * v).sum::<f64>().sqrt();
         let typical = expected.l2 / (values.len() as f64).sqrt();
         Ok(Self {
@@ -84,7 +84,7 @@ pub fn relative_error(found: &Tensor, expected: &Tensor) -> candle_core::Result<
             expected.shape()
         );
     }
-    let (found, expected) = (numbers(found)?, numbers(expected)?);
+    let (found, expected) = (elements(found)?, elements(expected)?);
     let mut difference = 0.0;
     let mut reference = 0.0;
     for (found, expected) in found.iter().zip(&expected) {

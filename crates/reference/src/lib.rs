@@ -72,7 +72,7 @@ impl Setting {
 }
 
 /// A tensor's elements in double precision, in row-major order.
-fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
+fn elements(tensor: &Tensor) -> Result<Vec<f64>> {
     tensor
         .to_device(&Device::Cpu)?
         .flatten_all()?

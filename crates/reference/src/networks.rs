@@ -1,7 +1,7 @@
 //! The networks: logits, losses, all gradients, three steps of SGD.
 
 use crate::deviation::{Deviation, Statistics};
-use crate::{Error, Setting, numbers, uniform};
+use crate::{Error, Setting, elements, uniform};
 use candle_core::{Device, Tensor};
 use models::{Architecture, CLASSES, Network};
 use ops::{Sgd, Tape, cross_entropy, cross_entropy_gradient, sgd_step};
@@ -105,7 +105,7 @@ pub fn network(architecture: Architecture, setting: &Setting) -> Result<NetworkD
         let mut tape = Tape::recording(setting.arithmetic);
         let logits = network.forward(&mut tape, &images, None)?;
         let evaluated = network.forward(&mut Tape::no_grad(setting.arithmetic), &images, None)?;
-        if numbers(&logits)? != numbers(&evaluated)? {
+        if elements(&logits)? != elements(&evaluated)? {
             let text = "training and evaluation give different logits";
             return Err(candle_core::Error::Msg(text.to_owned()).into());
         }
@@ -120,13 +120,13 @@ pub fn network(architecture: Architecture, setting: &Setting) -> Result<NetworkD
         assert_eq!(expected.len(), batch * CLASSES);
         values.push(Deviation::of_values(
             &format!("{what}logits"),
-            &numbers(&logits)?,
+            &elements(&logits)?,
             &expected,
             0.1,
         ));
         values.push(Deviation::of_values(
             &format!("{what}loss"),
-            &numbers(&loss)?,
+            &elements(&loss)?,
             &[step.loss],
             step.loss,
         ));

@@ -7,7 +7,7 @@ use models::Architecture;
 use ops::ConvAlgorithm;
 use reference::{Deviation, Error, Setting, network, operations};
 
-fn processor(dtype: DType, convolution: ConvAlgorithm) -> Setting {
+fn cpu(dtype: DType, convolution: ConvAlgorithm) -> Setting {
     Setting {
         device: Device::Cpu,
         dtype,
@@ -26,7 +26,7 @@ fn assert_within(deviations: &[Deviation], tolerance: f64) {
 fn operations_agree_with_pytorch() -> Result<(), Error> {
     for dtype in [DType::F32, DType::F64] {
         for convolution in ConvAlgorithm::ALL {
-            let deviations = operations(&processor(dtype, convolution))?;
+            let deviations = operations(&cpu(dtype, convolution))?;
             // Six convolutions with four tensors each, seven poolings with two.
             assert_eq!(deviations.len(), 38);
             assert_within(&deviations, 1e-4);
@@ -68,18 +68,18 @@ fn check(architecture: Architecture, setting: &Setting, tolerances: &Tolerances)
 
 fn check_all(architecture: Architecture) {
     for convolution in ConvAlgorithm::ALL {
-        let setting = processor(DType::F64, convolution);
+        let setting = cpu(DType::F64, convolution);
         check(architecture, &setting, &Tolerances::all(1e-9));
     }
-    let direct = processor(DType::F32, ConvAlgorithm::Direct);
+    let direct = cpu(DType::F32, ConvAlgorithm::Direct);
     check(architecture, &direct, &Tolerances::all(1e-4));
-    let fast = processor(DType::F32, ConvAlgorithm::Winograd);
+    let winograd = cpu(DType::F32, ConvAlgorithm::Winograd);
     let tolerances = Tolerances {
         values: 1e-4,
         gradients: ROUNDING_DECIDES,
         afterwards: ROUNDING_DECIDES,
     };
-    check(architecture, &fast, &tolerances);
+    check(architecture, &winograd, &tolerances);
 }
 
 #[test]
