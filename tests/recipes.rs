@@ -209,7 +209,7 @@ fn a_run_that_learns_nothing_stops_early() {
     command.args(["--epochs", "9", "--lr", "0", "--early-stopping", "2"]);
     let said = printed(&mut command);
     assert!(
-        said.contains("stopped early: the test loss has not become lower for 2 epochs"),
+        said.contains("stopped early: no lower test loss in 2 epochs"),
         "{said}"
     );
     let epochs = metrics(&folder.path().join("a"));
@@ -276,7 +276,7 @@ fn settings_that_do_not_fit_are_refused() {
     for (flags, parts) in [
         (
             &["--limit-train", "20", "--validation", "20"][..],
-            &["--validation 20", "held out"][..],
+            &["--validation 20", "hold out"][..],
         ),
         (
             &["--validation", "5", "--overfit-batches", "1"],
@@ -310,7 +310,7 @@ fn a_fast_dev_run_leaves_no_files() {
     command.arg("--run-dir").arg(&runs).arg("--fast-dev-run");
     let said = printed(&mut command);
     assert!(
-        said.contains("epoch 1/1") && said.contains("everything ran"),
+        said.contains("epoch 1/1") && said.contains("everything works"),
         "{said}"
     );
     assert!(!runs.exists());
