@@ -509,7 +509,7 @@ fn a_second_ctrl_c_stops_at_once() {
             .next()
             .unwrap()
             .unwrap()
-            .contains("once more stops at once")
+            .contains("press Ctrl-C again")
     );
     interrupt(&child);
     assert_eq!(child.wait().unwrap().code(), Some(130));
