@@ -44,7 +44,7 @@ fn one_command_reproduces_everything() {
     let report = fs::read_to_string(out.join("report.md")).unwrap();
     for part in [
         "# AlexNet and SmallAlexNet on the synthetic set",
-        "2 runs, 4 epochs each",
+        "2 runs of 4 epochs each",
     ] {
         assert!(report.contains(part), "{report}");
     }
@@ -479,7 +479,7 @@ fn runs_that_cannot_be_compared_are_refused() {
         &["version 2"],
     );
     fs::write(runs.join("b/run.toml"), "model = ").unwrap();
-    refused(&mut report(&["b"]), 1, &["damaged"]);
+    refused(&mut report(&["b"]), 1, &["run.toml", "line 1"]);
     let metrics = runs.join("c/metrics.jsonl");
     fs::write(&metrics, "{}\n").unwrap();
     refused(&mut report(&["c"]), 1, &["metrics.jsonl", "line 1"]);
