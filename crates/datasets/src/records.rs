@@ -8,8 +8,8 @@ pub(crate) const IMAGE_BYTES: usize = 3 * 32 * 32;
 
 /// Labels and pixels of some images.
 pub struct Records {
-    /// A label for each image, below [`CLASSES`].
+    /// A label for each image: 0 to 9.
     pub labels: Vec<u8>,
-    /// Images of [`IMAGE_BYTES`] bytes.
+    /// Images of 3,072 bytes, `[3, 32, 32]`.
     pub pixels: Vec<u8>,
 }
