@@ -18,10 +18,6 @@ mod throughput;
 use clap::{Parser, Subcommand};
 use run::cli::Exit;
 
-/// As in the trainer: what is measured is what people run.
-#[global_allocator]
-static ALLOCATOR: ops::Recycling = ops::Recycling::new();
-
 /// Measures the networks on this machine: throughput, layers, the share of the machine's peak, and
 /// PyTorch beside it.
 #[derive(Debug, Parser)]
@@ -58,6 +54,7 @@ enum Command {
 }
 
 fn main() -> Exit {
+    ops::keep_freed_memory();
     let args = Args::parse();
     let result = match &args.command {
         None => comparison::run(&args.comparison),

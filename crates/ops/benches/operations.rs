@@ -8,15 +8,10 @@
 
 use candle_core::{DType, Device, Shape, Tensor, Var};
 use criterion::{
-    BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main,
-    measurement::WallTime,
+    BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, measurement::WallTime,
 };
 use ops::{Activation, Conv2d, ConvAlgorithm, Dropout, Pool, Sgd, Tape};
 use std::time::Duration;
-
-/// As in the trainer: what is measured is what people run.
-#[global_allocator]
-static ALLOCATOR: ops::Recycling = ops::Recycling::new();
 
 const BATCH: usize = 64;
 
@@ -219,4 +214,10 @@ criterion_group! {
         .measurement_time(Duration::from_secs(2));
     targets = convolutions, linear, elementwise, ends
 }
-criterion_main!(operations);
+
+fn main() {
+    // As in the trainer: what is measured is what people run.
+    ops::keep_freed_memory();
+    operations();
+    Criterion::default().configure_from_args().final_summary();
+}

@@ -18,10 +18,7 @@ mod write_report;
 
 use run::cli::Exit;
 
-/// Every step of training allocates the same large blocks.
-#[global_allocator]
-static ALLOCATOR: ops::Recycling = ops::Recycling::new();
-
 fn main() -> Exit {
+    ops::keep_freed_memory();
     Exit::of(args::Args::from_command_line().run())
 }
