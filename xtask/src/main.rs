@@ -6,6 +6,7 @@ mod cuda;
 mod docs;
 mod experiments;
 mod fetch;
+mod files;
 mod gpu_check;
 mod trainer;
 

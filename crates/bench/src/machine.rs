@@ -9,7 +9,7 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
-/// What is asked.
+/// The options.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[arg(long)]
@@ -20,7 +20,7 @@ pub(crate) struct Args {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) processor: String,
-    pub(crate) threads: usize,
+    pub(crate) threads: NonZeroUsize,
     /// Of square `f32` matrix products, by candle's or by our routine, the fastest of all sizes.
     pub(crate) gemm_gflops: f64,
     /// Reading two arrays larger than the caches and writing a third, in 10^9 bytes a second.
@@ -28,13 +28,10 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// The better of two measurements of one machine: what it can do does not depend on who disturbed it.
-    pub(crate) fn or_better(self, other: Self) -> Self {
-        Self {
-            gemm_gflops: self.gemm_gflops.max(other.gemm_gflops),
-            bandwidth_gb_s: self.bandwidth_gb_s.max(other.bandwidth_gb_s),
-            ..self
-        }
+    /// Takes the better of two measurements of one machine: the other one was disturbed by other programs.
+    pub(crate) fn improve(&mut self, other: &Self) {
+        self.gemm_gflops = self.gemm_gflops.max(other.gemm_gflops);
+        self.bandwidth_gb_s = self.bandwidth_gb_s.max(other.bandwidth_gb_s);
     }
 }
 
@@ -51,7 +48,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     use_threads(args.threads)?;
     let machine = Machine {
         processor: processor(),
-        threads: args.threads.get(),
+        threads: args.threads,
         gemm_gflops: SIZES
             .into_iter()
             .map(gemm)

@@ -3,15 +3,11 @@
 /// Ends a run when the test loss has not improved for some epochs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EarlyStopping {
-    patience: u32,
+    /// Epochs without a new lowest loss after which the run ends; 0 for never.
+    pub(crate) patience: u32,
 }
 
 impl EarlyStopping {
-    /// Stops after `patience` epochs without a new lowest loss; never if it is 0.
-    pub(crate) fn new(patience: u32) -> Self {
-        Self { patience }
-    }
-
     /// Whether to stop after an epoch with test loss `loss`, given the losses of the epochs `before` it.
     pub(crate) fn stops(self, before: impl IntoIterator<Item = f64>, loss: f64) -> bool {
         let (mut lowest, mut epochs_since) = (f64::INFINITY, 0);
@@ -34,7 +30,7 @@ mod tests {
     fn it_waits_for_as_many_epochs_as_its_patience() {
         let stops = |patience, losses: &[f64]| {
             let (last, before) = losses.split_last().unwrap();
-            EarlyStopping::new(patience).stops(before.iter().copied(), *last)
+            EarlyStopping { patience }.stops(before.iter().copied(), *last)
         };
         assert!(!stops(2, &[2.0]));
         assert!(!stops(2, &[2.0, 2.1]));

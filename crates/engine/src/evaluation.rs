@@ -193,7 +193,7 @@ mod tests {
         let architecture: Architecture = "small-alexnet".parse().unwrap();
         let device = &Device::Cpu;
         let parameters = initial_parameters(architecture, WeightInit::Kaiming, 1, device)?;
-        let network = Network::new(architecture, parameters).map_err(candle_core::Error::wrap)?;
+        let network = Network::new(architecture, parameters)?;
         let evaluator = |images| {
             let split = Dataset::synthetic(1, images).unwrap().test();
             let normalisation = Normalisation::new([0.5; 3], [0.25; 3]);

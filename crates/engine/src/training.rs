@@ -6,7 +6,7 @@ use crate::checkpoint_writer::CheckpointWriter;
 use crate::data_loader::DataLoader;
 use crate::early_stopping::EarlyStopping;
 use crate::ema::Ema;
-use crate::error::Error;
+use crate::error::{Error, Unusable};
 use crate::evaluation::{Evaluation, Evaluator};
 use crate::event::Event;
 use crate::lr_finder::{LrFinder, LrFinderStep};
@@ -96,18 +96,18 @@ impl Training {
         }
         // Before the first step there is none.
         let has_steps = progress.position.epoch > 0 || progress.position.step > 0;
-        let lacks_ema = setup.ema_decay() > 0.0 && has_steps && ema.is_none();
+        let has_ema = setup.settings.model_ema_decay.get() > 0.0;
+        let lacks_ema = has_ema && has_steps && ema.is_none();
         let mismatch = progress
             .mismatch(&setup.initial_progress())
             .or_else(|| lacks_ema.then(|| "it has no EMA of the weights".to_owned()));
         if let Some(reason) = mismatch {
-            return Err(Error::NotResumable { path, reason });
+            return Err(Unusable::NotResumable(reason).at(&path));
         }
-        let on_device = |tensors: Vec<Tensor>| -> candle_core::Result<Vec<Tensor>> {
+        let on_device = |tensors: Vec<Tensor>| {
             let tensors = tensors.iter();
-            tensors
-                .map(|tensor| tensor.to_device(&setup.device))
-                .collect()
+            let tensors = tensors.map(|tensor| tensor.to_device(&setup.device));
+            tensors.collect::<candle_core::Result<_>>()
         };
         let network = weights.into_network(&setup.device)?;
         let momentum_buffers = on_device(momentum_buffers)?;
@@ -122,31 +122,31 @@ impl Training {
         ema: Option<Vec<Tensor>>,
         progress: Progress,
     ) -> Result<Self, Error> {
-        if setup.batch_size().get() > setup.train.len() {
-            return Err(Error::BatchTooLarge {
-                batch_size: setup.batch_size().get(),
-                images: setup.train.len(),
-            });
+        let (batch_size, images) = (setup.settings.batch_size.get(), setup.train.len());
+        if batch_size > images {
+            return Err(Error::BatchTooLarge { batch_size, images });
         }
         let mut optimiser = setup.optimiser(&network)?;
         if let Some(buffers) = momentum_buffers {
             optimiser = optimiser.with_momentum_buffers(buffers)?;
         }
         let train = setup.train_loader()?;
-        let evaluator = setup.evaluator()?;
         let mut scheduler = setup.scheduler(train.batches());
         scheduler.restore(progress.lr_scheduler);
-        let decay = setup.ema_decay();
+        let settings = &setup.settings;
+        let decay = settings.model_ema_decay.get();
         let ema = (decay > 0.0).then(|| Ema::new(decay, ema));
-        let settings = setup.step_settings(train.batches());
+        let step_settings = setup.step_settings(train.batches());
         Ok(Self {
-            augmentation: setup.augmentation(),
-            early_stopping: setup.early_stopping(),
-            epochs: setup.epochs(),
+            augmentation: Augmentation::from(settings),
+            early_stopping: EarlyStopping {
+                patience: settings.early_stopping,
+            },
+            epochs: settings.epochs.get(),
             split: setup.split,
-            step: TrainingStep::new(network, optimiser, ema, settings, setup.device)?,
+            evaluator: setup.evaluator()?,
+            step: TrainingStep::new(network, optimiser, ema, step_settings, setup.device)?,
             train,
-            evaluator,
             scheduler,
             best: BestCheckpoint::new(progress.best),
             position: progress.position,
@@ -216,8 +216,7 @@ impl Training {
 
     fn run_epochs(&mut self, connections: &mut Connections<'_>) -> Result<Outcome, Error> {
         while self.position.epoch < self.epochs && !self.stopped_early() {
-            let clock = self.train_epoch(connections)?;
-            let evaluation = match clock {
+            let evaluation = match self.train_epoch(connections)? {
                 Some(clock) => self.evaluate(clock, connections)?,
                 None => None,
             };
@@ -241,12 +240,11 @@ impl Training {
             steps: self.train.batches(),
             learning_rate: self.epoch_lr(),
         })?;
-        let mut batches = self.train.training(
-            self.step.settings().seed,
-            self.position.epoch,
-            self.augmentation,
-            self.position.step,
-        )?;
+        let (seed, position) = (self.step.settings().seed, self.position);
+        let (augmentation, first) = (self.augmentation, position.step);
+        let mut batches = self
+            .train
+            .training(seed, position.epoch, augmentation, first)?;
         let mut clock = Instant::now();
         let mut next = || debug_span!("data").in_scope(|| batches.next());
         while let Some(batch) = next() {
@@ -263,12 +261,13 @@ impl Training {
                 continue;
             }
             self.collect(&mut clock)?;
+            let position = &self.position;
             (connections.observe)(Event::Step {
                 epoch,
-                done: self.position.step,
-                loss: self.position.loss(),
-                accuracy: self.position.accuracy(),
-                images_per_second: self.position.images_per_second(),
+                done: position.step,
+                loss: position.loss(),
+                accuracy: position.accuracy(),
+                images_per_second: position.images_per_second(),
             })?;
             if is_due {
                 self.write_checkpoint(connections)?;
@@ -294,11 +293,12 @@ impl Training {
     ) -> Result<Option<EpochEvaluation>, Error> {
         let epoch = self.position.epoch + 1;
         (connections.observe)(Event::EvaluationStarted { epoch })?;
-        let stop = connections.stop;
+        let (network, stop) = (self.step.network(), connections.stop);
+        let span = || debug_span!("evaluation").entered();
         let evaluate = |network: &Network| {
-            debug_span!("evaluation").in_scope(|| self.evaluator.evaluate(network, stop))
+            let _span = span();
+            self.evaluator.evaluate(network, stop)
         };
-        let network = self.step.network();
         let Some(plain) = evaluate(network)? else {
             return Ok(None);
         };
@@ -316,8 +316,8 @@ impl Training {
         let is_last = epoch == self.epochs || stops_early;
         let mut tta = None;
         if is_last {
-            tta = debug_span!("evaluation")
-                .in_scope(|| self.evaluator.evaluate_tta(network, &plain, stop))?;
+            let _span = span();
+            tta = self.evaluator.evaluate_tta(network, &plain, stop)?;
             if tta.is_none() {
                 return Ok(None);
             }
@@ -338,14 +338,7 @@ impl Training {
         evaluation: EpochEvaluation,
         connections: &mut Connections<'_>,
     ) -> Result<(), Error> {
-        let EpochEvaluation {
-            plain,
-            ema,
-            tta,
-            seconds,
-            stops_early,
-            is_last,
-        } = evaluation;
+        let EpochEvaluation { plain, is_last, .. } = evaluation;
         // On a GPU not every epoch has a checkpoint; the weights of the best epoch are kept until the next one.
         let is_due = connections.writer.is_due_after_epoch(is_last);
         let digest = is_due.then(|| sha256(weights(self.step.network())));
@@ -362,28 +355,28 @@ impl Training {
             evaluation: self.split.metrics(SplitMetrics {
                 loss: plain.loss,
                 accuracy: plain.accuracy,
-                model_ema_loss: ema.as_ref().map(|ema| ema.loss),
-                model_ema_accuracy: ema.as_ref().map(|ema| ema.accuracy),
-                tta_accuracy: tta.map(|tta| tta.accuracy),
+                model_ema_loss: evaluation.ema.as_ref().map(|ema| ema.loss),
+                model_ema_accuracy: evaluation.ema.map(|ema| ema.accuracy),
+                tta_accuracy: evaluation.tta.map(|tta| tta.accuracy),
             }),
             learning_rate: self.epoch_lr(),
-            seconds: position.seconds + seconds,
+            seconds: position.seconds + evaluation.seconds,
             images_per_second: position.images_per_second(),
             weights_sha256,
-            stopped_early: stops_early,
+            stopped_early: evaluation.stops_early,
         });
         self.scheduler.end_epoch(plain.loss);
         self.position = Position::start_of(epoch);
         if self.best.is_improved_by(plain.accuracy) {
+            let test_accuracy = plain.accuracy;
             let network = self.step.network();
+            let weights = match is_due {
+                true => weights(network),
+                false => copied_weights(network)?,
+            };
             let best = BestEpoch {
                 epoch,
-                test_accuracy: plain.accuracy,
-            };
-            let weights = if is_due {
-                weights(network)
-            } else {
-                copied_weights(network)?
+                test_accuracy,
             };
             self.best.replace(best, weights);
         }
@@ -411,14 +404,20 @@ impl Training {
         self.scheduler.lr(self.step.number(&first))
     }
 
+    /// Writes `best.safetensors`, if it is not up to date.
     fn write_best(&mut self, connections: &mut Connections<'_>) -> Result<(), Error> {
         let architecture = self.step.network().architecture();
-        connections
-            .writer
-            .write_best(&mut self.best, architecture, connections.observe)
+        let checkpoints = connections.writer.checkpoints;
+        match self.best.write(checkpoints, architecture)? {
+            Some(path) => (connections.observe)(Event::CheckpointWritten { path: &path }),
+            None => Ok(()),
+        }
     }
 
+    /// Writes `best.safetensors`, if it is not up to date, and `last.safetensors`, which refers to its epoch.
     fn write_checkpoint(&mut self, connections: &mut Connections<'_>) -> Result<(), Error> {
+        let _span = debug_span!("checkpoint").entered();
+        self.write_best(connections)?;
         let settings = self.step.settings();
         let progress = Progress {
             position: self.position,
@@ -427,8 +426,7 @@ impl Training {
             best: self.best.best(),
             ..Progress::new(settings.seed, self.train.images(), settings.batch_size)
         };
-        connections
-            .writer
-            .write(&self.step, &mut self.best, &progress, connections.observe)
+        let path = connections.writer.write(&self.step, &progress)?;
+        (connections.observe)(Event::CheckpointWritten { path: &path })
     }
 }

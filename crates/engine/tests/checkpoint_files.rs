@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
 
-use engine::{Error, Weights};
+use engine::{Error, Unusable, Weights};
 use models::Architecture;
 use proptest::prelude::*;
 use safetensors::Dtype;
@@ -70,7 +70,7 @@ proptest! {
 
     #[test]
     fn a_truncated_file_is_refused(length in 0..WEIGHTS.len()) {
-        let refused = matches!(read(&WEIGHTS[..length]), Err(Error::NotSafetensors { .. }));
+        let refused = matches!(read(&WEIGHTS[..length]), Err(Error::Unusable { reason: Unusable::NotSafetensors(_), .. }));
         prop_assert!(refused);
     }
 

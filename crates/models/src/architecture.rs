@@ -3,6 +3,7 @@
 use crate::layer::{Block, Layer};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Channels, height and width of an image.
@@ -48,6 +49,29 @@ pub struct ParameterShape {
     pub fan_in: usize,
 }
 
+/// Tensors that are not the parameters of a network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParameterMismatch {
+    /// A parameter of the network is missing.
+    #[error("the tensor `{0}` is missing")]
+    Missing(String),
+    /// A tensor is not a parameter of the network, which is named second.
+    #[error("the tensor `{0}` is not a parameter of {1}")]
+    Extra(String, &'static str),
+    /// A tensor has the wrong shape.
+    #[error("the tensor `{name}` has shape {found:?}, but {architecture} expects {expected:?}")]
+    Shape {
+        /// The parameter.
+        name: String,
+        /// The network's name.
+        architecture: &'static str,
+        /// The shape of the tensor.
+        found: Vec<usize>,
+        /// The shape that the network expects.
+        expected: Vec<usize>,
+    },
+}
+
 impl Architecture {
     /// The layers in order.
     #[must_use]
@@ -86,6 +110,38 @@ impl Architecture {
             }
         }
         parameters
+    }
+
+    /// Puts tensors, whose shapes `shape` returns, into the order of [`Architecture::parameters`].
+    ///
+    /// # Errors
+    /// When a parameter is missing, or a tensor has an unknown name or the wrong shape.
+    pub fn in_order<T>(
+        &self,
+        tensors: impl IntoIterator<Item = (String, T)>,
+        shape: impl Fn(&T) -> &[usize],
+    ) -> Result<Vec<(String, T)>, ParameterMismatch> {
+        let parameters = self.parameters();
+        let mut tensors: BTreeMap<_, _> = tensors.into_iter().collect();
+        let is_known = |name: &String| parameters.iter().any(|p| p.name == *name);
+        if let Some(name) = tensors.keys().find(|name| !is_known(name)) {
+            return Err(ParameterMismatch::Extra(name.clone(), self.name));
+        }
+        let parameters = parameters.into_iter();
+        parameters
+            .map(|parameter| match tensors.remove(&parameter.name) {
+                None => Err(ParameterMismatch::Missing(parameter.name)),
+                Some(tensor) if shape(&tensor) != parameter.shape => {
+                    Err(ParameterMismatch::Shape {
+                        name: parameter.name,
+                        architecture: self.name,
+                        found: shape(&tensor).to_vec(),
+                        expected: parameter.shape,
+                    })
+                }
+                Some(tensor) => Ok((parameter.name, tensor)),
+            })
+            .collect()
     }
 
     /// The number of parameters.

@@ -95,6 +95,9 @@ const ARCHITECTURES: &[Architecture] = &[
     },
 ];
 
+/// The names of the networks that the post compares, in its order.
+pub const POST: [&str; 2] = ["alexnet", "small-alexnet"];
+
 const fn block(name: &'static str, layers: &'static [Layer]) -> Block {
     Block { name, layers }
 }

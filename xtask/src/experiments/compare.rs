@@ -3,7 +3,8 @@
 use crate::experiments::estimate::dry_run;
 use crate::experiments::flags::{SettingFlags, Shared};
 use crate::experiments::plan::Planned;
-use crate::experiments::pool::{self, Ended};
+use crate::experiments::pool;
+use crate::files::create_folder;
 use crate::trainer::{self, Trainer};
 use anyhow::{Context, bail};
 use report::Comparison;
@@ -11,7 +12,6 @@ use run::cli::{self, Exit, UsageError};
 use run::{EvaluationSplit, Run};
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -90,16 +90,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let trainer = Trainer::new(&args.trainer, args.settings.get("device"))?;
     let mut plan = Vec::new();
     // Seed by seed, so that every network has a run early.
-    for seed in &args.seeds {
+    for &seed in &args.seeds {
         for recipe in &args.recipe {
             for model in &args.models {
-                let arguments = arguments(args, model, recipe, *seed);
-                plan.push(Planned::new(
-                    &trainer,
-                    &args.out,
-                    name(model, recipe, *seed),
-                    arguments,
-                )?);
+                let name = name(model, recipe, seed);
+                let arguments = arguments(args, model, recipe, seed);
+                plan.push(Planned::new(&trainer, &args.out, name, arguments)?);
             }
         }
     }
@@ -107,14 +103,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         dry_run(&trainer, &plan)?;
         return Ok(Exit::Success);
     }
-    fs::create_dir_all(&args.out)
-        .with_context(|| format!("cannot create the folder `{}`", args.out.display()))?;
-    let failed = match pool::train(&trainer, &plan, args.jobs)? {
-        Ended::Interrupted => {
-            cli::note("interrupted; run the same command again to continue");
-            return Ok(Exit::Interrupted);
-        }
-        Ended::Done(failed) => failed,
+    create_folder(&args.out)?;
+    let Some(failed) = pool::train(&trainer, &plan, args.jobs)? else {
+        return Ok(Exit::Interrupted);
     };
     let trained: Vec<_> = names(args).filter(|name| !failed.contains(name)).collect();
     write_report(args, &trained)?;
@@ -130,13 +121,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
 
 /// Checks that no value of a flag is given twice.
 fn unique<T: PartialEq + Display>(flag: &str, values: &[T]) -> Result<(), UsageError> {
-    let mut indexed = values.iter().enumerate();
-    match indexed.find(|(index, value)| values[..*index].contains(value)) {
-        Some((_, value)) => Err(UsageError(format!(
-            "{flag}: `{value}` is given twice; give each value once"
-        ))),
-        None => Ok(()),
+    for (index, value) in values.iter().enumerate() {
+        if values[..index].contains(value) {
+            let error = format!("{flag}: `{value}` is given twice; give each value once");
+            return Err(UsageError(error));
+        }
     }
+    Ok(())
 }
 
 /// The name of a run in the comparison's folder.
