@@ -1,7 +1,8 @@
 //! `cargo xtask docs`: generates the reference of commands and flags of the programs.
 
+use crate::files::write;
 use crate::trainer::{self, Trainer};
-use anyhow::{Context, bail};
+use anyhow::bail;
 use run::cli::{self, Exit};
 use run::command_reference;
 use std::fs;
@@ -26,7 +27,7 @@ pub(crate) fn run(args: &Args, xtask: clap::Command) -> anyhow::Result<Exit> {
         (
             "crates/trainer/README.md",
             "cargo run -p trainer",
-            trainer.output(["markdown-help"])?,
+            trainer::output(trainer.command().arg("markdown-help"))?,
         ),
         (
             "xtask/README.md",
@@ -39,8 +40,7 @@ pub(crate) fn run(args: &Args, xtask: clap::Command) -> anyhow::Result<Exit> {
         );
         let path = workspace.join(file);
         if !args.check {
-            atomic_file::write(&path, text.as_bytes())
-                .with_context(|| format!("cannot write `{file}`"))?;
+            write(&path, &text)?;
         } else if fs::read_to_string(&path).is_ok_and(|written| written == text) {
             cli::note(&format!("`{file}` is up to date"));
         } else {

@@ -1,6 +1,8 @@
 //! `cargo xtask gpu-check`: builds the programs with the feature `cuda` and runs their check of the GPU.
 
 use crate::cuda::{Build, stub};
+use crate::files::create_folder;
+use crate::process;
 use anyhow::{Context, bail};
 use run::cli::{self, Exit};
 use std::ffi::OsString;
@@ -24,9 +26,6 @@ pub(crate) struct Args {
     #[arg(last = true)]
     arguments: Vec<OsString>,
 }
-
-/// The programs that check a GPU.
-const PROGRAMS: [&str; 2] = ["bench", "trainer"];
 
 /// Builds the programs and runs the check.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
@@ -61,28 +60,17 @@ pub(crate) fn check_emulated(folder: &Path) -> anyhow::Result<()> {
 
 /// Builds, and runs the check unless `--bundle` is given.
 fn execute(args: &Args) -> anyhow::Result<Option<ExitStatus>> {
-    let (build, emulator) = if args.emulated {
-        let (build, emulator) = stub()?;
-        (build, Some(emulator))
-    } else {
-        (Build::any()?, None)
+    let (build, emulator) = match args.emulated {
+        true => stub().map(|(build, emulator)| (build, Some(emulator)))?,
+        false => (Build::any()?, None),
     };
-    let mut arguments = vec!["build", "--features", "cuda"];
-    for program in PROGRAMS {
-        arguments.extend(["--package", program]);
-    }
-    let status = build
-        .cargo(&arguments)
-        .status()
-        .context("cannot run cargo")?;
-    if !status.success() {
-        bail!("the programs cannot be built with the feature `cuda`");
-    }
+    let mut cargo = build.cargo("build --features cuda --package bench --package trainer");
+    process::run("cargo", &mut cargo)
+        .context("the programs cannot be built with the feature `cuda`")?;
     let programs = build.programs();
     if let Some(bundle) = &args.bundle {
-        fs::create_dir_all(bundle)
-            .with_context(|| format!("cannot create the folder `{}`", bundle.display()))?;
-        for program in PROGRAMS {
+        create_folder(bundle)?;
+        for program in ["bench", "trainer"] {
             let to = bundle.join(program);
             fs::copy(programs.join(program), &to)
                 .with_context(|| format!("cannot write `{}`", to.display()))?;
@@ -97,9 +85,7 @@ fn execute(args: &Args) -> anyhow::Result<Option<ExitStatus>> {
     }
     let mut command = Command::new(programs.join("bench"));
     command.arg("gpu-check").args(&args.arguments);
-    if let Some(emulator) = emulator {
-        command.env("LD_LIBRARY_PATH", emulator);
-    }
+    command.envs(emulator.map(|folder| ("LD_LIBRARY_PATH", folder)));
     let status = command.status().context("cannot run the check")?;
     Ok(Some(status))
 }

@@ -6,7 +6,6 @@ use run::settings::{FIELDS, Property};
 use run::{Record, Run, Settings, file};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use toml::Value;
 
 /// A run of an experiment.
 #[derive(Clone, Debug)]
@@ -77,15 +76,12 @@ impl Planned {
     /// The arguments with which the trainer resumes the run: the settings that may change.
     pub(crate) fn arguments_to_resume(&self) -> anyhow::Result<Vec<String>> {
         let settings = self.settings.to_table()?;
-        let changeable = FIELDS
-            .iter()
-            .filter(|field| field.has(Property::MayChangeOnResume));
+        let fields = FIELDS.iter();
+        let changeable = fields.filter(|field| field.has(Property::MayChangeOnResume));
         let arguments = changeable.filter_map(|field| {
-            let value = match settings.get(field.key)? {
-                Value::String(text) => text.clone(),
-                value => value.to_string(),
-            };
-            Some([field.flag(), value])
+            let value = settings.get(field.key)?;
+            let text = value.as_str().map(str::to_owned);
+            Some([field.flag(), text.unwrap_or_else(|| value.to_string())])
         });
         Ok(arguments.flatten().collect())
     }
