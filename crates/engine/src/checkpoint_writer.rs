@@ -54,12 +54,12 @@ impl<'a> CheckpointWriter<'a> {
         step: &TrainingStep,
         progress: &Progress,
     ) -> Result<PathBuf, Error> {
-        let network = step.network();
+        let network = &step.network;
         let on_host = |tensors| to_device(tensors, &Device::Cpu);
-        let ema = step.ema().and_then(|ema| ema.named(network));
+        let ema = step.ema.as_ref().and_then(|ema| ema.named(network));
         let state = State {
             weights: on_host(weights(network))?,
-            momentum_buffers: on_host(named(network, step.optimiser().momentum_buffers()))?,
+            momentum_buffers: on_host(named(network, step.optimiser.momentum_buffers()))?,
             ema: ema.map(on_host).transpose()?,
         };
         for (_, tensor) in state.weights.iter().chain(&state.momentum_buffers) {

@@ -73,13 +73,10 @@ impl DataLoader {
         #[cfg(feature = "cuda")]
         if let Some(resident) = &self.resident {
             let plan = self.loader.training_plan(seed, epoch, augmentation, first);
-            return Ok(Batches(Source::Gpu(gpu::Batches::new(
-                resident.clone(),
-                plan,
-            )?)));
+            return Ok(Box::new(gpu::Batches::new(resident.clone(), plan)?));
         }
         let batches = self.loader.training(seed, epoch, augmentation, first)?;
-        Ok(Batches(Source::Host(batches)))
+        Ok(Box::new(batches))
     }
 
     /// All images in the order of the data set, each in the same view.
@@ -87,36 +84,14 @@ impl DataLoader {
         #[cfg(feature = "cuda")]
         if let Some(resident) = &self.resident {
             let plan = self.loader.evaluation_plan(view);
-            return Ok(Batches(Source::Gpu(gpu::Batches::new(
-                resident.clone(),
-                plan,
-            )?)));
+            return Ok(Box::new(gpu::Batches::new(resident.clone(), plan)?));
         }
-        Ok(Batches(Source::Host(self.loader.evaluation(view)?)))
+        Ok(Box::new(self.loader.evaluation(view)?))
     }
 }
 
-/// The batches of one epoch, or of one evaluation.
-pub struct Batches(Source);
-
-enum Source {
-    /// Prepared by a thread, which ends with this value.
-    Host(datasets::Batches),
-    #[cfg(feature = "cuda")]
-    Gpu(gpu::Batches),
-}
-
-impl Iterator for Batches {
-    type Item = Result<Batch>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        match &mut self.0 {
-            Source::Host(batches) => batches.next(),
-            #[cfg(feature = "cuda")]
-            Source::Gpu(batches) => batches.next(),
-        }
-    }
-}
+/// The batches of one epoch, or of one evaluation. On a CPU a thread prepares them, which ends with this value.
+pub type Batches = Box<dyn Iterator<Item = Result<Batch>>>;
 
 #[cfg(feature = "cuda")]
 mod gpu {

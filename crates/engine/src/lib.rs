@@ -4,7 +4,6 @@
 //! It prints nothing and reads no arguments. [`Training::run`] reports [`Event`]s to an observer, which decides what to
 //! print or write.
 
-mod best_checkpoint;
 mod checkpoint;
 mod checkpoint_writer;
 mod data_loader;

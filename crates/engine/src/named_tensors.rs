@@ -58,11 +58,8 @@ pub(crate) fn non_finite_value(tensor: &Tensor) -> Result<Option<f64>> {
     if squares.is_finite() {
         return Ok(None);
     }
-    let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-    Ok(values
-        .into_iter()
-        .find(|value| !value.is_finite())
-        .map(f64::from))
+    let mut values = tensor.flatten_all()?.to_vec1::<f32>()?.into_iter();
+    Ok(values.find(|value| !value.is_finite()).map(f64::from))
 }
 
 #[cfg(test)]

@@ -43,21 +43,14 @@ impl Sgd {
     /// # Errors
     /// When their number or a shape is not that of the parameters.
     pub fn with_momentum_buffers(mut self, buffers: Vec<Tensor>) -> Result<Self> {
-        if buffers.len() != self.parameters.len() {
-            bail!(
-                "{} momentum buffers do not fit {} parameters",
-                buffers.len(),
-                self.parameters.len()
-            );
+        let shapes = self
+            .parameters
+            .iter()
+            .map(|(parameter, _)| parameter.shape());
+        if !shapes.eq(buffers.iter().map(Tensor::shape)) {
+            bail!("the momentum buffers do not have the shapes of the parameters");
         }
-        for ((parameter, buffer), saved) in self.parameters.iter_mut().zip(buffers) {
-            if saved.shape() != parameter.shape() {
-                bail!(
-                    "a momentum buffer of shape {:?} does not fit {:?}",
-                    saved.shape(),
-                    parameter.shape()
-                );
-            }
+        for ((_, buffer), saved) in self.parameters.iter_mut().zip(buffers) {
             *buffer = saved;
         }
         Ok(self)
@@ -68,15 +61,12 @@ impl Optimizer for Sgd {
     type Config = ops::Sgd;
 
     fn new(variables: Vec<Var>, factors: ops::Sgd) -> Result<Self> {
-        let parameters = variables
-            .into_iter()
-            .map(|variable| {
-                let buffer = variable.zeros_like()?;
-                Ok((variable, buffer))
-            })
-            .collect::<Result<_>>()?;
+        let with_buffer = |variable: Var| Ok((variable.clone(), variable.zeros_like()?));
         Ok(Self {
-            parameters,
+            parameters: variables
+                .into_iter()
+                .map(with_buffer)
+                .collect::<Result<_>>()?,
             factors,
             decay_biases: true,
             clip_grad_norm: 0.0,

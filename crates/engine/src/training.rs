@@ -1,6 +1,5 @@
 //! Training over epochs, from the first step or from a checkpoint.
 
-use crate::best_checkpoint::BestCheckpoint;
 use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::checkpoint_writer::CheckpointWriter;
 use crate::data_loader::DataLoader;
@@ -11,11 +10,11 @@ use crate::evaluation::{Evaluation, Evaluator};
 use crate::event::Event;
 use crate::lr_finder::{LrFinder, LrFinderStep};
 use crate::lr_scheduler::Scheduler;
-use crate::named_tensors::{copied_weights, sha256, weights};
+use crate::named_tensors::{NamedTensors, copied_weights, sha256, to_device, weights};
 use crate::progress::{BestEpoch, Position, Progress};
 use crate::training_setup::TrainingSetup;
 use crate::training_step::TrainingStep;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use datasets::Augmentation;
 use models::Network;
 use run::{EpochMetrics, EvaluationSplit, SplitMetrics};
@@ -43,10 +42,10 @@ pub struct Training {
     augmentation: Augmentation,
     scheduler: Scheduler,
     early_stopping: EarlyStopping,
-    best: BestCheckpoint,
     epochs: u32,
-    position: Position,
-    history: Vec<EpochMetrics>,
+    progress: Progress,
+    /// The weights of the best epoch, if they are not written to `best.safetensors` yet.
+    unwritten_best: Option<NamedTensors>,
 }
 
 /// What a run is connected to.
@@ -148,28 +147,27 @@ impl Training {
             step: TrainingStep::new(network, optimiser, ema, step_settings, setup.device)?,
             train,
             scheduler,
-            best: BestCheckpoint::new(progress.best),
-            position: progress.position,
-            history: progress.history,
+            progress,
+            unwritten_best: None,
         })
     }
 
     /// All finished epochs.
     #[must_use]
     pub fn history(&self) -> &[EpochMetrics] {
-        &self.history
+        &self.progress.history
     }
 
     /// The next step.
     #[must_use]
     pub fn position(&self) -> Position {
-        self.position
+        self.progress.position
     }
 
     /// Whether early stopping ended the run.
     #[must_use]
     pub fn stopped_early(&self) -> bool {
-        self.history.last().is_some_and(|last| last.stopped_early)
+        self.history().last().is_some_and(|last| last.stopped_early)
     }
 
     /// Trains until all epochs are done or `stop` returns true, which is called before every step. Writes a checkpoint
@@ -187,7 +185,7 @@ impl Training {
         observe: &mut dyn FnMut(&Event<'_>) -> Observed,
     ) -> Result<Outcome, Error> {
         let mut connections = Connections {
-            writer: CheckpointWriter::new(checkpoints, interval, self.step.device()),
+            writer: CheckpointWriter::new(checkpoints, interval, &self.step.device),
             stop,
             observe: &mut |event| observe(&event).map_err(Error::Observer),
         };
@@ -209,13 +207,13 @@ impl Training {
         stop: &dyn Fn() -> bool,
         observe: &mut dyn FnMut(&LrFinderStep),
     ) -> Result<Vec<LrFinderStep>, Error> {
-        let seed = self.step.settings().seed;
+        let seed = self.step.settings.seed;
         let batches = |epoch| self.train.training(seed, epoch, self.augmentation, 0);
         finder.run(&mut self.step, batches, stop, observe)
     }
 
     fn run_epochs(&mut self, connections: &mut Connections<'_>) -> Result<Outcome, Error> {
-        while self.position.epoch < self.epochs && !self.stopped_early() {
+        while self.progress.position.epoch < self.epochs && !self.stopped_early() {
             let evaluation = match self.train_epoch(connections)? {
                 Some(clock) => self.evaluate(clock, connections)?,
                 None => None,
@@ -232,15 +230,15 @@ impl Training {
     /// The remaining steps of the epoch. Returns the time since which nothing is counted in its duration; `None` if it
     /// was asked to stop.
     fn train_epoch(&mut self, connections: &mut Connections<'_>) -> Result<Option<Instant>, Error> {
-        let epoch = self.position.epoch + 1;
+        let epoch = self.progress.position.epoch + 1;
         (connections.observe)(Event::EpochStarted {
             epoch,
             epochs: self.epochs,
-            done: self.position.step,
+            done: self.progress.position.step,
             steps: self.train.batches(),
             learning_rate: self.epoch_lr(),
         })?;
-        let (seed, position) = (self.step.settings().seed, self.position);
+        let (seed, position) = (self.step.settings.seed, self.progress.position);
         let (augmentation, first) = (self.augmentation, position.step);
         let mut batches = self
             .train
@@ -252,16 +250,16 @@ impl Training {
                 self.collect(&mut clock)?;
                 return Ok(None);
             }
-            let lr = self.scheduler.lr(self.step.number(&self.position));
-            let step = debug_span!("step", number = self.position.step)
-                .in_scope(|| self.step.step(&batch?, &mut self.position, lr));
+            let lr = self.scheduler.lr(self.step.number(&self.progress.position));
+            let step = debug_span!("step", number = self.progress.position.step)
+                .in_scope(|| self.step.step(&batch?, &mut self.progress.position, lr));
             step.map_err(|error| self.step.explain(error))?;
             let is_due = connections.writer.is_due();
-            if !is_due && !self.step.is_collected(&self.position) {
+            if !is_due && !self.step.is_collected(&self.progress.position) {
                 continue;
             }
             self.collect(&mut clock)?;
-            let position = &self.position;
+            let position = &self.progress.position;
             (connections.observe)(Event::Step {
                 epoch,
                 done: position.step,
@@ -279,8 +277,8 @@ impl Training {
 
     /// Adds the metrics of the last steps, and the time since `clock`, which is restarted, to the position.
     fn collect(&mut self, clock: &mut Instant) -> Result<(), Error> {
-        self.step.collect(&mut self.position)?;
-        self.position.seconds += clock.elapsed().as_secs_f64();
+        self.step.collect(&mut self.progress.position)?;
+        self.progress.position.seconds += clock.elapsed().as_secs_f64();
         *clock = Instant::now();
         Ok(())
     }
@@ -291,9 +289,9 @@ impl Training {
         clock: Instant,
         connections: &mut Connections<'_>,
     ) -> Result<Option<EpochEvaluation>, Error> {
-        let epoch = self.position.epoch + 1;
+        let epoch = self.progress.position.epoch + 1;
         (connections.observe)(Event::EvaluationStarted { epoch })?;
-        let (network, stop) = (self.step.network(), connections.stop);
+        let (network, stop) = (&self.step.network, connections.stop);
         let span = || debug_span!("evaluation").entered();
         let evaluate = |network: &Network| {
             let _span = span();
@@ -302,7 +300,7 @@ impl Training {
         let Some(plain) = evaluate(network)? else {
             return Ok(None);
         };
-        let ema = match self.step.ema() {
+        let ema = match &self.step.ema {
             Some(ema) => ema.network(network)?,
             None => None,
         };
@@ -311,7 +309,7 @@ impl Training {
             ema => ema.flatten(),
         };
         let seconds = clock.elapsed().as_secs_f64();
-        let losses = self.history.iter().map(|epoch| epoch.evaluated().loss);
+        let losses = self.history().iter().map(|epoch| epoch.evaluated().loss);
         let stops_early = self.early_stopping.stops(losses, plain.loss);
         let is_last = epoch == self.epochs || stops_early;
         let mut tta = None;
@@ -341,14 +339,14 @@ impl Training {
         let EpochEvaluation { plain, is_last, .. } = evaluation;
         // On a GPU not every epoch has a checkpoint; the weights of the best epoch are kept until the next one.
         let is_due = connections.writer.is_due_after_epoch(is_last);
-        let digest = is_due.then(|| sha256(weights(self.step.network())));
+        let digest = is_due.then(|| sha256(weights(&self.step.network)));
         let weights_sha256 = digest.transpose()?;
         if !plain.loss.is_finite() {
-            return Err(Error::diverged("test loss", &self.position));
+            return Err(Error::diverged("test loss", &self.progress.position));
         }
-        let position = self.position;
+        let position = self.progress.position;
         let epoch = position.epoch + 1;
-        self.history.push(EpochMetrics {
+        self.progress.history.push(EpochMetrics {
             epoch,
             train_loss: position.loss(),
             train_accuracy: position.accuracy(),
@@ -366,29 +364,27 @@ impl Training {
             stopped_early: evaluation.stops_early,
         });
         self.scheduler.end_epoch(plain.loss);
-        self.position = Position::start_of(epoch);
-        if self.best.is_improved_by(plain.accuracy) {
-            let test_accuracy = plain.accuracy;
-            let network = self.step.network();
-            let weights = match is_due {
+        self.progress.position = Position::start_of(epoch);
+        let best = BestEpoch {
+            epoch,
+            test_accuracy: plain.accuracy,
+        };
+        if self.progress.is_improved_by(best) {
+            let network = &self.step.network;
+            self.unwritten_best = Some(match is_due {
                 true => weights(network),
                 false => copied_weights(network)?,
-            };
-            let best = BestEpoch {
-                epoch,
-                test_accuracy,
-            };
-            self.best.replace(best, weights);
+            });
         }
         if is_due {
             self.write_best(connections)?;
         }
-        if let Some(best) = self.best.best() {
+        if let Some(best) = self.progress.best {
             (connections.observe)(Event::EpochFinished {
-                history: &self.history,
+                history: &self.progress.history,
                 best,
                 evaluation: &plain,
-                network: self.step.network(),
+                network: &self.step.network,
                 last: is_last,
             })?;
         }
@@ -400,33 +396,28 @@ impl Training {
 
     /// The learning rate of the first step of the current epoch.
     fn epoch_lr(&self) -> f64 {
-        let first = Position::start_of(self.position.epoch);
+        let first = Position::start_of(self.progress.position.epoch);
         self.scheduler.lr(self.step.number(&first))
     }
 
     /// Writes `best.safetensors`, if it is not up to date.
     fn write_best(&mut self, connections: &mut Connections<'_>) -> Result<(), Error> {
-        let architecture = self.step.network().architecture();
+        let Some(weights) = self.unwritten_best.take() else {
+            return Ok(());
+        };
+        let weights = to_device(weights, &Device::Cpu)?;
+        let architecture = self.step.network.architecture();
         let checkpoints = connections.writer.checkpoints;
-        match self.best.write(checkpoints, architecture)? {
-            Some(path) => (connections.observe)(Event::CheckpointWritten { path: &path }),
-            None => Ok(()),
-        }
+        let path = checkpoints.write_best(architecture, &weights)?;
+        (connections.observe)(Event::CheckpointWritten { path: &path })
     }
 
     /// Writes `best.safetensors`, if it is not up to date, and `last.safetensors`, which refers to its epoch.
     fn write_checkpoint(&mut self, connections: &mut Connections<'_>) -> Result<(), Error> {
         let _span = debug_span!("checkpoint").entered();
         self.write_best(connections)?;
-        let settings = self.step.settings();
-        let progress = Progress {
-            position: self.position,
-            lr_scheduler: self.scheduler.state(),
-            history: self.history.clone(),
-            best: self.best.best(),
-            ..Progress::new(settings.seed, self.train.images(), settings.batch_size)
-        };
-        let path = connections.writer.write(&self.step, &progress)?;
+        self.progress.lr_scheduler = self.scheduler.state();
+        let path = connections.writer.write(&self.step, &self.progress)?;
         (connections.observe)(Event::CheckpointWritten { path: &path })
     }
 }

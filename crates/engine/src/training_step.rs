@@ -24,6 +24,7 @@ pub(crate) struct StepSettings {
     /// The seed of the dropout masks.
     pub(crate) seed: u64,
     pub(crate) steps_per_epoch: usize,
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     pub(crate) batch_size: usize,
     pub(crate) dropout: DropoutSchedule,
     pub(crate) label_smoothing: f64,
@@ -32,11 +33,11 @@ pub(crate) struct StepSettings {
 
 /// A network and everything else that a training step changes.
 pub(crate) struct TrainingStep {
-    network: Network,
-    optimiser: Sgd,
-    ema: Option<Ema>,
-    settings: StepSettings,
-    device: Device,
+    pub(crate) network: Network,
+    pub(crate) optimiser: Sgd,
+    pub(crate) ema: Option<Ema>,
+    pub(crate) settings: StepSettings,
+    pub(crate) device: Device,
     /// Metrics of steps that are not added to a position yet.
     metrics: MetricsAccumulator,
     /// Bytes of a GPU's memory that were free before the first step.
@@ -69,26 +70,6 @@ impl TrainingStep {
             },
             device,
         })
-    }
-
-    pub(crate) fn network(&self) -> &Network {
-        &self.network
-    }
-
-    pub(crate) fn optimiser(&self) -> &Sgd {
-        &self.optimiser
-    }
-
-    pub(crate) fn ema(&self) -> Option<&Ema> {
-        self.ema.as_ref()
-    }
-
-    pub(crate) fn settings(&self) -> &StepSettings {
-        &self.settings
-    }
-
-    pub(crate) fn device(&self) -> &Device {
-        &self.device
     }
 
     /// The number of a step in the run, the first being 0.
@@ -236,14 +217,14 @@ mod tests {
         assert_eq!(step.number(&position), 13);
         assert!(losses[2] < losses[0], "{losses:?}");
         assert!(step.is_collected(&position));
-        assert!(step.ema().unwrap().named(step.network()).is_some());
+        assert!(step.ema.as_ref().unwrap().named(&step.network).is_some());
     }
 
     #[test]
     fn a_loss_that_is_not_finite_changes_no_weight() {
         let mut step = training_step(None);
         let weights = |step: &TrainingStep| {
-            let (_, first) = &step.network().variables()[0];
+            let (_, first) = &step.network.variables()[0];
             first.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         let before = weights(&step);
