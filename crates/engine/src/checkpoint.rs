@@ -10,7 +10,7 @@
 use crate::error::{Error, Unusable};
 use crate::named_tensors::NamedTensors;
 use crate::progress::{Position, Progress};
-use crate::weights::{Inputs, Weights, WeightsFile, write};
+use crate::weights::{Inputs, Weights, write};
 use candle_core::Tensor;
 use models::Architecture;
 use run::file;
@@ -135,9 +135,9 @@ impl Checkpoints {
         if !path.exists() {
             return Ok(None);
         }
-        let file = WeightsFile::read(&path)?;
-        let weights = file.weights(Some(architecture))?;
-        let entry = |key, missing| file.metadata.get(key).ok_or_else(|| not_resumable(missing));
+        let weights = Weights::read(&path, Some(architecture))?;
+        let metadata = &weights.metadata;
+        let entry = |key, missing| metadata.get(key).ok_or_else(|| not_resumable(missing));
         let progress = entry(key::PROGRESS, "it contains weights alone")?;
         let progress: Progress = serde_json::from_str(progress)
             .map_err(|error| not_resumable(&format!("its progress is damaged ({error})")))?;
@@ -153,7 +153,7 @@ impl Checkpoints {
         };
         let momentum = entry(key::MOMENTUM, "it does not name its momentum file")?;
         let mut ema = [key::EMA, key::EMA_1].into_iter();
-        let ema = ema.find_map(|key| file.metadata.get(key));
+        let ema = ema.find_map(|key| metadata.get(key));
         Ok(Some(Checkpoint {
             momentum_buffers: tensors(momentum)?,
             ema: ema.map(tensors).transpose()?,

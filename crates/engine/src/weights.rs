@@ -12,7 +12,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::{fs, io};
 
 /// The version of the format that is written, and the latest that is read. Version 2 renamed keys of the metadata.
@@ -61,7 +61,12 @@ pub struct Weights {
     pub inputs: Option<Inputs>,
     /// All parameters by name, in the order of the network, `f32`, on the CPU.
     pub tensors: NamedTensors,
+    /// All metadata of the file.
+    pub(crate) metadata: HashMap<String, String>,
 }
+
+/// The first bytes of a file of `torch.save`, which is a zip archive.
+const ZIP: &[u8] = b"PK\x03\x04";
 
 impl Weights {
     /// Reads a checkpoint, or a file of plain weights as written by `safetensors.torch.save_file`.
@@ -71,7 +76,61 @@ impl Weights {
     /// When the file is unreadable, incomplete, of a later format or of another network; when a tensor is missing,
     /// unknown, of another shape or type, or has a value that is not finite.
     pub fn read(path: &Path, architecture: Option<Architecture>) -> Result<Self, Error> {
-        WeightsFile::read(path)?.weights(architecture)
+        let bytes = fs::read(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&bytes, architecture).map_err(|reason| reason.at(path))
+    }
+
+    fn parse(bytes: &[u8], wanted: Option<Architecture>) -> Result<Self, Unusable> {
+        let damaged = |error: safetensors::SafeTensorError| {
+            Unusable::NotSafetensors(if bytes.starts_with(ZIP) {
+                "it was made by torch.save; save the weights with safetensors.torch.save_file instead"
+                    .to_owned()
+            } else {
+                error.to_string()
+            })
+        };
+        let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        // A file of plain weights has no version.
+        if let Some(version) = metadata.get(key::VERSION)
+            && !version
+                .parse()
+                .is_ok_and(|version: u32| version <= FORMAT_VERSION)
+        {
+            return Err(Unusable::FutureVersion(version.clone(), FORMAT_VERSION));
+        }
+        let architecture = match (metadata.get(key::MODEL), wanted) {
+            (Some(named), Some(wanted)) if named != wanted.name => {
+                return Err(Unusable::OtherModel(named.clone(), wanted));
+            }
+            (_, Some(wanted)) => wanted,
+            (Some(named), None) => named.parse().map_err(misfit)?,
+            (None, None) => return Err(Unusable::UnknownModel),
+        };
+        let tensors = architecture.in_order(tensors.tensors(), |view| view.shape());
+        let tensors = tensors.map_err(misfit)?.into_iter().map(|(name, view)| {
+            let tensor = tensor(&name, &view)?;
+            Ok((name, tensor))
+        });
+        let tensors = tensors.collect::<Result<_, _>>()?;
+        let inputs = metadata
+            .get(key::INPUTS)
+            .map(|text| serde_json::from_str(text));
+        let inputs = inputs.transpose().map_err(|error| {
+            misfit(format!(
+                "its description of the inputs is damaged ({error})"
+            ))
+        })?;
+        Ok(Self {
+            architecture,
+            inputs,
+            tensors,
+            metadata,
+        })
     }
 
     /// The network with these weights, on `device`.
@@ -138,121 +197,28 @@ fn sorted(mut bytes: Vec<u8>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The first bytes of a file of `torch.save`, which is a zip archive.
-const ZIP: &[u8] = b"PK\x03\x04";
-
-/// A safetensors file in memory.
-pub(crate) struct WeightsFile {
-    path: PathBuf,
-    bytes: Vec<u8>,
-    pub(crate) metadata: HashMap<String, String>,
+fn misfit(reason: impl ToString) -> Unusable {
+    Unusable::Misfit(reason.to_string())
 }
 
-impl WeightsFile {
-    pub(crate) fn read(path: &Path) -> Result<Self, Error> {
-        let bytes = fs::read(path).map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let damaged = |error: safetensors::SafeTensorError| {
-            let reason = if bytes.starts_with(ZIP) {
-                "it was made by torch.save; save the weights with safetensors.torch.save_file instead"
-                    .to_owned()
-            } else {
-                error.to_string()
-            };
-            Unusable::NotSafetensors(reason).at(path)
-        };
-        // Checks the whole file: the header of a truncated one can be intact.
-        SafeTensors::deserialize(&bytes).map_err(damaged)?;
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
-        let metadata = header.metadata().clone().unwrap_or_default();
-        Ok(Self {
-            path: path.to_owned(),
-            bytes,
-            metadata,
-        })
-    }
-
-    /// The parameters of the network, in its order. `architecture` is the expected network; without it, the file must
-    /// name one.
-    pub(crate) fn weights(&self, architecture: Option<Architecture>) -> Result<Weights, Error> {
-        self.check_version()?;
-        let architecture = self.architecture(architecture)?;
-        let misfit = |reason| Unusable::Misfit(reason).at(&self.path);
-        let tensors = SafeTensors::deserialize(&self.bytes)
-            .map_err(|error| Unusable::NotSafetensors(error.to_string()).at(&self.path))?;
-        let tensors = architecture.in_order(tensors.tensors(), |view| view.shape());
-        let tensors = tensors.map_err(|error| misfit(error.to_string()))?;
-        let tensors = tensors.into_iter().map(|(name, view)| {
-            let tensor = self.tensor(&name, &view)?;
-            Ok((name, tensor))
-        });
-        let inputs = self.metadata.get(key::INPUTS);
-        let inputs = inputs.map(|text| serde_json::from_str(text));
-        let inputs = inputs.transpose().map_err(|error| {
-            misfit(format!(
-                "its description of the inputs is damaged ({error})"
-            ))
-        });
-        Ok(Weights {
-            architecture,
-            tensors: tensors.collect::<Result<_, Error>>()?,
-            inputs: inputs?,
-        })
-    }
-
-    fn check_version(&self) -> Result<(), Error> {
-        match self.metadata.get(key::VERSION) {
-            Some(version)
-                if version
-                    .parse()
-                    .is_ok_and(|version: u32| version <= FORMAT_VERSION) =>
-            {
-                Ok(())
-            }
-            Some(version) => {
-                Err(Unusable::FutureVersion(version.clone(), FORMAT_VERSION).at(&self.path))
-            }
-            // A file of plain weights has no version.
-            None => Ok(()),
+/// One tensor as `f32`, with finite values only.
+fn tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor, Unusable> {
+    let dtype = match view.dtype() {
+        Dtype::F32 => DType::F32,
+        Dtype::F64 => DType::F64,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        other => {
+            return Err(misfit(format!(
+                "the tensor `{name}` has type {other:?}, which is not a floating-point type"
+            )));
         }
-    }
-
-    fn architecture(&self, wanted: Option<Architecture>) -> Result<Architecture, Error> {
-        let reason = match (self.metadata.get(key::MODEL), wanted) {
-            (Some(named), Some(wanted)) if named != wanted.name => {
-                Unusable::OtherModel(named.clone(), wanted)
-            }
-            (_, Some(wanted)) => return Ok(wanted),
-            (Some(named), None) => match named.parse::<Architecture>() {
-                Ok(architecture) => return Ok(architecture),
-                Err(error) => Unusable::Misfit(error.to_string()),
-            },
-            (None, None) => Unusable::UnknownModel,
-        };
-        Err(reason.at(&self.path))
-    }
-
-    /// One tensor as `f32`, with finite values only.
-    fn tensor(&self, name: &str, view: &TensorView<'_>) -> Result<Tensor, Error> {
-        let dtype = match view.dtype() {
-            Dtype::F32 => DType::F32,
-            Dtype::F64 => DType::F64,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            other => {
-                let reason = format!(
-                    "the tensor `{name}` has type {other:?}, which is not a floating-point type"
-                );
-                return Err(Unusable::Misfit(reason).at(&self.path));
-            }
-        };
-        let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?;
-        let tensor = tensor.to_dtype(DType::F32)?;
-        match non_finite_value(&tensor)? {
-            None => Ok(tensor),
-            Some(value) => Err(Unusable::NotFinite(name.to_owned(), value).at(&self.path)),
-        }
+    };
+    let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu);
+    let tensor = tensor.and_then(|tensor| tensor.to_dtype(DType::F32));
+    let tensor = tensor.map_err(misfit)?;
+    match non_finite_value(&tensor).map_err(misfit)? {
+        None => Ok(tensor),
+        Some(value) => Err(Unusable::NotFinite(name.to_owned(), value)),
     }
 }
