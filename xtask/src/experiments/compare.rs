@@ -94,7 +94,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         for recipe in &args.recipe {
             for model in &args.models {
                 let name = name(model, recipe, seed);
-                let arguments = arguments(args, model, recipe, seed);
+                let settings = args
+                    .settings
+                    .clone()
+                    .with("model", model)
+                    .with("recipe", recipe);
+                let settings = settings.with("seed", seed.to_string());
+                let arguments = pool::arguments(settings, args.jobs, &args.flags);
                 plan.push(Planned::new(&trainer, &args.out, name, arguments)?);
             }
         }
@@ -138,22 +144,17 @@ fn name(model: &str, recipe: &str, seed: u64) -> String {
 /// The names of all runs in the order of the report: network by network, as in the post.
 fn names(args: &Args) -> impl Iterator<Item = String> {
     args.models.iter().flat_map(move |model| {
-        let recipes = args.recipe.iter();
-        recipes.flat_map(move |recipe| {
-            args.seeds
-                .iter()
-                .map(move |seed| name(model, recipe, *seed))
+        args.recipe.iter().flat_map(move |recipe| {
+            let seeds = args.seeds.iter();
+            seeds.map(move |seed| name(model, recipe, *seed))
         })
     })
 }
 
 /// Whether the run in `folder` has finished all its epochs, and its last weights are there.
 fn is_finished(folder: &Path) -> bool {
-    Run::read(folder).is_ok_and(|run| {
-        run.finished()
-            && run::checkpoint::finished_epochs(folder)
-                .is_some_and(|epochs| epochs as usize >= run.epochs.len())
-    })
+    let done = run::checkpoint::finished_epochs(folder).unwrap_or(0) as usize;
+    Run::read(folder).is_ok_and(|run| run.finished() && done >= run.epochs.len())
 }
 
 /// Writes the report on the runs of these names. Prints its results in short, and where it is.
@@ -172,15 +173,15 @@ fn write_report(args: &Args, names: &[String]) -> anyhow::Result<()> {
         let accuracies = group.runs.iter().map(|run| run.last().evaluated().accuracy);
         let runs = group.runs.len();
         let split = group.runs.first().map(|run| run.last().split());
+        let mean = match runs {
+            1 => String::new(),
+            _ => format!(", the mean of {runs} runs"),
+        };
         cli::line(&format!(
-            "{}: {} accuracy {:.2} %{}",
+            "{}: {} accuracy {:.2} %{mean}",
             group.label,
             split.unwrap_or(EvaluationSplit::Test),
-            100.0 * accuracies.sum::<f64>() / runs as f64,
-            match runs {
-                1 => String::new(),
-                _ => format!(", the mean of {runs} runs"),
-            }
+            100.0 * accuracies.sum::<f64>() / runs as f64
         ));
     }
     let page = html.canonicalize().unwrap_or(html);
@@ -190,16 +191,4 @@ fn write_report(args: &Args, names: &[String]) -> anyhow::Result<()> {
         markdown.display()
     ));
     Ok(())
-}
-
-/// The trainer's arguments for a run.
-fn arguments(args: &Args, model: &str, recipe: &str, seed: u64) -> Vec<OsString> {
-    let settings = args.settings.clone();
-    let settings = settings
-        .with("model", model)
-        .with("recipe", recipe)
-        .with("seed", seed.to_string());
-    let mut arguments = pool::with_threads(settings, args.jobs).arguments();
-    arguments.extend(args.flags.iter().cloned());
-    arguments
 }

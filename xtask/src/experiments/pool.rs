@@ -7,34 +7,41 @@ use crate::trainer::{Trainer, wait_for_writer};
 use anyhow::{Context, bail};
 use run::{cli, file};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 /// A flag that Ctrl-C sets. The child processes receive the same Ctrl-C and write a checkpoint.
 fn stop_on_interrupt() -> anyhow::Result<&'static AtomicBool> {
-    static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
-    if STOP.get().is_none() {
-        let asked = STOP.get_or_init(Arc::default).clone();
-        ctrlc::set_handler(move || asked.store(true, Ordering::SeqCst))
-            .context("cannot watch for Ctrl-C")?;
-    }
-    Ok(STOP.get_or_init(Arc::default))
+    static STOP: AtomicBool = AtomicBool::new(false);
+    static HANDLER: Once = Once::new();
+    let mut set = Ok(());
+    HANDLER.call_once(|| set = ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst)));
+    set.context("cannot watch for Ctrl-C")?;
+    Ok(&STOP)
 }
 
-/// The settings of each of `jobs` concurrent runs: they divide the cores among them, unless `--threads` is given.
-pub(crate) fn with_threads<S>(settings: SettingFlags<S>, jobs: NonZeroUsize) -> SettingFlags<S> {
-    if jobs.get() == 1 || settings.get("threads").is_some() {
-        return settings;
+/// The trainer's arguments for each of `jobs` concurrent runs: these settings and other flags. The runs divide the cores
+/// among them, unless `--threads` is given.
+pub(crate) fn arguments<S>(
+    mut settings: SettingFlags<S>,
+    jobs: NonZeroUsize,
+    flags: &[OsString],
+) -> Vec<OsString> {
+    if jobs.get() > 1 && settings.get("threads").is_none() {
+        let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        settings = settings.with("threads", (cores / jobs).max(1).to_string());
     }
-    let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    settings.with("threads", (cores / jobs).max(1).to_string())
+    let mut arguments = settings.arguments();
+    arguments.extend_from_slice(flags);
+    arguments
 }
 
 /// Trains the runs that are not finished, `jobs` at a time. Returns the names of those that failed; `None` if Ctrl-C

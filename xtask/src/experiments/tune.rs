@@ -10,6 +10,7 @@ use rng::{Purpose, Stream, unit};
 use run::cli::{self, Exit, UsageError};
 use run::settings::{FIELDS, Field, Property};
 use run::{Run, Settings};
+use std::cmp::{Ordering, Reverse};
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::fs;
@@ -177,13 +178,12 @@ impl Values {
 /// The settings of a trial.
 fn settings(searches: &[Search], seed: u64, trial: u32) -> Table {
     let stream = Stream::new(seed, Purpose::Search, trial);
-    (0..)
-        .zip(searches)
-        .map(|(number, search)| {
-            let [word, ..] = stream.words(number);
-            (search.key.clone(), search.values.sample(word))
-        })
-        .collect()
+    let searches = (0..).zip(searches);
+    let settings = searches.map(|(number, Search { key, values })| {
+        let [word, ..] = stream.words(number);
+        (key.clone(), values.sample(word))
+    });
+    settings.collect()
 }
 
 /// The epochs of each round: all of them in the last, and 1/`halving` of the next round's in each before it, as long as
@@ -225,7 +225,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let trials = 0..args.trials.get();
     let trials = trials.map(|trial| settings(&args.search, args.search_seed, trial));
     let trials: Vec<Table> = trials.collect();
-    let base = trainer.settings(&arguments(args, args.settings.clone()))?;
+    let arguments = pool::arguments(args.settings.clone(), args.jobs, &args.flags);
+    let base = trainer.settings(&arguments)?;
     let rounds = rounds(args.trials.get(), base.epochs.get(), args.halving);
     if args.dry_run {
         print_plan(args, &base.model, &rounds, &trials);
@@ -296,44 +297,28 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
 /// Prints the rounds and the trials.
 fn print_plan(args: &Args, model: &str, rounds: &[u32], trials: &[Table]) {
     let fewer = args.halving.unwrap_or(1);
-    let later = rounds[1..].iter();
-    let later = later.map(|epochs| {
-        format!(
-            "; then the best 1/{fewer} for {}",
-            count(*epochs as usize, "epoch")
-        )
-    });
+    let epochs = |round: usize| count(rounds[round] as usize, "epoch");
+    let later =
+        (1..rounds.len()).map(|round| format!("; then the best 1/{fewer} for {}", epochs(round)));
     cli::line(&format!(
         "{} of {model} for {} each{}",
         count(trials.len(), "trial"),
-        count(rounds[0] as usize, "epoch"),
+        epochs(0),
         later.collect::<String>()
     ));
     for (trial, settings) in trials.iter().enumerate() {
-        let pairs = settings
-            .iter()
-            .map(|(key, value)| format!("{key} = {value}"));
-        let pairs: Vec<_> = pairs.collect();
-        cli::line(&format!("trial {trial}: {}", pairs.join(", ")));
+        let settings = settings.to_string();
+        cli::line(&format!(
+            "trial {trial}: {}",
+            settings.trim_end().replace('\n', ", ")
+        ));
     }
 }
 
 /// Sorts by epochs, then by accuracy, the highest first. Failed trials are last.
 fn sort(results: &mut [Outcome]) {
-    results.sort_by(|a, b| {
-        let accuracy = |outcome: &Outcome| outcome.accuracy.unwrap_or(-1.0);
-        let epochs = b.epochs.cmp(&a.epochs);
-        epochs
-            .then(accuracy(b).total_cmp(&accuracy(a)))
-            .then(a.trial.cmp(&b.trial))
-    });
-}
-
-/// The trainer's arguments with these settings.
-fn arguments(args: &Args, settings: SettingFlags<All>) -> Vec<OsString> {
-    let mut arguments = pool::with_threads(settings, args.jobs).arguments();
-    arguments.extend(args.flags.iter().cloned());
-    arguments
+    let key = |outcome: &Outcome| (outcome.epochs, outcome.accuracy, Reverse(outcome.trial));
+    results.sort_by(|a, b| key(b).partial_cmp(&key(a)).unwrap_or(Ordering::Equal));
 }
 
 /// The run of a trial with this many epochs.
@@ -352,7 +337,7 @@ fn planned(
     }
     let flags = args.settings.clone().with("epochs", epochs.to_string());
     let mut arguments = vec!["--config".into(), file.into()];
-    arguments.extend(self::arguments(args, flags));
+    arguments.extend(pool::arguments(flags, args.jobs, &args.flags));
     let name = format!("{name}-epochs{epochs}");
     Planned::new(trainer, &args.out, name, arguments)
 }

@@ -19,7 +19,7 @@ const MIRRORS: [&str; 3] = [
 ];
 
 /// Options of `fetch-data`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
     /// Download from this address instead of the known ones. May be repeated; addresses are tried in order.
     #[arg(long = "mirror", value_name = "URL", value_parser = address)]
@@ -46,11 +46,8 @@ impl Args {
     /// Options to download from the known addresses into this folder.
     pub(crate) fn into(data_dir: PathBuf) -> Self {
         Self {
-            mirrors: Vec::new(),
-            from_file: None,
-            sha256: None,
             data_dir,
-            force: false,
+            ..Self::default()
         }
     }
 }
