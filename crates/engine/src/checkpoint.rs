@@ -69,25 +69,13 @@ impl Checkpoints {
         }
     }
 
-    /// The weights of the epoch with the best test accuracy.
-    #[must_use]
-    pub fn best_path(&self) -> PathBuf {
-        self.folder.join(file::BEST_WEIGHTS)
-    }
-
-    /// The latest checkpoint, from which training resumes.
-    #[must_use]
-    pub fn last_path(&self) -> PathBuf {
-        self.folder.join(file::LAST_WEIGHTS)
-    }
-
     /// Writes `best.safetensors`.
     pub(crate) fn write_best(
         &self,
         architecture: Architecture,
         weights: &NamedTensors,
     ) -> Result<PathBuf, Error> {
-        let path = self.best_path();
+        let path = self.folder.join(file::BEST_WEIGHTS);
         write(&path, architecture, weights, [self.inputs.entry()])?;
         Ok(path)
     }
@@ -118,7 +106,7 @@ impl Checkpoints {
             current.push(name.clone());
             entries.push((key::EMA, Ok(name)));
         }
-        let path = self.last_path();
+        let path = self.folder.join(file::LAST_WEIGHTS);
         write(&path, architecture, &state.weights, entries)?;
         self.remove_older(&current);
         Ok(path)
@@ -130,7 +118,7 @@ impl Checkpoints {
     /// # Errors
     /// As for [`Weights::read`], for each of the files, and when they lack the progress of the run.
     pub fn read_last(&self, architecture: Architecture) -> Result<Option<Checkpoint>, Error> {
-        let path = self.last_path();
+        let path = self.folder.join(file::LAST_WEIGHTS);
         let not_resumable = |reason: &str| Unusable::NotResumable(reason.to_owned()).at(&path);
         if !path.exists() {
             return Ok(None);

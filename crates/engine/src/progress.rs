@@ -69,7 +69,7 @@ pub struct BestEpoch {
 }
 
 /// Everything that a checkpoint restores, apart from tensors.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// The seed of the run.
     pub seed: u64,
@@ -95,10 +95,7 @@ impl Progress {
             seed,
             images,
             batch_size,
-            position: Position::default(),
-            lr_scheduler: None,
-            history: Vec::new(),
-            best: None,
+            ..Self::default()
         }
     }
 

@@ -17,7 +17,7 @@ use crate::training_step::TrainingStep;
 use candle_core::{Device, Tensor};
 use datasets::Augmentation;
 use models::Network;
-use run::{EpochMetrics, EvaluationSplit, SplitMetrics};
+use run::{EpochMetrics, Settings, SplitMetrics};
 use std::time::{Duration, Instant};
 use tracing::debug_span;
 
@@ -38,11 +38,7 @@ pub struct Training {
     step: TrainingStep,
     train: DataLoader,
     evaluator: Evaluator,
-    split: EvaluationSplit,
-    augmentation: Augmentation,
     scheduler: Scheduler,
-    early_stopping: EarlyStopping,
-    epochs: u32,
     progress: Progress,
     /// The weights of the best epoch, if they are not written to `best.safetensors` yet.
     unwritten_best: Option<NamedTensors>,
@@ -132,19 +128,11 @@ impl Training {
         let train = setup.train_loader()?;
         let mut scheduler = setup.scheduler(train.batches());
         scheduler.restore(progress.lr_scheduler);
-        let settings = &setup.settings;
-        let decay = settings.model_ema_decay.get();
+        let decay = setup.settings.model_ema_decay.get();
         let ema = (decay > 0.0).then(|| Ema::new(decay, ema));
-        let step_settings = setup.step_settings(train.batches());
         Ok(Self {
-            augmentation: Augmentation::from(settings),
-            early_stopping: EarlyStopping {
-                patience: settings.early_stopping,
-            },
-            epochs: settings.epochs.get(),
-            split: setup.split,
             evaluator: setup.evaluator()?,
-            step: TrainingStep::new(network, optimiser, ema, step_settings, setup.device)?,
+            step: TrainingStep::new(setup, train.batches(), network, optimiser, ema)?,
             train,
             scheduler,
             progress,
@@ -185,7 +173,7 @@ impl Training {
         observe: &mut dyn FnMut(&Event<'_>) -> Observed,
     ) -> Result<Outcome, Error> {
         let mut connections = Connections {
-            writer: CheckpointWriter::new(checkpoints, interval, &self.step.device),
+            writer: CheckpointWriter::new(checkpoints, interval, &self.step.setup.device),
             stop,
             observe: &mut |event| observe(&event).map_err(Error::Observer),
         };
@@ -207,13 +195,15 @@ impl Training {
         stop: &dyn Fn() -> bool,
         observe: &mut dyn FnMut(&LrFinderStep),
     ) -> Result<Vec<LrFinderStep>, Error> {
-        let seed = self.step.settings.seed;
-        let batches = |epoch| self.train.training(seed, epoch, self.augmentation, 0);
+        let settings = &self.step.setup.settings;
+        let (seed, augmentation) = (settings.seed, Augmentation::from(settings));
+        let batches = |epoch| self.train.training(seed, epoch, augmentation, 0);
         finder.run(&mut self.step, batches, stop, observe)
     }
 
     fn run_epochs(&mut self, connections: &mut Connections<'_>) -> Result<Outcome, Error> {
-        while self.progress.position.epoch < self.epochs && !self.stopped_early() {
+        let epochs = self.settings().epochs.get();
+        while self.progress.position.epoch < epochs && !self.stopped_early() {
             let evaluation = match self.train_epoch(connections)? {
                 Some(clock) => self.evaluate(clock, connections)?,
                 None => None,
@@ -233,16 +223,18 @@ impl Training {
         let epoch = self.progress.position.epoch + 1;
         (connections.observe)(Event::EpochStarted {
             epoch,
-            epochs: self.epochs,
+            epochs: self.settings().epochs.get(),
             done: self.progress.position.step,
             steps: self.train.batches(),
             learning_rate: self.epoch_lr(),
         })?;
-        let (seed, position) = (self.step.settings.seed, self.progress.position);
-        let (augmentation, first) = (self.augmentation, position.step);
-        let mut batches = self
+        let (settings, position) = (self.settings(), self.progress.position);
+        let (seed, augmentation) = (settings.seed, Augmentation::from(settings));
+        let first = position.step;
+        let batches = self
             .train
-            .training(seed, position.epoch, augmentation, first)?;
+            .training(seed, position.epoch, augmentation, first);
+        let mut batches = batches?;
         let mut clock = Instant::now();
         let mut next = || debug_span!("data").in_scope(|| batches.next());
         while let Some(batch) = next() {
@@ -310,8 +302,11 @@ impl Training {
         };
         let seconds = clock.elapsed().as_secs_f64();
         let losses = self.history().iter().map(|epoch| epoch.evaluated().loss);
-        let stops_early = self.early_stopping.stops(losses, plain.loss);
-        let is_last = epoch == self.epochs || stops_early;
+        let early_stopping = EarlyStopping {
+            patience: self.settings().early_stopping,
+        };
+        let stops_early = early_stopping.stops(losses, plain.loss);
+        let is_last = epoch == self.settings().epochs.get() || stops_early;
         let mut tta = None;
         if is_last {
             let _span = span();
@@ -350,7 +345,7 @@ impl Training {
             epoch,
             train_loss: position.loss(),
             train_accuracy: position.accuracy(),
-            evaluation: self.split.metrics(SplitMetrics {
+            evaluation: self.step.setup.split.metrics(SplitMetrics {
                 loss: plain.loss,
                 accuracy: plain.accuracy,
                 model_ema_loss: evaluation.ema.as_ref().map(|ema| ema.loss),
@@ -392,6 +387,10 @@ impl Training {
             self.write_checkpoint(connections)?;
         }
         Ok(())
+    }
+
+    fn settings(&self) -> &Settings {
+        &self.step.setup.settings
     }
 
     /// The learning rate of the first step of the current epoch.

@@ -1,18 +1,16 @@
 //! What a run trains with.
 
 use crate::data_loader::DataLoader;
-use crate::dropout_schedule::DropoutSchedule;
 use crate::evaluation::Evaluator;
 use crate::lr_scheduler::{Plateau, Schedule, Scheduler, WarmUp};
 use crate::optimiser::Sgd;
 use crate::progress::Progress;
-use crate::training_step::StepSettings;
 use candle_core::{Device, Result};
 use candle_nn::Optimizer;
 use datasets::{Normalisation, Split};
 use models::Network;
 use ops::Arithmetic;
-use run::settings::{DropoutEpochs, LrScheduler, WeightDecayOn};
+use run::settings::{LrScheduler, WeightDecayOn};
 use run::{EvaluationSplit, Settings};
 
 /// What a run trains with, apart from weights.
@@ -92,25 +90,6 @@ impl TrainingSetup {
         );
         let steps = u64::from(settings.epochs.get()) * steps_per_epoch as u64;
         Scheduler::new(lr, warm_up, schedule, steps)
-    }
-
-    pub(crate) fn step_settings(&self, steps_per_epoch: usize) -> StepSettings {
-        let settings = &self.settings;
-        StepSettings {
-            seed: settings.seed,
-            steps_per_epoch,
-            batch_size: settings.batch_size.get(),
-            dropout: DropoutSchedule {
-                probability: settings.dropout.get(),
-                epochs: match settings.dropout_epochs {
-                    DropoutEpochs::All(_) => None,
-                    DropoutEpochs::First(epochs) => Some(epochs),
-                },
-                warmup_epochs: settings.dropout_warmup_epochs,
-            },
-            label_smoothing: settings.label_smoothing.get(),
-            arithmetic: self.arithmetic,
-        }
     }
 
     /// The progress before the first step.

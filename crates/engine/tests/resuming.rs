@@ -4,14 +4,12 @@
 
 use candle_core::Device;
 use datasets::Dataset;
-use engine::{
-    Checkpoint, Checkpoints, Event, Inputs, LrFinder, Outcome, Training, TrainingSetup,
-};
+use engine::{Checkpoint, Checkpoints, Event, Inputs, LrFinder, Outcome, Training, TrainingSetup};
 use models::{Architecture, Network, initial_parameters};
 use ops::ConvAlgorithm;
 use run::settings::WeightInit;
 use run::settings::{Layers, Source};
-use run::{EvaluationSplit, Overrides, Settings, recipes};
+use run::{EvaluationSplit, Overrides, Settings, file, recipes};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
@@ -112,8 +110,8 @@ fn a_run_that_is_stopped_anywhere_ends_with_the_same_bits() {
     }
     assert!(stops > 3, "{stops}");
     assert!(state(&parts) == state(&whole));
-    let best = |checkpoints: &Checkpoints| fs::read(checkpoints.best_path()).unwrap();
-    assert!(best(&parts) == best(&whole));
+    let best = |name: &str| fs::read(folder.path().join(name).join(file::BEST_WEIGHTS)).unwrap();
+    assert!(best("parts") == best("whole"));
 }
 
 #[test]
@@ -201,9 +199,10 @@ fn a_checkpoint_of_format_1_resumes() {
     let mut training = Training::new(setup(""), network()).unwrap();
     train(&mut training, &checkpoints, 2);
     let new = state(&checkpoints);
+    let last_weights = folder.path().join(file::LAST_WEIGHTS);
     let (ema, average) = ("ema-0-1.safetensors", "average-0-1.safetensors");
     fs::rename(folder.path().join(ema), folder.path().join(average)).unwrap();
-    rewrite(&checkpoints.last_path(), |metadata| {
+    rewrite(&last_weights, |metadata| {
         metadata.insert("format_version".to_owned(), "1".to_owned());
         metadata.remove("ema").unwrap();
         metadata.insert("average".to_owned(), average.to_owned());
@@ -228,7 +227,7 @@ fn a_checkpoint_of_format_1_resumes() {
     assert!(!folder.path().join(average).exists());
 
     // A name that leads elsewhere is refused.
-    rewrite(&checkpoints.last_path(), |metadata| {
+    rewrite(&last_weights, |metadata| {
         metadata.insert("momentum".to_owned(), "momentum-/../other".to_owned());
     });
     let error = checkpoints.read_last(model()).err().unwrap().to_string();
