@@ -5,7 +5,7 @@
 use crate::cuda;
 use crate::gpu_check;
 use crate::process::{self, cargo};
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use run::cli::{self, Exit};
 use std::path::Path;
 use std::process::Command;
@@ -90,7 +90,12 @@ fn cuda_checks() -> anyhow::Result<()> {
     )?;
     cli::note("--- cargo xtask gpu-check --emulated -- --quick");
     let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
-    gpu_check::check_emulated(folder.path())
+    let exit = gpu_check::run(&gpu_check::Args::quick_emulated(folder.path()))?;
+    ensure!(
+        exit == Exit::Success,
+        "the check of the emulated GPU failed"
+    );
+    Ok(())
 }
 
 /// The folders of NVIDIA's libraries, where python3 has NVRTC and cuDNN.

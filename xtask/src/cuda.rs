@@ -98,20 +98,15 @@ fn made(directory: &Path) -> anyhow::Result<PathBuf> {
 }
 
 impl Build {
-    /// With the installed CUDA.
-    fn installed() -> Self {
-        Self {
-            variables: Vec::new(),
-            configuration: None,
-            target: target(),
-        }
-    }
-
     /// With the installed CUDA, or with the toolkit where none is installed.
     pub(crate) fn any() -> anyhow::Result<Self> {
         let installed = Command::new("nvcc").arg("--version").output().is_ok();
         if installed || env::var_os("CUDA_HOME").is_some() || env::var_os("NVCC").is_some() {
-            return Ok(Self::installed());
+            return Ok(Self {
+                variables: Vec::new(),
+                configuration: None,
+                target: target(),
+            });
         }
         cli::note("nvcc is not installed: assembling one in target/cuda-toolkit");
         toolkit(&target().join("cuda-toolkit"))

@@ -3,12 +3,12 @@
 use crate::cuda::{Build, stub};
 use crate::files::create_folder;
 use crate::process;
-use anyhow::{Context, bail};
+use anyhow::Context;
 use run::cli::{self, Exit};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::Command;
 
 /// Options of `gpu-check`.
 #[derive(Debug, clap::Args)]
@@ -27,39 +27,28 @@ pub(crate) struct Args {
     arguments: Vec<OsString>,
 }
 
-/// Builds the programs and runs the check.
-pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
-    Ok(execute(args)?.map_or(Exit::Success, Exit::from))
-}
-
-/// The quick check of the emulated GPU, which writes into `folder`.
-///
-/// # Errors
-/// When the check fails.
-pub(crate) fn check_emulated(folder: &Path) -> anyhow::Result<()> {
-    let path = |name| folder.join(name).into_os_string();
-    let status = execute(&Args {
-        bundle: None,
-        emulated: true,
-        arguments: vec![
-            "--quick".into(),
-            // The emulated GPU computes tf32 as f32.
-            "--precisions=f32,bf16".into(),
-            "--out".into(),
-            path("gpu-check.json"),
-            "--run-dir".into(),
-            path("runs"),
-        ],
-    })?;
-    if status.is_some_and(|status| status.success()) {
-        Ok(())
-    } else {
-        bail!("the check of the emulated GPU failed")
+impl Args {
+    /// The quick check of the emulated GPU, which writes into `folder`.
+    pub(crate) fn quick_emulated(folder: &Path) -> Self {
+        let path = |name| folder.join(name).into_os_string();
+        Self {
+            bundle: None,
+            emulated: true,
+            arguments: vec![
+                "--quick".into(),
+                // The emulated GPU computes tf32 as f32.
+                "--precisions=f32,bf16".into(),
+                "--out".into(),
+                path("gpu-check.json"),
+                "--run-dir".into(),
+                path("runs"),
+            ],
+        }
     }
 }
 
-/// Builds, and runs the check unless `--bundle` is given.
-fn execute(args: &Args) -> anyhow::Result<Option<ExitStatus>> {
+/// Builds the programs, and runs the check unless `--bundle` is given.
+pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let (build, emulator) = match args.emulated {
         true => stub().map(|(build, emulator)| (build, Some(emulator)))?,
         false => (Build::any()?, None),
@@ -81,11 +70,11 @@ fn execute(args: &Args) -> anyhow::Result<Option<ExitStatus>> {
             "built {0}/bench and {0}/trainer; run the check with: {0}/bench gpu-check",
             bundle.display()
         ));
-        return Ok(None);
+        return Ok(Exit::Success);
     }
     let mut command = Command::new(programs.join("bench"));
     command.arg("gpu-check").args(&args.arguments);
     command.envs(emulator.map(|folder| ("LD_LIBRARY_PATH", folder)));
     let status = command.status().context("cannot run the check")?;
-    Ok(Some(status))
+    Ok(status.into())
 }

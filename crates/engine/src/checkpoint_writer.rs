@@ -3,7 +3,7 @@
 use crate::checkpoint::{Checkpoints, State};
 use crate::error::Error;
 use crate::named_tensors::{named, non_finite_value, to_device, weights};
-use crate::progress::Progress;
+use crate::progress::{Position, Progress};
 use crate::training_step::TrainingStep;
 use candle_core::Device;
 use std::path::PathBuf;
@@ -64,7 +64,8 @@ impl<'a> CheckpointWriter<'a> {
         };
         for (_, tensor) in state.weights.iter().chain(&state.momentum_buffers) {
             if non_finite_value(tensor)?.is_some() {
-                return Err(Error::diverged("network", &progress.position));
+                let Position { epoch, step, .. } = progress.position;
+                return Err(Error::diverged("network", epoch, step));
             }
         }
         let architecture = network.architecture();

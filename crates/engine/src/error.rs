@@ -1,6 +1,5 @@
 //! Errors of training, evaluation and checkpoints.
 
-use crate::progress::Position;
 use models::Architecture;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -112,12 +111,12 @@ impl Unusable {
 }
 
 impl Error {
-    /// `what` is not finite at `position`.
-    pub(crate) fn diverged(what: &'static str, position: &Position) -> Self {
+    /// `what` is not finite after `steps` of an epoch, the first epoch being 0.
+    pub(crate) fn diverged(what: &'static str, epoch: u32, steps: usize) -> Self {
         Self::Diverged {
             what,
-            epoch: position.epoch + 1,
-            steps: position.step,
+            epoch: epoch + 1,
+            steps,
         }
     }
 }

@@ -97,10 +97,10 @@ impl Evaluator {
         let Some(flipped) = self.outputs(network, View::FLIPPED, stop)? else {
             return Ok(None);
         };
-        if plain.logits.len() != self.loader.images() {
+        if plain.logits.len() != self.loader.host.images() {
             candle_core::bail!(
                 "TTA of {} images needs the evaluation of all of them, not of {}",
-                self.loader.images(),
+                self.loader.host.images(),
                 plain.logits.len()
             );
         }
@@ -149,12 +149,12 @@ impl Evaluator {
         }
         let metrics = accumulator.take()?;
         // After the metrics, which waited for a GPU already.
-        let mut logits = Vec::with_capacity(self.loader.images());
+        let mut logits = Vec::with_capacity(self.loader.host.images());
         for (batch, _) in outputs {
             let values = on_host(&batch)?.flatten_all()?.to_vec1()?;
             logits.extend(values.as_chunks::<CLASSES>().0);
         }
-        let images = self.loader.images() as f64;
+        let images = self.loader.host.images() as f64;
         let count = |row, column| metrics.confusion[row * CLASSES + column];
         Ok(Evaluation {
             loss: match metrics.diverged {

@@ -10,29 +10,17 @@ pub struct Sgd {
     /// Each parameter with its momentum buffer.
     parameters: Vec<(Var, Tensor)>,
     factors: ops::Sgd,
-    decay_biases: bool,
-    clip_grad_norm: f64,
+    /// Whether weight decay applies to biases, the parameters of one dimension; it does by default.
+    pub(crate) decay_biases: bool,
+    /// The largest norm of all gradients together: larger ones are scaled down as by
+    /// `torch.nn.utils.clip_grad_norm_`. No clipping at 0, the default.
+    pub(crate) clip_grad_norm: f64,
 }
 
 /// What `clip_grad_norm_` adds to the norm before it divides by it.
 const CLIP_EPSILON: f64 = 1e-6;
 
 impl Sgd {
-    /// Whether weight decay applies to biases, the parameters of one dimension; it does by default.
-    #[must_use]
-    pub fn with_bias_decay(mut self, decay_biases: bool) -> Self {
-        self.decay_biases = decay_biases;
-        self
-    }
-
-    /// The largest norm of all gradients together: larger ones are scaled down as by
-    /// `torch.nn.utils.clip_grad_norm_`. No clipping at 0, the default.
-    #[must_use]
-    pub fn with_clip_grad_norm(mut self, max_norm: f64) -> Self {
-        self.clip_grad_norm = max_norm;
-        self
-    }
-
     /// The momentum buffers, in the order of the parameters.
     pub fn momentum_buffers(&self) -> impl Iterator<Item = &Tensor> {
         self.parameters.iter().map(|(_, buffer)| buffer)
@@ -119,9 +107,8 @@ mod tests {
             weight_decay: 0.01,
             ..ops::Sgd::default()
         };
-        let mut sgd = Sgd::new(vec![weight.clone(), bias.clone()], factors)?
-            .with_bias_decay(false)
-            .with_clip_grad_norm(1.0);
+        let mut sgd = Sgd::new(vec![weight.clone(), bias.clone()], factors)?;
+        (sgd.decay_biases, sgd.clip_grad_norm) = (false, 1.0);
         for (weights, biases, expected) in [
             (
                 [0.5_f64, 1.0],

@@ -126,13 +126,13 @@ impl Training {
             optimiser = optimiser.with_momentum_buffers(buffers)?;
         }
         let train = setup.train_loader()?;
-        let mut scheduler = setup.scheduler(train.batches());
+        let mut scheduler = setup.scheduler(train.host.batches());
         scheduler.restore(progress.lr_scheduler);
         let decay = setup.settings.model_ema_decay.get();
         let ema = (decay > 0.0).then(|| Ema::new(decay, ema));
         Ok(Self {
             evaluator: setup.evaluator()?,
-            step: TrainingStep::new(setup, train.batches(), network, optimiser, ema)?,
+            step: TrainingStep::new(setup, train.host.batches(), network, optimiser, ema)?,
             train,
             scheduler,
             progress,
@@ -225,7 +225,7 @@ impl Training {
             epoch,
             epochs: self.settings().epochs.get(),
             done: self.progress.position.step,
-            steps: self.train.batches(),
+            steps: self.train.host.batches(),
             learning_rate: self.epoch_lr(),
         })?;
         let (settings, position) = (self.settings(), self.progress.position);
@@ -336,10 +336,10 @@ impl Training {
         let is_due = connections.writer.is_due_after_epoch(is_last);
         let digest = is_due.then(|| sha256(weights(&self.step.network)));
         let weights_sha256 = digest.transpose()?;
-        if !plain.loss.is_finite() {
-            return Err(Error::diverged("test loss", &self.progress.position));
-        }
         let position = self.progress.position;
+        if !plain.loss.is_finite() {
+            return Err(Error::diverged("test loss", position.epoch, position.step));
+        }
         let epoch = position.epoch + 1;
         self.progress.history.push(EpochMetrics {
             epoch,

@@ -63,9 +63,10 @@ impl TrainingSetup {
         };
         let variables = network.variables().iter();
         let variables = variables.map(|(_, variable)| variable.clone()).collect();
-        Ok(Sgd::new(variables, factors)?
-            .with_bias_decay(settings.weight_decay_on == WeightDecayOn::All)
-            .with_clip_grad_norm(settings.clip_grad_norm.get()))
+        let mut sgd = Sgd::new(variables, factors)?;
+        sgd.decay_biases = settings.weight_decay_on == WeightDecayOn::All;
+        sgd.clip_grad_norm = settings.clip_grad_norm.get();
+        Ok(sgd)
     }
 
     pub(crate) fn scheduler(&self, steps_per_epoch: usize) -> Scheduler {

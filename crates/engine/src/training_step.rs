@@ -122,11 +122,7 @@ impl TrainingStep {
     pub(crate) fn collect(&mut self, position: &mut Position) -> Result<(), Error> {
         let metrics = self.metrics.take()?;
         if let Some(step) = metrics.diverged {
-            return Err(Error::Diverged {
-                what: "loss",
-                epoch: position.epoch + 1,
-                steps: step as usize,
-            });
+            return Err(Error::diverged("loss", position.epoch, step as usize));
         }
         position.add(&metrics);
         Ok(())

@@ -19,30 +19,18 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// The networks.
-    #[arg(
-        long,
-        value_name = "NAMES",
-        value_delimiter = ',',
-        default_values = report::post_networks()
-    )]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[arg(default_values = report::post_networks())]
     pub(crate) models: Vec<String>,
 
     /// The seeds; every network is trained with each.
-    #[arg(
-        long,
-        value_name = "SEEDS",
-        value_delimiter = ',',
-        default_value = "0,1,2"
-    )]
+    #[arg(long, value_name = "SEEDS", value_delimiter = ',')]
+    #[arg(default_value = "0,1,2")]
     pub(crate) seeds: Vec<u64>,
 
     /// The recipes; every network is trained with each.
-    #[arg(
-        long,
-        value_name = "NAMES",
-        value_delimiter = ',',
-        default_value = "reference"
-    )]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[arg(default_value = "reference")]
     pub(crate) recipe: Vec<String>,
 
     /// Concurrent runs; they divide the cores among them.

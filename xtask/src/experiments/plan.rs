@@ -5,6 +5,7 @@ use run::cli::UsageError;
 use run::settings::{FIELDS, Property};
 use run::{Record, Run, Settings, file};
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 /// A run of an experiment.
@@ -94,21 +95,21 @@ fn state(folder: &Path, settings: &Settings) -> anyhow::Result<State> {
     }
     let recorded = Record::read(folder)?.settings;
     let differences = recorded.differences(settings, Property::MayChangeOnResume)?;
-    let [key, before, now] = match differences.first() {
-        Some(other) => [other.key, &other.first, &other.second].map(str::to_owned),
-        // A run may be made longer, not shorter.
-        None if recorded.epochs > settings.epochs => [
-            "epochs".to_owned(),
-            recorded.epochs.to_string(),
-            settings.epochs.to_string(),
-        ],
-        None => return Ok(progress(folder, settings)),
+    let error = |key, before: &dyn Display, now: &dyn Display| {
+        let run = folder.display();
+        Err(UsageError(format!(
+            "the run `{run}` has {key} = {before}, not {key} = {now}; give another --out, or remove that run"
+        ))
+        .into())
     };
-    Err(UsageError(format!(
-        "the run `{}` has {key} = {before}, not {key} = {now}; give another --out, or remove that run",
-        folder.display()
-    ))
-    .into())
+    match differences.first() {
+        Some(other) => error(other.key, &other.first, &other.second),
+        // A run may be made longer, not shorter.
+        None if recorded.epochs > settings.epochs => {
+            error("epochs", &recorded.epochs, &settings.epochs)
+        }
+        None => Ok(progress(folder, settings)),
+    }
 }
 
 /// How far the run in `folder` is.
