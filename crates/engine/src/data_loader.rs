@@ -41,13 +41,6 @@ impl DataLoader {
         })
     }
 
-    /// The same without shuffling: every epoch has the same batches, in the order of the data set.
-    #[must_use]
-    pub fn in_order(mut self) -> Self {
-        self.host = self.host.in_order();
-        self
-    }
-
     /// The training batches of an epoch, from batch `first` on: see [`Loader::training`].
     ///
     /// # Errors

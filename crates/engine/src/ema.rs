@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn it_starts_with_the_first_weights_and_follows_them() -> Result<()> {
-        let architecture: Architecture = "small-alexnet".parse().unwrap();
+        let architecture: Architecture = "lenet".parse().unwrap();
         let parameters = initial_parameters(architecture, WeightInit::Pytorch, 0, &Device::Cpu)?;
         let network = Network::new(architecture, parameters)?;
         let first = bias(&network)?;

@@ -1,7 +1,7 @@
 //! Loss, accuracy and confusion matrix of a network on a split of a data set.
 
 use crate::data_loader::DataLoader;
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use datasets::{Normalisation, Split, View};
 use models::{CLASSES, Network};
 use ops::{Arithmetic, MetricsAccumulator, Tape};
@@ -97,12 +97,9 @@ impl Evaluator {
         let Some(flipped) = self.outputs(network, View::FLIPPED, stop)? else {
             return Ok(None);
         };
-        if plain.logits.len() != self.loader.host.images() {
-            candle_core::bail!(
-                "TTA of {} images needs the evaluation of all of them, not of {}",
-                self.loader.host.images(),
-                plain.logits.len()
-            );
+        let (images, found) = (self.loader.host.images(), plain.logits.len());
+        if found != images {
+            bail!("TTA of {images} images needs the evaluation of all of them, not of {found}");
         }
         let mut rest = plain.logits.as_slice();
         let means = flipped.into_iter().map(|(logits, labels)| {
@@ -183,7 +180,7 @@ mod tests {
 
     #[test]
     fn tta_averages_the_logits_of_an_image_and_its_flip() -> Result<()> {
-        let architecture: Architecture = "small-alexnet".parse().unwrap();
+        let architecture: Architecture = "lenet".parse().unwrap();
         let device = &Device::Cpu;
         let parameters = initial_parameters(architecture, WeightInit::Kaiming, 1, device)?;
         let network = Network::new(architecture, parameters)?;

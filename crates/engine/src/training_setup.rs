@@ -32,15 +32,17 @@ pub struct TrainingSetup {
 /// The parts of training, made from the settings.
 impl TrainingSetup {
     pub(crate) fn train_loader(&self) -> Result<DataLoader> {
-        let loader = DataLoader::new(
+        let mut loader = DataLoader::new(
             self.train.clone(),
             self.settings.batch_size,
             Normalisation::from(&self.settings),
             &self.device,
             self.arithmetic.precision,
         )?;
-        let overfits = self.settings.overfit_batches.is_some();
-        Ok(if overfits { loader.in_order() } else { loader })
+        if self.settings.overfit_batches.is_some() {
+            loader.host = loader.host.in_order();
+        }
+        Ok(loader)
     }
 
     pub(crate) fn evaluator(&self) -> Result<Evaluator> {

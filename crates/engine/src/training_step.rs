@@ -163,15 +163,14 @@ mod tests {
     use run::{EvaluationSplit, Settings};
 
     fn training_step(ema: Option<Ema>) -> TrainingStep {
-        let architecture: Architecture = "small-alexnet".parse().unwrap();
+        let architecture: Architecture = "lenet".parse().unwrap();
         let device = Device::Cpu;
         let parameters = initial_parameters(architecture, WeightInit::Kaiming, 0, &device).unwrap();
         let network = Network::new(architecture, parameters).unwrap();
         let variables = network.variables().iter();
         let variables = variables.map(|(_, variable)| variable.clone()).collect();
         let set = Dataset::synthetic(10, 1).unwrap();
-        let changes =
-            "model = \"small-alexnet\"\npatience = 1\nthreads = 1\ndropout = 0.0\nbatch_size = 2";
+        let changes = "model = \"lenet\"\npatience = 1\nthreads = 1\ndropout = 0.0\nbatch_size = 2";
         let layers = Layers::default().with(Source::Defaults, toml::from_str(changes).unwrap());
         let setup = TrainingSetup {
             settings: Settings::resolve(&layers).unwrap(),
