@@ -1,11 +1,8 @@
 //! Early stopping.
 
-/// Ends a run when the test loss has not improved for some epochs.
+/// Ends a run after this many epochs without a new lowest test loss; never if it is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct EarlyStopping {
-    /// Epochs without a new lowest loss after which the run ends; 0 for never.
-    pub(crate) patience: u32,
-}
+pub(crate) struct EarlyStopping(pub(crate) u32);
 
 impl EarlyStopping {
     /// Whether to stop after an epoch with test loss `loss`, given the losses of the epochs `before` it.
@@ -18,7 +15,7 @@ impl EarlyStopping {
                 epochs_since += 1;
             }
         }
-        self.patience > 0 && epochs_since >= self.patience
+        self.0 > 0 && epochs_since >= self.0
     }
 }
 
@@ -30,7 +27,7 @@ mod tests {
     fn it_waits_for_as_many_epochs_as_its_patience() {
         let stops = |patience, losses: &[f64]| {
             let (last, before) = losses.split_last().unwrap();
-            EarlyStopping { patience }.stops(before.iter().copied(), *last)
+            EarlyStopping(patience).stops(before.iter().copied(), *last)
         };
         assert!(!stops(2, &[2.0]));
         assert!(!stops(2, &[2.0, 2.1]));

@@ -302,9 +302,7 @@ impl Training {
         };
         let seconds = clock.elapsed().as_secs_f64();
         let losses = self.history().iter().map(|epoch| epoch.evaluated().loss);
-        let early_stopping = EarlyStopping {
-            patience: self.settings().early_stopping,
-        };
+        let early_stopping = EarlyStopping(self.settings().early_stopping);
         let stops_early = early_stopping.stops(losses, plain.loss);
         let is_last = epoch == self.settings().epochs.get() || stops_early;
         let mut tta = None;

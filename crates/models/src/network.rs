@@ -4,7 +4,6 @@ use crate::architecture::Architecture;
 use crate::step::{Operation, Step};
 use candle_core::{Error, Result, Tensor, Var};
 use ops::{Dropout, Tape};
-use std::fmt;
 
 /// What the dropout masks of a training step depend on, apart from the layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,12 +22,6 @@ pub struct Network {
     steps: Vec<Step>,
     /// In the architecture's order.
     variables: Vec<(String, Var)>,
-}
-
-impl fmt::Debug for Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Network({})", self.architecture)
-    }
 }
 
 impl Network {

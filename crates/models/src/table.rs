@@ -39,7 +39,7 @@ impl Architecture {
                         Dropout,
                         linear(4096, 4096),
                         Relu,
-                        classifier(4096),
+                        linear(4096, CLASSES),
                     ],
                 ),
             ],
@@ -73,7 +73,7 @@ impl Architecture {
                         Dropout,
                         linear(2048, 2048),
                         Relu,
-                        classifier(2048),
+                        linear(2048, CLASSES),
                     ],
                 ),
             ],
@@ -92,7 +92,7 @@ impl Architecture {
                 Block::FLATTEN,
                 block("C5_layer", &[linear(400, 120), Relu]),
                 block("fc_layer1", &[linear(120, 84), Relu]),
-                block("fc_layer2", &[classifier(84)]),
+                block("fc_layer2", &[linear(84, CLASSES)]),
             ],
         },
     ];
@@ -127,11 +127,6 @@ const fn linear(in_features: usize, out_features: usize) -> Layer {
         in_features,
         out_features,
     }
-}
-
-/// The last layer, whose outputs are the logits.
-const fn classifier(in_features: usize) -> Layer {
-    linear(in_features, CLASSES)
 }
 
 /// A name that is not of a network.

@@ -139,10 +139,10 @@ const INTERVAL: Duration = Duration::from_millis(100);
 fn wait(child: &mut Child, update: impl Fn()) -> anyhow::Result<ExitStatus> {
     loop {
         let status = child.try_wait();
-        match status.context("cannot wait for the program `trainer`")? {
-            Some(status) => return Ok(status),
-            None => thread::sleep(INTERVAL),
+        if let Some(status) = status.context("cannot wait for the program `trainer`")? {
+            return Ok(status);
         }
+        thread::sleep(INTERVAL);
         update();
     }
 }
