@@ -75,7 +75,9 @@ pub(crate) fn toolkit(directory: &Path) -> anyhow::Result<Build> {
         bail!("the toolkit is for Linux on x86-64; install CUDA 13 with cuDNN 9 instead");
     }
     let directory = made(directory)?;
-    process::run("bash", bash("cuda/toolkit.sh").arg(&directory)).context("cannot assemble the CUDA toolkit (it needs bash, python3 with pip, and a C and a C++ compiler)")?;
+    process::run("bash", bash("cuda/toolkit.sh").arg(&directory)).context(
+        "cannot assemble the CUDA toolkit (it needs bash, python3 with pip, and a C and a C++ compiler)",
+    )?;
     let home = directory.join("nvidia/cu13");
     let compiler = home.join("bin/nvcc-lite");
     Build::without_cuda(&directory, &home, &compiler)

@@ -9,8 +9,8 @@ use std::marker::PhantomData;
 
 /// Which settings a command accepts.
 pub(crate) trait Selection {
-    /// Whether the command accepts this setting.
-    fn accepts(field: &Field) -> bool;
+    /// Whether the command accepts a setting.
+    const ACCEPTS: fn(&Field) -> bool;
 }
 
 /// All settings.
@@ -18,9 +18,7 @@ pub(crate) trait Selection {
 pub(crate) struct All;
 
 impl Selection for All {
-    fn accepts(_: &Field) -> bool {
-        true
-    }
+    const ACCEPTS: fn(&Field) -> bool = |_| true;
 }
 
 /// The settings that all runs of a comparison share: its runs differ in network, recipe and seed.
@@ -28,9 +26,7 @@ impl Selection for All {
 pub(crate) struct Shared;
 
 impl Selection for Shared {
-    fn accepts(field: &Field) -> bool {
-        !["model", "recipe", "seed"].contains(&field.key)
-    }
+    const ACCEPTS: fn(&Field) -> bool = |field| !["model", "recipe", "seed"].contains(&field.key);
 }
 
 /// The settings that do not affect the result, such as the device and the data folder.
@@ -38,9 +34,8 @@ impl Selection for Shared {
 pub(crate) struct Environment;
 
 impl Selection for Environment {
-    fn accepts(field: &Field) -> bool {
-        field.has(Property::MayDiffer) && field.key != "seed"
-    }
+    const ACCEPTS: fn(&Field) -> bool =
+        |field| field.has(Property::MayDiffer) && field.key != "seed";
 }
 
 /// The settings that were given, of those that `S` selects.
@@ -82,7 +77,7 @@ impl<S: Selection> clap::Args for SettingFlags<S> {
         let settings = run::settings::with_defaults_in_help(settings);
         let accepted = settings.get_arguments().filter(|arg| {
             let field = Field::named(arg.get_id().as_str());
-            field.is_some_and(S::accepts)
+            field.is_some_and(S::ACCEPTS)
         });
         command.args(accepted.cloned().map(|arg| arg.hide_short_help(true)))
     }
@@ -94,7 +89,7 @@ impl<S: Selection> clap::Args for SettingFlags<S> {
 
 impl<S: Selection> clap::FromArgMatches for SettingFlags<S> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let accepted = FIELDS.iter().filter(|field| S::accepts(field));
+        let accepted = FIELDS.iter().filter(|field| S::ACCEPTS(field));
         let given = accepted.filter_map(|field| {
             let value = matches.get_raw(field.key)?.next()?;
             Some((field, value.to_owned()))
