@@ -240,15 +240,11 @@ impl Contestant<'_> {
     }
 
     fn measure(self, task: Task, seconds: f64) -> anyhow::Result<Measured> {
-        let Task {
-            model,
-            pass,
-            batch_size,
-            threads,
-        } = task;
+        let (model, threads) = (task.model, task.threads);
         let options = format!(
-            "--pass={} --batch-size={batch_size} --seconds={seconds}",
-            name(pass)
+            "--pass={} --batch-size={} --seconds={seconds}",
+            name(task.pass),
+            task.batch_size
         );
         match self {
             Self::Ours(engine) => own(

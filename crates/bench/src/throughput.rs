@@ -1,8 +1,7 @@
 //! Images a second of training or evaluation.
 
-use crate::candle_graph;
-use crate::candle_network;
 use crate::machine::use_threads;
+use crate::{candle_graph, candle_network};
 use candle_core::{Device, Tensor};
 use candle_nn::Optimizer;
 use clap::ValueEnum;
@@ -10,8 +9,7 @@ use datasets::Dataset;
 use engine::{Checkpoints, Event, Inputs, SpanTimes, Training, TrainingSetup};
 use models::{Architecture, Network, initial_parameters};
 use ops::{ConvAlgorithm, Tape};
-use run::settings::WeightInit;
-use run::settings::{Layers, Source};
+use run::settings::{Layers, Source, WeightInit};
 use run::{EvaluationSplit, Overrides, Settings, cli};
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;

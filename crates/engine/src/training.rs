@@ -78,13 +78,7 @@ impl Training {
     /// When the checkpoint is of a run with another seed, batch size or number of images, or lacks the EMA, or as for
     /// [`Training::new`].
     pub fn resume(setup: TrainingSetup, checkpoint: Checkpoint) -> Result<Self, Error> {
-        let Checkpoint {
-            path,
-            weights,
-            momentum_buffers,
-            ema,
-            mut progress,
-        } = checkpoint;
+        let (mut progress, ema) = (checkpoint.progress, checkpoint.ema);
         // Format 1 has the keys of the test set for validation images, too.
         for epoch in &mut progress.history {
             epoch.evaluation = setup.split.metrics(*epoch.evaluated());
@@ -97,15 +91,15 @@ impl Training {
             .mismatch(&setup.initial_progress())
             .or_else(|| lacks_ema.then(|| "it has no EMA of the weights".to_owned()));
         if let Some(reason) = mismatch {
-            return Err(Unusable::NotResumable(reason).at(&path));
+            return Err(Unusable::NotResumable(reason).at(&checkpoint.path));
         }
         let on_device = |tensors: Vec<Tensor>| {
             let tensors = tensors.iter();
             let tensors = tensors.map(|tensor| tensor.to_device(&setup.device));
             tensors.collect::<candle_core::Result<_>>()
         };
-        let network = weights.into_network(&setup.device)?;
-        let momentum_buffers = on_device(momentum_buffers)?;
+        let network = checkpoint.weights.into_network(&setup.device)?;
+        let momentum_buffers = on_device(checkpoint.momentum_buffers)?;
         let ema = ema.map(on_device).transpose()?;
         Self::start(setup, network, Some(momentum_buffers), ema, progress)
     }

@@ -12,7 +12,7 @@ pub const IMAGE: [usize; 3] = [3, 32, 32];
 pub const CLASSES: usize = 10;
 
 /// A network: an entry of the table, where it is looked up by name with [`str::parse`].
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Architecture {
     /// The name on the command line and in files, such as `small-alexnet`.
     pub name: &'static str,
@@ -148,12 +148,6 @@ impl Architecture {
     pub fn parameter_count(&self) -> usize {
         let layers = self.blocks.iter().flat_map(|block| block.layers);
         layers.map(Layer::parameter_count).sum()
-    }
-}
-
-impl fmt::Debug for Architecture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Architecture({})", self.name)
     }
 }
 

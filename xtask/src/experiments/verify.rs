@@ -47,13 +47,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let parent = tempfile::tempdir().context("cannot create a temporary folder")?;
     train_again(args, &run, &folder, epochs, parent.path())?;
     let repeated = parent.path().join(REPEATED);
-    let metrics = run::metrics::read(&repeated.join(file::METRICS))?;
+    let again = Run::read(&repeated)?;
     ensure!(
-        Run::read(&repeated)?.made_by.data_sha256 == run.made_by.data_sha256,
+        again.made_by.data_sha256 == run.made_by.data_sha256,
         "the data are not those that the run `{}` was trained on",
         folder.display()
     );
-    let mut pairs = run.epochs.iter().zip(&metrics);
+    let mut pairs = run.epochs.iter().zip(&again.epochs);
     let different = pairs.find(|(before, now)| !same(before, now));
     // The weights themselves, if both checkpoints are after the same epoch.
     let mut weights = None;
