@@ -157,8 +157,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             )),
         }
     }
-    let machines = || threads.iter().map(|threads| measure_machine(*threads));
-    report.machines = machines().collect::<anyhow::Result<_>>()?;
+    let measure_machine = |threads: &NonZeroUsize| -> anyhow::Result<Machine> {
+        cli::note(&format!("the machine with {threads} threads"));
+        own("machine", *threads)
+    };
+    let machines = threads.iter().map(measure_machine);
+    report.machines = machines.collect::<anyhow::Result<_>>()?;
     for &model in &args.models {
         for &pass in &args.passes {
             for &batch_size in &args.batch_sizes {
@@ -178,8 +182,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     report.ratios.extend(scaling(&report.throughput));
     // Again, some time later: on a shared machine, a single moment may be a bad one.
-    for (machine, again) in report.machines.iter_mut().zip(machines()) {
-        machine.improve(&again?);
+    for machine in &mut report.machines {
+        machine.improve(&measure_machine(&machine.threads)?);
     }
     if !args.no_layers {
         let (Some(&batch_size), Some(&threads)) = (args.batch_sizes.first(), threads.last()) else {
@@ -209,11 +213,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         .with_context(cannot_write)?;
     cli::note(&format!("all figures are in {}", args.out.display()));
     Ok(())
-}
-
-fn measure_machine(threads: NonZeroUsize) -> anyhow::Result<Machine> {
-    cli::note(&format!("the machine with {threads} threads"));
-    own("machine", threads)
 }
 
 /// Runs this program with other arguments.

@@ -79,7 +79,7 @@ pub type Batches = Box<dyn Iterator<Item = Result<Batch>>>;
 mod gpu {
     use candle_core::{DType, Device, Result, Tensor};
     use datasets::{Batch, Loader, Seen};
-    use ops::{Images, Precision, View, Views};
+    use ops::{Images, Precision, View};
     use run::settings::PaddingMode;
     use std::iter;
     use std::sync::Arc;

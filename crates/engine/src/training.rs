@@ -125,7 +125,12 @@ impl Training {
         let decay = setup.settings.model_ema_decay.get();
         let ema = (decay > 0.0).then(|| Ema::new(decay, ema));
         Ok(Self {
-            evaluator: setup.evaluator()?,
+            evaluator: Evaluator::new(
+                setup.test.clone(),
+                (&setup.settings).into(),
+                &setup.device,
+                setup.arithmetic,
+            )?,
             step: TrainingStep::new(setup, train.host.batches(), network, optimiser, ema)?,
             train,
             scheduler,

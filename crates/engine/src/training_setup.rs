@@ -1,7 +1,6 @@
 //! What a run trains with.
 
 use crate::data_loader::DataLoader;
-use crate::evaluation::Evaluator;
 use crate::lr_scheduler::{Plateau, Schedule, Scheduler, WarmUp};
 use crate::optimiser::Sgd;
 use crate::progress::Progress;
@@ -43,15 +42,6 @@ impl TrainingSetup {
             loader.host = loader.host.in_order();
         }
         Ok(loader)
-    }
-
-    pub(crate) fn evaluator(&self) -> Result<Evaluator> {
-        Evaluator::new(
-            self.test.clone(),
-            Normalisation::from(&self.settings),
-            &self.device,
-            self.arithmetic,
-        )
     }
 
     pub(crate) fn optimiser(&self, network: &Network) -> Result<Sgd> {

@@ -5,7 +5,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use run::cli;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -290,10 +290,8 @@ fn read_in_thread(mut reader: impl Read + Send + 'static) -> Receiver<io::Result
     receiver
 }
 
+/// A progress bar, which is hidden unless standard error is a terminal.
 fn bar(total: Option<u64>, have: u64) -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
     let bar = ProgressBar::new(total.unwrap_or(0)).with_position(have);
     let template = "{bar:32} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
     match ProgressStyle::with_template(template) {
