@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn ours_is_held_against_the_better_layout() {
+    fn ours_is_compared_with_the_better_layout() {
         let rows = [
             row("winograd", 2, &[30.0, 44.0], 100),
             row("candle", 2, &[5.0, 5.0], 200),
@@ -525,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn more_threads_are_held_against_the_fewest() {
+    fn more_threads_are_compared_with_the_fewest() {
         let rows = [
             row("winograd", 1, &[10.0], 100),
             row("winograd", 2, &[19.0], 100),

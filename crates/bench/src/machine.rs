@@ -23,7 +23,7 @@ pub(crate) struct Machine {
     pub(crate) threads: NonZeroUsize,
     /// Of square `f32` matrix products, by candle's or by our routine, the fastest of all sizes.
     pub(crate) gemm_gflops: f64,
-    /// Reading two arrays larger than the caches and writing a third, in 10^9 bytes a second.
+    /// Reading two arrays larger than the caches and writing a third, in 10^9 bytes per second.
     pub(crate) bandwidth_gb_s: f64,
 }
 

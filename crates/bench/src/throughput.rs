@@ -1,4 +1,4 @@
-//! Images a second of training or evaluation.
+//! Images per second in training or evaluation.
 
 use crate::machine::use_threads;
 use crate::{candle_graph, candle_network};
