@@ -1,10 +1,9 @@
 //! `cargo xtask bench`: builds and runs the crate `bench`.
 
+use crate::process::cargo;
 use anyhow::Context;
 use run::cli::Exit;
-use std::env;
 use std::ffi::OsString;
-use std::process::Command;
 
 /// Options of `bench`.
 #[derive(Debug, clap::Args)]
@@ -17,8 +16,7 @@ pub(crate) struct Args {
 
 /// Runs the measurements. They are a crate of their own, so that the other commands build without candle.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
+    let status = cargo()
         .args(["run", "--package", "bench", "--"])
         .args(&args.arguments)
         .status()

@@ -4,35 +4,18 @@
 
 use crate::cuda;
 use crate::gpu_check;
-use anyhow::{Context, bail};
+use crate::process::{self, cargo};
+use anyhow::{Context, ensure};
 use run::cli::{self, Exit};
-use std::env;
+use std::path::Path;
 use std::process::Command;
 
-/// The checks: arguments of cargo, and flags of rustdoc.
-const CHECKS: [(&[&str], &str); 4] = [
-    (&["fmt", "--all", "--check"], ""),
-    (
-        &[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-        ],
-        "",
-    ),
-    (&["test", "--workspace"], ""),
-    (
-        &[
-            "doc",
-            "--workspace",
-            "--no-deps",
-            "--document-private-items",
-        ],
-        "-D warnings",
-    ),
+/// The checks: arguments of cargo.
+const CHECKS: [&str; 4] = [
+    "fmt --all --check",
+    "clippy --workspace --all-targets -- -D warnings",
+    "test --workspace",
+    "doc --workspace --no-deps --document-private-items",
 ];
 
 /// Lints the crates that have the feature `cuda`.
@@ -57,14 +40,13 @@ const PYTHON_LIBRARIES: &str = "import nvidia, glob; \
 
 /// Runs the checks in order. Stops at the first that fails.
 pub(crate) fn run() -> anyhow::Result<Exit> {
-    let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    for (arguments, rustdoc_flags) in CHECKS {
-        let mut command = Command::new(&cargo);
-        command.args(arguments);
-        if !rustdoc_flags.is_empty() {
-            command.env("RUSTDOCFLAGS", rustdoc_flags);
+    for arguments in CHECKS {
+        let mut command = cargo();
+        command.args(arguments.split(' '));
+        if arguments.starts_with("doc ") {
+            command.env("RUSTDOCFLAGS", "-D warnings");
         }
-        check(&format!("cargo {}", arguments.join(" ")), &mut command)?;
+        check(&format!("cargo {arguments}"), &mut command)?;
     }
     if cfg!(target_os = "linux") {
         cuda_checks()?;
@@ -78,26 +60,25 @@ pub(crate) fn run() -> anyhow::Result<Exit> {
 /// Lints the feature `cuda` and tests it on the emulated GPU. CUDA is not needed.
 fn cuda_checks() -> anyhow::Result<()> {
     let (build, emulator) = cuda::stub()?;
-    let cargo = |arguments: &str| build.cargo(&arguments.split_whitespace().collect::<Vec<_>>());
-    check(&format!("cargo {CUDA_LINTS}"), &mut cargo(CUDA_LINTS))?;
-    let mut tests = cargo(CUDA_TESTS);
-    tests.env("LD_LIBRARY_PATH", &emulator);
-    check(
-        &format!("cargo {CUDA_TESTS} (on an emulated GPU)"),
-        &mut tests,
-    )?;
+    let check_cargo = |arguments: &str, libraries: Option<&Path>| {
+        let mut command = build.cargo(arguments);
+        command.envs(libraries.map(|folder| ("LD_LIBRARY_PATH", folder)));
+        check(&format!("cargo {arguments}"), &mut command)
+    };
+    check_cargo(CUDA_LINTS, None)?;
+    cli::note("--- on an emulated GPU:");
+    check_cargo(CUDA_TESTS, Some(&emulator))?;
     if let Some(folders) = python_libraries() {
-        let mut tests = cargo(LIBRARY_TESTS);
-        tests.env("LD_LIBRARY_PATH", folders);
-        check(&format!("cargo {LIBRARY_TESTS}"), &mut tests)?;
+        check_cargo(LIBRARY_TESTS, Some(folders.as_ref()))?;
     } else {
         cli::note("--- skipped: what needs NVRTC and cuDNN, which python3 does not have");
-        check(&format!("cargo {UNIT_TESTS}"), &mut cargo(UNIT_TESTS))?;
+        check_cargo(UNIT_TESTS, None)?;
     }
-    let mut programs = cargo("build --features cuda --package bench --package trainer");
-    check("building with the feature `cuda`", &mut programs)?;
-    let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let mut behaviour = Command::new(cargo);
+    check_cargo(
+        "build --features cuda --package bench --package trainer",
+        None,
+    )?;
+    let mut behaviour = cargo();
     behaviour
         // The same packages as before, so that nothing is rebuilt.
         .args(["test", "--workspace", "--test", "gpu"])
@@ -109,7 +90,12 @@ fn cuda_checks() -> anyhow::Result<()> {
     )?;
     cli::note("--- cargo xtask gpu-check --emulated -- --quick");
     let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
-    gpu_check::check_emulated(folder.path())
+    let exit = gpu_check::run(&gpu_check::Args::quick_emulated(folder.path()))?;
+    ensure!(
+        exit == Exit::Success,
+        "the check of the emulated GPU failed"
+    );
+    Ok(())
 }
 
 /// The folders of NVIDIA's libraries, where python3 has NVRTC and cuDNN.
@@ -122,11 +108,5 @@ fn python_libraries() -> Option<String> {
 
 fn check(name: &str, command: &mut Command) -> anyhow::Result<()> {
     cli::note(&format!("--- {name}"));
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run {name}"))?;
-    if !status.success() {
-        bail!("{name} failed");
-    }
-    Ok(())
+    process::run(name, command)
 }

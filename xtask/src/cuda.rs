@@ -1,5 +1,7 @@
 //! Builds with the feature `cuda` on machines without CUDA.
 
+use crate::files::{create_folder, write};
+use crate::process::{self, cargo};
 use anyhow::{Context, bail};
 use run::cli::{self, Exit};
 use std::env;
@@ -25,19 +27,22 @@ pub(crate) struct Build {
     target: PathBuf,
 }
 
-/// A script in this crate's folder `cuda`.
-fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("cuda")
-        .join(name)
+/// A path in the folder of this crate.
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// Bash with a script of this crate.
+fn bash(script: &str) -> Command {
+    let mut command = Command::new("bash");
+    command.arg(path(script));
+    command
 }
 
 /// The target folder of cargo.
 pub(crate) fn target() -> PathBuf {
-    match env::var_os("CARGO_TARGET_DIR") {
-        Some(target) => target.into(),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
-    }
+    let target = env::var_os("CARGO_TARGET_DIR");
+    target.map_or_else(|| path("../target"), PathBuf::from)
 }
 
 /// The target is named to cargo, so that its flags do not apply to build scripts.
@@ -47,34 +52,18 @@ const TARGET: &str = if cfg!(target_arch = "aarch64") {
     "x86_64-unknown-linux-gnu"
 };
 
-fn run(command: &mut Command) -> anyhow::Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run `{name}`"))?;
-    if !status.success() {
-        bail!("`{name}` failed ({status})");
-    }
-    Ok(())
-}
-
 /// Assembles the toolkit and prints how to build with it.
 pub(crate) fn run_toolkit(args: &Args) -> anyhow::Result<Exit> {
-    let directory = args
-        .dir
-        .clone()
-        .unwrap_or_else(|| target().join("cuda-toolkit"));
-    let build = toolkit(&directory)?;
+    let directory = args.dir.clone();
+    let build = toolkit(&directory.unwrap_or_else(|| target().join("cuda-toolkit")))?;
     for (name, value) in &build.variables {
         cli::line(&format!("export {name}=\"{}\"", value.to_string_lossy()));
     }
     if let Some(configuration) = &build.configuration {
-        let configuration = configuration.display();
         cli::note(&format!(
-            "build with: cargo build --config {configuration} --package trainer --features cuda"
-        ));
-        cli::note(&format!(
-            "the program is then target/{TARGET}/debug/trainer"
+            "build with: cargo build --config {} --package trainer --features cuda\n\
+             the program is then target/{TARGET}/debug/trainer",
+            configuration.display()
         ));
     }
     Ok(Exit::Success)
@@ -86,8 +75,9 @@ pub(crate) fn toolkit(directory: &Path) -> anyhow::Result<Build> {
         bail!("the toolkit is for Linux on x86-64; install CUDA 13 with cuDNN 9 instead");
     }
     let directory = made(directory)?;
-    run(Command::new("bash").arg(script("toolkit.sh")).arg(&directory))
-        .context("cannot assemble the CUDA toolkit (it needs bash, python3 with pip, and a C and a C++ compiler)")?;
+    process::run("bash", bash("cuda/toolkit.sh").arg(&directory)).context(
+        "cannot assemble the CUDA toolkit (it needs bash, python3 with pip, and a C and a C++ compiler)",
+    )?;
     let home = directory.join("nvidia/cu13");
     let compiler = home.join("bin/nvcc-lite");
     Build::without_cuda(&directory, &home, &compiler)
@@ -96,37 +86,29 @@ pub(crate) fn toolkit(directory: &Path) -> anyhow::Result<Build> {
 /// A stub of CUDA to build with, and the folder of the emulated GPU's libraries.
 pub(crate) fn stub() -> anyhow::Result<(Build, PathBuf)> {
     let directory = made(&target().join("cuda-stub"))?;
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/ops/src/cuda");
-    run(Command::new("bash")
-        .arg(script("stub.sh"))
-        .arg(&directory)
-        .arg(kernels))
-    .context("cannot build the emulated GPU (it needs bash and a C compiler)")?;
+    let mut script = bash("cuda/stub.sh");
+    script.arg(&directory).arg(path("../crates/ops/src/cuda"));
+    process::run("bash", &mut script)
+        .context("cannot build the emulated GPU (it needs bash and a C compiler)")?;
     let build = Build::without_cuda(&directory, &directory, &directory.join("bin/nvcc"))?;
     Ok((build, directory.join("emulator")))
 }
 
 fn made(directory: &Path) -> anyhow::Result<PathBuf> {
-    std::fs::create_dir_all(directory)
-        .and_then(|()| directory.canonicalize())
-        .with_context(|| format!("cannot create the folder `{}`", directory.display()))
+    create_folder(directory)?;
+    Ok(directory.canonicalize()?)
 }
 
 impl Build {
-    /// With the installed CUDA.
-    fn installed() -> Self {
-        Self {
-            variables: Vec::new(),
-            configuration: None,
-            target: target(),
-        }
-    }
-
     /// With the installed CUDA, or with the toolkit where none is installed.
     pub(crate) fn any() -> anyhow::Result<Self> {
         let installed = Command::new("nvcc").arg("--version").output().is_ok();
         if installed || env::var_os("CUDA_HOME").is_some() || env::var_os("NVCC").is_some() {
-            return Ok(Self::installed());
+            return Ok(Self {
+                variables: Vec::new(),
+                configuration: None,
+                target: target(),
+            });
         }
         cli::note("nvcc is not installed: assembling one in target/cuda-toolkit");
         toolkit(&target().join("cuda-toolkit"))
@@ -140,8 +122,7 @@ impl Build {
         let text = format!(
             "[build]\ntarget = \"{TARGET}\"\n[target.{TARGET}]\nrustflags = ['--cfg', 'feature=\"dynamic-loading\"']\n"
         );
-        std::fs::write(&configuration, text)
-            .with_context(|| format!("cannot write `{}`", configuration.display()))?;
+        write(&configuration, &text)?;
         Ok(Self {
             variables: vec![
                 ("CUDA_HOME", home.into()),
@@ -157,26 +138,21 @@ impl Build {
     }
 
     /// Cargo with `arguments`, the first of which is its command.
-    pub(crate) fn cargo(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        let (name, rest) = arguments.split_first().unwrap_or((&"help", &[]));
-        command.arg(name);
+    pub(crate) fn cargo(&self, arguments: &str) -> Command {
+        let mut command = cargo();
+        let mut arguments = arguments.split_whitespace();
+        command.args(arguments.next());
         if let Some(configuration) = &self.configuration {
             command.arg("--config").arg(configuration);
         }
-        command
-            .arg("--target-dir")
-            .arg(&self.target)
-            .args(rest)
-            .envs(self.variables.iter().map(|(name, value)| (*name, value)));
+        command.arg("--target-dir").arg(&self.target);
+        command.args(arguments).envs(self.variables.clone());
         command
     }
 
     /// The folder of the built programs.
     pub(crate) fn programs(&self) -> PathBuf {
-        match self.configuration {
-            Some(_) => self.target.join(TARGET).join("debug"),
-            None => self.target.join("debug"),
-        }
+        let target = self.configuration.as_ref().map_or("", |_| TARGET);
+        self.target.join(target).join("debug")
     }
 }

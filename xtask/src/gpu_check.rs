@@ -1,12 +1,14 @@
 //! `cargo xtask gpu-check`: builds the programs with the feature `cuda` and runs their check of the GPU.
 
 use crate::cuda::{Build, stub};
-use anyhow::{Context, bail};
+use crate::files::create_folder;
+use crate::process;
+use anyhow::Context;
 use run::cli::{self, Exit};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::Command;
 
 /// Options of `gpu-check`.
 #[derive(Debug, clap::Args)]
@@ -25,64 +27,39 @@ pub(crate) struct Args {
     arguments: Vec<OsString>,
 }
 
-/// The programs that check a GPU.
-const PROGRAMS: [&str; 2] = ["bench", "trainer"];
+impl Args {
+    /// The quick check of the emulated GPU, which writes into `folder`.
+    pub(crate) fn quick_emulated(folder: &Path) -> Self {
+        let path = |name| folder.join(name).into_os_string();
+        Self {
+            bundle: None,
+            emulated: true,
+            arguments: vec![
+                "--quick".into(),
+                // The emulated GPU computes tf32 as f32.
+                "--precisions=f32,bf16".into(),
+                "--out".into(),
+                path("gpu-check.json"),
+                "--run-dir".into(),
+                path("runs"),
+            ],
+        }
+    }
+}
 
-/// Builds the programs and runs the check.
+/// Builds the programs, and runs the check unless `--bundle` is given.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
-    Ok(execute(args)?.map_or(Exit::Success, Exit::from))
-}
-
-/// The quick check of the emulated GPU, which writes into `folder`.
-///
-/// # Errors
-/// When the check fails.
-pub(crate) fn check_emulated(folder: &Path) -> anyhow::Result<()> {
-    let path = |name| folder.join(name).into_os_string();
-    let status = execute(&Args {
-        bundle: None,
-        emulated: true,
-        arguments: vec![
-            "--quick".into(),
-            // The emulated GPU computes tf32 as f32.
-            "--precisions=f32,bf16".into(),
-            "--out".into(),
-            path("gpu-check.json"),
-            "--run-dir".into(),
-            path("runs"),
-        ],
-    })?;
-    if status.is_some_and(|status| status.success()) {
-        Ok(())
-    } else {
-        bail!("the check of the emulated GPU failed")
-    }
-}
-
-/// Builds, and runs the check unless `--bundle` is given.
-fn execute(args: &Args) -> anyhow::Result<Option<ExitStatus>> {
-    let (build, emulator) = if args.emulated {
-        let (build, emulator) = stub()?;
-        (build, Some(emulator))
-    } else {
-        (Build::any()?, None)
+    let (build, emulator) = match args.emulated {
+        true => stub().map(|(build, emulator)| (build, Some(emulator)))?,
+        false => (Build::any()?, None),
     };
-    let mut arguments = vec!["build", "--features", "cuda"];
-    for program in PROGRAMS {
-        arguments.extend(["--package", program]);
-    }
-    let status = build
-        .cargo(&arguments)
-        .status()
-        .context("cannot run cargo")?;
-    if !status.success() {
-        bail!("the programs cannot be built with the feature `cuda`");
-    }
+    let mut cargo = build.cargo("build --features cuda --package bench --package trainer");
+    process::run("cargo", &mut cargo)
+        .context("the programs cannot be built with the feature `cuda`")?;
     let programs = build.programs();
     if let Some(bundle) = &args.bundle {
-        fs::create_dir_all(bundle)
-            .with_context(|| format!("cannot create the folder `{}`", bundle.display()))?;
-        for program in PROGRAMS {
+        create_folder(bundle)?;
+        for program in ["bench", "trainer"] {
             let to = bundle.join(program);
             fs::copy(programs.join(program), &to)
                 .with_context(|| format!("cannot write `{}`", to.display()))?;
@@ -93,13 +70,11 @@ fn execute(args: &Args) -> anyhow::Result<Option<ExitStatus>> {
             "built {0}/bench and {0}/trainer; run the check with: {0}/bench gpu-check",
             bundle.display()
         ));
-        return Ok(None);
+        return Ok(Exit::Success);
     }
     let mut command = Command::new(programs.join("bench"));
     command.arg("gpu-check").args(&args.arguments);
-    if let Some(emulator) = emulator {
-        command.env("LD_LIBRARY_PATH", emulator);
-    }
+    command.envs(emulator.map(|folder| ("LD_LIBRARY_PATH", folder)));
     let status = command.status().context("cannot run the check")?;
-    Ok(Some(status))
+    Ok(status.into())
 }

@@ -6,7 +6,9 @@ mod cuda;
 mod docs;
 mod experiments;
 mod fetch;
+mod files;
 mod gpu_check;
+mod process;
 mod trainer;
 
 use clap::{CommandFactory, Parser, Subcommand};

@@ -1,10 +1,10 @@
 //! The program `trainer`: built, and run as a child process.
 
+use crate::process::cargo;
 use anyhow::{Context, bail};
 use run::cli::{self, Exit, UsageError};
 use run::settings::{Layers, Source};
 use run::{Overrides, Settings, folder};
-use std::env;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -27,21 +27,14 @@ impl Trainer {
     pub(crate) fn new(args: &Args, device: Option<&OsStr>) -> anyhow::Result<Self> {
         if let Some(program) = &args.program {
             if !program.is_file() {
-                return Err(
-                    UsageError(format!("--trainer {}: no such file", program.display())).into(),
-                );
+                let error = format!("--trainer {}: no such file", program.display());
+                return Err(UsageError(error).into());
             }
             return Ok(Self(program.clone()));
         }
-        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut command = Command::new(cargo);
-        command.args([
-            "build",
-            "--package",
-            "trainer",
-            "--message-format",
-            "json-render-diagnostics",
-        ]);
+        let mut command = cargo();
+        command.args(["build", "--package", "trainer"]);
+        command.args(["--message-format", "json-render-diagnostics"]);
         if device.is_some_and(|device| device.to_string_lossy().starts_with("cuda")) {
             command.args(["--features", "cuda"]);
         }
@@ -74,37 +67,31 @@ impl Trainer {
     /// # Errors
     /// When the trainer refuses the arguments, with its message.
     pub(crate) fn settings(&self, arguments: &[OsString]) -> anyhow::Result<Settings> {
-        let dry_run = OsString::from("--dry-run");
-        let output = self.output(arguments.iter().chain([&dry_run]))?;
+        let output = output(self.command().args(arguments).arg("--dry-run"))?;
         let settings: Overrides = toml::from_str(&output)
             .context("cannot read the settings that the program `trainer` prints")?;
         let layers = Layers::default().with(Source::CommandLine, settings);
         Ok(Settings::resolve(&layers)?)
     }
+}
 
-    /// What the program prints to standard output.
-    ///
-    /// # Errors
-    /// When the program fails, with its message: a usage error where its exit code says so.
-    pub(crate) fn output<S: AsRef<OsStr>>(
-        &self,
-        arguments: impl IntoIterator<Item = S>,
-    ) -> anyhow::Result<String> {
-        let output = self
-            .command()
-            .args(arguments)
-            .output()
-            .context("cannot run the program `trainer`")?;
-        if !output.status.success() {
-            let message = String::from_utf8_lossy(&output.stderr);
-            let message = message.trim().trim_start_matches("error: ").to_owned();
-            return Err(match Exit::from(output.status) {
-                Exit::Usage => UsageError(message).into(),
-                _ => anyhow::anyhow!(message),
-            });
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+/// What the program prints to standard output when it is run with `command`.
+///
+/// # Errors
+/// When the program fails, with its message: a usage error where its exit code says so.
+pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
+    let output = command
+        .output()
+        .context("cannot run the program `trainer`")?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
+    let message = String::from_utf8_lossy(&output.stderr);
+    let message = message.trim().trim_start_matches("error: ").to_owned();
+    Err(match Exit::from(output.status) {
+        Exit::Usage => UsageError(message).into(),
+        _ => anyhow::anyhow!(message),
+    })
 }
 
 /// How long another process may take to finish its step and its checkpoint.
@@ -113,9 +100,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Waits until no other process writes to a run's folder. The child of a killed command may do so for a while.
 pub(crate) fn wait_for_writer(run: &Path) -> Result<(), run::Error> {
     folder::wait_until_unlocked(run, PATIENCE, || {
+        let run = run.display();
         cli::note(&format!(
-            "waiting for another process that writes to `{}`",
-            run.display()
+            "waiting for another process that writes to `{run}`"
         ));
     })
 }

@@ -1,7 +1,7 @@
 //! The rounding errors of convolutions, on the activations and gradients of real training.
 
 use crate::machine::use_threads;
-use crate::throughput::{Engine, network, settings, sgd};
+use crate::throughput::{Engine, name, network, settings, sgd};
 use anyhow::Context;
 use candle_core::{DType, Tensor, Var};
 use candle_nn::Optimizer;
@@ -12,18 +12,18 @@ use run::cli;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-/// What is asked.
+/// The options.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The networks.
-    #[arg(long, value_delimiter = ',', default_value = "alexnet,small-alexnet")]
+    #[arg(long, value_delimiter = ',', default_values = models::POST)]
     models: Vec<Architecture>,
 
-    /// The images.
+    /// The data set.
     #[arg(long, default_value = "cifar10")]
     dataset: DatasetInfo,
 
-    /// The folder that holds `cifar-10-batches-bin`.
+    /// The folder with `cifar-10-batches-bin`.
     #[arg(long, value_name = "DIR", default_value = "data")]
     data_dir: PathBuf,
 
@@ -31,11 +31,11 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 50)]
     steps: usize,
 
-    /// Images a step.
+    /// Images per step.
     #[arg(long, default_value = "64")]
     batch_size: NonZeroUsize,
 
-    /// Threads that compute [default: one a core].
+    /// Threads that compute [default: one per core].
     #[arg(long)]
     threads: Option<NonZeroUsize>,
 }
@@ -55,14 +55,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     for model in &args.models {
         let (network, batch) = trained(*model, &set, args.steps, args.batch_size)?;
         for errors in errors(&network, &batch)? {
-            let gradient = errors
-                .input_gradient
-                .map_or_else(|| "none".to_owned(), |error| format!("{error:.1e}"));
+            let gradient = errors.input_gradient.map(|error| format!("{error:.1e}"));
             cli::line(&format!(
-                "| {model} | {} | {} | {:.1e} | {gradient} | {:.1e} |",
+                "| {model} | {} | {} | {:.1e} | {} | {:.1e} |",
                 errors.layer,
-                errors.engine.name(),
+                name(errors.engine),
                 errors.result,
+                gradient.as_deref().unwrap_or("none"),
                 errors.weight_gradient
             ));
         }
@@ -109,115 +108,96 @@ struct Errors {
     layer: String,
     engine: Engine,
     result: f64,
-    /// None for the first layer.
+    /// `None` for the first layer.
     input_gradient: Option<f64>,
     weight_gradient: f64,
 }
 
-/// A layer with what it is given and what comes back to it.
-struct Seen {
+/// The forward pass of one layer, on a tape of its own, so that its input and its gradient are known.
+struct Forward<'a> {
     name: String,
     layer: Layer,
     tape: Tape,
     x: Var,
-    parameters: Option<[Tensor; 2]>,
+    /// Weight and bias, or nothing.
+    parameters: &'a [(String, Var)],
 }
 
-/// The errors of all convolutions, each way, on one batch.
+/// The errors of all convolutions, with both algorithms, on one batch.
 fn errors(network: &Network, batch: &Batch) -> anyhow::Result<Vec<Errors>> {
-    // Each layer on a tape of its own, so that its input and its gradient are seen.
-    let mut variables = network.variables().iter().map(|(_, variable)| variable);
-    let mut seen = Vec::new();
-    let mut x = batch.images.clone();
+    let mut variables = network.variables();
+    let mut layers = Vec::new();
+    let mut y = batch.images.clone();
     for NamedLayer { name, layer, .. } in network.architecture().layers() {
         let mut tape = Tape::recording(ConvAlgorithm::Direct);
-        let input = Var::from_tensor(&x)?;
-        let parameters = match layer.parameter_shapes() {
-            None => None,
-            Some(_) => {
-                let mut next = || {
-                    variables
-                        .next()
-                        .map(|variable| variable.as_tensor().clone())
-                };
-                Some([next().context("no weight")?, next().context("no bias")?])
+        let x = Var::from_tensor(&y)?;
+        let parameters;
+        let count = layer.parameter_shapes().map_or(0, |shapes| shapes.len());
+        (parameters, variables) = variables.split_at_checked(count).context("no parameters")?;
+        y = match (layer, parameters) {
+            (Layer::Conv2d { padding, .. }, [(_, weight), (_, bias)]) => {
+                tape.conv2d(&name, alone(padding), &x, weight, bias)?
             }
-        };
-        x = match (layer, &parameters) {
-            (Layer::Conv2d { padding, .. }, Some([weight, bias])) => {
-                tape.conv2d(&name, alone(padding), &input, weight, bias)?
-            }
-            (Layer::Linear { .. }, Some([weight, bias])) => {
-                tape.linear(&name, Activation::Identity, &input, weight, bias)?
+            (Layer::Linear { .. }, [(_, weight), (_, bias)]) => {
+                tape.linear(&name, Activation::Identity, &x, weight, bias)?
             }
             (Layer::MaxPool2d { kernel, stride }, _) => {
-                tape.max_pool2d(&name, Pool { kernel, stride }, &input)?
+                tape.max_pool2d(&name, Pool { kernel, stride }, &x)?
             }
             (Layer::AvgPool2d { kernel, stride }, _) => {
-                tape.avg_pool2d(&name, Pool { kernel, stride }, &input)?
+                tape.avg_pool2d(&name, Pool { kernel, stride }, &x)?
             }
-            (Layer::Flatten, _) => tape.flatten(&name, &input)?,
-            (Layer::Relu, _) => tape.relu(&name, &input)?,
+            (Layer::Flatten, _) => tape.flatten(&name, &x)?,
+            (Layer::Relu, _) => tape.relu(&name, &x)?,
             _ => continue,
         };
-        seen.push(Seen {
+        layers.push(Forward {
             name,
             layer,
             tape,
-            x: input,
+            x,
             parameters,
         });
     }
-    let mut gradient = cross_entropy_gradient(&x, &batch.labels, 0.0)?;
+    let mut grad_y = cross_entropy_gradient(&y, &batch.labels, 0.0)?;
     let mut all = Vec::new();
-    while let Some(Seen {
-        name,
-        layer,
-        tape,
-        x,
-        parameters,
-    }) = seen.pop()
-    {
-        let grad_y = gradient;
-        gradient = tape
-            .backward(grad_y.clone())?
-            .get(&x)
-            .context("no gradient")?
-            .clone();
-        let (Layer::Conv2d { padding, .. }, Some([weight, bias])) = (layer, parameters) else {
-            continue;
-        };
-        let run = |algorithm, dtype| -> anyhow::Result<[Tensor; 3]> {
-            let cast = |tensor: &Tensor| Var::from_tensor(&tensor.to_dtype(dtype)?);
-            let (x, weight, bias) = (cast(&x)?, cast(&weight)?, cast(&bias)?);
-            let mut tape = Tape::recording(algorithm);
-            let y = tape.conv2d(&name, alone(padding), &x, &weight, &bias)?;
-            let gradients = tape.backward(grad_y.to_dtype(dtype)?)?;
-            let gradient = |of: &Var| gradients.get(of).cloned().context("no gradient");
-            Ok([y, gradient(&x)?, gradient(&weight)?])
-        };
-        let exact = run(ConvAlgorithm::Direct, DType::F64)?;
-        for engine in [Engine::Winograd, Engine::Direct] {
-            let found = run(engine.algorithm().unwrap_or_default(), DType::F32)?;
-            let error = |number: usize| relative(&found[number], &exact[number]);
-            all.push(Errors {
-                layer: name.clone(),
-                engine,
-                result: error(0)?,
-                input_gradient: if seen.is_empty() {
-                    None
-                } else {
-                    Some(error(1)?)
-                },
-                weight_gradient: error(2)?,
-            });
+    while let Some(forward) = layers.pop() {
+        let Forward { name, layer, x, .. } = forward;
+        let gradients = forward.tape.backward(grad_y.clone())?;
+        let grad_x = gradients.get(&x).context("no gradient")?.clone();
+        if let (Layer::Conv2d { padding, .. }, [(_, weight), (_, bias)]) =
+            (layer, forward.parameters)
+        {
+            let run = |algorithm, dtype| -> anyhow::Result<[Tensor; 3]> {
+                let cast = |tensor: &Tensor| Var::from_tensor(&tensor.to_dtype(dtype)?);
+                let (x, weight, bias) = (cast(&x)?, cast(weight)?, cast(bias)?);
+                let mut tape = Tape::recording(algorithm);
+                let y = tape.conv2d(&name, alone(padding), &x, &weight, &bias)?;
+                let gradients = tape.backward(grad_y.to_dtype(dtype)?)?;
+                let gradient = |of: &Var| gradients.get(of).cloned().context("no gradient");
+                Ok([y, gradient(&x)?, gradient(&weight)?])
+            };
+            let exact = run(ConvAlgorithm::Direct, DType::F64)?;
+            for engine in [Engine::Winograd, Engine::Direct] {
+                let found = run(engine.algorithm().unwrap_or_default(), DType::F32)?;
+                let error = |index: usize| relative(&found[index], &exact[index]);
+                let is_first = layers.is_empty();
+                all.push(Errors {
+                    layer: name.clone(),
+                    engine,
+                    result: error(0)?,
+                    input_gradient: (!is_first).then(|| error(1)).transpose()?,
+                    weight_gradient: error(2)?,
+                });
+            }
         }
+        grad_y = grad_x;
     }
     all.reverse();
     Ok(all)
 }
 
-/// A convolution and its bias, and nothing behind them.
+/// A convolution and its bias, without the layers after it.
 fn alone(padding: usize) -> Conv2d {
     Conv2d {
         padding,
@@ -226,10 +206,9 @@ fn alone(padding: usize) -> Conv2d {
     }
 }
 
-fn relative(found: &Tensor, exact: &Tensor) -> anyhow::Result<f64> {
-    let norm = |tensor: &Tensor| -> candle_core::Result<f64> {
-        Ok(tensor.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt())
-    };
+/// The norm of the difference, divided by the norm of `exact`.
+fn relative(found: &Tensor, exact: &Tensor) -> candle_core::Result<f64> {
+    let norm = |tensor: &Tensor| tensor.sqr()?.sum_all()?.to_scalar::<f64>().map(f64::sqrt);
     Ok(norm(&(found.to_dtype(DType::F64)? - exact)?)? / norm(exact)?)
 }
 
@@ -250,7 +229,7 @@ mod tests {
                 .filter(|l| matches!(l.layer, Layer::Conv2d { .. }));
             assert_eq!(errors.len(), 2 * convolutions.count());
             for error in errors {
-                let what = format!("{model} {} {}", error.layer, error.engine.name());
+                let what = format!("{model} {} {}", error.layer, name(error.engine));
                 assert!(error.result < 1e-4, "{what}: {}", error.result);
                 let weight = error.weight_gradient;
                 assert!(weight < 5e-4, "{what}: {weight}");

@@ -1,5 +1,5 @@
-//! The same networks in candle alone, as a yardstick: its own convolutions, products and automatic
-//! differentiation. Candle has no backward pass for overlapping pooling, so that is ours.
+//! The same networks in candle alone, as a baseline: its own convolutions, products and automatic differentiation.
+//! Candle has no backward pass for overlapping pooling, so that is ours.
 
 use candle_core::{Result, Tensor, bail};
 use models::{Layer, NamedLayer, Network};

@@ -3,44 +3,45 @@
 use crate::layers::LayerTime;
 use crate::machine::Machine;
 use crate::rival::{self, Layout};
-use crate::throughput::{Engine, Measured, Pass};
+use crate::throughput::{Engine, Measured, Pass, name};
 use anyhow::{Context, bail};
 use atomic_file::Unfinished;
+use clap::ValueEnum;
 use models::Architecture;
 use run::cli;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use std::env;
 use std::fmt::Write;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::available_parallelism;
 
-/// What is asked.
+/// The options.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The networks.
-    #[arg(long, value_delimiter = ',', default_value = "alexnet,small-alexnet")]
+    #[arg(long, value_delimiter = ',', default_values = models::POST)]
     models: Vec<Architecture>,
 
     /// Training steps, the forward pass alone, or both.
     #[arg(long, value_delimiter = ',', value_enum, default_value = "train,eval")]
     passes: Vec<Pass>,
 
-    /// Images a batch.
+    /// Images per batch.
     #[arg(long, value_delimiter = ',', default_value = "128")]
     batch_sizes: Vec<NonZeroUsize>,
 
-    /// Threads [default: one a core].
+    /// Threads [default: one per core].
     #[arg(long, value_delimiter = ',')]
     threads: Vec<NonZeroUsize>,
 
-    /// Who computes: `winograd`, the default of the trainer; `direct`, its other algorithm; `tape` and `graph`, our operations on
-    /// our tape and in candle's graph, on one batch; `candle`, candle's own convolutions.
+    /// What computes: `winograd`, the default of the trainer; `direct`, its other algorithm; `tape` and `graph`, our
+    /// operations on our tape and in candle's graph, on one batch; `candle`, candle's own convolutions.
     #[arg(long, value_delimiter = ',', value_enum, default_value = "winograd")]
     engines: Vec<Engine>,
 
-    /// Measure PyTorch as well, by this Python, in turn with ours.
+    /// Measure PyTorch as well, with this Python, in turn with ours.
     #[arg(long, value_name = "PYTHON")]
     against_pytorch: Option<PathBuf>,
 
@@ -48,7 +49,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "2")]
     rounds: NonZeroU32,
 
-    /// The time of one measurement, warm-up not counted.
+    /// The time of one measurement in seconds, without warm-up.
     #[arg(long, default_value_t = 10.0, value_parser = seconds)]
     seconds: f64,
 
@@ -62,32 +63,31 @@ pub(crate) struct Args {
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if seconds > 0.0 && seconds <= 3600.0 => Ok(seconds),
-        _ => Err("give a number of seconds above 0, at most 3600".to_owned()),
-    }
+    let seconds = text.parse().ok().filter(|s| *s > 0.0 && *s <= 3600.0);
+    seconds.ok_or_else(|| "give a number of seconds above 0, at most 3600".to_owned())
 }
 
-/// Who is measured.
+/// A program that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Contestant {
+enum Contestant<'a> {
     Ours(Engine),
-    PyTorch(Layout),
+    /// PyTorch in this Python.
+    PyTorch(&'a Path, Layout),
 }
 
-impl Contestant {
-    fn name(self) -> String {
-        match self {
-            Self::Ours(engine) => engine.name().to_owned(),
-            Self::PyTorch(layout) => format!("pytorch {}", layout.name()),
-        }
-    }
+/// What all contestants do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct Task {
+    model: Architecture,
+    pass: Pass,
+    batch_size: NonZeroUsize,
+    threads: NonZeroUsize,
 }
 
 /// All figures.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize)]
 struct Report {
-    version: String,
+    version: &'static str,
     pytorch: Option<String>,
     machines: Vec<Machine>,
     throughput: Vec<Row>,
@@ -96,90 +96,82 @@ struct Report {
 }
 
 /// One contestant at one task.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 struct Row {
-    model: Architecture,
-    pass: Pass,
-    batch_size: usize,
-    threads: usize,
+    #[serde(flatten)]
+    task: Task,
     contestant: String,
-    /// One a round.
+    /// One per round.
     images_per_second: Vec<f64>,
     peak_bytes: Option<u64>,
     waiting_share: Option<f64>,
 }
 
-/// How many times as many images a second the first handled as the second, in each round.
-#[derive(Debug, Serialize, Deserialize)]
+/// How many times as many images per second the first processed as the second, in each round.
+#[derive(Debug, Serialize)]
 struct Ratio {
-    model: Architecture,
-    pass: Pass,
-    batch_size: usize,
-    threads: usize,
+    #[serde(flatten)]
+    task: Task,
     of: String,
     to: String,
     median: f64,
     least: f64,
     most: f64,
-    /// Peak memory of the first over that of the second.
+    /// Peak memory of the first divided by that of the second.
     memory: Option<f64>,
 }
 
 /// The layers of one network.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 struct Layers {
     model: Architecture,
     engine: Engine,
-    batch_size: usize,
-    threads: usize,
+    batch_size: NonZeroUsize,
+    threads: NonZeroUsize,
     layers: Vec<LayerTime>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let cannot_write = || format!("cannot write `{}`", args.out.display());
-    // Found before the measurements: a file that cannot be written.
+    // A file that cannot be written is reported before the measurements.
     let mut out = Unfinished::create(&args.out).with_context(cannot_write)?;
-    let threads = match args.threads.as_slice() {
-        [] => vec![available_parallelism()?],
-        threads => threads.to_vec(),
-    };
-    let pytorch = args
-        .against_pytorch
-        .as_ref()
-        .and_then(|python| match rival::version(python) {
-            Ok(version) => Some(version),
-            Err(error) => {
-                cli::note(&format!(
-                    "{error:#}; measuring this program alone. PyTorch comes with `pip install torch` in a \
-                     virtual environment"
-                ));
-                None
-            }
-        });
+    let mut threads = args.threads.clone();
+    if threads.is_empty() {
+        threads.push(available_parallelism()?);
+    }
     let mut report = Report {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        pytorch,
-        machines: Vec::new(),
-        throughput: Vec::new(),
-        ratios: Vec::new(),
-        layers: Vec::new(),
+        version: env!("CARGO_PKG_VERSION"),
+        ..Report::default()
     };
-    for threads in &threads {
-        report.machines.push(measure_machine(*threads)?);
-    }
     let mut contestants: Vec<_> = args.engines.iter().copied().map(Contestant::Ours).collect();
-    if report.pytorch.is_some() {
-        contestants.extend(Layout::ALL.map(Contestant::PyTorch));
+    if let Some(python) = &args.against_pytorch {
+        match rival::version(python) {
+            Ok(version) => {
+                report.pytorch = Some(version);
+                let layouts = Layout::value_variants().iter();
+                contestants.extend(layouts.map(|layout| Contestant::PyTorch(python, *layout)));
+            }
+            Err(error) => cli::note(&format!(
+                "{error:#}; measuring this program alone. PyTorch comes with `pip install torch` in a \
+                 virtual environment"
+            )),
+        }
     }
-    for model in &args.models {
-        for pass in &args.passes {
-            for batch_size in &args.batch_sizes {
-                for threads in &threads {
+    let measure_machine = |threads: &NonZeroUsize| -> anyhow::Result<Machine> {
+        cli::note(&format!("the machine with {threads} threads"));
+        own("machine", *threads)
+    };
+    let machines = threads.iter().map(measure_machine);
+    report.machines = machines.collect::<anyhow::Result<_>>()?;
+    for &model in &args.models {
+        for &pass in &args.passes {
+            for &batch_size in &args.batch_sizes {
+                for &threads in &threads {
                     let task = Task {
-                        model: *model,
-                        pass: *pass,
-                        batch_size: *batch_size,
-                        threads: *threads,
+                        model,
+                        pass,
+                        batch_size,
+                        threads,
                     };
                     let rows = task.measure(args, &contestants)?;
                     report.ratios.extend(ratios(&rows));
@@ -189,37 +181,28 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     report.ratios.extend(scaling(&report.throughput));
-    // Again, some time later: on a machine that is shared, a single moment may be a bad one.
-    report.machines = report
-        .machines
-        .into_iter()
-        .zip(&threads)
-        .map(|(machine, threads)| Ok(machine.or_better(measure_machine(*threads)?)))
-        .collect::<anyhow::Result<_>>()?;
+    // Again, some time later: on a shared machine, a single moment may be a bad one.
+    for machine in &mut report.machines {
+        machine.improve(&measure_machine(&machine.threads)?);
+    }
     if !args.no_layers {
-        let (Some(batch_size), Some(threads)) = (args.batch_sizes.first(), threads.last()) else {
+        let (Some(&batch_size), Some(&threads)) = (args.batch_sizes.first(), threads.last()) else {
             bail!("there is no batch size");
         };
-        for model in &args.models {
-            for engine in &args.engines {
-                if engine.algorithm().is_none() {
-                    continue;
-                }
-                let name = engine.name();
+        for &model in &args.models {
+            for &engine in args.engines.iter().filter(|e| e.algorithm().is_some()) {
+                let name = name(engine);
                 cli::note(&format!("{model}, {name}: the layers"));
-                let arguments = [
-                    "layers".to_owned(),
-                    format!("--model={model}"),
-                    format!("--engine={name}"),
-                    format!("--batch-size={batch_size}"),
-                    format!("--seconds={}", args.seconds),
-                ];
+                let arguments = format!(
+                    "layers --model={model} --engine={name} --batch-size={batch_size} --seconds={}",
+                    args.seconds
+                );
                 report.layers.push(Layers {
-                    model: *model,
-                    engine: *engine,
-                    batch_size: batch_size.get(),
-                    threads: threads.get(),
-                    layers: own(&arguments, *threads)?,
+                    model,
+                    engine,
+                    batch_size,
+                    threads,
+                    layers: own(&arguments, threads)?,
                 });
             }
         }
@@ -232,68 +215,70 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn measure_machine(threads: NonZeroUsize) -> anyhow::Result<Machine> {
-    cli::note(&format!("the machine with {threads} threads"));
-    own(&["machine".to_owned()], threads)
-}
-
 /// Runs this program with other arguments.
-fn own<T: DeserializeOwned>(arguments: &[String], threads: NonZeroUsize) -> anyhow::Result<T> {
+fn own<T: DeserializeOwned>(arguments: &str, threads: NonZeroUsize) -> anyhow::Result<T> {
     let output = Command::new(env::current_exe()?)
-        .args(arguments)
+        .args(arguments.split(' '))
         .arg(format!("--threads={threads}"))
-        // Candle's own operations read it.
+        // For candle's own operations.
         .env("RAYON_NUM_THREADS", threads.to_string())
         .stderr(Stdio::inherit())
         .output()?;
     if !output.status.success() {
-        bail!("measuring `{}` failed", arguments.join(" "));
+        bail!("measuring `{arguments}` failed");
     }
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// What is measured of all contestants.
-#[derive(Clone, Copy)]
-struct Task {
-    model: Architecture,
-    pass: Pass,
-    batch_size: NonZeroUsize,
-    threads: NonZeroUsize,
+impl Contestant<'_> {
+    fn name(self) -> String {
+        match self {
+            Self::Ours(engine) => name(engine),
+            Self::PyTorch(_, layout) => format!("pytorch {}", name(layout)),
+        }
+    }
+
+    fn measure(self, task: Task, seconds: f64) -> anyhow::Result<Measured> {
+        let (model, threads) = (task.model, task.threads);
+        let options = format!(
+            "--pass={} --batch-size={} --seconds={seconds}",
+            name(task.pass),
+            task.batch_size
+        );
+        match self {
+            Self::Ours(engine) => own(
+                &format!(
+                    "throughput --model={model} --engine={} {options}",
+                    name(engine)
+                ),
+                threads,
+            ),
+            Self::PyTorch(python, layout) => {
+                let options = format!("{options} --layout={} --threads={threads}", name(layout));
+                rival::ask(python, model, include_str!("pytorch.py"), &options)
+            }
+        }
+    }
 }
 
 impl Task {
     /// All rounds, the contestants in turn.
-    fn measure(&self, args: &Args, contestants: &[Contestant]) -> anyhow::Result<Vec<Row>> {
-        let mut rows: Vec<Row> = contestants
-            .iter()
-            .map(|contestant| Row {
-                model: self.model,
-                pass: self.pass,
-                batch_size: self.batch_size.get(),
-                threads: self.threads.get(),
-                contestant: contestant.name(),
-                images_per_second: Vec::new(),
-                peak_bytes: None,
-                waiting_share: None,
-            })
-            .collect();
+    fn measure(self, args: &Args, contestants: &[Contestant<'_>]) -> anyhow::Result<Vec<Row>> {
+        let rows = contestants.iter().map(|contestant| Row {
+            task: self,
+            contestant: contestant.name(),
+            images_per_second: Vec::new(),
+            peak_bytes: None,
+            waiting_share: None,
+        });
+        let mut rows: Vec<Row> = rows.collect();
         for _ in 0..args.rounds.get() {
             for (contestant, row) in contestants.iter().zip(&mut rows) {
-                let measured = match (contestant, &args.against_pytorch) {
-                    (Contestant::Ours(engine), _) => self.ours(*engine, args.seconds)?,
-                    (Contestant::PyTorch(layout), Some(python)) => rival::measure(
-                        python,
-                        *layout,
-                        (self.model, self.pass),
-                        (self.batch_size, self.threads),
-                        args.seconds,
-                    )?,
-                    (Contestant::PyTorch(_), None) => bail!("there is no Python"),
-                };
+                let measured = contestant.measure(self, args.seconds)?;
                 cli::note(&format!(
                     "{} {}, batch {}, {} threads: {} {:.1} images/s",
                     self.model,
-                    self.pass.name(),
+                    name(self.pass),
                     self.batch_size,
                     self.threads,
                     row.contestant,
@@ -307,16 +292,13 @@ impl Task {
         Ok(rows)
     }
 
-    fn ours(&self, engine: Engine, seconds: f64) -> anyhow::Result<Measured> {
-        let arguments = [
-            "throughput".to_owned(),
-            format!("--model={}", self.model),
-            format!("--pass={}", self.pass.name()),
-            format!("--engine={}", engine.name()),
-            format!("--batch-size={}", self.batch_size),
-            format!("--seconds={seconds}"),
-        ];
-        own(&arguments, self.threads)
+    /// The first cells of a row of a table.
+    fn cells(self) -> String {
+        let pass = name(self.pass);
+        format!(
+            "| {} | {pass} | {} | {} |",
+            self.model, self.batch_size, self.threads
+        )
     }
 }
 
@@ -328,63 +310,49 @@ fn ratios(rows: &[Row]) -> Vec<Ratio> {
     let best = rivals
         .into_iter()
         .max_by(|a, b| median(&a.images_per_second).total_cmp(&median(&b.images_per_second)));
+    let best = best.into_iter();
     let mut ratios: Vec<_> = best
-        .into_iter()
-        .flat_map(|best| {
-            ours.iter()
-                .map(|row| ratio(row, best, best.contestant.clone()))
-        })
+        .flat_map(|best| ours.iter().map(|row| ratio(row, best, &best.contestant)))
         .collect();
     if let Some((first, others)) = ours.split_first() {
-        ratios.extend(
-            others
-                .iter()
-                .map(|row| ratio(first, row, row.contestant.clone())),
-        );
+        let others = others.iter();
+        ratios.extend(others.map(|row| ratio(first, row, &row.contestant)));
     }
     ratios
 }
 
 /// More threads against the fewest.
 fn scaling(rows: &[Row]) -> Vec<Ratio> {
-    let same = |a: &Row, b: &Row| {
-        (a.model, a.pass, a.batch_size, &a.contestant)
-            == (b.model, b.pass, b.batch_size, &b.contestant)
+    let scaling = |row: &Row| {
+        let same = rows.iter().filter(|other| {
+            let threads = row.task.threads;
+            row.contestant == other.contestant
+                && row.task
+                    == Task {
+                        threads,
+                        ..other.task
+                    }
+        });
+        let fewest = same.min_by_key(|other| other.task.threads)?;
+        let threads = fewest.task.threads;
+        (threads < row.task.threads)
+            .then(|| ratio(row, fewest, &format!("itself, {threads} threads")))
     };
-    rows.iter()
-        .filter_map(|row| {
-            let fewest = rows
-                .iter()
-                .filter(|other| same(row, other))
-                .min_by_key(|other| other.threads)?;
-            (fewest.threads < row.threads)
-                .then(|| ratio(row, fewest, format!("itself, {} threads", fewest.threads)))
-        })
-        .collect()
+    rows.iter().filter_map(scaling).collect()
 }
 
-fn ratio(of: &Row, to: &Row, name: String) -> Ratio {
-    let mut ratios: Vec<f64> = of
-        .images_per_second
-        .iter()
-        .zip(&to.images_per_second)
-        .map(|(of, to)| of / to)
-        .collect();
-    ratios.sort_by(f64::total_cmp);
+fn ratio(of: &Row, to: &Row, name: &str) -> Ratio {
+    let rates = of.images_per_second.iter().zip(&to.images_per_second);
+    let ratios: Vec<f64> = rates.map(|(of, to)| of / to).collect();
+    let bytes = of.peak_bytes.zip(to.peak_bytes);
     Ratio {
-        model: of.model,
-        pass: of.pass,
-        batch_size: of.batch_size,
-        threads: of.threads,
+        task: of.task,
         of: of.contestant.clone(),
-        to: name,
+        to: name.to_owned(),
         median: median(&ratios),
-        least: ratios.first().copied().unwrap_or(f64::NAN),
-        most: ratios.last().copied().unwrap_or(f64::NAN),
-        memory: of
-            .peak_bytes
-            .zip(to.peak_bytes)
-            .map(|(of, to)| of as f64 / to as f64),
+        least: ratios.iter().copied().fold(f64::NAN, f64::min),
+        most: ratios.iter().copied().fold(f64::NAN, f64::max),
+        memory: bytes.map(|(of, to)| of as f64 / to as f64),
     }
 }
 
@@ -394,15 +362,13 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {
         0 => f64::NAN,
-        count if count % 2 == 1 => sorted[count / 2],
-        count => (sorted[count / 2 - 1] + sorted[count / 2]) / 2.0,
+        count => (sorted[(count - 1) / 2] + sorted[count / 2]) / 2.0,
     }
 }
 
 /// Everything, as Markdown.
 fn tables(report: &Report) -> String {
     let mut text = String::new();
-    let none = || "-".to_owned();
     for machine in &report.machines {
         let _ = writeln!(
             text,
@@ -413,71 +379,56 @@ fn tables(report: &Report) -> String {
     if let Some(version) = &report.pytorch {
         let _ = writeln!(text, "PyTorch {version}");
     }
-    let _ = writeln!(
-        text,
-        "\n| network | pass | batch | threads | who | images/s | rounds | peak MB | waiting for data |\n\
-         |---|---|---|---|---|---|---|---|---|"
-    );
+    text += "\n| network | pass | batch | threads | who | images/s | rounds | peak MB | waiting for data |\n\
+             |---|---|---|---|---|---|---|---|---|\n";
+    let or_none = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
     for row in &report.throughput {
-        let rounds: Vec<_> = row
-            .images_per_second
-            .iter()
-            .map(|rate| format!("{rate:.1}"))
-            .collect();
+        let rounds = row.images_per_second.iter();
+        let rounds: Vec<_> = rounds.map(|rate| format!("{rate:.1}")).collect();
+        let peak = row
+            .peak_bytes
+            .map(|bytes| format!("{:.0}", bytes as f64 / 1e6));
+        let waiting = row
+            .waiting_share
+            .map(|share| format!("{:.2} %", 100.0 * share));
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {:.1} | {} | {} | {} |",
-            row.model,
-            row.pass.name(),
-            row.batch_size,
-            row.threads,
+            "{} {} | {:.1} | {} | {} | {} |",
+            row.task.cells(),
             row.contestant,
             median(&row.images_per_second),
             rounds.join(", "),
-            row.peak_bytes
-                .map_or_else(none, |bytes| format!("{:.0}", bytes as f64 / 1e6)),
-            row.waiting_share
-                .map_or_else(none, |share| format!("{:.2} %", 100.0 * share)),
+            or_none(peak),
+            or_none(waiting)
         );
     }
     if !report.ratios.is_empty() {
-        let _ = writeln!(
-            text,
-            "\n| network | pass | batch | threads | of | to | ratio | least to most | memory |\n\
-             |---|---|---|---|---|---|---|---|---|"
-        );
+        text += "\n| network | pass | batch | threads | of | to | ratio | least to most | memory |\n\
+                 |---|---|---|---|---|---|---|---|---|\n";
     }
     for ratio in &report.ratios {
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} | {:.2} | {:.2} to {:.2} | {} |",
-            ratio.model,
-            ratio.pass.name(),
-            ratio.batch_size,
-            ratio.threads,
+            "{} {} | {} | {:.2} | {:.2} to {:.2} | {} |",
+            ratio.task.cells(),
             ratio.of,
             ratio.to,
             ratio.median,
             ratio.least,
             ratio.most,
-            ratio
-                .memory
-                .map_or_else(none, |memory| format!("{memory:.2}")),
+            or_none(ratio.memory.map(|memory| format!("{memory:.2}")))
         );
     }
     for layers in &report.layers {
-        let machine = report
-            .machines
-            .iter()
-            .find(|machine| machine.threads == layers.threads);
-        if let Some(machine) = machine {
+        let mut machines = report.machines.iter();
+        if let Some(machine) = machines.find(|machine| machine.threads == layers.threads) {
             text += &layer_table(layers, machine);
         }
     }
     text
 }
 
-/// The layers against the machine's peaks.
+/// The layers, compared with the machine's peaks.
 fn layer_table(layers: &Layers, machine: &Machine) -> String {
     let mut text = format!(
         "\n{}, {}, batch {}, {} threads. Effective: of the sums that define the layer; performed: of the \
@@ -486,28 +437,27 @@ fn layer_table(layers: &Layers, machine: &Machine) -> String {
          | layer | pass | ms | effective GFLOP/s | performed GFLOP/s | of peak | floor ms | of floor |\n\
          |---|---|---|---|---|---|---|---|\n",
         layers.model,
-        layers.engine.name(),
+        name(layers.engine),
         layers.batch_size,
         layers.threads
     );
-    let mut total = 0.0;
-    let mut total_floor = 0.0;
+    let (mut total, mut total_floor) = (0.0, 0.0);
     for row in &layers.layers {
+        let work = row.work;
         let rate = |multiply_adds: u64| 2.0 * multiply_adds as f64 / row.milliseconds / 1e6;
-        let products = 2.0 * row.performed as f64 / machine.gemm_gflops / 1e6;
-        let traffic = row.bytes as f64 / machine.bandwidth_gb_s / 1e6;
+        let products = 2.0 * work.performed as f64 / machine.gemm_gflops / 1e6;
+        let traffic = work.bytes as f64 / machine.bandwidth_gb_s / 1e6;
         let floor = products.max(traffic);
         total += row.milliseconds;
         total_floor += floor;
-        let products = if row.performed == 0 {
-            "- | - | -".to_owned()
-        } else {
-            format!(
+        let products = match work.performed {
+            0 => "- | - | -".to_owned(),
+            performed => format!(
                 "{:.0} | {:.0} | {:.0} %",
-                rate(row.multiply_adds),
-                rate(row.performed),
-                100.0 * rate(row.performed) / machine.gemm_gflops
-            )
+                rate(work.multiply_adds),
+                rate(performed),
+                100.0 * rate(performed) / machine.gemm_gflops
+            ),
         };
         let _ = writeln!(
             text,
@@ -532,10 +482,12 @@ mod tests {
 
     fn row(contestant: &str, threads: usize, rates: &[f64], peak_bytes: u64) -> Row {
         Row {
-            model: "alexnet".parse().unwrap(),
-            pass: Pass::Train,
-            batch_size: 128,
-            threads,
+            task: Task {
+                model: "alexnet".parse().unwrap(),
+                pass: Pass::Train,
+                batch_size: NonZeroUsize::new(128).unwrap(),
+                threads: NonZeroUsize::new(threads).unwrap(),
+            },
             contestant: contestant.to_owned(),
             images_per_second: rates.to_vec(),
             peak_bytes: Some(peak_bytes),
@@ -544,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn ours_is_held_against_the_better_layout() {
+    fn ours_is_compared_with_the_better_layout() {
         let rows = [
             row("winograd", 2, &[30.0, 44.0], 100),
             row("candle", 2, &[5.0, 5.0], 200),
@@ -573,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn more_threads_are_held_against_the_fewest() {
+    fn more_threads_are_compared_with_the_fewest() {
         let rows = [
             row("winograd", 1, &[10.0], 100),
             row("winograd", 2, &[19.0], 100),

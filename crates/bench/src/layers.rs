@@ -1,31 +1,16 @@
 //! Where the time of a step goes: each layer, forward and backward.
 
 use crate::machine::use_threads;
-use crate::throughput::{Engine, batch, network, sgd};
+use crate::throughput::{Measurement, batch, network, sgd};
+use anyhow::Context;
 use candle_core::Device;
 use candle_nn::Optimizer;
 use engine::SpanTimes;
 use models::{Architecture, DropoutMasks, Network, Operation};
-use ops::{Arithmetic, ConvAlgorithm, Tape, cross_entropy_gradient};
+use ops::{Arithmetic, Tape, cross_entropy_gradient};
 use run::cli;
 use serde::{Deserialize, Serialize};
-use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
-
-/// What is asked.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    #[arg(long)]
-    model: Architecture,
-    #[arg(long, value_enum)]
-    engine: Engine,
-    #[arg(long)]
-    batch_size: NonZeroUsize,
-    #[arg(long)]
-    threads: NonZeroUsize,
-    #[arg(long)]
-    seconds: f64,
-}
 
 /// One layer's pass.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -35,7 +20,14 @@ pub(crate) struct LayerTime {
     pub(crate) pass: String,
     /// Of a batch.
     pub(crate) milliseconds: f64,
-    /// Multiplications with additions of the sums that define the layer, of a batch.
+    #[serde(flatten)]
+    pub(crate) work: Work,
+}
+
+/// The work of a pass on a batch.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Work {
+    /// Multiplications with additions of the sums that define the layer.
     pub(crate) multiply_adds: u64,
     /// Those that are left in the matrix products that compute it.
     pub(crate) performed: u64,
@@ -43,14 +35,13 @@ pub(crate) struct LayerTime {
     pub(crate) bytes: u64,
 }
 
-pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    use_threads(args.threads)?;
-    let network = network(args.model)?;
-    let size = args.batch_size.get();
-    let Some(algorithm) = args.engine.algorithm() else {
-        anyhow::bail!("only this program's own engines have layers");
-    };
-    let rows = profile(&network, algorithm.into(), size, args.seconds, &Device::Cpu)?;
+pub(crate) fn run(what: &Measurement) -> anyhow::Result<()> {
+    use_threads(what.threads)?;
+    let network = network(what.model)?;
+    let (size, seconds) = (what.batch_size.get(), what.seconds);
+    let algorithm = what.engine.algorithm();
+    let algorithm = algorithm.context("only this program's own engines have layers")?;
+    let rows = profile(&network, algorithm.into(), size, seconds, &Device::Cpu)?;
     cli::line(&serde_json::to_string(&rows)?);
     Ok(())
 }
@@ -94,48 +85,34 @@ pub(crate) fn profile(
         update += before.elapsed();
         steps = number;
     }
-    let steps = f64::from(steps);
-    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3 / steps;
+    let row = |layer: &str, pass: &str, time: Duration, work: Work| LayerTime {
+        layer: layer.to_owned(),
+        pass: pass.to_owned(),
+        milliseconds: time.as_secs_f64() * 1e3 / f64::from(steps),
+        work,
+    };
     let times = spans.take();
     let mut rows = Vec::new();
     for (name, [forward, backward]) in works(architecture, arithmetic, size)? {
         for (pass, work) in [("forward", forward), ("backward", backward)] {
-            let Some(total) = times.get(&(pass, name.clone())) else {
-                continue;
-            };
-            rows.push(LayerTime {
-                layer: name.clone(),
-                pass: pass.to_owned(),
-                milliseconds: milliseconds(total.time),
-                multiply_adds: work.multiply_adds,
-                performed: work.performed,
-                bytes: work.bytes,
-            });
+            if let Some(total) = times.get(&(pass, name.clone())) {
+                rows.push(row(&name, pass, total.time, work));
+            }
         }
     }
-    rows.push(LayerTime {
-        layer: "all parameters".to_owned(),
-        pass: "update".to_owned(),
-        milliseconds: milliseconds(update),
-        multiply_adds: 0,
-        performed: 0,
-        // Parameter and momentum buffer are read and written, the gradient is read.
-        bytes: (4 * 4 + width(arithmetic)) * architecture.parameter_count() as u64,
-    });
+    // Parameter and momentum buffer are read and written, the gradient is read.
+    let bytes = (4 * 4 + width(arithmetic)) * architecture.parameter_count() as u64;
+    let work = Work {
+        bytes,
+        ..Work::default()
+    };
+    rows.push(row("all parameters", "update", update, work));
     Ok(rows)
 }
 
 /// Bytes of an activation or gradient.
 fn width(arithmetic: Arithmetic) -> u64 {
     arithmetic.precision.activations().size_in_bytes() as u64
-}
-
-/// What a pass has to do at least.
-#[derive(Clone, Copy, Default)]
-struct Work {
-    multiply_adds: u64,
-    performed: u64,
-    bytes: u64,
 }
 
 /// The work of each step of the forward pass, forward and backward.
@@ -152,41 +129,28 @@ fn works(
         // What fused operations read and write between them is never in memory.
         let (x, y) = (bytes(step.input()), bytes(step.output()));
         let layer = step.layers[0].layer;
-        let (multiply_adds, performed) = match (step.operation, layer.parameter_shapes()) {
-            (Operation::Conv2d(conv), Some([weight, _])) => {
-                let [channels, height, width] = *step.input() else {
-                    anyhow::bail!("{}: a convolution of other than images", step.name());
-                };
+        let defined = (batch * layer.multiply_adds(&step.layers[0].output)) as u64;
+        let performed = match (step.operation, step.input(), layer.parameter_shapes()) {
+            (Operation::Conv2d(conv), &[channels, height, width], Some([weight, _])) => {
                 let x = (batch, height, width, channels);
-                let of = |way| conv.multiply_adds(way, x, weight.as_slice());
-                (of(ConvAlgorithm::Direct)?, of(algorithm)?)
+                conv.multiply_adds(algorithm, x, weight.as_slice())?
             }
-            (Operation::Linear(_), _) => {
-                let products = (batch * layer.multiply_adds(step.output())) as u64;
-                (products, products)
-            }
-            _ => {
-                let copying = Work {
-                    bytes: x + y,
-                    ..Work::default()
-                };
-                works.push((step.name().to_owned(), [copying; 2]));
-                continue;
-            }
+            _ => defined,
         };
         let parameters = 4 * layer.parameter_count() as u64;
-        let forward = Work {
-            multiply_adds,
-            performed,
-            bytes: x + y + parameters,
+        // Other layers than convolutions and linear layers copy. The gradient of the images is not computed.
+        let (products, copies) = match (parameters, works.is_empty()) {
+            (0, _) => (1, 1),
+            (_, true) => (1, 2),
+            (_, false) => (2, 2),
         };
-        // The gradient of the images is not computed.
-        let products = if works.is_empty() { 1 } else { 2 };
-        let backward = Work {
-            multiply_adds: products * multiply_adds,
+        let work = |products: u64, bytes| Work {
+            multiply_adds: products * defined,
             performed: products * performed,
-            bytes: products * (x + parameters) + 2 * y,
+            bytes,
         };
+        let forward = work(1, x + y + parameters);
+        let backward = work(products, products * (x + parameters) + copies * y);
         works.push((step.name().to_owned(), [forward, backward]));
     }
     Ok(works)
@@ -195,6 +159,7 @@ fn works(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ops::ConvAlgorithm;
 
     /// AlexNet and SmallAlexNet take 1,182 and 416 million multiply-adds an image.
     #[test]

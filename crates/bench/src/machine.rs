@@ -9,7 +9,7 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
-/// What is asked.
+/// The options.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[arg(long)]
@@ -20,21 +20,18 @@ pub(crate) struct Args {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) processor: String,
-    pub(crate) threads: usize,
+    pub(crate) threads: NonZeroUsize,
     /// Of square `f32` matrix products, by candle's or by our routine, the fastest of all sizes.
     pub(crate) gemm_gflops: f64,
-    /// Reading two arrays larger than the caches and writing a third, in 10^9 bytes a second.
+    /// Reading two arrays larger than the caches and writing a third, in 10^9 bytes per second.
     pub(crate) bandwidth_gb_s: f64,
 }
 
 impl Machine {
-    /// The better of two measurements of one machine: what it can do does not depend on who disturbed it.
-    pub(crate) fn or_better(self, other: Self) -> Self {
-        Self {
-            gemm_gflops: self.gemm_gflops.max(other.gemm_gflops),
-            bandwidth_gb_s: self.bandwidth_gb_s.max(other.bandwidth_gb_s),
-            ..self
-        }
+    /// Takes the better of two measurements of one machine: the other one was disturbed by other programs.
+    pub(crate) fn improve(&mut self, other: &Self) {
+        self.gemm_gflops = self.gemm_gflops.max(other.gemm_gflops);
+        self.bandwidth_gb_s = self.bandwidth_gb_s.max(other.bandwidth_gb_s);
     }
 }
 
@@ -49,14 +46,13 @@ const TRIALS: usize = 8;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     use_threads(args.threads)?;
+    let gemms = SIZES.into_iter().map(gemm);
+    let gemms = gemms.collect::<candle_core::Result<Vec<_>>>()?;
     let machine = Machine {
         processor: processor(),
-        threads: args.threads.get(),
-        gemm_gflops: SIZES
-            .into_iter()
-            .map(gemm)
-            .try_fold(0.0_f64, |most, rate| anyhow::Ok(most.max(rate?)))?,
-        bandwidth_gb_s: bandwidth(),
+        threads: args.threads,
+        gemm_gflops: gemms.into_iter().fold(0.0, f64::max),
+        bandwidth_gb_s: bandwidth()?,
     };
     cli::line(&serde_json::to_string(&machine)?);
     Ok(())
@@ -69,7 +65,8 @@ pub(crate) fn use_threads(threads: NonZeroUsize) -> anyhow::Result<()> {
         .build_global()?)
 }
 
-fn best(mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+/// The shortest time of `work` in seconds.
+fn best<T>(mut work: impl FnMut() -> candle_core::Result<T>) -> candle_core::Result<f64> {
     let mut best = f64::INFINITY;
     for _ in 0..TRIALS {
         let start = Instant::now();
@@ -79,24 +76,20 @@ fn best(mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
     Ok(best)
 }
 
-fn gemm(size: usize) -> anyhow::Result<f64> {
+fn gemm(size: usize) -> candle_core::Result<f64> {
     let device = &Device::Cpu;
     let matrix = || Tensor::rand(-1_f32, 1_f32, (size, size), device);
     let (a, b) = (matrix()?, Var::from_tensor(&matrix()?)?);
     let bias = Tensor::zeros(size, DType::F32, device)?;
-    let theirs = best(|| {
-        a.matmul(&b)?;
-        Ok(())
-    })?;
+    let theirs = best(|| a.matmul(&b))?;
     let ours = best(|| {
         let mut tape = Tape::no_grad(ConvAlgorithm::Direct);
-        tape.linear("product", Activation::Identity, &a, &b, &bias)?;
-        Ok(())
+        tape.linear("product", Activation::Identity, &a, &b, &bias)
     })?;
     Ok(2.0 * (size as f64).powi(3) / theirs.min(ours) / 1e9)
 }
 
-fn bandwidth() -> f64 {
+fn bandwidth() -> candle_core::Result<f64> {
     const PART: usize = 1 << 16;
     let (a, b) = (vec![1_f32; LENGTH], vec![2_f32; LENGTH]);
     let mut c = vec![0_f32; LENGTH];
@@ -110,8 +103,8 @@ fn bandwidth() -> f64 {
                 }
             });
         Ok(())
-    });
-    seconds.map_or(0.0, |seconds| (3 * LENGTH * 4) as f64 / seconds / 1e9)
+    })?;
+    Ok((3 * LENGTH * 4) as f64 / seconds / 1e9)
 }
 
 /// The processor's name, where the system tells it.

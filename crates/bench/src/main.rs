@@ -1,8 +1,7 @@
 //! Measures the two networks on this machine: `cargo xtask bench`.
 //!
-//! Every figure is taken in a process of its own (this program again, or Python), so that contestants
-//! share neither memory nor caches, and contestants take turns, so that a machine that slows down slows
-//! them all.
+//! Every figure is measured in a process of its own (this program again, or Python), so that contestants share neither
+//! memory nor caches. Contestants take turns, so that a machine that slows down slows them all.
 
 mod accuracy;
 mod candle_graph;
@@ -18,8 +17,7 @@ mod throughput;
 use clap::{Parser, Subcommand};
 use run::cli::Exit;
 
-/// Measures the networks on this machine: throughput, layers, the share of the machine's peak, and
-/// PyTorch beside it.
+/// Measures the networks on this machine: throughput, layers, the fraction of the machine's peak, and PyTorch in turn.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 #[command(args_conflicts_with_subcommands = true)]
@@ -32,8 +30,8 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Train for some steps, then hold each convolution's results and gradients against the direct sum
-    /// in double precision.
+    /// Train for some steps, then compare each convolution's results and gradients with a direct convolution in double
+    /// precision.
     Accuracy(accuracy::Args),
     /// Check an NVIDIA GPU: reference values, gradients, reproducibility, speed.
     #[cfg(feature = "cuda")]
@@ -47,7 +45,7 @@ enum Command {
     Throughput(throughput::Args),
     /// The layers of one network, as JSON, in this process.
     #[command(hide = true)]
-    Layers(layers::Args),
+    Layers(throughput::Measurement),
     /// What the machine can do, as JSON, in this process.
     #[command(hide = true)]
     Machine(machine::Args),

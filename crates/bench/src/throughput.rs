@@ -1,8 +1,7 @@
-//! Images a second of training or evaluation.
+//! Images per second in training or evaluation.
 
-use crate::candle_graph;
-use crate::candle_network;
 use crate::machine::use_threads;
+use crate::{candle_graph, candle_network};
 use candle_core::{Device, Tensor};
 use candle_nn::Optimizer;
 use clap::ValueEnum;
@@ -10,8 +9,7 @@ use datasets::Dataset;
 use engine::{Checkpoints, Event, Inputs, SpanTimes, Training, TrainingSetup};
 use models::{Architecture, Network, initial_parameters};
 use ops::{ConvAlgorithm, Tape};
-use run::settings::WeightInit;
-use run::settings::{Layers, Source};
+use run::settings::{Layers, Source, WeightInit};
 use run::{EvaluationSplit, Overrides, Settings, cli};
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
@@ -32,16 +30,13 @@ pub(crate) enum Pass {
     Eval,
 }
 
-impl Pass {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Train => "train",
-            Self::Eval => "eval",
-        }
-    }
+/// The name of a value on the command line.
+pub(crate) fn name(value: impl ValueEnum) -> String {
+    let value = value.to_possible_value();
+    value.map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
-/// Who computes.
+/// What computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Engine {
@@ -58,16 +53,6 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Winograd => "winograd",
-            Self::Direct => "direct",
-            Self::Tape => "tape",
-            Self::Graph => "graph",
-            Self::Candle => "candle",
-        }
-    }
-
     /// The algorithm of this program's convolutions; `None` for the others.
     pub(crate) fn algorithm(self) -> Option<ConvAlgorithm> {
         match self {
@@ -78,44 +63,48 @@ impl Engine {
     }
 }
 
-/// What is asked.
+/// What one process measures.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct Measurement {
     #[arg(long)]
-    model: Architecture,
-    #[arg(long = "pass", value_enum)]
-    which: Pass,
+    pub(crate) model: Architecture,
     #[arg(long, value_enum)]
-    engine: Engine,
+    pub(crate) engine: Engine,
     #[arg(long)]
-    batch_size: NonZeroUsize,
+    pub(crate) batch_size: NonZeroUsize,
     #[arg(long)]
-    threads: NonZeroUsize,
+    pub(crate) threads: NonZeroUsize,
     #[arg(long)]
-    seconds: f64,
+    pub(crate) seconds: f64,
 }
 
-/// What one measurement found. PyTorch's script prints the same.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// The options.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[arg(long, value_enum)]
+    pass: Pass,
+    #[command(flatten)]
+    what: Measurement,
+}
+
+/// The result of a measurement. PyTorch's script prints the first three.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Measured {
     pub(crate) images_per_second: f64,
     pub(crate) steps: usize,
-    /// The process's largest resident memory, where the system tells it.
+    /// The process's largest resident memory, where the system reports it.
     pub(crate) peak_bytes: Option<u64>,
-    /// The share of the time in which the next batch was waited for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The fraction of the time in which the next batch was waited for.
+    #[serde(default)]
     pub(crate) waiting_share: Option<f64>,
-    /// Of PyTorch.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) version: Option<String>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    use_threads(args.threads)?;
-    let measured = match (args.which, args.engine.algorithm()) {
-        (Pass::Train, Some(algorithm)) => training(args, algorithm)?,
-        (Pass::Train, None) => one_batch_training(args)?,
-        (Pass::Eval, _) => evaluation(args)?,
+    use_threads(args.what.threads)?;
+    let measured = match (args.pass, args.what.engine.algorithm()) {
+        (Pass::Train, Some(algorithm)) => training(&args.what, algorithm)?,
+        (Pass::Train, None) => one_batch_training(&args.what)?,
+        (Pass::Eval, _) => evaluation(&args.what)?,
     };
     cli::line(&serde_json::to_string(&measured)?);
     Ok(())
@@ -150,20 +139,18 @@ pub(crate) fn network(architecture: Architecture) -> anyhow::Result<Network> {
 }
 
 /// The engine itself, as the trainer runs it, until the time is over.
-fn training(args: &Args, algorithm: ConvAlgorithm) -> anyhow::Result<Measured> {
+fn training(what: &Measurement, algorithm: ConvAlgorithm) -> anyhow::Result<Measured> {
     let spans = SpanTimes::install()?;
-    let images = IMAGES.next_multiple_of(args.batch_size.get());
+    let images = IMAGES.next_multiple_of(what.batch_size.get());
     let set = Dataset::synthetic(images, 1)?;
-    let settings = settings(
-        args.model,
-        Overrides {
-            batch_size: Some(args.batch_size),
-            epochs: Some(NonZeroU32::MAX),
-            ..Overrides::default()
-        },
-    )?;
+    let changes = Overrides {
+        batch_size: Some(what.batch_size),
+        epochs: Some(NonZeroU32::MAX),
+        ..Overrides::default()
+    };
+    let settings = settings(what.model, changes)?;
     let folder = tempfile::tempdir()?;
-    let inputs = inputs(&settings, &set);
+    let checkpoints = Checkpoints::new(folder.path(), inputs(&settings, &set));
     let setup = TrainingSetup {
         settings,
         train: set.training(),
@@ -172,46 +159,34 @@ fn training(args: &Args, algorithm: ConvAlgorithm) -> anyhow::Result<Measured> {
         device: Device::Cpu,
         arithmetic: algorithm.into(),
     };
-    let mut training = Training::new(setup, network(args.model)?)?;
+    let mut training = Training::new(setup, network(what.model)?)?;
     let clock = Cell::new(Clock::default());
-    let limit = Duration::from_secs_f64(args.seconds);
-    training.run(
-        &Checkpoints::new(folder.path(), inputs),
-        Duration::MAX,
-        &|| clock.get().enough(limit),
-        &mut |event| {
-            match event {
-                Event::Step { .. } => {
-                    let mut now = clock.get();
-                    now.step();
-                    // The first step, on fresh memory, does not count.
-                    if now.steps == 0 {
-                        let _ = spans.take();
-                    }
-                    clock.set(now);
+    let stop = || clock.get().is_over(what.seconds);
+    training.run(&checkpoints, Duration::MAX, &stop, &mut |event| {
+        let mut now = clock.get();
+        match event {
+            Event::Step { .. } => {
+                now.step();
+                // The first step, on fresh memory, does not count.
+                if now.steps == 0 {
+                    let _ = spans.take();
                 }
-                // What lies between epochs does not count either.
-                Event::EpochStarted { .. } => clock.set(Clock {
-                    last: clock.get().last.map(|_| Instant::now()),
-                    ..clock.get()
-                }),
-                _ => (),
             }
-            Ok(())
-        },
-    )?;
+            // The time between epochs does not count either.
+            Event::EpochStarted { .. } => now.last = now.last.map(|_| Instant::now()),
+            _ => (),
+        }
+        clock.set(now);
+        Ok(())
+    })?;
     let times = spans.take();
-    let time = |name| {
-        times
-            .get(&(name, String::new()))
-            .copied()
-            .unwrap_or_default()
-            .time
-    };
-    let (waiting, step) = (time("data").as_secs_f64(), time("step").as_secs_f64());
+    let [waiting, step] = ["data", "step"].map(|name| {
+        let total = times.get(&(name, String::new()));
+        total.map_or(0.0, |total| total.time.as_secs_f64())
+    });
     Ok(Measured {
         waiting_share: Some(waiting / (waiting + step)),
-        ..clock.get().measured(args.batch_size)
+        ..clock.get().measured(what.batch_size)
     })
 }
 
@@ -237,9 +212,9 @@ impl Clock {
         self.last = Some(Instant::now());
     }
 
-    /// At least two steps are timed.
-    fn enough(&self, limit: Duration) -> bool {
-        self.steps >= 2 && self.time >= limit
+    /// Whether at least two steps have taken this long.
+    fn is_over(&self, seconds: f64) -> bool {
+        self.steps >= 2 && self.time.as_secs_f64() >= seconds
     }
 
     fn measured(&self, batch_size: NonZeroUsize) -> Measured {
@@ -248,7 +223,6 @@ impl Clock {
             steps: self.steps,
             peak_bytes: self.peak_bytes,
             waiting_share: None,
-            version: None,
         }
     }
 }
@@ -261,39 +235,34 @@ pub(crate) fn batch(size: usize) -> candle_core::Result<(Tensor, Tensor)> {
 }
 
 /// The forward pass and the loss on one batch, again and again.
-fn evaluation(args: &Args) -> anyhow::Result<Measured> {
-    let network = network(args.model)?;
-    let (images, labels) = batch(args.batch_size.get())?;
+fn evaluation(what: &Measurement) -> anyhow::Result<Measured> {
+    let network = network(what.model)?;
+    let (images, labels) = batch(what.batch_size.get())?;
     let channels_first = images.permute((0, 3, 1, 2))?.contiguous()?;
-    repeat(args, || {
+    repeat(what, || {
         let on_tape = |algorithm| network.forward(&mut Tape::no_grad(algorithm), &images, None);
-        let logits = match args.engine {
+        let logits = match what.engine {
             Engine::Winograd | Engine::Tape => on_tape(ConvAlgorithm::Winograd)?,
             Engine::Direct => on_tape(ConvAlgorithm::Direct)?,
             Engine::Graph => candle_graph::forward(&network, &images)?,
             Engine::Candle => candle_network::forward(&network, &channels_first)?,
         };
-        ops::cross_entropy(&logits, &labels)?.to_scalar::<f32>()?;
+        loss(&logits, &labels)?;
         Ok(())
     })
 }
 
 /// Steps on one batch, without augmentation and dropout.
-fn one_batch_training(args: &Args) -> anyhow::Result<Measured> {
-    let network = network(args.model)?;
-    let (images, labels) = batch(args.batch_size.get())?;
+fn one_batch_training(what: &Measurement) -> anyhow::Result<Measured> {
+    let network = network(what.model)?;
+    let (images, labels) = batch(what.batch_size.get())?;
     let channels_first = images.permute((0, 3, 1, 2))?.contiguous()?;
     let mut optimiser = sgd(&network)?;
-    repeat(args, || {
-        let gradients = match args.engine {
-            Engine::Candle => loss(
-                &candle_network::forward(&network, &channels_first)?,
-                &labels,
-            )?
-            .backward()?,
-            Engine::Graph => {
-                loss(&candle_graph::forward(&network, &images)?, &labels)?.backward()?
-            }
+    repeat(what, || {
+        let backward = |logits: Tensor| loss(&logits, &labels)?.backward();
+        let gradients = match what.engine {
+            Engine::Candle => backward(candle_network::forward(&network, &channels_first)?)?,
+            Engine::Graph => backward(candle_graph::forward(&network, &images)?)?,
             _ => {
                 let mut tape = Tape::recording(ConvAlgorithm::Winograd);
                 let logits = network.forward(&mut tape, &images, None)?;
@@ -327,14 +296,16 @@ pub(crate) fn sgd(network: &Network) -> candle_core::Result<engine::Sgd> {
     )
 }
 
-fn repeat(args: &Args, mut step: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Measured> {
-    let limit = Duration::from_secs_f64(args.seconds);
+fn repeat(
+    what: &Measurement,
+    mut step: impl FnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<Measured> {
     let mut clock = Clock::default();
-    while !clock.enough(limit) {
+    while !clock.is_over(what.seconds) {
         step()?;
         clock.step();
     }
-    Ok(clock.measured(args.batch_size))
+    Ok(clock.measured(what.batch_size))
 }
 
 fn peak_bytes() -> Option<u64> {

@@ -7,10 +7,10 @@
 //! `last.safetensors` is replaced after these are complete, and older ones are removed after that: killed at any instant,
 //! a process leaves files that belong together.
 
-use crate::error::Error;
+use crate::error::{Error, Unusable};
 use crate::named_tensors::NamedTensors;
-use crate::progress::Progress;
-use crate::weights::{Inputs, Weights, WeightsFile, json, write};
+use crate::progress::{Position, Progress};
+use crate::weights::{Inputs, Weights, write};
 use candle_core::Tensor;
 use models::Architecture;
 use run::file;
@@ -30,7 +30,6 @@ const MOMENTUM_PREFIX: &str = "momentum-";
 const EMA_PREFIX: &str = "ema-";
 /// [`EMA_PREFIX`] in format 1.
 const EMA_PREFIX_1: &str = "average-";
-const PREFIXES: [&str; 3] = [MOMENTUM_PREFIX, EMA_PREFIX, EMA_PREFIX_1];
 
 /// A checkpoint to resume training from.
 pub struct Checkpoint {
@@ -70,26 +69,14 @@ impl Checkpoints {
         }
     }
 
-    /// The weights of the epoch with the best test accuracy.
-    #[must_use]
-    pub fn best_path(&self) -> PathBuf {
-        self.folder.join(file::BEST_WEIGHTS)
-    }
-
-    /// The latest checkpoint, from which training resumes.
-    #[must_use]
-    pub fn last_path(&self) -> PathBuf {
-        self.folder.join(file::LAST_WEIGHTS)
-    }
-
     /// Writes `best.safetensors`.
     pub(crate) fn write_best(
         &self,
         architecture: Architecture,
         weights: &NamedTensors,
     ) -> Result<PathBuf, Error> {
-        let path = self.best_path();
-        write(&path, architecture, weights, [self.inputs.entry(&path)?])?;
+        let path = self.folder.join(file::BEST_WEIGHTS);
+        write(&path, architecture, weights, [self.inputs.entry()])?;
         Ok(path)
     }
 
@@ -100,29 +87,28 @@ impl Checkpoints {
         state: &State,
         progress: &Progress,
     ) -> Result<PathBuf, Error> {
-        let position = progress.position;
-        let name =
-            |prefix: &str| format!("{prefix}{}-{}.safetensors", position.epoch, position.step);
+        let Position { epoch, step, .. } = progress.position;
+        let name = |prefix| format!("{prefix}{epoch}-{step}.safetensors");
         let momentum = name(MOMENTUM_PREFIX);
         let path = self.folder.join(&momentum);
         write(&path, architecture, &state.momentum_buffers, [])?;
-        let ema = state.ema.as_ref().map(|ema| {
-            let name = name(EMA_PREFIX);
-            let path = self.folder.join(&name);
-            // Weights that can be evaluated, as those of `best.safetensors`.
-            write(&path, architecture, ema, [self.inputs.entry(&path)?])?;
-            Ok::<_, Error>(name)
-        });
-        let ema = ema.transpose()?;
-        let path = self.last_path();
+        let mut current = vec![momentum.clone()];
         let mut entries = vec![
-            self.inputs.entry(&path)?,
-            (key::PROGRESS, json(&path, progress)?),
-            (key::MOMENTUM, momentum.clone()),
+            self.inputs.entry(),
+            (key::PROGRESS, serde_json::to_string(progress)),
+            (key::MOMENTUM, Ok(momentum)),
         ];
-        entries.extend(ema.clone().map(|ema| (key::EMA, ema)));
+        if let Some(ema) = &state.ema {
+            let name = name(EMA_PREFIX);
+            // Weights that can be evaluated, as those of `best.safetensors`.
+            let path = self.folder.join(&name);
+            write(&path, architecture, ema, [self.inputs.entry()])?;
+            current.push(name.clone());
+            entries.push((key::EMA, Ok(name)));
+        }
+        let path = self.folder.join(file::LAST_WEIGHTS);
         write(&path, architecture, &state.weights, entries)?;
-        self.remove_older(&[Some(momentum), ema]);
+        self.remove_older(&current);
         Ok(path)
     }
 
@@ -132,38 +118,30 @@ impl Checkpoints {
     /// # Errors
     /// As for [`Weights::read`], for each of the files, and when they lack the progress of the run.
     pub fn read_last(&self, architecture: Architecture) -> Result<Option<Checkpoint>, Error> {
-        let path = self.last_path();
-        let not_resumable = |reason: &str| Error::NotResumable {
-            path: path.clone(),
-            reason: reason.to_owned(),
-        };
+        let path = self.folder.join(file::LAST_WEIGHTS);
+        let not_resumable = |reason: &str| Unusable::NotResumable(reason.to_owned()).at(&path);
         if !path.exists() {
             return Ok(None);
         }
-        let file = WeightsFile::read(&path)?;
-        let weights = file.weights(Some(architecture))?;
-        let progress = file.metadata.get(key::PROGRESS);
-        let progress = progress.ok_or_else(|| not_resumable("it contains weights alone"))?;
+        let weights = Weights::read(&path, Some(architecture))?;
+        let metadata = &weights.metadata;
+        let entry = |key, missing| metadata.get(key).ok_or_else(|| not_resumable(missing));
+        let progress = entry(key::PROGRESS, "it contains weights alone")?;
         let progress: Progress = serde_json::from_str(progress)
             .map_err(|error| not_resumable(&format!("its progress is damaged ({error})")))?;
         let tensors = |name: &String| {
-            let ours = PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-            if !ours || name.contains(['/', '\\']) {
+            if !is_ours(name) || name.contains(['/', '\\']) {
                 return Err(not_resumable(&format!(
                     "`{name}` is not the name of a file of momentum buffers or of an EMA"
                 )));
             }
-            let file = WeightsFile::read(&self.folder.join(name))?;
-            let tensors = file.weights(Some(architecture))?.tensors.into_iter();
+            let weights = Weights::read(&self.folder.join(name), Some(architecture))?;
+            let tensors = weights.tensors.into_iter();
             Ok(tensors.map(|(_, tensor)| tensor).collect())
         };
-        let momentum = file.metadata.get(key::MOMENTUM);
-        let momentum =
-            momentum.ok_or_else(|| not_resumable("it does not name its momentum file"))?;
-        let ema = file
-            .metadata
-            .get(key::EMA)
-            .or_else(|| file.metadata.get(key::EMA_1));
+        let momentum = entry(key::MOMENTUM, "it does not name its momentum file")?;
+        let mut ema = [key::EMA, key::EMA_1].into_iter();
+        let ema = ema.find_map(|key| metadata.get(key));
         Ok(Some(Checkpoint {
             momentum_buffers: tensors(momentum)?,
             ema: ema.map(tensors).transpose()?,
@@ -174,20 +152,22 @@ impl Checkpoints {
     }
 
     /// Removes the files of older checkpoints. One that cannot be removed only takes space.
-    fn remove_older(&self, current: &[Option<String>]) {
-        let Ok(entries) = fs::read_dir(&self.folder) else {
-            return;
-        };
-        for entry in entries.flatten() {
+    fn remove_older(&self, current: &[String]) {
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            let ours = PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-            if ours
-                && !current.iter().flatten().any(|current| *current == name)
+            if is_ours(&name)
+                && !current.iter().any(|current| *current == name)
                 && let Err(error) = fs::remove_file(entry.path())
             {
                 tracing::warn!(file = %entry.path().display(), %error, "cannot remove an older checkpoint's file");
             }
         }
     }
+}
+
+/// Whether a file of this name has the momentum buffers or the EMA of a checkpoint.
+fn is_ours(name: &str) -> bool {
+    let mut prefixes = [MOMENTUM_PREFIX, EMA_PREFIX, EMA_PREFIX_1].iter();
+    prefixes.any(|prefix| name.starts_with(prefix))
 }

@@ -1,23 +1,20 @@
 //! When checkpoints are written.
 
-use crate::best_checkpoint::BestCheckpoint;
 use crate::checkpoint::{Checkpoints, State};
 use crate::error::Error;
-use crate::event::Event;
 use crate::named_tensors::{named, non_finite_value, to_device, weights};
-use crate::progress::Progress;
+use crate::progress::{Position, Progress};
 use crate::training_step::TrainingStep;
 use candle_core::Device;
-use models::Architecture;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use tracing::debug_span;
 
 /// The least time between the checkpoints of two epochs on a GPU, where an epoch may take less time than a checkpoint.
 const GPU_PAUSE: Duration = Duration::from_secs(20);
 
 /// Writes the checkpoints of a run: at intervals within an epoch, after epochs, and on stopping.
 pub(crate) struct CheckpointWriter<'a> {
-    checkpoints: &'a Checkpoints,
+    pub(crate) checkpoints: &'a Checkpoints,
     /// The time between checkpoints within an epoch.
     interval: Duration,
     /// The least time between the checkpoints of two epochs.
@@ -28,14 +25,11 @@ pub(crate) struct CheckpointWriter<'a> {
 impl<'a> CheckpointWriter<'a> {
     /// Writes `checkpoints` of a run on `device`, within an epoch every `interval`.
     pub(crate) fn new(checkpoints: &'a Checkpoints, interval: Duration, device: &Device) -> Self {
+        let is_cpu = device.is_cpu();
         Self {
             checkpoints,
             interval,
-            pause: if device.is_cpu() {
-                Duration::ZERO
-            } else {
-                GPU_PAUSE
-            },
+            pause: if is_cpu { Duration::ZERO } else { GPU_PAUSE },
             last_written: Instant::now(),
         }
     }
@@ -50,20 +44,7 @@ impl<'a> CheckpointWriter<'a> {
         is_last || self.last_written.elapsed() >= self.pause
     }
 
-    /// Writes `best.safetensors`, if it is not up to date.
-    pub(crate) fn write_best(
-        &self,
-        best: &mut BestCheckpoint,
-        architecture: Architecture,
-        observe: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        match best.write(self.checkpoints, architecture)? {
-            Some(path) => observe(Event::CheckpointWritten { path: &path }),
-            None => Ok(()),
-        }
-    }
-
-    /// Writes `best.safetensors`, if it is not up to date, and `last.safetensors`, which knows of it.
+    /// Writes `last.safetensors` and returns its path.
     ///
     /// # Errors
     /// When the weights or momentum buffers are not finite, so that every checkpoint can be resumed, or a file cannot be
@@ -71,31 +52,28 @@ impl<'a> CheckpointWriter<'a> {
     pub(crate) fn write(
         &mut self,
         step: &TrainingStep,
-        best: &mut BestCheckpoint,
         progress: &Progress,
-        observe: &mut dyn FnMut(Event<'_>) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let _span = debug_span!("checkpoint").entered();
-        let network = step.network();
-        self.write_best(best, network.architecture(), observe)?;
-        let buffers = named(network, step.optimiser().momentum_buffers());
-        let ema = step.ema().and_then(|ema| ema.named(network));
+    ) -> Result<PathBuf, Error> {
+        let network = &step.network;
+        let on_host = |tensors| to_device(tensors, &Device::Cpu);
+        let ema = step.ema.as_ref().and_then(|ema| ema.named(network));
         let state = State {
-            weights: to_device(weights(network), &Device::Cpu)?,
-            momentum_buffers: to_device(buffers, &Device::Cpu)?,
-            ema: ema.map(|ema| to_device(ema, &Device::Cpu)).transpose()?,
+            weights: on_host(weights(network))?,
+            momentum_buffers: on_host(named(network, step.optimiser.momentum_buffers()))?,
+            ema: ema.map(on_host).transpose()?,
         };
         for (_, tensor) in state.weights.iter().chain(&state.momentum_buffers) {
             if non_finite_value(tensor)?.is_some() {
-                return Err(Error::diverged("network", &progress.position));
+                let Position { epoch, step, .. } = progress.position;
+                return Err(Error::diverged("network", epoch, step));
             }
         }
+        let architecture = network.architecture();
         let path = self
             .checkpoints
-            .write_last(network.architecture(), &state, progress)?;
-        observe(Event::CheckpointWritten { path: &path })?;
+            .write_last(architecture, &state, progress)?;
         self.last_written = Instant::now();
-        Ok(())
+        Ok(path)
     }
 }
 

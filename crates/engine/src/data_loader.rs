@@ -11,7 +11,8 @@ use std::sync::Arc;
 /// On a CPU, a thread prepares the batches. On a GPU, the images are in its memory as bytes, and a kernel crops, flips
 /// and normalises them; the host sends indices and crops alone. Both give the same images in the same order.
 pub struct DataLoader {
-    loader: Loader,
+    /// On the host, also where a GPU has the images.
+    pub(crate) host: Loader,
     #[cfg(feature = "cuda")]
     resident: Option<Arc<gpu::Resident>>,
 }
@@ -28,35 +29,16 @@ impl DataLoader {
         #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] device: &Device,
         #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] precision: ops::Precision,
     ) -> Result<Self> {
-        let loader = Loader::new(split, batch_size, normalisation);
+        let host = Loader::new(split, batch_size, normalisation);
         Ok(Self {
             #[cfg(feature = "cuda")]
             resident: device
                 .is_cuda()
-                .then(|| gpu::Resident::new(&loader, device, precision))
+                .then(|| gpu::Resident::new(&host, device, precision))
                 .transpose()?
                 .map(Arc::new),
-            loader,
+            host,
         })
-    }
-
-    /// The same without shuffling: every epoch has the same batches, in the order of the data set.
-    #[must_use]
-    pub fn in_order(mut self) -> Self {
-        self.loader = self.loader.in_order();
-        self
-    }
-
-    /// Images per epoch.
-    #[must_use]
-    pub fn images(&self) -> usize {
-        self.loader.images()
-    }
-
-    /// Batches per epoch.
-    #[must_use]
-    pub fn batches(&self) -> usize {
-        self.loader.batches()
     }
 
     /// The training batches of an epoch, from batch `first` on: see [`Loader::training`].
@@ -72,61 +54,35 @@ impl DataLoader {
     ) -> Result<Batches> {
         #[cfg(feature = "cuda")]
         if let Some(resident) = &self.resident {
-            let plan = self.loader.training_plan(seed, epoch, augmentation, first);
-            return Ok(Batches(Source::Gpu(gpu::Batches::new(
-                resident.clone(),
-                plan,
-            )?)));
+            let plan = self.host.training_plan(seed, epoch, augmentation, first);
+            return gpu::batches(resident.clone(), plan);
         }
-        let batches = self.loader.training(seed, epoch, augmentation, first)?;
-        Ok(Batches(Source::Host(batches)))
+        let batches = self.host.training(seed, epoch, augmentation, first)?;
+        Ok(Box::new(batches))
     }
 
     /// All images in the order of the data set, each in the same view.
     pub(crate) fn evaluation(&self, view: View) -> Result<Batches> {
         #[cfg(feature = "cuda")]
         if let Some(resident) = &self.resident {
-            let plan = self.loader.evaluation_plan(view);
-            return Ok(Batches(Source::Gpu(gpu::Batches::new(
-                resident.clone(),
-                plan,
-            )?)));
+            let plan = self.host.evaluation_plan(view);
+            return gpu::batches(resident.clone(), plan);
         }
-        Ok(Batches(Source::Host(self.loader.evaluation(view)?)))
+        Ok(Box::new(self.host.evaluation(view)?))
     }
 }
 
-/// The batches of one epoch, or of one evaluation.
-pub struct Batches(Source);
-
-enum Source {
-    /// Prepared by a thread, which ends with this value.
-    Host(datasets::Batches),
-    #[cfg(feature = "cuda")]
-    Gpu(gpu::Batches),
-}
-
-impl Iterator for Batches {
-    type Item = Result<Batch>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        match &mut self.0 {
-            Source::Host(batches) => batches.next(),
-            #[cfg(feature = "cuda")]
-            Source::Gpu(batches) => batches.next(),
-        }
-    }
-}
+/// The batches of one epoch, or of one evaluation. On a CPU a thread prepares them, which ends with this value.
+pub type Batches = Box<dyn Iterator<Item = Result<Batch>>>;
 
 #[cfg(feature = "cuda")]
 mod gpu {
     use candle_core::{DType, Device, Result, Tensor};
     use datasets::{Batch, Loader, Seen};
-    use ops::{Images, Precision, View, Views};
+    use ops::{Images, Precision, View};
     use run::settings::PaddingMode;
-    use std::ops::Range;
+    use std::iter;
     use std::sync::Arc;
-    use std::vec;
 
     /// Images in the memory of a GPU.
     pub(super) struct Resident {
@@ -142,12 +98,11 @@ mod gpu {
             let numbers = loader.normalisation().numbers().concat();
             let numbers = Tensor::from_vec(numbers, (3, 256), device)?;
             let images = loader.split().images().contiguous()?.to_device(device)?;
-            let labels = loader
-                .split()
-                .with_bytes(|labels, _| labels.iter().map(|label| u32::from(*label)).collect())?;
+            let to_u32 =
+                |labels: &[u8], _: &[u8]| labels.iter().map(|label| u32::from(*label)).collect();
             Ok(Self {
                 images: Images::new(images, numbers)?,
-                labels,
+                labels: loader.split().with_bytes(to_u32)?,
                 device: device.clone(),
                 dtype: precision.activations(),
             })
@@ -155,74 +110,38 @@ mod gpu {
     }
 
     /// The batches of one epoch. The whole order is sent at once: each transfer may wait for the GPU.
-    pub(super) struct Batches {
+    pub(super) fn batches(
         resident: Arc<Resident>,
-        views: Views,
-        labels: Tensor,
-        batches: vec::IntoIter<Range<usize>>,
-    }
-
-    impl Batches {
-        pub(super) fn new(
-            resident: Arc<Resident>,
-            plan: impl Iterator<Item = Vec<Seen>>,
-        ) -> Result<Self> {
-            let (mut views, mut labels, mut batches) = (Vec::new(), Vec::new(), Vec::new());
-            for seen in plan {
-                batches.push(views.len()..views.len() + seen.len());
-                for Seen { index, view } in seen {
-                    labels.push(resident.labels[index as usize]);
-                    views.push(View {
-                        image: index,
-                        top: view.top,
-                        left: view.left,
-                        flipped: view.flipped,
-                        reflected: view.padding_mode == PaddingMode::Reflect,
-                        cutout: [
-                            view.cutout.top,
-                            view.cutout.left,
-                            view.cutout.bottom,
-                            view.cutout.right,
-                        ],
-                    });
-                }
-            }
-            if labels.is_empty() {
-                // A GPU cannot allocate zero bytes. This view is never used: there is no batch.
-                labels.push(0);
+        plan: impl Iterator<Item = Vec<Seen>>,
+    ) -> Result<super::Batches> {
+        let (mut views, mut labels, mut batches) = (Vec::new(), Vec::new(), Vec::new());
+        for seen in plan {
+            batches.push(views.len()..views.len() + seen.len());
+            for Seen { index, view } in seen {
+                let cutout = view.cutout;
+                labels.push(resident.labels[index as usize]);
                 views.push(View {
-                    image: 0,
-                    top: 0,
-                    left: 0,
-                    flipped: false,
-                    reflected: false,
-                    cutout: [0; 4],
+                    image: index,
+                    top: view.top,
+                    left: view.left,
+                    flipped: view.flipped,
+                    reflected: view.padding_mode == PaddingMode::Reflect,
+                    cutout: [cutout.top, cutout.left, cutout.bottom, cutout.right],
                 });
             }
-            let count = labels.len();
-            Ok(Self {
-                views: resident.images.views(&views)?,
-                labels: Tensor::from_vec(labels, count, &resident.device)?,
-                batches: batches.into_iter(),
-                resident,
-            })
         }
-
-        fn batch(&self, range: Range<usize>) -> Result<Batch> {
-            let Resident { images, dtype, .. } = &*self.resident;
+        if batches.is_empty() {
+            // A GPU cannot allocate zero bytes.
+            return Ok(Box::new(iter::empty()));
+        }
+        let count = labels.len();
+        let labels = Tensor::from_vec(labels, count, &resident.device)?;
+        let views = resident.images.views(&views)?;
+        Ok(Box::new(batches.into_iter().map(move |range| {
             Ok(Batch {
-                labels: self.labels.narrow(0, range.start, range.len())?,
-                images: images.batch(&self.views, range, *dtype)?,
+                labels: labels.narrow(0, range.start, range.len())?,
+                images: resident.images.batch(&views, range, resident.dtype)?,
             })
-        }
-    }
-
-    impl Iterator for Batches {
-        type Item = Result<Batch>;
-
-        fn next(&mut self) -> Option<Self::Item> {
-            let range = self.batches.next()?;
-            Some(self.batch(range))
-        }
+        })))
     }
 }

@@ -1,5 +1,8 @@
 //! The dropout probability of each epoch.
 
+use run::Settings;
+use run::settings::DropoutEpochs;
+
 /// Dropout that is active in the first epochs alone, or rises over them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct DropoutSchedule {
@@ -9,6 +12,19 @@ pub(crate) struct DropoutSchedule {
     pub(crate) epochs: Option<u32>,
     /// Epochs over which the probability rises from 0 in equal steps.
     pub(crate) warmup_epochs: u32,
+}
+
+impl From<&Settings> for DropoutSchedule {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            probability: settings.dropout.get(),
+            epochs: match settings.dropout_epochs {
+                DropoutEpochs::All(_) => None,
+                DropoutEpochs::First(epochs) => Some(epochs),
+            },
+            warmup_epochs: settings.dropout_warmup_epochs,
+        }
+    }
 }
 
 impl DropoutSchedule {

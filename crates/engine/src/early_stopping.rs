@@ -1,17 +1,10 @@
 //! Early stopping.
 
-/// Ends a run when the test loss has not improved for some epochs.
+/// Ends a run after this many epochs without a new lowest test loss; never if it is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct EarlyStopping {
-    patience: u32,
-}
+pub(crate) struct EarlyStopping(pub(crate) u32);
 
 impl EarlyStopping {
-    /// Stops after `patience` epochs without a new lowest loss; never if it is 0.
-    pub(crate) fn new(patience: u32) -> Self {
-        Self { patience }
-    }
-
     /// Whether to stop after an epoch with test loss `loss`, given the losses of the epochs `before` it.
     pub(crate) fn stops(self, before: impl IntoIterator<Item = f64>, loss: f64) -> bool {
         let (mut lowest, mut epochs_since) = (f64::INFINITY, 0);
@@ -22,7 +15,7 @@ impl EarlyStopping {
                 epochs_since += 1;
             }
         }
-        self.patience > 0 && epochs_since >= self.patience
+        self.0 > 0 && epochs_since >= self.0
     }
 }
 
@@ -34,7 +27,7 @@ mod tests {
     fn it_waits_for_as_many_epochs_as_its_patience() {
         let stops = |patience, losses: &[f64]| {
             let (last, before) = losses.split_last().unwrap();
-            EarlyStopping::new(patience).stops(before.iter().copied(), *last)
+            EarlyStopping(patience).stops(before.iter().copied(), *last)
         };
         assert!(!stops(2, &[2.0]));
         assert!(!stops(2, &[2.0, 2.1]));

@@ -1,9 +1,8 @@
 //! Errors of training, evaluation and checkpoints.
 
-use crate::progress::Position;
 use models::Architecture;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// An error of the engine. Messages begin in lower case and name the file concerned.
 #[derive(Debug, thiserror::Error)]
@@ -59,68 +58,13 @@ pub enum Error {
         /// The reason given by the operating system.
         source: io::Error,
     },
-    /// A file is not a safetensors file, or is truncated.
-    #[error("`{}` is not a complete safetensors file: {reason}", path.display())]
-    NotSafetensors {
-        /// The file.
-        path: PathBuf,
-        /// The reason given by the parser.
-        reason: String,
-    },
-    /// A checkpoint was written by a later version of this program.
-    #[error(
-        "`{}` has checkpoint format {found}, but this version reads up to {}; use a newer version",
-        path.display(), supported
-    )]
-    FutureVersion {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        found: String,
-        /// The latest version that can be read.
-        supported: u32,
-    },
-    /// A checkpoint is of another network.
-    #[error("`{}` contains weights of {found}, not of {expected}", path.display())]
-    OtherModel {
-        /// The file.
-        path: PathBuf,
-        /// The network named in the file.
-        found: String,
-        /// The expected network.
-        expected: Architecture,
-    },
-    /// Neither the file nor the caller names the network of the weights.
-    #[error("`{}` does not say which network it belongs to: name it with --model", path.display())]
-    UnknownModel {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The tensors are not those of the network.
-    #[error("`{}` does not fit the network: {reason}", path.display())]
-    Misfit {
-        /// The file.
-        path: PathBuf,
-        /// Which tensor, and how.
-        reason: String,
-    },
-    /// A tensor has an infinite value or a NaN.
-    #[error("`{}` is damaged: the tensor `{tensor}` has the value {value}", path.display())]
-    NotFinite {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// The value found.
-        value: f64,
-    },
-    /// Training cannot be resumed from a checkpoint.
-    #[error("`{}` cannot be resumed from: {reason}", path.display())]
-    NotResumable {
+    /// A file of weights cannot be used.
+    #[error("`{}` {reason}", path.display())]
+    Unusable {
         /// The file.
         path: PathBuf,
         /// Why not.
-        reason: String,
+        reason: Unusable,
     },
     /// The observer of the events failed.
     #[error(transparent)]
@@ -130,13 +74,49 @@ pub enum Error {
     Tensor(#[from] candle_core::Error),
 }
 
+/// Why a file of weights cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// It is not a safetensors file, or is truncated; with the reason given by the parser.
+    #[error("is not a complete safetensors file: {0}")]
+    NotSafetensors(String),
+    /// It was written by a later version of this program, in the first format; the latest that can be read is the second.
+    #[error("has checkpoint format {0}, but this version reads up to {1}; use a newer version")]
+    FutureVersion(String, u32),
+    /// It names another network than the expected one.
+    #[error("contains weights of {0}, not of {1}")]
+    OtherModel(String, Architecture),
+    /// Neither the file nor the caller names the network of the weights.
+    #[error("does not say which network it belongs to: name it with --model")]
+    UnknownModel,
+    /// The tensors are not those of the network.
+    #[error("does not fit the network: {0}")]
+    Misfit(String),
+    /// A tensor has this infinite value or NaN.
+    #[error("is damaged: the tensor `{0}` has the value {1}")]
+    NotFinite(String, f64),
+    /// Training cannot be resumed from it.
+    #[error("cannot be resumed from: {0}")]
+    NotResumable(String),
+}
+
+impl Unusable {
+    /// The error that the file at `path` cannot be used.
+    pub(crate) fn at(self, path: &Path) -> Error {
+        Error::Unusable {
+            path: path.to_owned(),
+            reason: self,
+        }
+    }
+}
+
 impl Error {
-    /// `what` is not finite at `position`.
-    pub(crate) fn diverged(what: &'static str, position: &Position) -> Self {
+    /// `what` is not finite after `steps` of an epoch, the first epoch being 0.
+    pub(crate) fn diverged(what: &'static str, epoch: u32, steps: usize) -> Self {
         Self::Diverged {
             what,
-            epoch: position.epoch + 1,
-            steps: position.step,
+            epoch: epoch + 1,
+            steps,
         }
     }
 }

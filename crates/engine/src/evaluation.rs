@@ -1,7 +1,7 @@
 //! Loss, accuracy and confusion matrix of a network on a split of a data set.
 
 use crate::data_loader::DataLoader;
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use datasets::{Normalisation, Split, View};
 use models::{CLASSES, Network};
 use ops::{Arithmetic, MetricsAccumulator, Tape};
@@ -39,10 +39,7 @@ impl Evaluation {
 }
 
 /// The logits of a batch `[batch, 10]`, and its labels `[batch]`.
-struct Output {
-    logits: Tensor,
-    labels: Tensor,
-}
+type Output = (Tensor, Tensor);
 
 /// Evaluates networks on one split.
 pub struct Evaluator {
@@ -100,25 +97,20 @@ impl Evaluator {
         let Some(flipped) = self.outputs(network, View::FLIPPED, stop)? else {
             return Ok(None);
         };
-        if plain.logits.len() != self.loader.images() {
-            candle_core::bail!(
-                "TTA of {} images needs the evaluation of all of them, not of {}",
-                self.loader.images(),
-                plain.logits.len()
-            );
+        let (images, found) = (self.loader.host.images(), plain.logits.len());
+        if found != images {
+            bail!("TTA of {images} images needs the evaluation of all of them, not of {found}");
         }
         let mut rest = plain.logits.as_slice();
-        let means = flipped.into_iter().map(|Output { logits, labels }| {
+        let means = flipped.into_iter().map(|(logits, labels)| {
             let images = logits.dim(0)?;
             let (plain, others) = rest.split_at(images);
             rest = others;
             let plain = Tensor::from_slice(plain.as_flattened(), (images, CLASSES), &Device::Cpu)?;
-            Ok(Output {
-                logits: ((plain + on_host(&logits)?)? * 0.5)?,
-                labels: labels.to_device(&Device::Cpu)?,
-            })
+            let mean = ((plain + on_host(&logits)?)? * 0.5)?;
+            Ok((mean, labels.to_device(&Device::Cpu)?))
         });
-        let means = means.collect::<Result<Vec<_>>>()?;
+        let means = means.collect::<Result<_>>()?;
         self.summary(means, &Device::Cpu).map(Some)
     }
 
@@ -136,10 +128,8 @@ impl Evaluator {
             }
             let batch = batch?;
             let mut tape = Tape::no_grad(self.arithmetic);
-            outputs.push(Output {
-                logits: network.forward(&mut tape, &batch.images, None)?,
-                labels: batch.labels,
-            });
+            let logits = network.forward(&mut tape, &batch.images, None)?;
+            outputs.push((logits, batch.labels));
         }
         Ok(Some(outputs))
     }
@@ -147,7 +137,7 @@ impl Evaluator {
     /// The metrics of logits on `device`.
     fn summary(&self, outputs: Vec<Output>, device: &Device) -> Result<Evaluation> {
         let mut accumulator = MetricsAccumulator::new(CLASSES, device)?;
-        for (batch, Output { logits, labels }) in (0..).zip(&outputs) {
+        for (batch, (logits, labels)) in (0..).zip(&outputs) {
             if device.is_cpu() {
                 accumulator.add(&logits.to_dtype(DType::F64)?, labels, batch)?;
             } else {
@@ -156,12 +146,12 @@ impl Evaluator {
         }
         let metrics = accumulator.take()?;
         // After the metrics, which waited for a GPU already.
-        let mut logits = Vec::with_capacity(self.loader.images());
-        for output in outputs {
-            let values = on_host(&output.logits)?.flatten_all()?.to_vec1()?;
+        let mut logits = Vec::with_capacity(self.loader.host.images());
+        for (batch, _) in outputs {
+            let values = on_host(&batch)?.flatten_all()?.to_vec1()?;
             logits.extend(values.as_chunks::<CLASSES>().0);
         }
-        let images = self.loader.images() as f64;
+        let images = self.loader.host.images() as f64;
         let count = |row, column| metrics.confusion[row * CLASSES + column];
         Ok(Evaluation {
             loss: match metrics.diverged {
@@ -190,10 +180,10 @@ mod tests {
 
     #[test]
     fn tta_averages_the_logits_of_an_image_and_its_flip() -> Result<()> {
-        let architecture: Architecture = "small-alexnet".parse().unwrap();
+        let architecture: Architecture = "lenet".parse().unwrap();
         let device = &Device::Cpu;
         let parameters = initial_parameters(architecture, WeightInit::Kaiming, 1, device)?;
-        let network = Network::new(architecture, parameters).map_err(candle_core::Error::wrap)?;
+        let network = Network::new(architecture, parameters)?;
         let evaluator = |images| {
             let split = Dataset::synthetic(1, images).unwrap().test();
             let normalisation = Normalisation::new([0.5; 3], [0.25; 3]);
@@ -203,7 +193,7 @@ mod tests {
         let plain = three.evaluate(&network, || false)?.unwrap();
         let tta = three.evaluate_tta(&network, &plain, || false)?.unwrap();
         let flipped = three.outputs(&network, View::FLIPPED, || false)?.unwrap();
-        let flipped = flipped[0].logits.to_vec2::<f32>()?;
+        let flipped = flipped[0].0.to_vec2::<f32>()?;
         assert_eq!(tta.logits.len(), 3);
         for ((tta, plain), flipped) in tta.logits.iter().zip(&plain.logits).zip(&flipped) {
             for ((tta, plain), flipped) in tta.iter().zip(plain).zip(flipped) {

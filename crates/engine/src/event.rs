@@ -7,7 +7,7 @@ use run::EpochMetrics;
 use std::path::Path;
 
 /// Something that happened. Epochs are numbered from 1.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub enum Event<'a> {
     /// An epoch starts, or resumes after an interruption.
     EpochStarted {

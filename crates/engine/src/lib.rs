@@ -4,7 +4,6 @@
 //! It prints nothing and reads no arguments. [`Training::run`] reports [`Event`]s to an observer, which decides what to
 //! print or write.
 
-mod best_checkpoint;
 mod checkpoint;
 mod checkpoint_writer;
 mod data_loader;
@@ -15,7 +14,7 @@ mod error;
 mod evaluation;
 mod event;
 mod lr_finder;
-pub mod lr_scheduler;
+mod lr_scheduler;
 mod named_tensors;
 mod optimiser;
 mod progress;
@@ -27,7 +26,7 @@ mod weights;
 
 pub use checkpoint::{Checkpoint, Checkpoints};
 pub use data_loader::{Batches, DataLoader};
-pub use error::Error;
+pub use error::{Error, Unusable};
 pub use evaluation::{Evaluation, Evaluator};
 pub use event::Event;
 pub use lr_finder::{InvalidLrRange, LrFinder, LrFinderStep, suggested_lr};
@@ -36,4 +35,4 @@ pub use progress::{BestEpoch, Position, Progress};
 pub use span_times::{SpanKey, SpanTimes, SpanTotal};
 pub use training::{Observed, Outcome, Training};
 pub use training_setup::TrainingSetup;
-pub use weights::{FORMAT_VERSION, Inputs, Weights};
+pub use weights::{Inputs, Weights};

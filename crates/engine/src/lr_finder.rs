@@ -15,21 +15,11 @@ pub struct LrFinder {
 }
 
 /// Learning rates that cannot be tried.
-#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
-pub enum InvalidLrRange {
-    /// The learning rates do not rise, or are not positive and finite.
-    #[error(
-        "{min_lr} to {max_lr} is out of range: expected two positive numbers, the second larger than the first"
-    )]
-    NotRising {
-        /// The lowest learning rate.
-        min_lr: f64,
-        /// The highest.
-        max_lr: f64,
-    },
-    /// There are too few steps.
-    #[error("{0} is out of range: expected at least 2 steps")]
-    TooFewSteps(u32),
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{found} is out of range: expected {expected}")]
+pub struct InvalidLrRange {
+    found: String,
+    expected: &'static str,
 }
 
 /// One step of the LR finder.
@@ -55,11 +45,13 @@ impl LrFinder {
     /// # Errors
     /// When the learning rates are not positive or do not rise, or there are fewer than two steps.
     pub fn new(min_lr: f64, max_lr: f64, steps: u32) -> Result<Self, InvalidLrRange> {
+        let invalid = |found, expected| Err(InvalidLrRange { found, expected });
         if !(0.0 < min_lr && min_lr < max_lr && max_lr.is_finite()) {
-            return Err(InvalidLrRange::NotRising { min_lr, max_lr });
+            let expected = "two positive numbers, the second larger than the first";
+            return invalid(format!("{min_lr} to {max_lr}"), expected);
         }
         if steps < 2 {
-            return Err(InvalidLrRange::TooFewSteps(steps));
+            return invalid(steps.to_string(), "at least 2 steps");
         }
         Ok(Self {
             min_lr,
@@ -97,29 +89,24 @@ impl LrFinder {
         let mut curve = Vec::new();
         let mut lrs = self.lrs();
         for epoch in 0.. {
-            let mut position = Position::start_of(epoch);
-            for batch in batches(epoch)? {
-                let Some(lr) = lrs.next() else {
+            for (number, batch) in batches(epoch)?.enumerate() {
+                let Some(lr) = lrs.next().filter(|_| !stop()) else {
                     return Ok(curve);
                 };
-                if stop() {
-                    return Ok(curve);
-                }
-                // The metrics of this step alone.
-                let mut after = Position {
-                    step: position.step,
+                // With the metrics of this step alone.
+                let mut position = Position {
+                    step: number,
                     ..Position::start_of(epoch)
                 };
                 let stepped = batch
                     .map_err(Error::from)
-                    .and_then(|batch| step.step(&batch, &mut after, lr))
-                    .and_then(|()| step.collect(&mut after));
+                    .and_then(|batch| step.step(&batch, &mut position, lr))
+                    .and_then(|()| step.collect(&mut position));
                 match stepped {
                     Err(Error::Diverged { .. }) => return Ok(curve),
                     other => other.map_err(|error| step.explain(error))?,
                 }
-                position.step = after.step;
-                let Some(point) = next_step(&curve, lr, after.loss()) else {
+                let Some(point) = next_step(&curve, lr, position.loss()) else {
                     return Ok(curve);
                 };
                 observe(&point);

@@ -17,9 +17,13 @@ pub(crate) fn weights(network: &Network) -> NamedTensors {
 
 /// A copy of the weights of a network.
 pub(crate) fn copied_weights(network: &Network) -> Result<NamedTensors> {
-    let weights = weights(network).into_iter();
-    weights
-        .map(|(name, weight)| Ok((name, weight.copy()?)))
+    map(weights(network), |weight| weight.copy())
+}
+
+fn map(tensors: NamedTensors, change: impl Fn(&Tensor) -> Result<Tensor>) -> Result<NamedTensors> {
+    let tensors = tensors.into_iter();
+    tensors
+        .map(|(name, tensor)| Ok((name, change(&tensor)?)))
         .collect()
 }
 
@@ -34,10 +38,7 @@ pub(crate) fn named<'a>(
 
 /// The tensors in the memory of a device.
 pub(crate) fn to_device(tensors: NamedTensors, device: &Device) -> Result<NamedTensors> {
-    let tensors = tensors.into_iter();
-    tensors
-        .map(|(name, tensor)| Ok((name, tensor.to_device(device)?)))
-        .collect()
+    map(tensors, |tensor| tensor.to_device(device))
 }
 
 /// SHA-256, in hexadecimal, of all values in the order of the tensors, little-endian.
@@ -58,11 +59,8 @@ pub(crate) fn non_finite_value(tensor: &Tensor) -> Result<Option<f64>> {
     if squares.is_finite() {
         return Ok(None);
     }
-    let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-    Ok(values
-        .into_iter()
-        .find(|value| !value.is_finite())
-        .map(f64::from))
+    let mut values = tensor.flatten_all()?.to_vec1::<f32>()?.into_iter();
+    Ok(values.find(|value| !value.is_finite()).map(f64::from))
 }
 
 #[cfg(test)]

@@ -10,29 +10,17 @@ pub struct Sgd {
     /// Each parameter with its momentum buffer.
     parameters: Vec<(Var, Tensor)>,
     factors: ops::Sgd,
-    decay_biases: bool,
-    clip_grad_norm: f64,
+    /// Whether weight decay applies to biases, the parameters of one dimension; it does by default.
+    pub(crate) decay_biases: bool,
+    /// The largest norm of all gradients together: larger ones are scaled down as by
+    /// `torch.nn.utils.clip_grad_norm_`. No clipping at 0, the default.
+    pub(crate) clip_grad_norm: f64,
 }
 
 /// What `clip_grad_norm_` adds to the norm before it divides by it.
 const CLIP_EPSILON: f64 = 1e-6;
 
 impl Sgd {
-    /// Whether weight decay applies to biases, the parameters of one dimension; it does by default.
-    #[must_use]
-    pub fn with_bias_decay(mut self, decay_biases: bool) -> Self {
-        self.decay_biases = decay_biases;
-        self
-    }
-
-    /// The largest norm of all gradients together: larger ones are scaled down as by
-    /// `torch.nn.utils.clip_grad_norm_`. No clipping at 0, the default.
-    #[must_use]
-    pub fn with_clip_grad_norm(mut self, max_norm: f64) -> Self {
-        self.clip_grad_norm = max_norm;
-        self
-    }
-
     /// The momentum buffers, in the order of the parameters.
     pub fn momentum_buffers(&self) -> impl Iterator<Item = &Tensor> {
         self.parameters.iter().map(|(_, buffer)| buffer)
@@ -43,21 +31,14 @@ impl Sgd {
     /// # Errors
     /// When their number or a shape is not that of the parameters.
     pub fn with_momentum_buffers(mut self, buffers: Vec<Tensor>) -> Result<Self> {
-        if buffers.len() != self.parameters.len() {
-            bail!(
-                "{} momentum buffers do not fit {} parameters",
-                buffers.len(),
-                self.parameters.len()
-            );
+        let shapes = self
+            .parameters
+            .iter()
+            .map(|(parameter, _)| parameter.shape());
+        if !shapes.eq(buffers.iter().map(Tensor::shape)) {
+            bail!("the momentum buffers do not have the shapes of the parameters");
         }
-        for ((parameter, buffer), saved) in self.parameters.iter_mut().zip(buffers) {
-            if saved.shape() != parameter.shape() {
-                bail!(
-                    "a momentum buffer of shape {:?} does not fit {:?}",
-                    saved.shape(),
-                    parameter.shape()
-                );
-            }
+        for ((_, buffer), saved) in self.parameters.iter_mut().zip(buffers) {
             *buffer = saved;
         }
         Ok(self)
@@ -68,15 +49,12 @@ impl Optimizer for Sgd {
     type Config = ops::Sgd;
 
     fn new(variables: Vec<Var>, factors: ops::Sgd) -> Result<Self> {
-        let parameters = variables
-            .into_iter()
-            .map(|variable| {
-                let buffer = variable.zeros_like()?;
-                Ok((variable, buffer))
-            })
-            .collect::<Result<_>>()?;
+        let with_buffer = |variable: Var| Ok((variable.clone(), variable.zeros_like()?));
         Ok(Self {
-            parameters,
+            parameters: variables
+                .into_iter()
+                .map(with_buffer)
+                .collect::<Result<_>>()?,
             factors,
             decay_biases: true,
             clip_grad_norm: 0.0,
@@ -129,9 +107,8 @@ mod tests {
             weight_decay: 0.01,
             ..ops::Sgd::default()
         };
-        let mut sgd = Sgd::new(vec![weight.clone(), bias.clone()], factors)?
-            .with_bias_decay(false)
-            .with_clip_grad_norm(1.0);
+        let mut sgd = Sgd::new(vec![weight.clone(), bias.clone()], factors)?;
+        (sgd.decay_biases, sgd.clip_grad_norm) = (false, 1.0);
         for (weights, biases, expected) in [
             (
                 [0.5_f64, 1.0],

@@ -69,7 +69,7 @@ pub struct BestEpoch {
 }
 
 /// Everything that a checkpoint restores, apart from tensors.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// The seed of the run.
     pub seed: u64,
@@ -95,24 +95,25 @@ impl Progress {
             seed,
             images,
             batch_size,
-            position: Position::default(),
-            lr_scheduler: None,
-            history: Vec::new(),
-            best: None,
+            ..Self::default()
         }
+    }
+
+    /// Whether an epoch has a higher test accuracy than all before it, so that it is the best now.
+    pub(crate) fn is_improved_by(&mut self, epoch: BestEpoch) -> bool {
+        let best = self.best.map(|best| best.test_accuracy);
+        let improves = best.is_none_or(|best| epoch.test_accuracy > best);
+        if improves {
+            self.best = Some(epoch);
+        }
+        improves
     }
 
     /// Why this cannot be the progress of a run with the seed, images and batch size of `run`; `None` if it can.
     pub(crate) fn mismatch(&self, run: &Self) -> Option<String> {
-        for (what, found, expected) in [
-            ("seed", self.seed, run.seed),
-            ("batch size", self.batch_size as u64, run.batch_size as u64),
-            (
-                "number of training images",
-                self.images as u64,
-                run.images as u64,
-            ),
-        ] {
+        let values = |run: &Self| [run.seed, run.batch_size as u64, run.images as u64];
+        let names = ["seed", "batch size", "number of training images"];
+        for ((what, found), expected) in names.iter().zip(values(self)).zip(values(run)) {
             if found != expected {
                 return Some(format!(
                     "it was written with {what} {found}, but the run has {expected}"
@@ -129,6 +130,19 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_of_equally_good_epochs_is_the_best() {
+        let mut progress = Progress::new(1, 100, 30);
+        for (epoch, test_accuracy, improves) in [(1, 0.25, true), (2, 0.5, true), (3, 0.5, false)] {
+            let epoch = BestEpoch {
+                epoch,
+                test_accuracy,
+            };
+            assert_eq!(progress.is_improved_by(epoch), improves, "{epoch:?}");
+        }
+        assert_eq!(progress.best.map(|best| best.epoch), Some(2));
+    }
 
     #[test]
     fn progress_of_another_run_does_not_fit() {

@@ -1,24 +1,23 @@
 //! Training over epochs, from the first step or from a checkpoint.
 
-use crate::best_checkpoint::BestCheckpoint;
 use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::checkpoint_writer::CheckpointWriter;
 use crate::data_loader::DataLoader;
 use crate::early_stopping::EarlyStopping;
 use crate::ema::Ema;
-use crate::error::Error;
+use crate::error::{Error, Unusable};
 use crate::evaluation::{Evaluation, Evaluator};
 use crate::event::Event;
 use crate::lr_finder::{LrFinder, LrFinderStep};
 use crate::lr_scheduler::Scheduler;
-use crate::named_tensors::{copied_weights, sha256, weights};
+use crate::named_tensors::{NamedTensors, copied_weights, sha256, to_device, weights};
 use crate::progress::{BestEpoch, Position, Progress};
 use crate::training_setup::TrainingSetup;
 use crate::training_step::TrainingStep;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use datasets::Augmentation;
 use models::Network;
-use run::{EpochMetrics, EvaluationSplit, SplitMetrics};
+use run::{EpochMetrics, Settings, SplitMetrics};
 use std::time::{Duration, Instant};
 use tracing::debug_span;
 
@@ -39,14 +38,10 @@ pub struct Training {
     step: TrainingStep,
     train: DataLoader,
     evaluator: Evaluator,
-    split: EvaluationSplit,
-    augmentation: Augmentation,
     scheduler: Scheduler,
-    early_stopping: EarlyStopping,
-    best: BestCheckpoint,
-    epochs: u32,
-    position: Position,
-    history: Vec<EpochMetrics>,
+    progress: Progress,
+    /// The weights of the best epoch, if they are not written to `best.safetensors` yet.
+    unwritten_best: Option<NamedTensors>,
 }
 
 /// What a run is connected to.
@@ -83,34 +78,28 @@ impl Training {
     /// When the checkpoint is of a run with another seed, batch size or number of images, or lacks the EMA, or as for
     /// [`Training::new`].
     pub fn resume(setup: TrainingSetup, checkpoint: Checkpoint) -> Result<Self, Error> {
-        let Checkpoint {
-            path,
-            weights,
-            momentum_buffers,
-            ema,
-            mut progress,
-        } = checkpoint;
+        let (mut progress, ema) = (checkpoint.progress, checkpoint.ema);
         // Format 1 has the keys of the test set for validation images, too.
         for epoch in &mut progress.history {
             epoch.evaluation = setup.split.metrics(*epoch.evaluated());
         }
         // Before the first step there is none.
         let has_steps = progress.position.epoch > 0 || progress.position.step > 0;
-        let lacks_ema = setup.ema_decay() > 0.0 && has_steps && ema.is_none();
+        let has_ema = setup.settings.model_ema_decay.get() > 0.0;
+        let lacks_ema = has_ema && has_steps && ema.is_none();
         let mismatch = progress
             .mismatch(&setup.initial_progress())
             .or_else(|| lacks_ema.then(|| "it has no EMA of the weights".to_owned()));
         if let Some(reason) = mismatch {
-            return Err(Error::NotResumable { path, reason });
+            return Err(Unusable::NotResumable(reason).at(&checkpoint.path));
         }
-        let on_device = |tensors: Vec<Tensor>| -> candle_core::Result<Vec<Tensor>> {
+        let on_device = |tensors: Vec<Tensor>| {
             let tensors = tensors.iter();
-            tensors
-                .map(|tensor| tensor.to_device(&setup.device))
-                .collect()
+            let tensors = tensors.map(|tensor| tensor.to_device(&setup.device));
+            tensors.collect::<candle_core::Result<_>>()
         };
-        let network = weights.into_network(&setup.device)?;
-        let momentum_buffers = on_device(momentum_buffers)?;
+        let network = checkpoint.weights.into_network(&setup.device)?;
+        let momentum_buffers = on_device(checkpoint.momentum_buffers)?;
         let ema = ema.map(on_device).transpose()?;
         Self::start(setup, network, Some(momentum_buffers), ema, progress)
     }
@@ -122,54 +111,50 @@ impl Training {
         ema: Option<Vec<Tensor>>,
         progress: Progress,
     ) -> Result<Self, Error> {
-        if setup.batch_size().get() > setup.train.len() {
-            return Err(Error::BatchTooLarge {
-                batch_size: setup.batch_size().get(),
-                images: setup.train.len(),
-            });
+        let (batch_size, images) = (setup.settings.batch_size.get(), setup.train.len());
+        if batch_size > images {
+            return Err(Error::BatchTooLarge { batch_size, images });
         }
         let mut optimiser = setup.optimiser(&network)?;
         if let Some(buffers) = momentum_buffers {
             optimiser = optimiser.with_momentum_buffers(buffers)?;
         }
         let train = setup.train_loader()?;
-        let evaluator = setup.evaluator()?;
-        let mut scheduler = setup.scheduler(train.batches());
+        let mut scheduler = setup.scheduler(train.host.batches());
         scheduler.restore(progress.lr_scheduler);
-        let decay = setup.ema_decay();
+        let decay = setup.settings.model_ema_decay.get();
         let ema = (decay > 0.0).then(|| Ema::new(decay, ema));
-        let settings = setup.step_settings(train.batches());
         Ok(Self {
-            augmentation: setup.augmentation(),
-            early_stopping: setup.early_stopping(),
-            epochs: setup.epochs(),
-            split: setup.split,
-            step: TrainingStep::new(network, optimiser, ema, settings, setup.device)?,
+            evaluator: Evaluator::new(
+                setup.test.clone(),
+                (&setup.settings).into(),
+                &setup.device,
+                setup.arithmetic,
+            )?,
+            step: TrainingStep::new(setup, train.host.batches(), network, optimiser, ema)?,
             train,
-            evaluator,
             scheduler,
-            best: BestCheckpoint::new(progress.best),
-            position: progress.position,
-            history: progress.history,
+            progress,
+            unwritten_best: None,
         })
     }
 
     /// All finished epochs.
     #[must_use]
     pub fn history(&self) -> &[EpochMetrics] {
-        &self.history
+        &self.progress.history
     }
 
     /// The next step.
     #[must_use]
     pub fn position(&self) -> Position {
-        self.position
+        self.progress.position
     }
 
     /// Whether early stopping ended the run.
     #[must_use]
     pub fn stopped_early(&self) -> bool {
-        self.history.last().is_some_and(|last| last.stopped_early)
+        self.history().last().is_some_and(|last| last.stopped_early)
     }
 
     /// Trains until all epochs are done or `stop` returns true, which is called before every step. Writes a checkpoint
@@ -187,7 +172,7 @@ impl Training {
         observe: &mut dyn FnMut(&Event<'_>) -> Observed,
     ) -> Result<Outcome, Error> {
         let mut connections = Connections {
-            writer: CheckpointWriter::new(checkpoints, interval, self.step.device()),
+            writer: CheckpointWriter::new(checkpoints, interval, &self.step.setup.device),
             stop,
             observe: &mut |event| observe(&event).map_err(Error::Observer),
         };
@@ -209,15 +194,16 @@ impl Training {
         stop: &dyn Fn() -> bool,
         observe: &mut dyn FnMut(&LrFinderStep),
     ) -> Result<Vec<LrFinderStep>, Error> {
-        let seed = self.step.settings().seed;
-        let batches = |epoch| self.train.training(seed, epoch, self.augmentation, 0);
+        let settings = &self.step.setup.settings;
+        let (seed, augmentation) = (settings.seed, Augmentation::from(settings));
+        let batches = |epoch| self.train.training(seed, epoch, augmentation, 0);
         finder.run(&mut self.step, batches, stop, observe)
     }
 
     fn run_epochs(&mut self, connections: &mut Connections<'_>) -> Result<Outcome, Error> {
-        while self.position.epoch < self.epochs && !self.stopped_early() {
-            let clock = self.train_epoch(connections)?;
-            let evaluation = match clock {
+        let epochs = self.settings().epochs.get();
+        while self.progress.position.epoch < epochs && !self.stopped_early() {
+            let evaluation = match self.train_epoch(connections)? {
                 Some(clock) => self.evaluate(clock, connections)?,
                 None => None,
             };
@@ -233,20 +219,21 @@ impl Training {
     /// The remaining steps of the epoch. Returns the time since which nothing is counted in its duration; `None` if it
     /// was asked to stop.
     fn train_epoch(&mut self, connections: &mut Connections<'_>) -> Result<Option<Instant>, Error> {
-        let epoch = self.position.epoch + 1;
+        let epoch = self.progress.position.epoch + 1;
         (connections.observe)(Event::EpochStarted {
             epoch,
-            epochs: self.epochs,
-            done: self.position.step,
-            steps: self.train.batches(),
+            epochs: self.settings().epochs.get(),
+            done: self.progress.position.step,
+            steps: self.train.host.batches(),
             learning_rate: self.epoch_lr(),
         })?;
-        let mut batches = self.train.training(
-            self.step.settings().seed,
-            self.position.epoch,
-            self.augmentation,
-            self.position.step,
-        )?;
+        let (settings, position) = (self.settings(), self.progress.position);
+        let (seed, augmentation) = (settings.seed, Augmentation::from(settings));
+        let first = position.step;
+        let batches = self
+            .train
+            .training(seed, position.epoch, augmentation, first);
+        let mut batches = batches?;
         let mut clock = Instant::now();
         let mut next = || debug_span!("data").in_scope(|| batches.next());
         while let Some(batch) = next() {
@@ -254,21 +241,22 @@ impl Training {
                 self.collect(&mut clock)?;
                 return Ok(None);
             }
-            let lr = self.scheduler.lr(self.step.number(&self.position));
-            let step = debug_span!("step", number = self.position.step)
-                .in_scope(|| self.step.step(&batch?, &mut self.position, lr));
+            let lr = self.scheduler.lr(self.step.number(&self.progress.position));
+            let step = debug_span!("step", number = self.progress.position.step)
+                .in_scope(|| self.step.step(&batch?, &mut self.progress.position, lr));
             step.map_err(|error| self.step.explain(error))?;
             let is_due = connections.writer.is_due();
-            if !is_due && !self.step.is_collected(&self.position) {
+            if !is_due && !self.step.is_collected(&self.progress.position) {
                 continue;
             }
             self.collect(&mut clock)?;
+            let position = &self.progress.position;
             (connections.observe)(Event::Step {
                 epoch,
-                done: self.position.step,
-                loss: self.position.loss(),
-                accuracy: self.position.accuracy(),
-                images_per_second: self.position.images_per_second(),
+                done: position.step,
+                loss: position.loss(),
+                accuracy: position.accuracy(),
+                images_per_second: position.images_per_second(),
             })?;
             if is_due {
                 self.write_checkpoint(connections)?;
@@ -280,8 +268,8 @@ impl Training {
 
     /// Adds the metrics of the last steps, and the time since `clock`, which is restarted, to the position.
     fn collect(&mut self, clock: &mut Instant) -> Result<(), Error> {
-        self.step.collect(&mut self.position)?;
-        self.position.seconds += clock.elapsed().as_secs_f64();
+        self.step.collect(&mut self.progress.position)?;
+        self.progress.position.seconds += clock.elapsed().as_secs_f64();
         *clock = Instant::now();
         Ok(())
     }
@@ -292,17 +280,18 @@ impl Training {
         clock: Instant,
         connections: &mut Connections<'_>,
     ) -> Result<Option<EpochEvaluation>, Error> {
-        let epoch = self.position.epoch + 1;
+        let epoch = self.progress.position.epoch + 1;
         (connections.observe)(Event::EvaluationStarted { epoch })?;
-        let stop = connections.stop;
+        let (network, stop) = (&self.step.network, connections.stop);
+        let span = || debug_span!("evaluation").entered();
         let evaluate = |network: &Network| {
-            debug_span!("evaluation").in_scope(|| self.evaluator.evaluate(network, stop))
+            let _span = span();
+            self.evaluator.evaluate(network, stop)
         };
-        let network = self.step.network();
         let Some(plain) = evaluate(network)? else {
             return Ok(None);
         };
-        let ema = match self.step.ema() {
+        let ema = match &self.step.ema {
             Some(ema) => ema.network(network)?,
             None => None,
         };
@@ -311,13 +300,14 @@ impl Training {
             ema => ema.flatten(),
         };
         let seconds = clock.elapsed().as_secs_f64();
-        let losses = self.history.iter().map(|epoch| epoch.evaluated().loss);
-        let stops_early = self.early_stopping.stops(losses, plain.loss);
-        let is_last = epoch == self.epochs || stops_early;
+        let losses = self.history().iter().map(|epoch| epoch.evaluated().loss);
+        let early_stopping = EarlyStopping(self.settings().early_stopping);
+        let stops_early = early_stopping.stops(losses, plain.loss);
+        let is_last = epoch == self.settings().epochs.get() || stops_early;
         let mut tta = None;
         if is_last {
-            tta = debug_span!("evaluation")
-                .in_scope(|| self.evaluator.evaluate_tta(network, &plain, stop))?;
+            let _span = span();
+            tta = self.evaluator.evaluate_tta(network, &plain, stop)?;
             if tta.is_none() {
                 return Ok(None);
             }
@@ -338,64 +328,55 @@ impl Training {
         evaluation: EpochEvaluation,
         connections: &mut Connections<'_>,
     ) -> Result<(), Error> {
-        let EpochEvaluation {
-            plain,
-            ema,
-            tta,
-            seconds,
-            stops_early,
-            is_last,
-        } = evaluation;
+        let EpochEvaluation { plain, is_last, .. } = evaluation;
         // On a GPU not every epoch has a checkpoint; the weights of the best epoch are kept until the next one.
         let is_due = connections.writer.is_due_after_epoch(is_last);
-        let digest = is_due.then(|| sha256(weights(self.step.network())));
+        let digest = is_due.then(|| sha256(weights(&self.step.network)));
         let weights_sha256 = digest.transpose()?;
+        let position = self.progress.position;
         if !plain.loss.is_finite() {
-            return Err(Error::diverged("test loss", &self.position));
+            return Err(Error::diverged("test loss", position.epoch, position.step));
         }
-        let position = self.position;
         let epoch = position.epoch + 1;
-        self.history.push(EpochMetrics {
+        self.progress.history.push(EpochMetrics {
             epoch,
             train_loss: position.loss(),
             train_accuracy: position.accuracy(),
-            evaluation: self.split.metrics(SplitMetrics {
+            evaluation: self.step.setup.split.metrics(SplitMetrics {
                 loss: plain.loss,
                 accuracy: plain.accuracy,
-                model_ema_loss: ema.as_ref().map(|ema| ema.loss),
-                model_ema_accuracy: ema.as_ref().map(|ema| ema.accuracy),
-                tta_accuracy: tta.map(|tta| tta.accuracy),
+                model_ema_loss: evaluation.ema.as_ref().map(|ema| ema.loss),
+                model_ema_accuracy: evaluation.ema.map(|ema| ema.accuracy),
+                tta_accuracy: evaluation.tta.map(|tta| tta.accuracy),
             }),
             learning_rate: self.epoch_lr(),
-            seconds: position.seconds + seconds,
+            seconds: position.seconds + evaluation.seconds,
             images_per_second: position.images_per_second(),
             weights_sha256,
-            stopped_early: stops_early,
+            stopped_early: evaluation.stops_early,
         });
         self.scheduler.end_epoch(plain.loss);
-        self.position = Position::start_of(epoch);
-        if self.best.is_improved_by(plain.accuracy) {
-            let network = self.step.network();
-            let best = BestEpoch {
-                epoch,
-                test_accuracy: plain.accuracy,
-            };
-            let weights = if is_due {
-                weights(network)
-            } else {
-                copied_weights(network)?
-            };
-            self.best.replace(best, weights);
+        self.progress.position = Position::start_of(epoch);
+        let best = BestEpoch {
+            epoch,
+            test_accuracy: plain.accuracy,
+        };
+        if self.progress.is_improved_by(best) {
+            let network = &self.step.network;
+            self.unwritten_best = Some(match is_due {
+                true => weights(network),
+                false => copied_weights(network)?,
+            });
         }
         if is_due {
             self.write_best(connections)?;
         }
-        if let Some(best) = self.best.best() {
+        if let Some(best) = self.progress.best {
             (connections.observe)(Event::EpochFinished {
-                history: &self.history,
+                history: &self.progress.history,
                 best,
                 evaluation: &plain,
-                network: self.step.network(),
+                network: &self.step.network,
                 last: is_last,
             })?;
         }
@@ -405,30 +386,34 @@ impl Training {
         Ok(())
     }
 
+    fn settings(&self) -> &Settings {
+        &self.step.setup.settings
+    }
+
     /// The learning rate of the first step of the current epoch.
     fn epoch_lr(&self) -> f64 {
-        let first = Position::start_of(self.position.epoch);
+        let first = Position::start_of(self.progress.position.epoch);
         self.scheduler.lr(self.step.number(&first))
     }
 
+    /// Writes `best.safetensors`, if it is not up to date.
     fn write_best(&mut self, connections: &mut Connections<'_>) -> Result<(), Error> {
-        let architecture = self.step.network().architecture();
-        connections
-            .writer
-            .write_best(&mut self.best, architecture, connections.observe)
+        let Some(weights) = self.unwritten_best.take() else {
+            return Ok(());
+        };
+        let weights = to_device(weights, &Device::Cpu)?;
+        let architecture = self.step.network.architecture();
+        let checkpoints = connections.writer.checkpoints;
+        let path = checkpoints.write_best(architecture, &weights)?;
+        (connections.observe)(Event::CheckpointWritten { path: &path })
     }
 
+    /// Writes `best.safetensors`, if it is not up to date, and `last.safetensors`, which refers to its epoch.
     fn write_checkpoint(&mut self, connections: &mut Connections<'_>) -> Result<(), Error> {
-        let settings = self.step.settings();
-        let progress = Progress {
-            position: self.position,
-            lr_scheduler: self.scheduler.state(),
-            history: self.history.clone(),
-            best: self.best.best(),
-            ..Progress::new(settings.seed, self.train.images(), settings.batch_size)
-        };
-        connections
-            .writer
-            .write(&self.step, &mut self.best, &progress, connections.observe)
+        let _span = debug_span!("checkpoint").entered();
+        self.write_best(connections)?;
+        self.progress.lr_scheduler = self.scheduler.state();
+        let path = connections.writer.write(&self.step, &self.progress)?;
+        (connections.observe)(Event::CheckpointWritten { path: &path })
     }
 }

@@ -5,11 +5,13 @@ use crate::ema::Ema;
 use crate::error::Error;
 use crate::optimiser::Sgd;
 use crate::progress::Position;
+use crate::training_setup::TrainingSetup;
+#[cfg(feature = "cuda")]
 use candle_core::Device;
 use candle_nn::Optimizer;
 use datasets::Batch;
 use models::{CLASSES, DropoutMasks, Network};
-use ops::{Arithmetic, MetricsAccumulator, Tape};
+use ops::{MetricsAccumulator, Tape};
 use tracing::debug_span;
 
 /// Steps after which a GPU is waited for, to read its metrics.
@@ -19,24 +21,13 @@ const STEPS_BETWEEN_WAITS: usize = 32;
 #[cfg(feature = "cuda")]
 const LIBRARIES: usize = 64 << 20;
 
-/// What all steps of a run have in common.
-pub(crate) struct StepSettings {
-    /// The seed of the dropout masks.
-    pub(crate) seed: u64,
-    pub(crate) steps_per_epoch: usize,
-    pub(crate) batch_size: usize,
-    pub(crate) dropout: DropoutSchedule,
-    pub(crate) label_smoothing: f64,
-    pub(crate) arithmetic: Arithmetic,
-}
-
 /// A network and everything else that a training step changes.
 pub(crate) struct TrainingStep {
-    network: Network,
-    optimiser: Sgd,
-    ema: Option<Ema>,
-    settings: StepSettings,
-    device: Device,
+    pub(crate) network: Network,
+    pub(crate) optimiser: Sgd,
+    pub(crate) ema: Option<Ema>,
+    pub(crate) setup: TrainingSetup,
+    pub(crate) steps_per_epoch: usize,
     /// Metrics of steps that are not added to a position yet.
     metrics: MetricsAccumulator,
     /// Bytes of a GPU's memory that were free before the first step.
@@ -45,55 +36,35 @@ pub(crate) struct TrainingStep {
 }
 
 impl TrainingStep {
-    /// Steps of `optimiser`, which updates the parameters of `network` on `device`.
+    /// Steps of `optimiser`, which updates the parameters of `network`.
     ///
     /// # Errors
     /// When the device has too little memory.
     pub(crate) fn new(
+        setup: TrainingSetup,
+        steps_per_epoch: usize,
         network: Network,
         optimiser: Sgd,
         ema: Option<Ema>,
-        settings: StepSettings,
-        device: Device,
     ) -> candle_core::Result<Self> {
         Ok(Self {
             network,
             optimiser,
             ema,
-            settings,
-            metrics: MetricsAccumulator::new(CLASSES, &device)?,
+            metrics: MetricsAccumulator::new(CLASSES, &setup.device)?,
             #[cfg(feature = "cuda")]
-            free: match &device {
+            free: match &setup.device {
                 Device::Cuda(gpu) => ops::cuda::memory(gpu)?.free,
                 _ => 0,
             },
-            device,
+            setup,
+            steps_per_epoch,
         })
-    }
-
-    pub(crate) fn network(&self) -> &Network {
-        &self.network
-    }
-
-    pub(crate) fn optimiser(&self) -> &Sgd {
-        &self.optimiser
-    }
-
-    pub(crate) fn ema(&self) -> Option<&Ema> {
-        self.ema.as_ref()
-    }
-
-    pub(crate) fn settings(&self) -> &StepSettings {
-        &self.settings
-    }
-
-    pub(crate) fn device(&self) -> &Device {
-        &self.device
     }
 
     /// The number of a step in the run, the first being 0.
     pub(crate) fn number(&self, position: &Position) -> u64 {
-        u64::from(position.epoch) * self.settings.steps_per_epoch as u64 + position.step as u64
+        u64::from(position.epoch) * self.steps_per_epoch as u64 + position.step as u64
     }
 
     /// Trains on a batch and advances `position` by a step. On a CPU its metrics are added to `position`; on a GPU,
@@ -107,19 +78,20 @@ impl TrainingStep {
         position: &mut Position,
         lr: f64,
     ) -> Result<(), Error> {
-        let probability = self.settings.dropout.probability(position.epoch) as f32;
+        let settings = &self.setup.settings;
+        let probability = DropoutSchedule::from(settings).probability(position.epoch) as f32;
         let dropout = (probability > 0.0).then(|| DropoutMasks {
             probability,
-            seed: self.settings.seed,
+            seed: settings.seed,
             step: self.number(position) as u32,
         });
-        let mut tape = Tape::recording(self.settings.arithmetic);
+        let mut tape = Tape::recording(self.setup.arithmetic);
         let logits = self.network.forward(&mut tape, &batch.images, dropout)?;
         let labels = &batch.labels;
-        let (smoothing, step) = (self.settings.label_smoothing, position.step as u64);
+        let (smoothing, step) = (settings.label_smoothing.get(), position.step as u64);
         let metrics = &mut self.metrics;
         let gradient = metrics.add_with_gradient(&logits, labels, smoothing, step)?;
-        if self.device.is_cpu() {
+        if self.setup.device.is_cpu() {
             // Nothing is waited for here, and a loss that is not finite never reaches the weights.
             self.collect(position)?;
         }
@@ -138,9 +110,9 @@ impl TrainingStep {
     /// Whether the metrics are collected after the step before `position`: on a CPU after every step, on a GPU, which
     /// this waits for, after some of them and at the end of an epoch.
     pub(crate) fn is_collected(&self, position: &Position) -> bool {
-        self.device.is_cpu()
+        self.setup.device.is_cpu()
             || position.step.is_multiple_of(STEPS_BETWEEN_WAITS)
-            || position.step == self.settings.steps_per_epoch
+            || position.step == self.steps_per_epoch
     }
 
     /// Adds the metrics of the steps since the last call to `position`, waiting for a GPU.
@@ -150,11 +122,7 @@ impl TrainingStep {
     pub(crate) fn collect(&mut self, position: &mut Position) -> Result<(), Error> {
         let metrics = self.metrics.take()?;
         if let Some(step) = metrics.diverged {
-            return Err(Error::Diverged {
-                what: "loss",
-                epoch: position.epoch + 1,
-                steps: step as usize,
-            });
+            return Err(Error::diverged("loss", position.epoch, step as usize));
         }
         position.add(&metrics);
         Ok(())
@@ -167,14 +135,14 @@ impl TrainingStep {
         if let Error::Tensor(cause) = &error
             && ops::cuda::is_out_of_memory(cause)
         {
-            let precision = self.settings.arithmetic.precision;
+            let precision = self.setup.arithmetic.precision;
             let width = precision.activations().size_in_bytes();
             let architecture = self.network.architecture();
             // The gradients of the parameters and their copies in bf16, and what the libraries need.
             let fixed = 4 * architecture.parameter_count() + LIBRARIES;
             let image = width * architecture.training_elements();
             let left = (self.free / 10 * 9).saturating_sub(fixed);
-            let batch_size = self.settings.batch_size;
+            let batch_size = self.setup.settings.batch_size.get();
             return Error::OutOfMemory {
                 batch_size,
                 fits: (left / image).min(batch_size - 1),
@@ -187,32 +155,33 @@ impl TrainingStep {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Tensor;
+    use candle_core::{Device, Tensor};
+    use datasets::Dataset;
     use models::{Architecture, initial_parameters};
     use ops::ConvAlgorithm;
-    use run::settings::WeightInit;
+    use run::settings::{Layers, Source, WeightInit};
+    use run::{EvaluationSplit, Settings};
 
     fn training_step(ema: Option<Ema>) -> TrainingStep {
-        let architecture: Architecture = "small-alexnet".parse().unwrap();
+        let architecture: Architecture = "lenet".parse().unwrap();
         let device = Device::Cpu;
         let parameters = initial_parameters(architecture, WeightInit::Kaiming, 0, &device).unwrap();
         let network = Network::new(architecture, parameters).unwrap();
         let variables = network.variables().iter();
         let variables = variables.map(|(_, variable)| variable.clone()).collect();
-        let settings = StepSettings {
-            seed: 0,
-            steps_per_epoch: 5,
-            batch_size: 2,
-            dropout: DropoutSchedule {
-                probability: 0.0,
-                epochs: None,
-                warmup_epochs: 0,
-            },
-            label_smoothing: 0.0,
+        let set = Dataset::synthetic(10, 1).unwrap();
+        let changes = "model = \"lenet\"\npatience = 1\nthreads = 1\ndropout = 0.0\nbatch_size = 2";
+        let layers = Layers::default().with(Source::Defaults, toml::from_str(changes).unwrap());
+        let setup = TrainingSetup {
+            settings: Settings::resolve(&layers).unwrap(),
+            train: set.training(),
+            test: set.test(),
+            split: EvaluationSplit::Test,
+            device,
             arithmetic: ConvAlgorithm::Direct.into(),
         };
         let optimiser = Sgd::new(variables, ops::Sgd::default()).unwrap();
-        TrainingStep::new(network, optimiser, ema, settings, device).unwrap()
+        TrainingStep::new(setup, 5, network, optimiser, ema).unwrap()
     }
 
     fn batch(value: f32) -> Batch {
@@ -236,14 +205,14 @@ mod tests {
         assert_eq!(step.number(&position), 13);
         assert!(losses[2] < losses[0], "{losses:?}");
         assert!(step.is_collected(&position));
-        assert!(step.ema().unwrap().named(step.network()).is_some());
+        assert!(step.ema.as_ref().unwrap().named(&step.network).is_some());
     }
 
     #[test]
     fn a_loss_that_is_not_finite_changes_no_weight() {
         let mut step = training_step(None);
         let weights = |step: &TrainingStep| {
-            let (_, first) = &step.network().variables()[0];
+            let (_, first) = &step.network.variables()[0];
             first.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         let before = weights(&step);

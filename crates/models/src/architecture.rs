@@ -1,8 +1,8 @@
 //! A network's description, and what follows from its layers: names and shapes.
 
 use crate::layer::{Block, Layer};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Serialize, Serializer};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Channels, height and width of an image.
@@ -12,7 +12,7 @@ pub const IMAGE: [usize; 3] = [3, 32, 32];
 pub const CLASSES: usize = 10;
 
 /// A network: an entry of the table, where it is looked up by name with [`str::parse`].
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Architecture {
     /// The name on the command line and in files, such as `small-alexnet`.
     pub name: &'static str,
@@ -46,6 +46,29 @@ pub struct ParameterShape {
     pub shape: Vec<usize>,
     /// The number of inputs of each output element of the layer.
     pub fan_in: usize,
+}
+
+/// Tensors that are not the parameters of a network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParameterMismatch {
+    /// A parameter of the network is missing.
+    #[error("the tensor `{0}` is missing")]
+    Missing(String),
+    /// A tensor is not a parameter of the network, which is named second.
+    #[error("the tensor `{0}` is not a parameter of {1}")]
+    Extra(String, &'static str),
+    /// A tensor has the wrong shape.
+    #[error("the tensor `{name}` has shape {found:?}, but {architecture} expects {expected:?}")]
+    Shape {
+        /// The parameter.
+        name: String,
+        /// The network's name.
+        architecture: &'static str,
+        /// The shape of the tensor.
+        found: Vec<usize>,
+        /// The shape that the network expects.
+        expected: Vec<usize>,
+    },
 }
 
 impl Architecture {
@@ -88,17 +111,43 @@ impl Architecture {
         parameters
     }
 
+    /// Puts tensors, whose shapes `shape` returns, into the order of [`Architecture::parameters`].
+    ///
+    /// # Errors
+    /// When a parameter is missing, or a tensor has an unknown name or the wrong shape.
+    pub fn in_order<T>(
+        &self,
+        tensors: impl IntoIterator<Item = (String, T)>,
+        shape: impl Fn(&T) -> &[usize],
+    ) -> Result<Vec<(String, T)>, ParameterMismatch> {
+        let parameters = self.parameters();
+        let mut tensors: BTreeMap<_, _> = tensors.into_iter().collect();
+        let is_known = |name: &String| parameters.iter().any(|p| p.name == *name);
+        if let Some(name) = tensors.keys().find(|name| !is_known(name)) {
+            return Err(ParameterMismatch::Extra(name.clone(), self.name));
+        }
+        let parameters = parameters.into_iter();
+        parameters
+            .map(|parameter| match tensors.remove(&parameter.name) {
+                None => Err(ParameterMismatch::Missing(parameter.name)),
+                Some(tensor) if shape(&tensor) != parameter.shape => {
+                    Err(ParameterMismatch::Shape {
+                        name: parameter.name,
+                        architecture: self.name,
+                        found: shape(&tensor).to_vec(),
+                        expected: parameter.shape,
+                    })
+                }
+                Some(tensor) => Ok((parameter.name, tensor)),
+            })
+            .collect()
+    }
+
     /// The number of parameters.
     #[must_use]
     pub fn parameter_count(&self) -> usize {
         let layers = self.blocks.iter().flat_map(|block| block.layers);
         layers.map(Layer::parameter_count).sum()
-    }
-}
-
-impl fmt::Debug for Architecture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Architecture({})", self.name)
     }
 }
 
@@ -111,13 +160,6 @@ impl fmt::Display for Architecture {
 impl Serialize for Architecture {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name)
-    }
-}
-
-impl<'de> Deserialize<'de> for Architecture {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        name.parse().map_err(D::Error::custom)
     }
 }
 

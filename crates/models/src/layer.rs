@@ -61,47 +61,37 @@ impl Layer {
     /// The output shape, without the batch, for an input of shape `[channels, height, width]` or `[features]`.
     #[must_use]
     pub fn output_shape(&self, input: &[usize]) -> Vec<usize> {
-        match (*self, input) {
-            (
-                Self::Conv2d {
-                    out_channels,
-                    kernel,
-                    padding,
-                    ..
-                },
-                [_, height, width],
-            ) => {
-                let out = |size: usize| size + 2 * padding + 1 - kernel;
-                vec![out_channels, out(*height), out(*width)]
+        let mut output = input.to_vec();
+        let (kernel, stride, padding) = match *self {
+            Self::Conv2d {
+                out_channels,
+                kernel,
+                padding,
+                ..
+            } => {
+                output[0] = out_channels;
+                (kernel, 1, padding)
             }
-            (
-                Self::MaxPool2d { kernel, stride } | Self::AvgPool2d { kernel, stride },
-                [channels, height, width],
-            ) => {
-                let out = |size: usize| (size - kernel) / stride + 1;
-                vec![*channels, out(*height), out(*width)]
+            Self::MaxPool2d { kernel, stride } | Self::AvgPool2d { kernel, stride } => {
+                (kernel, stride, 0)
             }
-            (Self::Flatten, _) => vec![input.iter().product()],
-            (Self::Linear { out_features, .. }, _) => vec![out_features],
-            _ => input.to_vec(),
+            Self::Flatten => return vec![input.iter().product()],
+            Self::Linear { out_features, .. } => return vec![out_features],
+            Self::Relu | Self::Dropout => return output,
+        };
+        for size in &mut output[1..] {
+            *size = (*size + 2 * padding - kernel) / stride + 1;
         }
+        output
     }
 
     /// Multiply-add operations of the forward pass of one image whose output has the shape `output`.
     #[must_use]
     pub fn multiply_adds(&self, output: &[usize]) -> usize {
-        match *self {
-            Self::Conv2d {
-                in_channels,
-                kernel,
-                ..
-            } => output.iter().product::<usize>() * in_channels * kernel * kernel,
-            Self::Linear {
-                in_features,
-                out_features,
-            } => in_features * out_features,
-            _ => 0,
-        }
+        let sum = self
+            .parameter_shapes()
+            .map(|[weight, _]| weight[1..].iter().product());
+        sum.map_or(0, |length: usize| output.iter().product::<usize>() * length)
     }
 
     /// PyTorch's shapes of weight and bias: `[out, in, kernel, kernel]` or `[out, in]`, and `[out]`. `None` where the

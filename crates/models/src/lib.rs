@@ -14,13 +14,15 @@ mod table;
 #[cfg(feature = "tensors")]
 mod weight_init;
 
-pub use architecture::{Architecture, CLASSES, IMAGE, NamedLayer, ParameterShape};
+pub use architecture::{
+    Architecture, CLASSES, IMAGE, NamedLayer, ParameterMismatch, ParameterShape,
+};
 pub use layer::{Block, Layer};
 #[cfg(feature = "tensors")]
-pub use network::{DropoutMasks, Error, Network};
+pub use network::{DropoutMasks, Network};
 #[cfg(feature = "tensors")]
 pub use step::{Operation, Step};
 pub use summary::{grouped, summary};
-pub use table::UnknownArchitecture;
+pub use table::{POST, UnknownArchitecture};
 #[cfg(feature = "tensors")]
 pub use weight_init::initial_parameters;

@@ -2,35 +2,8 @@
 
 use crate::architecture::Architecture;
 use crate::step::{Operation, Step};
-use candle_core::{Tensor, Var};
+use candle_core::{Error, Result, Tensor, Var};
 use ops::{Dropout, Tape};
-use std::fmt;
-
-/// Why a network cannot be built from the given parameters.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A parameter of the network is missing.
-    #[error("the tensor `{0}` is missing")]
-    Missing(String),
-    /// A tensor is not a parameter of the network.
-    #[error("the tensor `{0}` is not a parameter of {1}")]
-    Extra(String, &'static str),
-    /// A parameter has the wrong shape.
-    #[error("the tensor `{name}` has shape {found:?}, but {architecture} expects {expected:?}")]
-    Shape {
-        /// The parameter.
-        name: String,
-        /// The network's name.
-        architecture: &'static str,
-        /// The shape of the given tensor.
-        found: Vec<usize>,
-        /// The shape that the network expects.
-        expected: Vec<usize>,
-    },
-    /// A tensor operation failed.
-    #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
-}
 
 /// What the dropout masks of a training step depend on, apart from the layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,23 +16,6 @@ pub struct DropoutMasks {
     pub step: u32,
 }
 
-impl DropoutMasks {
-    /// The mask of the dropout layer with this index.
-    fn of_layer(self, layer: u16) -> Dropout {
-        let Self {
-            probability,
-            seed,
-            step,
-        } = self;
-        Dropout {
-            probability,
-            seed,
-            step,
-            layer,
-        }
-    }
-}
-
 /// A network: an architecture and a variable for each of its parameters.
 pub struct Network {
     architecture: Architecture,
@@ -68,45 +24,21 @@ pub struct Network {
     variables: Vec<(String, Var)>,
 }
 
-impl fmt::Debug for Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Network({})", self.architecture)
-    }
-}
-
 impl Network {
     /// A network with the given parameters, in any order.
     ///
     /// # Errors
-    /// When a parameter is missing, unknown or has the wrong shape.
-    pub fn new(
-        architecture: Architecture,
-        parameters: Vec<(String, Tensor)>,
-    ) -> Result<Self, Error> {
-        let mut given: std::collections::BTreeMap<_, _> = parameters.into_iter().collect();
-        let mut variables = Vec::new();
-        for expected in architecture.parameters() {
-            let tensor = given
-                .remove(&expected.name)
-                .ok_or_else(|| Error::Missing(expected.name.clone()))?;
-            if tensor.dims() != expected.shape {
-                return Err(Error::Shape {
-                    name: expected.name,
-                    architecture: architecture.name,
-                    found: tensor.dims().to_vec(),
-                    expected: expected.shape,
-                });
-            }
-            variables.push((expected.name, Var::from_tensor(&tensor)?));
-        }
-        match given.into_keys().next() {
-            Some(name) => Err(Error::Extra(name, architecture.name)),
-            None => Ok(Self {
-                architecture,
-                steps: architecture.steps(),
-                variables,
-            }),
-        }
+    /// When the tensors are not the parameters of the network, or cannot be copied.
+    pub fn new(architecture: Architecture, parameters: Vec<(String, Tensor)>) -> Result<Self> {
+        let parameters = architecture.in_order(parameters, |tensor| tensor.dims());
+        let variables = parameters.map_err(Error::wrap)?.into_iter();
+        Ok(Self {
+            architecture,
+            steps: architecture.steps(),
+            variables: variables
+                .map(|(name, tensor)| Ok((name, Var::from_tensor(&tensor)?)))
+                .collect::<Result<_>>()?,
+        })
     }
 
     /// The network's architecture.
@@ -132,12 +64,12 @@ impl Network {
         tape: &mut Tape,
         images: &Tensor,
         dropout: Option<DropoutMasks>,
-    ) -> candle_core::Result<Tensor> {
+    ) -> Result<Tensor> {
         let mut variables = self.variables.iter().map(|(_, variable)| variable);
         let mut next = || {
             variables
                 .next()
-                .ok_or_else(|| candle_core::Error::Msg("a layer without parameters".to_owned()))
+                .ok_or_else(|| Error::Msg("a layer without parameters".to_owned()))
         };
         let mut x = tape.activations(images)?;
         for step in &self.steps {
@@ -151,9 +83,21 @@ impl Network {
                 Operation::MaxPool2d(pool) => tape.max_pool2d(name, pool, &x)?,
                 Operation::AvgPool2d(pool) => tape.avg_pool2d(name, pool, &x)?,
                 Operation::Flatten => tape.flatten(name, &x)?,
-                Operation::Dropout(index) => match dropout {
-                    Some(masks) => tape.dropout(name, masks.of_layer(index), &x)?,
+                Operation::Dropout(layer) => match dropout {
                     None => x,
+                    Some(DropoutMasks {
+                        probability,
+                        seed,
+                        step,
+                    }) => {
+                        let mask = Dropout {
+                            probability,
+                            seed,
+                            step,
+                            layer,
+                        };
+                        tape.dropout(name, mask, &x)?
+                    }
                 },
             };
         }

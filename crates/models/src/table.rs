@@ -5,95 +5,101 @@ use crate::layer::Block;
 use crate::layer::Layer::{self, Dropout, Relu};
 use std::str::FromStr;
 
-const ARCHITECTURES: &[Architecture] = &[
-    // AlexNet as the post adapts it to images of 32 by 32, and the same with fewer channels and features.
-    // Source: models/ of <https://github.com/gratus907/Pytorch-Cifar10>.
-    Architecture {
-        name: "alexnet",
-        display_name: "AlexNet",
-        patience: 5,
-        blocks: &[
-            block("conv_layer1", &[conv(3, 96, 4, 0), Relu]),
-            block("conv_layer2", &[conv(96, 256, 5, 2), Relu, max_pool(3, 2)]),
-            block(
-                "conv_layer3",
-                &[
-                    conv(256, 384, 3, 1),
-                    Relu,
-                    conv(384, 384, 3, 1),
-                    Relu,
-                    conv(384, 256, 3, 1),
-                    Relu,
-                    max_pool(3, 2),
-                ],
-            ),
-            Block::FLATTEN,
-            block(
-                "fc_layer1",
-                &[
-                    Dropout,
-                    linear(9216, 4096),
-                    Relu,
-                    Dropout,
-                    linear(4096, 4096),
-                    Relu,
-                    classifier(4096),
-                ],
-            ),
-        ],
-    },
-    Architecture {
-        name: "small-alexnet",
-        display_name: "SmallAlexNet",
-        patience: 2,
-        blocks: &[
-            block("conv_layer1", &[conv(3, 64, 7, 0), Relu]),
-            block("conv_layer2", &[conv(64, 192, 5, 2), Relu, max_pool(3, 2)]),
-            block(
-                "conv_layer3",
-                &[
-                    conv(192, 256, 3, 1),
-                    Relu,
-                    conv(256, 256, 3, 1),
-                    Relu,
-                    conv(256, 128, 3, 1),
-                    Relu,
-                    max_pool(3, 2),
-                ],
-            ),
-            Block::FLATTEN,
-            block(
-                "fc_layer1",
-                &[
-                    Dropout,
-                    linear(3200, 2048),
-                    Relu,
-                    Dropout,
-                    linear(2048, 2048),
-                    Relu,
-                    classifier(2048),
-                ],
-            ),
-        ],
-    },
-    // LeNet-5 as the post's series trains it: three channels in, average pooling, ReLU.
-    // Its default patience is that of AlexNet.
-    Architecture {
-        name: "lenet",
-        display_name: "LeNet",
-        patience: 5,
-        blocks: &[
-            block("conv_layer1", &[conv(3, 6, 5, 0), Relu]),
-            block("pool_layer1", &[avg_pool(2, 2), Relu]),
-            block("conv_layer2", &[conv(6, 16, 5, 0), Relu]),
-            block("pool_layer2", &[avg_pool(2, 2), Relu]),
-            Block::FLATTEN,
-            block("C5_layer", &[linear(400, 120), Relu]),
-            block("fc_layer1", &[linear(120, 84), Relu]),
-            block("fc_layer2", &[classifier(84)]),
-        ],
-    },
-];
+impl Architecture {
+    /// All networks.
+    pub const ALL: &'static [Self] = &[
+        // AlexNet as the post adapts it to images of 32 by 32, and the same with fewer channels and features.
+        // Source: models/ of <https://github.com/gratus907/Pytorch-Cifar10>.
+        Architecture {
+            name: "alexnet",
+            display_name: "AlexNet",
+            patience: 5,
+            blocks: &[
+                block("conv_layer1", &[conv(3, 96, 4, 0), Relu]),
+                block("conv_layer2", &[conv(96, 256, 5, 2), Relu, max_pool(3, 2)]),
+                block(
+                    "conv_layer3",
+                    &[
+                        conv(256, 384, 3, 1),
+                        Relu,
+                        conv(384, 384, 3, 1),
+                        Relu,
+                        conv(384, 256, 3, 1),
+                        Relu,
+                        max_pool(3, 2),
+                    ],
+                ),
+                Block::FLATTEN,
+                block(
+                    "fc_layer1",
+                    &[
+                        Dropout,
+                        linear(9216, 4096),
+                        Relu,
+                        Dropout,
+                        linear(4096, 4096),
+                        Relu,
+                        linear(4096, CLASSES),
+                    ],
+                ),
+            ],
+        },
+        Architecture {
+            name: "small-alexnet",
+            display_name: "SmallAlexNet",
+            patience: 2,
+            blocks: &[
+                block("conv_layer1", &[conv(3, 64, 7, 0), Relu]),
+                block("conv_layer2", &[conv(64, 192, 5, 2), Relu, max_pool(3, 2)]),
+                block(
+                    "conv_layer3",
+                    &[
+                        conv(192, 256, 3, 1),
+                        Relu,
+                        conv(256, 256, 3, 1),
+                        Relu,
+                        conv(256, 128, 3, 1),
+                        Relu,
+                        max_pool(3, 2),
+                    ],
+                ),
+                Block::FLATTEN,
+                block(
+                    "fc_layer1",
+                    &[
+                        Dropout,
+                        linear(3200, 2048),
+                        Relu,
+                        Dropout,
+                        linear(2048, 2048),
+                        Relu,
+                        linear(2048, CLASSES),
+                    ],
+                ),
+            ],
+        },
+        // LeNet-5 as the post's series trains it: three channels in, average pooling, ReLU.
+        // Its default patience is that of AlexNet.
+        Architecture {
+            name: "lenet",
+            display_name: "LeNet",
+            patience: 5,
+            blocks: &[
+                block("conv_layer1", &[conv(3, 6, 5, 0), Relu]),
+                block("pool_layer1", &[avg_pool(2, 2), Relu]),
+                block("conv_layer2", &[conv(6, 16, 5, 0), Relu]),
+                block("pool_layer2", &[avg_pool(2, 2), Relu]),
+                Block::FLATTEN,
+                block("C5_layer", &[linear(400, 120), Relu]),
+                block("fc_layer1", &[linear(120, 84), Relu]),
+                block("fc_layer2", &[linear(84, CLASSES)]),
+            ],
+        },
+    ];
+}
+
+/// The names of the networks that the post compares, in its order.
+pub const POST: [&str; 2] = ["alexnet", "small-alexnet"];
 
 const fn block(name: &'static str, layers: &'static [Layer]) -> Block {
     Block { name, layers }
@@ -123,17 +129,7 @@ const fn linear(in_features: usize, out_features: usize) -> Layer {
     }
 }
 
-/// The last layer, whose outputs are the logits.
-const fn classifier(in_features: usize) -> Layer {
-    linear(in_features, CLASSES)
-}
-
-impl Architecture {
-    /// All networks.
-    pub const ALL: &'static [Self] = ARCHITECTURES;
-}
-
-/// There is no network of this name.
+/// A name that is not of a network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a model: use {names}", names = names())]
 pub struct UnknownArchitecture(String);

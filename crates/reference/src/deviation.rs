@@ -38,17 +38,15 @@ impl Deviation {
             return Err(candle_core::Error::Msg(text).into());
         }
         let values = elements(tensor)?;
-        let l2 = values.iter().map(|v| v * v).sum::<f64>().sqrt();
         let typical = expected.l2 / (values.len() as f64).sqrt();
         Ok(Self {
             what: what.to_owned(),
-            norm: (l2 - expected.l2).abs() / expected.l2,
+            norm: (norm(&values) - expected.l2).abs() / expected.l2,
             values: largest(&values, &expected.first8, typical),
         })
     }
 
     pub(crate) fn of_values(what: &str, found: &[f64], expected: &[f64], typical: f64) -> Self {
-        let norm = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>().sqrt();
         Self {
             what: what.to_owned(),
             norm: (norm(found) - norm(expected)).abs() / norm(expected),
@@ -57,19 +55,17 @@ impl Deviation {
     }
 }
 
+fn norm(values: &[f64]) -> f64 {
+    values.iter().map(|v| v * v).sum::<f64>().sqrt()
+}
+
 /// The largest relative error of the elements that are known; infinite if one is NaN.
 fn largest(found: &[f64], expected: &[f64], typical: f64) -> f64 {
-    let errors = found
-        .iter()
-        .zip(expected)
-        .map(|(found, expected)| (found - expected).abs() / expected.abs().max(typical));
-    errors.fold(0.0, |largest, error| {
-        if error.is_nan() {
-            f64::INFINITY
-        } else {
-            largest.max(error)
-        }
-    })
+    let values = found.iter().zip(expected);
+    let errors = values
+        .map(|(found, expected)| (found - expected).abs() / expected.abs().max(typical))
+        .map(|error| if error.is_nan() { f64::INFINITY } else { error });
+    errors.fold(0.0, f64::max)
 }
 
 /// The L2 norm of the difference of two tensors, relative to the norm of `expected`.
@@ -85,11 +81,10 @@ pub fn relative_error(found: &Tensor, expected: &Tensor) -> candle_core::Result<
         );
     }
     let (found, expected) = (elements(found)?, elements(expected)?);
-    let mut difference = 0.0;
-    let mut reference = 0.0;
-    for (found, expected) in found.iter().zip(&expected) {
-        difference += (found - expected).powi(2);
-        reference += expected.powi(2);
-    }
-    Ok((difference / reference).sqrt())
+    let difference = found
+        .iter()
+        .zip(&expected)
+        .map(|(found, expected)| found - expected);
+    let difference: Vec<f64> = difference.collect();
+    Ok(norm(&difference) / norm(&expected))
 }

@@ -32,9 +32,6 @@ pub enum Error {
     /// A reference value is missing.
     #[error("there is no reference value for {0}")]
     Missing(String),
-    /// A network could not be built.
-    #[error(transparent)]
-    Network(#[from] models::Error),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -69,6 +66,12 @@ impl Setting {
     fn is_narrow(&self) -> bool {
         self.arithmetic.precision == Precision::Bf16
     }
+}
+
+/// From PyTorch's layout to `[batch, height, width, channels]`, on the device of `x`.
+fn channels_last(x: &Tensor) -> Result<Tensor> {
+    let host = x.to_device(&Device::Cpu)?.permute((0, 2, 3, 1))?;
+    host.contiguous()?.to_device(x.device())
 }
 
 /// A tensor's elements in double precision, in row-major order.

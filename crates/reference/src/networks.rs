@@ -1,8 +1,8 @@
 //! The networks: logits, losses, all gradients, three steps of SGD.
 
 use crate::deviation::{Deviation, Statistics};
-use crate::{Error, Setting, elements, uniform};
-use candle_core::{Device, Tensor};
+use crate::{Error, Setting, channels_last, elements};
+use candle_core::Tensor;
 use models::{Architecture, CLASSES, Network};
 use ops::{Sgd, Tape, cross_entropy, cross_entropy_gradient, sgd_step};
 use serde::Deserialize;
@@ -65,28 +65,29 @@ fn golden(architecture: Architecture) -> Result<String, Error> {
     fs::read_to_string(&path).map_err(|source| Error::Read { path, source })
 }
 
+/// The reference value of a parameter.
+fn get<'a, T>(values: &'a BTreeMap<String, T>, name: &str) -> Result<&'a T, Error> {
+    values
+        .get(name)
+        .ok_or_else(|| Error::Missing(name.to_owned()))
+}
+
 /// Trains a network for three steps on a batch of eight images.
 ///
 /// # Errors
 /// When there are no reference values, an operation fails, or training and evaluation give different logits.
 pub fn network(architecture: Architecture, setting: &Setting) -> Result<NetworkDeviations, Error> {
     let case: Case = serde_json::from_str(&golden(architecture)?)?;
-    let parameters = case
-        .params
-        .into_iter()
-        .map(|(name, parameter)| {
-            let bound = parameter.bound_f32 as f32;
-            let values = setting.tensor(parameter.seed, &parameter.shape, bound)?;
-            Ok((name, values))
-        })
-        .collect::<candle_core::Result<Vec<_>>>()?;
+    let parameters = case.params.into_iter().map(|(name, parameter)| {
+        let bound = parameter.bound_f32 as f32;
+        let values = setting.tensor(parameter.seed, &parameter.shape, bound)?;
+        Ok((name, values))
+    });
+    let parameters = parameters.collect::<candle_core::Result<_>>()?;
     let network = Network::new(architecture, parameters)?;
     let batch = case.labels.len();
-    let images = uniform(case.input.seed, batch * 3 * 32 * 32, case.input.bound);
-    let images = Tensor::from_vec(images, (batch, 3, 32, 32), &Device::Cpu)?;
-    let images = images.permute((0, 2, 3, 1))?.contiguous()?;
-    let images = images.to_dtype(setting.dtype)?.to_device(&setting.device)?;
-    let images = setting.activations(&images)?;
+    let images = setting.tensor(case.input.seed, &[batch, 3, 32, 32], case.input.bound)?;
+    let images = setting.activations(&channels_last(&images)?)?;
     let labels = Tensor::from_vec(case.labels, batch, &setting.device)?;
     let sgd = Sgd {
         learning_rate: case.sgd.lr,
@@ -94,67 +95,48 @@ pub fn network(architecture: Architecture, setting: &Setting) -> Result<NetworkD
         weight_decay: case.sgd.weight_decay,
         ..Sgd::default()
     };
-    let momentum_buffers = network
-        .variables()
-        .iter()
-        .map(|(_, variable)| variable.zeros_like())
-        .collect::<candle_core::Result<Vec<_>>>()?;
+    let variables = network.variables();
+    let zeros = variables.iter().map(|(_, variable)| variable.zeros_like());
+    let momentum_buffers = zeros.collect::<candle_core::Result<Vec<_>>>()?;
 
     let mut found = NetworkDeviations::default();
-    for (done, step) in case.steps.into_iter().enumerate() {
+    for (number, step) in (1..).zip(case.steps) {
         let mut tape = Tape::recording(setting.arithmetic);
         let logits = network.forward(&mut tape, &images, None)?;
         let evaluated = network.forward(&mut Tape::no_grad(setting.arithmetic), &images, None)?;
-        if elements(&logits)? != elements(&evaluated)? {
+        let values = elements(&logits)?;
+        if values != elements(&evaluated)? {
             let text = "training and evaluation give different logits";
             return Err(candle_core::Error::Msg(text.to_owned()).into());
         }
-        let loss = cross_entropy(&logits, &labels)?;
-        let values = if done == 0 {
-            &mut found.values
-        } else {
-            &mut found.afterwards
-        };
-        let what = format!("{architecture}, step {}: ", done + 1);
+        let loss = elements(&cross_entropy(&logits, &labels)?)?;
         let expected = step.logits.concat();
         assert_eq!(expected.len(), batch * CLASSES);
-        values.push(Deviation::of_values(
-            &format!("{what}logits"),
-            &elements(&logits)?,
-            &expected,
-            0.1,
-        ));
-        values.push(Deviation::of_values(
-            &format!("{what}loss"),
-            &elements(&loss)?,
-            &[step.loss],
-            step.loss,
-        ));
+        let what = format!("{architecture}, step {number}");
+        let deviations = match number {
+            1 => &mut found.values,
+            _ => &mut found.afterwards,
+        };
+        deviations.extend([
+            Deviation::of_values(&format!("{what}: logits"), &values, &expected, 0.1),
+            Deviation::of_values(&format!("{what}: loss"), &loss, &[step.loss], step.loss),
+        ]);
         let gradients = tape.backward(cross_entropy_gradient(&logits, &labels, 0.0)?)?;
         let mut updates = Vec::new();
-        for ((name, variable), momentum_buffer) in network.variables().iter().zip(&momentum_buffers)
-        {
-            let gradient = gradients
-                .get(variable)
-                .ok_or_else(|| Error::Missing(name.clone()))?;
+        for ((name, variable), momentum_buffer) in variables.iter().zip(&momentum_buffers) {
+            let gradient = gradients.get(variable);
+            let gradient = gradient.ok_or_else(|| Error::Missing(name.clone()))?;
             if let Some(expected) = &step.grads {
-                let expected = expected
-                    .get(name)
-                    .ok_or_else(|| Error::Missing(name.clone()))?;
                 let what = format!("{architecture}: gradient of {name}");
-                found
-                    .gradients
-                    .push(Deviation::of(&what, gradient, expected)?);
+                let deviation = Deviation::of(&what, gradient, get(expected, name)?)?;
+                found.gradients.push(deviation);
             }
             updates.push([variable.as_tensor(), momentum_buffer, gradient]);
         }
         sgd_step(sgd, &updates)?;
     }
-    for (name, variable) in network.variables() {
-        let expected = case
-            .params_after
-            .get(name)
-            .ok_or_else(|| Error::Missing(name.clone()))?;
+    for (name, variable) in variables {
+        let expected = get(&case.params_after, name)?;
         let what = format!("{architecture}: {name} after three steps");
         found
             .afterwards

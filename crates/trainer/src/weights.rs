@@ -56,9 +56,10 @@ pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
     let device = backend::open(args.device)?;
     let arithmetic = backend::arithmetic(args.conv, args.precision, &device)?;
     let weights = Weights::read(&args.checkpoint, args.model).map_err(|error| match error {
-        error @ engine::Error::UnknownModel { .. } => {
-            anyhow::Error::from(UsageError(error.to_string()))
-        }
+        error @ engine::Error::Unusable {
+            reason: engine::Unusable::UnknownModel,
+            ..
+        } => anyhow::Error::from(UsageError(error.to_string())),
         error => error.into(),
     })?;
     let inputs_are_known = weights.inputs.is_some();

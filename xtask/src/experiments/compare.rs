@@ -3,7 +3,8 @@
 use crate::experiments::estimate::dry_run;
 use crate::experiments::flags::{SettingFlags, Shared};
 use crate::experiments::plan::Planned;
-use crate::experiments::pool::{self, Ended};
+use crate::experiments::pool;
+use crate::files::create_folder;
 use crate::trainer::{self, Trainer};
 use anyhow::{Context, bail};
 use report::Comparison;
@@ -11,7 +12,6 @@ use run::cli::{self, Exit, UsageError};
 use run::{EvaluationSplit, Run};
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -19,30 +19,18 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// The networks.
-    #[arg(
-        long,
-        value_name = "NAMES",
-        value_delimiter = ',',
-        default_values = report::post_networks()
-    )]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[arg(default_values = report::post_networks())]
     pub(crate) models: Vec<String>,
 
     /// The seeds; every network is trained with each.
-    #[arg(
-        long,
-        value_name = "SEEDS",
-        value_delimiter = ',',
-        default_value = "0,1,2"
-    )]
+    #[arg(long, value_name = "SEEDS", value_delimiter = ',')]
+    #[arg(default_value = "0,1,2")]
     pub(crate) seeds: Vec<u64>,
 
     /// The recipes; every network is trained with each.
-    #[arg(
-        long,
-        value_name = "NAMES",
-        value_delimiter = ',',
-        default_value = "reference"
-    )]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[arg(default_value = "reference")]
     pub(crate) recipe: Vec<String>,
 
     /// Concurrent runs; they divide the cores among them.
@@ -90,16 +78,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let trainer = Trainer::new(&args.trainer, args.settings.get("device"))?;
     let mut plan = Vec::new();
     // Seed by seed, so that every network has a run early.
-    for seed in &args.seeds {
+    for &seed in &args.seeds {
         for recipe in &args.recipe {
             for model in &args.models {
-                let arguments = arguments(args, model, recipe, *seed);
-                plan.push(Planned::new(
-                    &trainer,
-                    &args.out,
-                    name(model, recipe, *seed),
-                    arguments,
-                )?);
+                let name = name(model, recipe, seed);
+                let settings = args
+                    .settings
+                    .clone()
+                    .with("model", model)
+                    .with("recipe", recipe);
+                let settings = settings.with("seed", seed.to_string());
+                let arguments = pool::arguments(settings, args.jobs, &args.flags);
+                plan.push(Planned::new(&trainer, &args.out, name, arguments)?);
             }
         }
     }
@@ -107,14 +97,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         dry_run(&trainer, &plan)?;
         return Ok(Exit::Success);
     }
-    fs::create_dir_all(&args.out)
-        .with_context(|| format!("cannot create the folder `{}`", args.out.display()))?;
-    let failed = match pool::train(&trainer, &plan, args.jobs)? {
-        Ended::Interrupted => {
-            cli::note("interrupted; run the same command again to continue");
-            return Ok(Exit::Interrupted);
-        }
-        Ended::Done(failed) => failed,
+    create_folder(&args.out)?;
+    let Some(failed) = pool::train(&trainer, &plan, args.jobs)? else {
+        return Ok(Exit::Interrupted);
     };
     let trained: Vec<_> = names(args).filter(|name| !failed.contains(name)).collect();
     write_report(args, &trained)?;
@@ -130,13 +115,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
 
 /// Checks that no value of a flag is given twice.
 fn unique<T: PartialEq + Display>(flag: &str, values: &[T]) -> Result<(), UsageError> {
-    let mut indexed = values.iter().enumerate();
-    match indexed.find(|(index, value)| values[..*index].contains(value)) {
-        Some((_, value)) => Err(UsageError(format!(
-            "{flag}: `{value}` is given twice; give each value once"
-        ))),
-        None => Ok(()),
+    for (index, value) in values.iter().enumerate() {
+        if values[..index].contains(value) {
+            let error = format!("{flag}: `{value}` is given twice; give each value once");
+            return Err(UsageError(error));
+        }
     }
+    Ok(())
 }
 
 /// The name of a run in the comparison's folder.
@@ -147,22 +132,17 @@ fn name(model: &str, recipe: &str, seed: u64) -> String {
 /// The names of all runs in the order of the report: network by network, as in the post.
 fn names(args: &Args) -> impl Iterator<Item = String> {
     args.models.iter().flat_map(move |model| {
-        let recipes = args.recipe.iter();
-        recipes.flat_map(move |recipe| {
-            args.seeds
-                .iter()
-                .map(move |seed| name(model, recipe, *seed))
+        args.recipe.iter().flat_map(move |recipe| {
+            let seeds = args.seeds.iter();
+            seeds.map(move |seed| name(model, recipe, *seed))
         })
     })
 }
 
 /// Whether the run in `folder` has finished all its epochs, and its last weights are there.
 fn is_finished(folder: &Path) -> bool {
-    Run::read(folder).is_ok_and(|run| {
-        run.finished()
-            && run::checkpoint::finished_epochs(folder)
-                .is_some_and(|epochs| epochs as usize >= run.epochs.len())
-    })
+    let done = run::checkpoint::finished_epochs(folder).unwrap_or(0) as usize;
+    Run::read(folder).is_ok_and(|run| run.finished() && done >= run.epochs.len())
 }
 
 /// Writes the report on the runs of these names. Prints its results in short, and where it is.
@@ -181,15 +161,15 @@ fn write_report(args: &Args, names: &[String]) -> anyhow::Result<()> {
         let accuracies = group.runs.iter().map(|run| run.last().evaluated().accuracy);
         let runs = group.runs.len();
         let split = group.runs.first().map(|run| run.last().split());
+        let mean = match runs {
+            1 => String::new(),
+            _ => format!(", the mean of {runs} runs"),
+        };
         cli::line(&format!(
-            "{}: {} accuracy {:.2} %{}",
+            "{}: {} accuracy {:.2} %{mean}",
             group.label,
             split.unwrap_or(EvaluationSplit::Test),
-            100.0 * accuracies.sum::<f64>() / runs as f64,
-            match runs {
-                1 => String::new(),
-                _ => format!(", the mean of {runs} runs"),
-            }
+            100.0 * accuracies.sum::<f64>() / runs as f64
         ));
     }
     let page = html.canonicalize().unwrap_or(html);
@@ -199,16 +179,4 @@ fn write_report(args: &Args, names: &[String]) -> anyhow::Result<()> {
         markdown.display()
     ));
     Ok(())
-}
-
-/// The trainer's arguments for a run.
-fn arguments(args: &Args, model: &str, recipe: &str, seed: u64) -> Vec<OsString> {
-    let settings = args.settings.clone();
-    let settings = settings
-        .with("model", model)
-        .with("recipe", recipe)
-        .with("seed", seed.to_string());
-    let mut arguments = pool::with_threads(settings, args.jobs).arguments();
-    arguments.extend(args.flags.iter().cloned());
-    arguments
 }

@@ -1,15 +1,15 @@
 //! An estimate of how long runs will take, from a few measured steps.
 
 use crate::experiments::plan::{Planned, State};
-use crate::trainer::Trainer;
+use crate::files::write;
+use crate::trainer::{self, Trainer};
 use anyhow::Context;
 use datasets::DatasetInfo;
 use indicatif::HumanDuration;
 use run::{Settings, cli, file};
 use std::collections::BTreeMap;
-use std::fs;
+use std::collections::btree_map::Entry;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::Path;
 use std::time::Duration;
 
 /// Lists the runs and how long each will take.
@@ -17,36 +17,27 @@ pub(crate) fn dry_run(trainer: &Trainer, plan: &[Planned]) -> anyhow::Result<()>
     let mut paces: BTreeMap<String, Pace> = BTreeMap::new();
     let mut all = 0.0;
     for run in plan {
+        let (name, epochs) = (&run.name, run.epochs());
         let state = match run.state {
-            State::Missing => format!("to be trained, {} epochs", run.epochs()),
-            State::Started(done) => format!(
-                "to be continued, {done} of {} epochs are done",
-                run.epochs()
-            ),
+            State::Missing => format!("to be trained, {epochs} epochs"),
+            State::Started(done) => format!("to be continued, {done} of {epochs} epochs are done"),
             State::Finished => {
-                cli::line(&format!("{}: finished", run.name));
+                cli::line(&format!("{name}: finished"));
                 continue;
             }
         };
-        let pace = match paces.get(&run.kind()) {
-            Some(pace) => *pace,
-            None => Pace::measure(trainer, &run.settings)?,
+        let pace = match paces.entry(run.kind()) {
+            Entry::Occupied(pace) => pace.into_mut(),
+            Entry::Vacant(pace) => pace.insert(Pace::measure(trainer, &run.settings)?),
         };
-        paces.insert(run.kind(), pace);
         let (train, test) = images(&run.settings)?;
         let epoch = train as f64 / pace.training + test as f64 / pace.evaluation;
-        let seconds = f64::from(run.epochs().saturating_sub(run.done())) * epoch;
+        let seconds = f64::from(epochs.saturating_sub(run.done())) * epoch;
         all += seconds;
-        cli::line(&format!(
-            "{}: {state}, about {}",
-            run.name,
-            duration(seconds)
-        ));
+        cli::line(&format!("{name}: {state}, about {}", duration(seconds)));
     }
-    cli::line(&format!(
-        "in all about {}, estimated from a few steps",
-        duration(all)
-    ));
+    let all = duration(all);
+    cli::line(&format!("in all about {all}, estimated from a few steps"));
     Ok(())
 }
 
@@ -70,7 +61,6 @@ fn images(settings: &Settings) -> anyhow::Result<(usize, usize)> {
 }
 
 /// Throughput in images per second.
-#[derive(Clone, Copy)]
 struct Pace {
     training: f64,
     evaluation: f64,
@@ -97,17 +87,11 @@ impl Pace {
             ..settings.clone()
         };
         let settings_file = folder.path().join("settings.toml");
-        fs::write(&settings_file, settings.to_toml()?)
-            .with_context(|| format!("cannot write `{}`", settings_file.display()))?;
-        trainer.output([
-            Path::new("--config"),
-            &settings_file,
-            Path::new("--run-dir"),
-            folder.path(),
-            Path::new("--name"),
-            Path::new("pace"),
-            Path::new("--no-progress"),
-        ])?;
+        write(&settings_file, &settings.to_toml()?)?;
+        let mut command = trainer.command();
+        command.arg("--config").arg(&settings_file);
+        command.arg("--run-dir").arg(folder.path());
+        trainer::output(command.args(["--name", "pace", "--no-progress"]))?;
         let epochs = run::metrics::read(&folder.path().join("pace").join(file::METRICS))?;
         let epoch = epochs.last().context("no step was measured")?;
         let evaluation = epoch.seconds - train.get() as f64 / epoch.images_per_second;

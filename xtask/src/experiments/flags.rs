@@ -9,8 +9,8 @@ use std::marker::PhantomData;
 
 /// Which settings a command accepts.
 pub(crate) trait Selection {
-    /// Whether the command accepts this setting.
-    fn accepts(field: &Field) -> bool;
+    /// Whether the command accepts a setting.
+    const ACCEPTS: fn(&Field) -> bool;
 }
 
 /// All settings.
@@ -18,9 +18,7 @@ pub(crate) trait Selection {
 pub(crate) struct All;
 
 impl Selection for All {
-    fn accepts(_: &Field) -> bool {
-        true
-    }
+    const ACCEPTS: fn(&Field) -> bool = |_| true;
 }
 
 /// The settings that all runs of a comparison share: its runs differ in network, recipe and seed.
@@ -28,9 +26,7 @@ impl Selection for All {
 pub(crate) struct Shared;
 
 impl Selection for Shared {
-    fn accepts(field: &Field) -> bool {
-        !["model", "recipe", "seed"].contains(&field.key)
-    }
+    const ACCEPTS: fn(&Field) -> bool = |field| !["model", "recipe", "seed"].contains(&field.key);
 }
 
 /// The settings that do not affect the result, such as the device and the data folder.
@@ -38,56 +34,38 @@ impl Selection for Shared {
 pub(crate) struct Environment;
 
 impl Selection for Environment {
-    fn accepts(field: &Field) -> bool {
-        field.has(Property::MayDiffer) && field.key != "seed"
-    }
+    const ACCEPTS: fn(&Field) -> bool =
+        |field| field.has(Property::MayDiffer) && field.key != "seed";
 }
 
-/// The settings that were given.
+/// The settings that were given, of those that `S` selects.
 #[derive(Clone, Debug)]
-pub(crate) struct SettingFlags<S> {
-    given: Vec<(&'static Field, OsString)>,
-    selection: PhantomData<S>,
-}
-
-impl<S> Default for SettingFlags<S> {
-    fn default() -> Self {
-        Self {
-            given: Vec::new(),
-            selection: PhantomData,
-        }
-    }
-}
+pub(crate) struct SettingFlags<S>(Vec<(&'static Field, OsString)>, PhantomData<S>);
 
 impl<S> SettingFlags<S> {
     /// The value given for a setting.
     pub(crate) fn get(&self, key: &str) -> Option<&OsStr> {
-        let mut given = self.given.iter();
-        given
-            .find(|(field, _)| field.key == key)
-            .map(|(_, value)| value.as_os_str())
+        let (_, value) = self.0.iter().find(|(field, _)| field.key == key)?;
+        Some(value)
     }
 
     /// The same flags with another value of a setting.
     pub(crate) fn with(mut self, key: &str, value: impl Into<OsString>) -> Self {
-        self.given.retain(|(field, _)| field.key != key);
-        self.given
-            .extend(Field::named(key).map(|field| (field, value.into())));
+        self.0.retain(|(field, _)| field.key != key);
+        let field = Field::named(key);
+        self.0.extend(field.map(|field| (field, value.into())));
         self
     }
 
     /// The flags for a command that accepts other settings.
     pub(crate) fn into<T>(self) -> SettingFlags<T> {
-        SettingFlags {
-            given: self.given,
-            selection: PhantomData,
-        }
+        SettingFlags(self.0, PhantomData)
     }
 
     /// The flags as arguments of the trainer.
     pub(crate) fn arguments(&self) -> Vec<OsString> {
-        self.given
-            .iter()
+        let given = self.0.iter();
+        given
             .flat_map(|(field, value)| [field.flag().into(), value.clone()])
             .collect()
     }
@@ -99,7 +77,7 @@ impl<S: Selection> clap::Args for SettingFlags<S> {
         let settings = run::settings::with_defaults_in_help(settings);
         let accepted = settings.get_arguments().filter(|arg| {
             let field = Field::named(arg.get_id().as_str());
-            field.is_some_and(S::accepts)
+            field.is_some_and(S::ACCEPTS)
         });
         command.args(accepted.cloned().map(|arg| arg.hide_short_help(true)))
     }
@@ -111,16 +89,12 @@ impl<S: Selection> clap::Args for SettingFlags<S> {
 
 impl<S: Selection> clap::FromArgMatches for SettingFlags<S> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let accepted = FIELDS.iter().filter(|field| S::accepts(field));
-        Ok(Self {
-            given: accepted
-                .filter_map(|field| {
-                    let value = matches.get_raw(field.key)?.next()?;
-                    Some((field, value.to_owned()))
-                })
-                .collect(),
-            selection: PhantomData,
-        })
+        let accepted = FIELDS.iter().filter(|field| S::ACCEPTS(field));
+        let given = accepted.filter_map(|field| {
+            let value = matches.get_raw(field.key)?.next()?;
+            Some((field, value.to_owned()))
+        });
+        Ok(Self(given.collect(), PhantomData))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {

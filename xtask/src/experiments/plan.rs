@@ -5,8 +5,8 @@ use run::cli::UsageError;
 use run::settings::{FIELDS, Property};
 use run::{Record, Run, Settings, file};
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
-use toml::Value;
 
 /// A run of an experiment.
 #[derive(Clone, Debug)]
@@ -77,15 +77,12 @@ impl Planned {
     /// The arguments with which the trainer resumes the run: the settings that may change.
     pub(crate) fn arguments_to_resume(&self) -> anyhow::Result<Vec<String>> {
         let settings = self.settings.to_table()?;
-        let changeable = FIELDS
-            .iter()
-            .filter(|field| field.has(Property::MayChangeOnResume));
+        let fields = FIELDS.iter();
+        let changeable = fields.filter(|field| field.has(Property::MayChangeOnResume));
         let arguments = changeable.filter_map(|field| {
-            let value = match settings.get(field.key)? {
-                Value::String(text) => text.clone(),
-                value => value.to_string(),
-            };
-            Some([field.flag(), value])
+            let value = settings.get(field.key)?;
+            let text = value.as_str().map(str::to_owned);
+            Some([field.flag(), text.unwrap_or_else(|| value.to_string())])
         });
         Ok(arguments.flatten().collect())
     }
@@ -98,21 +95,21 @@ fn state(folder: &Path, settings: &Settings) -> anyhow::Result<State> {
     }
     let recorded = Record::read(folder)?.settings;
     let differences = recorded.differences(settings, Property::MayChangeOnResume)?;
-    let [key, before, now] = match differences.first() {
-        Some(other) => [other.key, &other.first, &other.second].map(str::to_owned),
-        // A run may be made longer, not shorter.
-        None if recorded.epochs > settings.epochs => [
-            "epochs".to_owned(),
-            recorded.epochs.to_string(),
-            settings.epochs.to_string(),
-        ],
-        None => return Ok(progress(folder, settings)),
+    let error = |key, before: &dyn Display, now: &dyn Display| {
+        let run = folder.display();
+        Err(UsageError(format!(
+            "the run `{run}` has {key} = {before}, not {key} = {now}; give another --out, or remove that run"
+        ))
+        .into())
     };
-    Err(UsageError(format!(
-        "the run `{}` has {key} = {before}, not {key} = {now}; give another --out, or remove that run",
-        folder.display()
-    ))
-    .into())
+    match differences.first() {
+        Some(other) => error(other.key, &other.first, &other.second),
+        // A run may be made longer, not shorter.
+        None if recorded.epochs > settings.epochs => {
+            error("epochs", &recorded.epochs, &settings.epochs)
+        }
+        None => Ok(progress(folder, settings)),
+    }
 }
 
 /// How far the run in `folder` is.

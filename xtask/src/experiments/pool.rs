@@ -5,88 +5,84 @@ use crate::experiments::plan::{Planned, State};
 use crate::experiments::progress::Progress;
 use crate::trainer::{Trainer, wait_for_writer};
 use anyhow::{Context, bail};
-use run::file;
-use std::collections::VecDeque;
+use run::{cli, file};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
-use std::io::{BufReader, Read};
+use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// How training ended.
-pub(crate) enum Ended {
-    /// All runs ended. It has the names of those that failed.
-    Done(Vec<String>),
-    /// Ctrl-C stopped it.
-    Interrupted,
-}
-
 /// A flag that Ctrl-C sets. The child processes receive the same Ctrl-C and write a checkpoint.
 fn stop_on_interrupt() -> anyhow::Result<&'static AtomicBool> {
-    static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
-    if STOP.get().is_none() {
-        let asked = STOP.get_or_init(Arc::default).clone();
-        ctrlc::set_handler(move || asked.store(true, Ordering::SeqCst))
-            .context("cannot watch for Ctrl-C")?;
-    }
-    Ok(STOP.get_or_init(Arc::default))
+    static STOP: AtomicBool = AtomicBool::new(false);
+    static HANDLER: Once = Once::new();
+    let mut set = Ok(());
+    HANDLER.call_once(|| set = ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst)));
+    set.context("cannot watch for Ctrl-C")?;
+    Ok(&STOP)
 }
 
-/// The settings of each of `jobs` concurrent runs: they divide the cores among them, unless `--threads` is given.
-pub(crate) fn with_threads<S>(settings: SettingFlags<S>, jobs: NonZeroUsize) -> SettingFlags<S> {
-    if jobs.get() == 1 || settings.get("threads").is_some() {
-        return settings;
+/// The trainer's arguments for each of `jobs` concurrent runs: these settings and other flags. The runs divide the cores
+/// among them, unless `--threads` is given.
+pub(crate) fn arguments<S>(
+    mut settings: SettingFlags<S>,
+    jobs: NonZeroUsize,
+    flags: &[OsString],
+) -> Vec<OsString> {
+    if jobs.get() > 1 && settings.get("threads").is_none() {
+        let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        settings = settings.with("threads", (cores / jobs).max(1).to_string());
     }
-    let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    settings.with("threads", (cores / jobs).max(1).to_string())
+    let mut arguments = settings.arguments();
+    arguments.extend_from_slice(flags);
+    arguments
 }
 
-/// Trains the runs that are not finished, `jobs` at a time.
+/// Trains the runs that are not finished, `jobs` at a time. Returns the names of those that failed; `None` if Ctrl-C
+/// stopped it.
 pub(crate) fn train(
     trainer: &Trainer,
     plan: &[Planned],
     jobs: NonZeroUsize,
-) -> anyhow::Result<Ended> {
+) -> anyhow::Result<Option<Vec<String>>> {
     let stop = stop_on_interrupt()?;
     let progress = Progress::new(plan);
-    let waiting: VecDeque<&Planned> = plan
-        .iter()
-        .filter(|run| run.state != State::Finished)
-        .collect();
-    let waiting = Mutex::new(waiting);
-    let failed = Mutex::new(Vec::new());
+    let stopped = || stop.load(Ordering::SeqCst);
+    let runs = plan.iter().enumerate();
+    let waiting = Mutex::new(runs.filter(|(_, run)| run.state != State::Finished));
     let next = || {
         let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.pop_front()
+        waiting.next().filter(|_| !stopped())
     };
+    let failed = Mutex::new(BTreeMap::new());
     thread::scope(|scope| {
         for _ in 0..jobs.get() {
             scope.spawn(|| {
-                while let Some(run) = next().filter(|_| !stop.load(Ordering::SeqCst)) {
+                while let Some((index, run)) = next() {
                     if let Err(error) = train_one(trainer, run, &progress)
-                        && !stop.load(Ordering::SeqCst)
+                        && !stopped()
                     {
                         progress.print(&format!("{} failed: {error:#}", run.name));
                         let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                        failed.push(run.name.clone());
+                        failed.insert(index, run.name.clone());
                     }
                 }
             });
         }
     });
     progress.finish();
-    if stop.load(Ordering::SeqCst) {
-        return Ok(Ended::Interrupted);
+    if stopped() {
+        cli::note("interrupted; run the same command again to continue");
+        return Ok(None);
     }
     let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let names = plan.iter().map(|run| run.name.clone());
-    Ok(Ended::Done(
-        names.filter(|name| failed.contains(name)).collect(),
-    ))
+    Ok(Some(failed.into_values().collect()))
 }
 
 /// The number of lines of a failed run's log that are shown.
@@ -99,16 +95,11 @@ fn train_one(trainer: &Trainer, run: &Planned, progress: &Progress) -> anyhow::R
     // The child of a killed command may have started the run since it was planned.
     if run.state == State::Missing && !run.folder.join(file::RECORD).exists() {
         let out = run.folder.parent().unwrap_or(Path::new("."));
-        command
-            .args(&run.arguments)
-            .arg("--run-dir")
-            .arg(out)
-            .args(["--name", &run.name]);
+        command.args(&run.arguments).args(["--name", &run.name]);
+        command.arg("--run-dir").arg(out);
     } else {
-        command
-            .arg("--resume")
-            .arg(&run.folder)
-            .args(run.arguments_to_resume()?);
+        command.arg("--resume").arg(&run.folder);
+        command.args(run.arguments_to_resume()?);
     }
     // If this process is killed, the pipe ends, and the child writes a checkpoint and stops.
     command.args(["--no-progress", "--stop-with-stdin"]);
@@ -119,26 +110,19 @@ fn train_one(trainer: &Trainer, run: &Planned, progress: &Progress) -> anyhow::R
         .stderr(Stdio::piped())
         .spawn()
         .context("cannot run the program `trainer`")?;
-    let errors = child.stderr.take().map(|errors| {
-        thread::spawn(move || {
-            let mut text = String::new();
-            let _ = BufReader::new(errors).read_to_string(&mut text);
-            text
-        })
-    });
+    let errors = child.stderr.take();
+    let errors = errors.map(|errors| thread::spawn(move || io::read_to_string(errors)));
     let status = wait(&mut child, || progress.update(run));
     progress.ended(run);
-    let errors = errors
-        .and_then(|errors| errors.join().ok())
-        .unwrap_or_default();
+    let errors = errors.and_then(|errors| errors.join().ok()?.ok());
     let status = status?;
     if status.success() {
         return Ok(());
     }
+    let errors = errors.unwrap_or_default();
     let mut errors = errors.lines().rev();
-    let mut message = errors
-        .find_map(|line| line.strip_prefix("error: "))
-        .map_or_else(|| format!("it ended with {status}"), str::to_owned);
+    let error = errors.find_map(|line| line.strip_prefix("error: "));
+    let mut message = error.map_or_else(|| format!("it ended with {status}"), str::to_owned);
     let log = run.folder.join(file::LOG);
     if let Ok(text) = fs::read_to_string(&log) {
         let lines: Vec<_> = text.lines().collect();
@@ -155,10 +139,10 @@ const INTERVAL: Duration = Duration::from_millis(100);
 fn wait(child: &mut Child, update: impl Fn()) -> anyhow::Result<ExitStatus> {
     loop {
         let status = child.try_wait();
-        match status.context("cannot wait for the program `trainer`")? {
-            Some(status) => return Ok(status),
-            None => thread::sleep(INTERVAL),
+        if let Some(status) = status.context("cannot wait for the program `trainer`")? {
+            return Ok(status);
         }
+        thread::sleep(INTERVAL);
         update();
     }
 }

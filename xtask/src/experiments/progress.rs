@@ -1,11 +1,10 @@
 //! The progress of all runs of an experiment, read from their files and shown while it grows.
 
 use crate::experiments::plan::{Planned, State};
-use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use run::{cli, file};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{IsTerminal, stderr};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -45,16 +44,12 @@ fn seconds(folder: &Path, epochs: u32) -> Vec<f64> {
 
 impl Progress {
     pub(crate) fn new(plan: &[Planned]) -> Self {
-        let bar = if stderr().is_terminal() {
-            ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
-        } else {
-            ProgressBar::hidden()
-        };
+        // It is hidden unless standard error is a terminal.
+        let bar = ProgressBar::new(plan.iter().map(|run| u64::from(run.epochs())).sum());
         // A test checks the template.
         if let Ok(style) = style() {
             bar.set_style(style);
         }
-        bar.set_length(plan.iter().map(|run| u64::from(run.epochs())).sum());
         let runs = plan.iter().map(|run| {
             let progress = RunProgress {
                 kind: run.kind(),
@@ -73,10 +68,9 @@ impl Progress {
             bar,
             runs: Mutex::new(runs.collect()),
         };
-        let states = plan.iter().map(|run| run.state);
-        let finished = states.filter(|state| *state == State::Finished).count();
+        let is_finished = |run: &&Planned| run.state == State::Finished;
+        let (finished, all) = (plan.iter().filter(is_finished).count(), plan.len());
         if finished > 0 {
-            let all = plan.len();
             progress.print(&format!("{finished} of {all} runs are finished already"));
         }
         progress
@@ -162,10 +156,10 @@ impl Progress {
     }
 
     fn show(&self) {
-        let left = self.left().map_or_else(
-            || "time left not known yet".to_owned(),
-            |left| format!("{} left", HumanDuration(left)),
-        );
+        let left = match self.left() {
+            Some(left) => format!("{} left", HumanDuration(left)),
+            None => "time left not known yet".to_owned(),
+        };
         let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         let finished = runs.values().filter(|run| run.left() == 0).count();
         let running = runs.iter().filter(|(_, run)| run.epoch_started.is_some());
@@ -187,24 +181,22 @@ impl Progress {
     /// The time left for all runs, estimated from the epochs that are done; `None` before the first.
     fn left(&self) -> Option<Duration> {
         let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut seconds: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-        for run in runs.values().filter(|run| !run.seconds.is_empty()) {
-            let kind = seconds.entry(&run.kind).or_default();
-            kind.extend(&run.seconds);
-        }
-        let means: BTreeMap<&str, f64> = seconds
-            .into_iter()
-            .map(|(kind, seconds)| (kind, seconds.iter().sum::<f64>() / seconds.len() as f64))
-            .collect();
+        let mean = |kind: &str| {
+            let same = runs.values().filter(|run| run.kind == kind);
+            let seconds: Vec<_> = same.flat_map(|run| run.seconds.iter().copied()).collect();
+            (!seconds.is_empty()).then(|| seconds.iter().sum::<f64>() / seconds.len() as f64)
+        };
         // A network without epochs is assumed to be as slow as the slowest one.
-        let slowest = means.values().copied().reduce(f64::max)?;
+        let slowest = runs
+            .values()
+            .filter_map(|run| mean(&run.kind))
+            .reduce(f64::max)?;
         let running = runs.values().filter(|run| run.epoch_started.is_some());
         let at_a_time = running.count().max(1);
         let left = runs.values().map(|run| {
-            let epoch = *means.get(run.kind.as_str()).unwrap_or(&slowest);
-            let elapsed = run
-                .epoch_started
-                .map_or(0.0, |started| started.elapsed().as_secs_f64().min(epoch));
+            let epoch = mean(&run.kind).unwrap_or(slowest);
+            let elapsed = run.epoch_started.map(|started| started.elapsed());
+            let elapsed = elapsed.unwrap_or_default().as_secs_f64().min(epoch);
             (f64::from(run.left()) * epoch - elapsed).max(0.0)
         });
         Duration::try_from_secs_f64(left.sum::<f64>() / at_a_time as f64).ok()

@@ -60,9 +60,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         }
         ("sprint", vec![0, 1], "runs/reproduce-quick")
     } else {
-        let data = settings
-            .get("data_dir")
-            .map_or(OsStr::new("data"), |dir| dir);
+        let data = settings.get("data_dir").unwrap_or(OsStr::new("data"));
         fetch::run(&fetch::Args::into(data.into()))?;
         ("reference", vec![0, 1, 2], "runs/reproduce")
     };

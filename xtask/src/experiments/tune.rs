@@ -2,18 +2,20 @@
 
 use crate::experiments::flags::{All, SettingFlags};
 use crate::experiments::plan::{Planned, State};
-use crate::experiments::pool::{self, Ended};
+use crate::experiments::pool;
+use crate::files::{create_folder, write};
 use crate::trainer::{self, Trainer};
-use anyhow::{Context, bail};
+use anyhow::bail;
 use rng::{Purpose, Stream, unit};
 use run::cli::{self, Exit, UsageError};
 use run::settings::{FIELDS, Field, Property};
 use run::{Run, Settings};
+use std::cmp::{Ordering, Reverse};
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use toml::{Table, Value};
 
@@ -111,28 +113,10 @@ impl FromStr for Search {
             Some(range) => (range, true),
             None => (values, false),
         };
-        let values = if let Some((low, high)) = range.split_once("..") {
-            let whole = (low.parse::<i64>(), high.parse::<i64>());
-            match (whole, low.parse::<f64>(), high.parse::<f64>()) {
-                ((Ok(low), Ok(high)), ..) if !logarithmic && low < high => {
-                    Values::Integer(low, high)
-                }
-                (_, Ok(low), Ok(high)) if low < high && low.is_finite() && high.is_finite() => {
-                    match logarithmic {
-                        true if low <= 0.0 => {
-                            return Err(wrong("a logarithm needs positive numbers"));
-                        }
-                        true => Values::LogUniform(low, high),
-                        false => Values::Uniform(low, high),
-                    }
-                }
-                _ => return Err(wrong("a range needs two numbers, the smaller one first")),
-            }
-        } else if logarithmic || range.is_empty() {
-            return Err(wrong("there are no values"));
-        } else {
-            let values: Vec<Value> = range.split(',').map(value).collect();
-            Values::OneOf(values)
+        let values = match range.split_once("..") {
+            Some((low, high)) => Values::range(low, high, logarithmic).map_err(wrong)?,
+            None if logarithmic || range.is_empty() => return Err(wrong("there are no values")),
+            None => Values::OneOf(range.split(',').map(value).collect()),
         };
         Ok(Self {
             key: key.to_owned(),
@@ -143,20 +127,32 @@ impl FromStr for Search {
 
 /// A value as in a settings file, but strings need no quotes.
 fn value(text: &str) -> Value {
-    if let Ok(number) = text.parse() {
-        return Value::Integer(number);
-    }
-    if let Ok(number) = text.parse() {
-        return Value::Float(number);
-    }
-    match text {
-        "true" => Value::Boolean(true),
-        "false" => Value::Boolean(false),
-        _ => Value::String(text.to_owned()),
-    }
+    let number = text.parse().map(Value::Integer);
+    let number = number.or_else(|_| text.parse().map(Value::Float));
+    number
+        .or_else(|_| text.parse().map(Value::Boolean))
+        .unwrap_or_else(|_| Value::String(text.to_owned()))
 }
 
 impl Values {
+    fn range(low: &str, high: &str, logarithmic: bool) -> Result<Self, &'static str> {
+        if let (false, Ok(low), Ok(high)) = (logarithmic, low.parse(), high.parse())
+            && low < high
+        {
+            return Ok(Self::Integer(low, high));
+        }
+        match (low.parse(), high.parse()) {
+            (Ok(low), Ok(high)) if low < high && f64::is_finite(low) && f64::is_finite(high) => {
+                match logarithmic {
+                    true if low <= 0.0 => Err("a logarithm needs positive numbers"),
+                    true => Ok(Self::LogUniform(low, high)),
+                    false => Ok(Self::Uniform(low, high)),
+                }
+            }
+            _ => Err("a range needs two numbers, the smaller one first"),
+        }
+    }
+
     /// The value for a random word.
     fn sample(&self, word: u32) -> Value {
         let fraction = f64::from(unit(word));
@@ -182,13 +178,12 @@ impl Values {
 /// The settings of a trial.
 fn settings(searches: &[Search], seed: u64, trial: u32) -> Table {
     let stream = Stream::new(seed, Purpose::Search, trial);
-    (0..)
-        .zip(searches)
-        .map(|(number, search)| {
-            let [word, ..] = stream.words(number);
-            (search.key.clone(), search.values.sample(word))
-        })
-        .collect()
+    let searches = (0..).zip(searches);
+    let settings = searches.map(|(number, Search { key, values })| {
+        let [word, ..] = stream.words(number);
+        (key.clone(), values.sample(word))
+    });
+    settings.collect()
 }
 
 /// The epochs of each round: all of them in the last, and 1/`halving` of the next round's in each before it, as long as
@@ -206,8 +201,9 @@ fn rounds(trials: u32, epochs: u32, halving: Option<u32>) -> Vec<u32> {
 }
 
 /// The result of a trial in a round.
+#[derive(Clone, Copy)]
 struct Outcome {
-    trial: u32,
+    trial: usize,
     epochs: u32,
     /// Validation accuracy after the last epoch, 0 to 1; `None` if the run failed.
     accuracy: Option<f64>,
@@ -215,96 +211,67 @@ struct Outcome {
 
 /// Trains the trials and writes the table of results and the best settings.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
-    for (index, search) in args.search.iter().enumerate() {
-        let key = &search.key;
-        if args.search[..index].iter().any(|other| &other.key == key) {
-            return Err(UsageError(format!(
-                "--search: `{key}` is given twice; give each key once"
-            ))
-            .into());
-        }
-        if args.settings.get(key).is_some() {
-            return Err(UsageError(format!(
-                "--search: `{key}` is given as a flag as well; give one of them"
-            ))
-            .into());
-        }
+    for (index, Search { key, .. }) in args.search.iter().enumerate() {
+        let error = if args.search[..index].iter().any(|other| other.key == *key) {
+            "is given twice; give each key once"
+        } else if args.settings.get(key).is_some() {
+            "is given as a flag as well; give one of them"
+        } else {
+            continue;
+        };
+        return Err(UsageError(format!("--search: `{key}` {error}")).into());
     }
     let trainer = Trainer::new(&args.trainer, args.settings.get("device"))?;
-    let trials: Vec<(u32, Table)> = (0..args.trials.get())
-        .map(|trial| (trial, settings(&args.search, args.search_seed, trial)))
-        .collect();
-    let base = trainer.settings(&arguments(args, args.settings.clone()))?;
-    let epochs = base.epochs.get();
-    let rounds = rounds(args.trials.get(), epochs, args.halving);
+    let trials = 0..args.trials.get();
+    let trials = trials.map(|trial| settings(&args.search, args.search_seed, trial));
+    let trials: Vec<Table> = trials.collect();
+    let arguments = pool::arguments(args.settings.clone(), args.jobs, &args.flags);
+    let base = trainer.settings(&arguments)?;
+    let rounds = rounds(args.trials.get(), base.epochs.get(), args.halving);
     if args.dry_run {
-        let fewer = args.halving.unwrap_or(1);
-        let later = rounds[1..].iter();
-        let later = later
-            .map(|epochs| format!("; then the best 1/{fewer} for {}", count(*epochs, "epoch")));
-        cli::line(&format!(
-            "{} of {} for {} each{}",
-            count(args.trials.get(), "trial"),
-            base.model,
-            count(rounds[0], "epoch"),
-            later.collect::<String>()
-        ));
-        for (trial, settings) in &trials {
-            cli::line(&format!("trial {trial}: {}", one_line(settings)));
-        }
+        print_plan(args, &base.model, &rounds, &trials);
         return Ok(Exit::Success);
     }
-    fs::create_dir_all(&args.out)
-        .with_context(|| format!("cannot create the folder `{}`", args.out.display()))?;
+    create_folder(&args.out)?;
     let mut results: Vec<Outcome> = Vec::new();
-    let mut left: Vec<u32> = trials.iter().map(|(trial, _)| *trial).collect();
+    let mut left: Vec<usize> = (0..trials.len()).collect();
     for (round, epochs) in rounds.iter().enumerate() {
-        let mut plan = Vec::new();
-        for trial in &left {
-            let settings = &trials[*trial as usize].1;
-            plan.push(planned(&trainer, args, *trial, settings, *epochs)?);
-        }
+        let plan = left
+            .iter()
+            .map(|trial| planned(&trainer, args, *trial, &trials[*trial], *epochs));
+        let plan = plan.collect::<anyhow::Result<Vec<_>>>()?;
         if plan.iter().any(|run| run.state != State::Finished) {
             cli::note(&format!(
                 "round {} of {}: {} for {} each",
                 round + 1,
                 rounds.len(),
-                count(plan.len() as u32, "trial"),
-                count(*epochs, "epoch")
+                count(plan.len(), "trial"),
+                count(*epochs as usize, "epoch")
             ));
         }
-        let failed = match pool::train(&trainer, &plan, args.jobs)? {
-            Ended::Interrupted => {
-                cli::note("interrupted; run the same command again to continue");
-                return Ok(Exit::Interrupted);
-            }
-            Ended::Done(failed) => failed,
+        let Some(failed) = pool::train(&trainer, &plan, args.jobs)? else {
+            return Ok(Exit::Interrupted);
         };
-        let mut round = Vec::new();
-        for (trial, run) in left.iter().zip(&plan) {
-            let accuracy = if failed.contains(&run.name) {
-                None
-            } else {
-                Some(Run::read(&run.folder)?.last().evaluated().accuracy)
-            };
-            round.push(Outcome {
+        let outcome = |(trial, run): (&usize, &Planned)| {
+            let succeeded = !failed.contains(&run.name);
+            let run = succeeded.then(|| Run::read(&run.folder)).transpose()?;
+            Ok(Outcome {
                 trial: *trial,
                 epochs: *epochs,
-                accuracy,
-            });
-        }
-        sort(&mut round);
+                accuracy: run.map(|run| run.last().evaluated().accuracy),
+            })
+        };
+        let outcomes = left.iter().zip(&plan).map(outcome);
+        let mut outcomes = outcomes.collect::<anyhow::Result<Vec<_>>>()?;
+        sort(&mut outcomes);
+        results.retain(|result| !left.contains(&result.trial));
+        results.extend(&outcomes);
         let keep = args
             .halving
-            .map_or(left.len(), |halving| (left.len() / halving as usize).max(1));
-        left = round
-            .iter()
-            .filter(|result| result.accuracy.is_some())
-            .take(keep)
-            .map(|result| result.trial)
-            .collect();
-        results.retain(|result| round.iter().all(|new| new.trial != result.trial));
-        results.extend(round);
+            .map_or(left.len(), |halving| left.len() / halving as usize);
+        outcomes.retain(|outcome| outcome.accuracy.is_some());
+        outcomes.truncate(keep.max(1));
+        left = outcomes.iter().map(|outcome| outcome.trial).collect();
     }
     // Trials that were trained for more epochs did better in the rounds before.
     sort(&mut results);
@@ -315,13 +282,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         );
     };
     let table = table(&args.search, &base, &trials, &results);
-    let write = |name: &str, text: &str| {
-        let path = args.out.join(name);
-        atomic_file::write(&path, text.as_bytes())
-            .with_context(|| format!("cannot write `{}`", path.display()))
-    };
-    write("tune.md", &table)?;
-    write("best.toml", &trials[best.trial as usize].1.to_string())?;
+    write(&args.out.join("tune.md"), &table)?;
+    write(&args.out.join("best.toml"), &trials[best.trial].to_string())?;
     cli::line(&table);
     cli::line(&format!(
         "the best settings are in {0}; train with them: cargo run -p trainer -- --model {1} --recipe {2} --config {0}",
@@ -332,74 +294,62 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Sorts by epochs, then by accuracy, the highest first. Failed trials are last.
-fn sort(results: &mut [Outcome]) {
-    results.sort_by(|a, b| {
-        b.epochs
-            .cmp(&a.epochs)
-            .then(
-                b.accuracy
-                    .unwrap_or(-1.0)
-                    .total_cmp(&a.accuracy.unwrap_or(-1.0)),
-            )
-            .then(a.trial.cmp(&b.trial))
-    });
+/// Prints the rounds and the trials.
+fn print_plan(args: &Args, model: &str, rounds: &[u32], trials: &[Table]) {
+    let fewer = args.halving.unwrap_or(1);
+    let epochs = |round: usize| count(rounds[round] as usize, "epoch");
+    let later =
+        (1..rounds.len()).map(|round| format!("; then the best 1/{fewer} for {}", epochs(round)));
+    cli::line(&format!(
+        "{} of {model} for {} each{}",
+        count(trials.len(), "trial"),
+        epochs(0),
+        later.collect::<String>()
+    ));
+    for (trial, settings) in trials.iter().enumerate() {
+        let settings = settings.to_string();
+        cli::line(&format!(
+            "trial {trial}: {}",
+            settings.trim_end().replace('\n', ", ")
+        ));
+    }
 }
 
-/// The trainer's arguments with these settings.
-fn arguments(args: &Args, settings: SettingFlags<All>) -> Vec<OsString> {
-    let mut arguments = pool::with_threads(settings, args.jobs).arguments();
-    arguments.extend(args.flags.iter().cloned());
-    arguments
+/// Sorts by epochs, then by accuracy, the highest first. Failed trials are last.
+fn sort(results: &mut [Outcome]) {
+    let key = |outcome: &Outcome| (outcome.epochs, outcome.accuracy, Reverse(outcome.trial));
+    results.sort_by(|a, b| key(b).partial_cmp(&key(a)).unwrap_or(Ordering::Equal));
 }
 
 /// The run of a trial with this many epochs.
 fn planned(
     trainer: &Trainer,
     args: &Args,
-    trial: u32,
+    trial: usize,
     settings: &Table,
     epochs: u32,
 ) -> anyhow::Result<Planned> {
     let name = format!("trial{trial:03}");
     let file = args.out.join(format!("{name}.toml"));
-    write_if_different(&file, &settings.to_string())?;
+    let text = settings.to_string();
+    if fs::read_to_string(&file).ok().as_ref() != Some(&text) {
+        write(&file, &text)?;
+    }
     let flags = args.settings.clone().with("epochs", epochs.to_string());
     let mut arguments = vec!["--config".into(), file.into()];
-    arguments.extend(self::arguments(args, flags));
+    arguments.extend(pool::arguments(flags, args.jobs, &args.flags));
     let name = format!("{name}-epochs{epochs}");
     Planned::new(trainer, &args.out, name, arguments)
 }
 
-fn write_if_different(path: &Path, text: &str) -> anyhow::Result<()> {
-    if fs::read_to_string(path).is_ok_and(|present| present == text) {
-        return Ok(());
-    }
-    atomic_file::write(path, text.as_bytes())
-        .with_context(|| format!("cannot write `{}`", path.display()))
-}
-
 /// `1 epoch`, `2 epochs`.
-fn count(number: u32, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
-}
-
-/// Settings as `key = value, key = value`.
-fn one_line(settings: &Table) -> String {
-    let pairs: Vec<_> = settings
-        .iter()
-        .map(|(key, value)| format!("{key} = {value}"))
-        .collect();
-    pairs.join(", ")
+fn count(number: usize, noun: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{ending}")
 }
 
 /// A Markdown table of the trials, in the order of `results`.
-fn table(
-    search: &[Search],
-    base: &Settings,
-    trials: &[(u32, Table)],
-    results: &[Outcome],
-) -> String {
+fn table(search: &[Search], base: &Settings, trials: &[Table], results: &[Outcome]) -> String {
     let keys: Vec<&str> = search.iter().map(|search| search.key.as_str()).collect();
     let mut text = format!(
         "# Trials of {}, recipe {}\n\nAccuracy after the last epoch on {} held-out training images.\n\n| trial | {} | epochs | accuracy |\n|---|{}---|---|\n",
@@ -409,26 +359,20 @@ fn table(
         keys.join(" | "),
         "---|".repeat(keys.len())
     );
-    for result in results {
-        let settings = &trials[result.trial as usize].1;
-        let values: Vec<_> = keys
-            .iter()
-            .map(|key| {
-                settings
-                    .get(*key)
-                    .map_or_else(String::new, Value::to_string)
-            })
-            .collect();
-        let accuracy = result.accuracy.map_or_else(
-            || "failed".to_owned(),
-            |accuracy| format!("{:.2} %", 100.0 * accuracy),
-        );
+    for Outcome {
+        trial,
+        epochs,
+        accuracy,
+    } in results
+    {
+        let value = |key: &&str| trials[*trial].get(*key).map(Value::to_string);
+        let values: Vec<_> = keys.iter().filter_map(value).collect();
+        let accuracy = accuracy.map(|accuracy| format!("{:.2} %", 100.0 * accuracy));
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {accuracy} |",
-            result.trial,
+            "| {trial} | {} | {epochs} | {} |",
             values.join(" | "),
-            result.epochs
+            accuracy.as_deref().unwrap_or("failed")
         );
     }
     text

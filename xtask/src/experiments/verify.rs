@@ -1,13 +1,13 @@
 //! `cargo xtask verify`: trains a run again and checks that its weights are the same, bit for bit.
 
+use crate::process;
 use crate::trainer::{self, Trainer};
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use run::checkpoint::{finished_epochs, weights_difference};
 use run::cli::{self, Exit, UsageError};
 use run::{EpochMetrics, Run, file, folder};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::thread;
 
 /// Options of `verify`.
@@ -40,54 +40,45 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let done = run.epochs.len() as u32;
     let epochs = args.epochs.map_or(done, NonZeroU32::get);
     if epochs > done {
-        return Err(UsageError(format!(
-            "--epochs {epochs}: the run `{}` has {done} epochs",
-            folder.display()
-        ))
-        .into());
+        let run = folder.display();
+        let error = format!("--epochs {epochs}: the run `{run}` has {done} epochs");
+        return Err(UsageError(error).into());
     }
     let parent = tempfile::tempdir().context("cannot create a temporary folder")?;
     train_again(args, &run, &folder, epochs, parent.path())?;
     let repeated = parent.path().join(REPEATED);
-    let metrics = run::metrics::read(&repeated.join(file::METRICS))?;
+    let again = Run::read(&repeated)?;
     ensure!(
-        Run::read(&repeated)?.made_by.data_sha256 == run.made_by.data_sha256,
+        again.made_by.data_sha256 == run.made_by.data_sha256,
         "the data are not those that the run `{}` was trained on",
         folder.display()
     );
-    let different = run
-        .epochs
-        .iter()
-        .zip(&metrics)
-        .find(|(before, now)| !same(before, now));
+    let mut pairs = run.epochs.iter().zip(&again.epochs);
+    let different = pairs.find(|(before, now)| !same(before, now));
     // The weights themselves, if both checkpoints are after the same epoch.
-    let weights = if finished_epochs(&folder) == Some(epochs) {
+    let mut weights = None;
+    if finished_epochs(&folder) == Some(epochs) {
         let [before, now] = [&folder, &repeated].map(|run| run.join(file::LAST_WEIGHTS));
         let difference = weights_difference(&before, &now);
-        Some(difference.context("cannot compare the weights")?)
-    } else {
-        None
-    };
-    if different.is_none()
-        && weights
-            .as_ref()
-            .is_none_or(|weights| weights.different == 0)
-    {
-        let compared = &run.epochs[..epochs as usize];
-        let digests = compared.iter().all(|epoch| epoch.weights_sha256.is_some());
-        cli::line(&match (digests, epochs) {
-            (true, 1) => "the same: the weights after epoch 1 are equal, bit for bit".to_owned(),
+        weights = Some(difference.context("cannot compare the weights")?);
+    }
+    let differs = weights
+        .as_ref()
+        .is_some_and(|weights| weights.different > 0);
+    if different.is_none() && !differs {
+        let mut compared = run.epochs[..epochs as usize].iter();
+        let digests = compared.all(|epoch| epoch.weights_sha256.is_some());
+        let equal = match (digests, epochs) {
+            (true, 1) => "the weights after epoch 1 are equal, bit for bit".to_owned(),
             (true, _) => {
-                format!(
-                    "the same: the weights after each of {epochs} epochs are equal, bit for bit"
-                )
+                format!("the weights after each of {epochs} epochs are equal, bit for bit")
             }
             // Runs of earlier versions and epochs on a GPU without a checkpoint have no digest.
             (false, _) => format!(
-                "the same: losses and accuracies of {epochs} epochs are equal, bit for bit; the run has no digests of its \
-                 weights"
+                "losses and accuracies of {epochs} epochs are equal, bit for bit; the run has no digests of its weights"
             ),
-        });
+        };
+        cli::line(&format!("the same: {equal}"));
         return Ok(Exit::Success);
     }
     let mut message = "not the same".to_owned();
@@ -103,19 +94,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         );
     }
     message += &match weights {
-        Some(weights) if weights.different == 0 => {
-            format!(
-                "; after epoch {epochs}, 0 of {} weights differ",
-                weights.elements
-            )
-        }
-        Some(weights) => format!(
-            "; after epoch {epochs}, {} of {} weights differ, by at most {:e} (in {})",
-            weights.different, weights.elements, weights.largest, weights.tensor
-        ),
         None => format!(
             "; the run has no checkpoint after epoch {epochs}, so weights cannot be compared"
         ),
+        Some(weights) => {
+            let largest = match weights.different {
+                0 => String::new(),
+                _ => format!(", by at most {:e} (in {})", weights.largest, weights.tensor),
+            };
+            let (different, elements) = (weights.different, weights.elements);
+            format!("; after epoch {epochs}, {different} of {elements} weights differ{largest}")
+        }
     };
     cli::line(&message);
     Ok(Exit::Failure)
@@ -147,14 +136,7 @@ fn train_again(
     let threads = args.threads.map_or_else(thread::available_parallelism, Ok);
     let threads = threads.unwrap_or(NonZeroUsize::MIN);
     command.args(["--threads", &threads.to_string()]);
-    let status = command
-        .stderr(Stdio::inherit())
-        .status()
-        .context("cannot run the program `trainer`")?;
-    if !status.success() {
-        bail!("the run could not be trained again: {status}");
-    }
-    Ok(())
+    process::run("trainer", &mut command).context("the run could not be trained again")
 }
 
 /// Whether the metrics of two epochs are equal, bit for bit, apart from times.
@@ -169,9 +151,6 @@ fn same(before: &EpochMetrics, now: &EpochMetrics) -> bool {
         ]
         .map(f64::to_bits)
     };
-    let weights = match (&before.weights_sha256, &now.weights_sha256) {
-        (Some(before), Some(now)) => before == now,
-        _ => true,
-    };
-    values(before) == values(now) && weights
+    let mut digests = before.weights_sha256.iter().zip(&now.weights_sha256);
+    values(before) == values(now) && digests.all(|(before, now)| before == now)
 }

@@ -7,17 +7,14 @@ use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Component, Path};
-use std::str::FromStr;
 use tar::EntryType;
 
 /// Size of the official archive in bytes.
 pub(crate) const OFFICIAL_BYTES: u64 = 170_052_171;
 
-/// Digest of the official archive.
-pub(crate) const OFFICIAL: Sha256Digest = Sha256Digest([
-    0xc4, 0xa3, 0x8c, 0x50, 0xa1, 0xbc, 0x5f, 0x3a, 0x1c, 0x55, 0x37, 0xf2, 0x15, 0x5a, 0xb9, 0xd6,
-    0x8f, 0x9f, 0x25, 0xeb, 0x1e, 0xd8, 0xd9, 0xdd, 0xda, 0x3d, 0xb2, 0x9a, 0x59, 0xbc, 0xa1, 0xdd,
-]);
+/// SHA-256 of the official archive, in hexadecimal.
+pub(crate) const OFFICIAL: &str =
+    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd";
 
 /// Maximum size in bytes of an archive of these files, however badly it is compressed.
 pub(crate) const MAX_ARCHIVE_BYTES: u64 = 1 << 28;
@@ -28,45 +25,27 @@ const MAX_SMALL_FILE: u64 = 1 << 20;
 /// Maximum number of bytes read from an archive: the six files, the small files and the tar headers.
 const MAX_UNPACKED: u64 = 6 * FILE_BYTES as u64 + (8 << 20);
 
-/// A SHA-256 digest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sha256Digest([u8; 32]);
-
-impl Sha256Digest {
-    /// The digest of a file.
-    pub(crate) fn of(path: &Path) -> io::Result<Self> {
-        let mut file = File::open(path)?;
-        let mut hasher = Sha256::new();
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(Self(hasher.finalize().into())),
-                count => hasher.update(&buffer[..count]),
-            }
+/// SHA-256 of a file, in hexadecimal.
+pub(crate) fn sha256(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            count => hasher.update(&buffer[..count]),
         }
     }
+    let digest = hasher.finalize();
+    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-impl std::fmt::Display for Sha256Digest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl FromStr for Sha256Digest {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let invalid = || "a SHA-256 has 64 hexadecimal digits".to_owned();
-        if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(invalid());
-        }
-        let mut digest = [0; 32];
-        for (index, byte) in digest.iter_mut().enumerate() {
-            *byte =
-                u8::from_str_radix(&text[2 * index..2 * index + 2], 16).map_err(|_| invalid())?;
-        }
-        Ok(Self(digest))
+/// Checks a SHA-256 from the command line. Returns it in lower case.
+pub(crate) fn parse_sha256(text: &str) -> Result<String, String> {
+    if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("a SHA-256 has 64 hexadecimal digits".to_owned())
     }
 }
 
@@ -246,12 +225,22 @@ mod tests {
     }
 
     #[test]
-    fn digests_are_parsed_and_printed() {
-        let text = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd";
-        assert_eq!(text.parse(), Ok(OFFICIAL));
-        assert_eq!(OFFICIAL.to_string(), text);
-        assert!(text[1..].parse::<Sha256Digest>().is_err());
-        assert!("é".repeat(32).parse::<Sha256Digest>().is_err());
+    fn digests_are_parsed() {
+        let upper = OFFICIAL.to_ascii_uppercase();
+        assert_eq!(parse_sha256(&upper).as_deref(), Ok(OFFICIAL));
+        assert!(parse_sha256(&OFFICIAL[1..]).is_err());
+        assert!(parse_sha256(&"é".repeat(32)).is_err());
+    }
+
+    /// `hashlib.sha256(b"abc").hexdigest()`
+    #[test]
+    fn digests_are_printed() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(&file, "abc").unwrap();
+        assert_eq!(
+            sha256(file.path()).unwrap(),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
     }
 
     proptest! {

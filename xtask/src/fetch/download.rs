@@ -1,11 +1,11 @@
 //! Downloads that resume after an interruption.
 
-use super::archive::{MAX_ARCHIVE_BYTES, OFFICIAL, OFFICIAL_BYTES, Sha256Digest};
+use super::archive::{self, MAX_ARCHIVE_BYTES, OFFICIAL, OFFICIAL_BYTES};
 use anyhow::{Context, anyhow, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use run::cli;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -23,31 +23,23 @@ const MAX_FRUITLESS: u32 = 3;
 /// Size of a read in bytes.
 const CHUNK: usize = 1 << 16;
 
-/// The archive to download: its digest is known, and its size too if it is the official one.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
-    pub(crate) sha256: Sha256Digest,
-}
-
-impl Wanted {
-    fn bytes(&self) -> Option<u64> {
-        (self.sha256 == OFFICIAL).then_some(OFFICIAL_BYTES)
-    }
-
-    fn max_bytes(&self) -> u64 {
-        self.bytes().unwrap_or(MAX_ARCHIVE_BYTES)
-    }
-}
-
 /// The file of a download, which may be incomplete. It is locked: only this process writes to it.
 pub(crate) struct Partial {
     path: PathBuf,
     file: File,
+    /// The digest of the whole archive.
+    sha256: String,
 }
+
+/// A transfer that is complete, or was interrupted, so that another attempt may resume it.
+type Transfer = Result<(), anyhow::Error>;
+
+/// The context of errors of the local file, such as a full disk.
+const CANNOT_STORE: &str = "cannot write the received data";
 
 impl Partial {
     /// Opens the file that an earlier process left at `path`, or creates it.
-    pub(crate) fn open(path: PathBuf) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: PathBuf, sha256: String) -> anyhow::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -56,7 +48,7 @@ impl Partial {
             .open(&path)
             .with_context(|| format!("cannot write `{}`", path.display()))?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { path, file }),
+            Ok(()) => Ok(Self { path, file, sha256 }),
             Err(TryLockError::WouldBlock) => {
                 bail!("another download to `{}` is running", path.display())
             }
@@ -67,21 +59,17 @@ impl Partial {
     }
 
     /// Downloads the archive from the first of `mirrors` that has it, and returns its path.
-    pub(crate) fn complete(&mut self, mirrors: &[String], wanted: Wanted) -> anyhow::Result<&Path> {
-        let mut failures = Vec::new();
+    pub(crate) fn complete(&mut self, mirrors: &[String]) -> anyhow::Result<&Path> {
         for mirror in mirrors {
-            match self.complete_from(mirror, wanted) {
+            match self.complete_from(mirror) {
                 Ok(()) => return Ok(&self.path),
-                Err(error) => {
-                    cli::note(&format!("{mirror}: {error:#}"));
-                    failures.push(mirror.as_str());
-                }
+                Err(error) => cli::note(&format!("{mirror}: {error:#}")),
             }
         }
         Err(anyhow!(
             "no mirror has the archive ({}); try again later (received data are kept), give another address with --mirror, \
              or download it by other means and give it with --from-file",
-            failures.join(", ")
+            mirrors.join(", ")
         ))
     }
 
@@ -100,49 +88,40 @@ impl Partial {
             .with_context(|| format!("cannot remove `{}`", self.path.display()))
     }
 
-    fn complete_from(&mut self, mirror: &str, wanted: Wanted) -> anyhow::Result<()> {
+    fn complete_from(&mut self, mirror: &str) -> anyhow::Result<()> {
         let resumed = self.length()? > 0;
-        self.receive(mirror, wanted)?;
-        let found = Sha256Digest::of(&self.path)?;
-        if found == wanted.sha256 {
-            return Ok(());
-        }
-        self.clear()?;
-        if !resumed {
-            return Err(mismatch("what it sent", found, wanted.sha256));
-        }
-        cli::note("the data received before are not from this archive; starting again");
-        self.receive(mirror, wanted)?;
-        let found = Sha256Digest::of(&self.path)?;
-        if found != wanted.sha256 {
+        self.receive(mirror)?;
+        let mut found = archive::sha256(&self.path)?;
+        if found != self.sha256 && resumed {
             self.clear()?;
-            return Err(mismatch("what it sent", found, wanted.sha256));
+            cli::note("the data received before are not from this archive; starting again");
+            self.receive(mirror)?;
+            found = archive::sha256(&self.path)?;
         }
-        Ok(())
+        let matches = check("what it sent", &found, &self.sha256);
+        if matches.is_err() {
+            self.clear()?;
+        }
+        matches
     }
 
     /// Receives data until the archive is complete. Resumes after every interruption.
-    fn receive(&mut self, mirror: &str, wanted: Wanted) -> anyhow::Result<()> {
-        if Some(self.length()?) == wanted.bytes() {
+    fn receive(&mut self, mirror: &str) -> anyhow::Result<()> {
+        if Some(self.length()?) == self.expected_bytes() {
             return Ok(());
         }
         let mut fruitless = 0;
         loop {
             let before = self.length()?;
-            let error = match self.receive_once(mirror, wanted) {
-                Ok(()) => return Ok(()),
-                Err(Attempt::Final(error)) => return Err(error),
-                Err(Attempt::Interrupted(error)) => error,
+            let Err(error) = self.receive_once(mirror)? else {
+                return Ok(());
             };
-            fruitless = if self.length()? > before {
-                0
-            } else {
-                fruitless + 1
-            };
+            let have = self.length()?;
+            fruitless = if have > before { 0 } else { fruitless + 1 };
             if fruitless == MAX_FRUITLESS {
                 return Err(error);
             }
-            let next = match self.length()? {
+            let next = match have {
                 0 => "trying again".to_owned(),
                 have => format!("resuming after {have} bytes"),
             };
@@ -152,7 +131,10 @@ impl Partial {
     }
 
     /// Requests the missing data once.
-    fn receive_once(&mut self, mirror: &str, wanted: Wanted) -> Result<(), Attempt> {
+    ///
+    /// # Errors
+    /// When this mirror cannot be used.
+    fn receive_once(&mut self, mirror: &str) -> anyhow::Result<Transfer> {
         let mut have = self.length()?;
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .timeout_connect(Some(CONNECT_TIMEOUT))
@@ -165,158 +147,121 @@ impl Partial {
         if have > 0 {
             request = request.header("Range", format!("bytes={have}-"));
         }
-        let response = request.call().map_err(|error| match error {
-            ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::HostNotFound => {
-                Attempt::Final(anyhow::Error::from(error))
+        let response = match request.call() {
+            Ok(response) => response,
+            Err(
+                error @ (ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::HostNotFound),
+            ) => {
+                return Err(error.into());
             }
-            error => Attempt::Interrupted(error.into()),
-        })?;
-        let header = |name: &str| {
-            response
-                .headers()
-                .get(name)
-                .and_then(|value| value.to_str().ok())
+            Err(error) => return Ok(Err(error.into())),
         };
+        let header = |name| response.headers().get(name)?.to_str().ok();
         let total = match response.status().as_u16() {
             200 => {
                 // The server sends all data from the first byte, whatever was requested.
                 have = 0;
-                header("Content-Length").and_then(|text| text.parse::<u64>().ok())
+                header("Content-Length").and_then(|text| text.parse().ok())
             }
             206 => {
+                let range = header("Content-Range").and_then(content_range);
                 let (start, total) =
-                    header("Content-Range")
-                        .and_then(content_range)
-                        .ok_or_else(|| {
-                            Attempt::Final(anyhow!("it sent a range without a valid Content-Range"))
-                        })?;
-                if start != have {
-                    return Err(Attempt::Final(anyhow!(
-                        "it sent a range from byte {start}, not from {have}"
-                    )));
-                }
+                    range.context("it sent a range without a valid Content-Range")?;
+                ensure!(
+                    start == have,
+                    "it sent a range from byte {start}, not from {have}"
+                );
                 total
             }
             416 => {
                 // The range is empty: the file here is complete, or is another one.
-                self.clear_unless_complete(wanted)?;
-                return if self.length()? > 0 {
-                    Ok(())
-                } else {
-                    Err(Attempt::Interrupted(anyhow!(
+                if archive::sha256(&self.path)? != self.sha256 {
+                    self.clear()?;
+                    return Ok(Err(anyhow!(
                         "it has no more bytes than were received before"
-                    )))
-                };
+                    )));
+                }
+                return Ok(Ok(()));
             }
-            status => return Err(Attempt::Final(anyhow!("it answered with status {status}"))),
+            status => bail!("it answered with status {status}"),
         };
-        if let (Some(total), Some(expected)) = (total, wanted.bytes())
-            && total != expected
-        {
-            return Err(Attempt::Final(anyhow!(
+        if let (Some(total), Some(expected)) = (total, self.expected_bytes()) {
+            ensure!(
+                total == expected,
                 "it has an archive of {total} bytes, the official one has {expected}; \
                  if you trust it, give its digest with --sha256"
-            )));
+            );
         }
-        self.file.set_len(have)?;
-        self.file.seek(SeekFrom::Start(have))?;
-        let bar = bar(total.or(wanted.bytes()), have);
-        cli::note(&format!(
-            "{mirror}: receiving{}",
-            if have > 0 {
-                format!(" from byte {have} on")
-            } else {
-                String::new()
-            }
-        ));
+        let total = total.or(self.expected_bytes());
+        self.file.set_len(have).context(CANNOT_STORE)?;
+        self.file
+            .seek(SeekFrom::Start(have))
+            .context(CANNOT_STORE)?;
+        let bar = bar(total, have);
+        cli::note(&match have {
+            0 => format!("{mirror}: receiving"),
+            have => format!("{mirror}: receiving from byte {have} on"),
+        });
         let chunks = read_in_thread(response.into_body().into_reader());
         loop {
             match chunks.recv_timeout(READ_TIMEOUT) {
                 Ok(Ok(chunk)) => {
                     have += chunk.len() as u64;
-                    if have > total.unwrap_or(u64::MAX).min(wanted.max_bytes()) {
+                    if have > total.unwrap_or(u64::MAX).min(MAX_ARCHIVE_BYTES) {
                         self.clear()?;
-                        return Err(Attempt::Final(anyhow!("it sent more bytes than expected")));
+                        bail!("it sent more bytes than expected");
                     }
-                    self.file.write_all(&chunk)?;
+                    self.file.write_all(&chunk).context(CANNOT_STORE)?;
                     bar.inc(chunk.len() as u64);
                 }
-                Ok(Err(error)) => {
-                    return Err(Attempt::Interrupted(
-                        anyhow::Error::from(error).context("the connection was interrupted"),
-                    ));
-                }
+                Ok(Err(error)) => return Ok(Err(error).context("the connection was interrupted")),
                 Err(RecvTimeoutError::Timeout) => {
-                    return Err(Attempt::Interrupted(anyhow!(
-                        "it sent nothing for {} s",
-                        READ_TIMEOUT.as_secs()
-                    )));
+                    let seconds = READ_TIMEOUT.as_secs();
+                    return Ok(Err(anyhow!("it sent nothing for {seconds} s")));
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         bar.finish_and_clear();
-        if total.or(wanted.bytes()).is_some_and(|total| have < total) {
-            return Err(Attempt::Interrupted(anyhow!(
+        if total.is_some_and(|total| have < total) {
+            return Ok(Err(anyhow!(
                 "the connection was interrupted after {have} bytes"
             )));
         }
-        self.file.sync_all()?;
-        Ok(())
+        self.file.sync_all().context(CANNOT_STORE)?;
+        Ok(Ok(()))
     }
 
-    fn clear_unless_complete(&mut self, wanted: Wanted) -> anyhow::Result<()> {
-        if Sha256Digest::of(&self.path)? != wanted.sha256 {
-            self.clear()?;
-        }
-        Ok(())
+    /// The size of the archive in bytes, if it is the official one.
+    fn expected_bytes(&self) -> Option<u64> {
+        (self.sha256 == OFFICIAL).then_some(OFFICIAL_BYTES)
     }
 
-    fn clear(&mut self) -> io::Result<()> {
-        self.file.set_len(0)
+    fn clear(&mut self) -> anyhow::Result<()> {
+        self.file.set_len(0).context(CANNOT_STORE)
     }
 
-    fn length(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+    fn length(&self) -> anyhow::Result<u64> {
+        Ok(self.file.metadata().context(CANNOT_STORE)?.len())
     }
 }
 
-/// Why an attempt to receive failed.
-enum Attempt {
-    /// Another attempt may resume from here.
-    Interrupted(anyhow::Error),
-    /// This mirror cannot be used.
-    Final(anyhow::Error),
-}
-
-impl From<io::Error> for Attempt {
-    /// Errors of the local file, such as a full disk.
-    fn from(error: io::Error) -> Self {
-        Self::Final(anyhow::Error::from(error).context("cannot write the received data"))
-    }
-}
-
-impl From<anyhow::Error> for Attempt {
-    fn from(error: anyhow::Error) -> Self {
-        Self::Final(error)
-    }
-}
-
-/// The error of an archive with a wrong digest.
-fn mismatch(what: &str, found: Sha256Digest, wanted: Sha256Digest) -> anyhow::Error {
-    anyhow!(
+/// Checks the digest of an archive, which `what` names in the error.
+fn check(what: &str, found: &str, wanted: &str) -> anyhow::Result<()> {
+    ensure!(
+        found == wanted,
         "{what} has SHA-256 {found}, not {wanted}; if you trust it, give its digest with --sha256"
-    )
+    );
+    Ok(())
 }
 
 /// First byte and total size in `bytes FIRST-LAST/TOTAL`; `None` where it is malformed.
 fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, _) = range.split_once('-')?;
-    let total = if total == "*" {
-        None
-    } else {
-        Some(total.parse().ok()?)
+    let total = match total {
+        "*" => None,
+        total => Some(total.parse().ok()?),
     };
     Some((first.parse().ok()?, total))
 }
@@ -345,10 +290,8 @@ fn read_in_thread(mut reader: impl Read + Send + 'static) -> Receiver<io::Result
     receiver
 }
 
+/// A progress bar, which is hidden unless standard error is a terminal.
 fn bar(total: Option<u64>, have: u64) -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
     let bar = ProgressBar::new(total.unwrap_or(0)).with_position(have);
     let template = "{bar:32} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
     match ProgressStyle::with_template(template) {
@@ -367,24 +310,16 @@ pub(crate) fn address(text: &str) -> Result<String, String> {
 }
 
 /// Checks the digest of a local archive.
-pub(crate) fn check_file(path: &Path, wanted: Wanted) -> anyhow::Result<()> {
-    let cannot_read = || format!("cannot read `{}`", path.display());
+pub(crate) fn check_file(path: &Path, sha256: &str) -> anyhow::Result<()> {
+    let name = format!("`{}`", path.display());
+    let cannot_read = || format!("cannot read {name}");
     let bytes = fs::metadata(path).with_context(cannot_read)?.len();
     ensure!(
         bytes <= MAX_ARCHIVE_BYTES,
-        "`{}` has {bytes} bytes, too many for an archive of CIFAR-10",
-        path.display()
+        "{name} has {bytes} bytes, too many for an archive of CIFAR-10"
     );
-    let found = Sha256Digest::of(path).with_context(cannot_read)?;
-    if found == wanted.sha256 {
-        Ok(())
-    } else {
-        Err(mismatch(
-            &format!("`{}`", path.display()),
-            found,
-            wanted.sha256,
-        ))
-    }
+    let found = archive::sha256(path).with_context(cannot_read)?;
+    check(&name, &found, sha256)
 }
 
 #[cfg(test)]

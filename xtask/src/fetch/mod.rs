@@ -4,9 +4,9 @@ mod archive;
 mod download;
 
 use anyhow::Context;
-use archive::{OFFICIAL, Sha256Digest};
+use archive::{OFFICIAL, parse_sha256};
 use datasets::cifar10;
-use download::{Partial, Wanted, address, check_file};
+use download::{Partial, address, check_file};
 use run::cli::{self, Exit};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ const MIRRORS: [&str; 3] = [
 ];
 
 /// Options of `fetch-data`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
     /// Download from this address instead of the known ones. May be repeated; addresses are tried in order.
     #[arg(long = "mirror", value_name = "URL", value_parser = address)]
@@ -30,8 +30,8 @@ pub(crate) struct Args {
     from_file: Option<PathBuf>,
 
     /// The SHA-256 of the archive [default: the official archive's].
-    #[arg(long, value_name = "HEX")]
-    sha256: Option<Sha256Digest>,
+    #[arg(long, value_name = "HEX", value_parser = parse_sha256)]
+    sha256: Option<String>,
 
     /// The data folder.
     #[arg(long, value_name = "DIR", default_value = "data")]
@@ -46,11 +46,8 @@ impl Args {
     /// Options to download from the known addresses into this folder.
     pub(crate) fn into(data_dir: PathBuf) -> Self {
         Self {
-            mirrors: Vec::new(),
-            from_file: None,
-            sha256: None,
             data_dir,
-            force: false,
+            ..Self::default()
         }
     }
 }
@@ -73,30 +70,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
             Err(error) => cli::note(&format!("{error}; fetching CIFAR-10 again")),
         }
     }
-    let wanted = Wanted {
-        sha256: args.sha256.unwrap_or(OFFICIAL),
-    };
-    match &args.from_file {
-        Some(archive) => {
-            check_file(archive, wanted)?;
-            install(archive, data_dir)?;
-        }
-        None => {
-            let mirrors = if args.mirrors.is_empty() {
-                MIRRORS.map(str::to_owned).to_vec()
-            } else {
-                args.mirrors.clone()
-            };
-            let mut partial = Partial::open(data_dir.join("cifar-10-binary.tar.gz.part"))?;
-            match partial.complete(&mirrors, wanted) {
-                Ok(archive) => install(archive, data_dir)?,
-                Err(error) => {
-                    partial.remove_empty()?;
-                    return Err(error);
-                }
+    let sha256 = args.sha256.as_deref().unwrap_or(OFFICIAL);
+    if let Some(archive) = &args.from_file {
+        check_file(archive, sha256)?;
+        install(archive, data_dir)?;
+    } else {
+        let mirrors = match args.mirrors.as_slice() {
+            [] => &MIRRORS.map(str::to_owned),
+            mirrors => mirrors,
+        };
+        let path = data_dir.join("cifar-10-binary.tar.gz.part");
+        let mut partial = Partial::open(path, sha256.to_owned())?;
+        match partial.complete(mirrors) {
+            Ok(archive) => install(archive, data_dir)?,
+            Err(error) => {
+                partial.remove_empty()?;
+                return Err(error);
             }
-            partial.remove()?;
         }
+        partial.remove()?;
     }
     cli::line(&format!(
         "CIFAR-10 is in `{}`: 60,000 images, 6 files",

@@ -229,11 +229,11 @@ fn theirs(
         &args.python,
         model,
         SCRIPT,
-        &[
-            ("--precision", precision.name().to_owned()),
-            ("--batch-size", batch_size.to_string()),
-            ("--seconds", seconds(args).to_string()),
-        ],
+        &format!(
+            "--precision={} --batch-size={batch_size} --seconds={}",
+            precision.name(),
+            seconds(args)
+        ),
     )
 }
 
@@ -305,8 +305,8 @@ pub(super) fn write_tables(report: &Report, text: &mut String) {
             .find(|peaks| peaks.precision == layers.precision);
         for row in &layers.rows {
             let floor = peaks.map(|peaks| {
-                let operations = 2.0 * row.multiply_adds as f64 / (peaks.tflops * 1e12);
-                let bytes = row.bytes as f64 / (peaks.bandwidth_gb_s * 1e9);
+                let operations = 2.0 * row.work.multiply_adds as f64 / (peaks.tflops * 1e12);
+                let bytes = row.work.bytes as f64 / (peaks.bandwidth_gb_s * 1e9);
                 1e3 * operations.max(bytes)
             });
             let _ = writeln!(

@@ -1,124 +1,95 @@
 //! Learning-rate schedulers, one file each. The learning rate is a function of the step; [`Plateau`] alone has a state,
 //! which follows the test loss.
 
-mod constant;
 mod cosine;
 mod one_cycle;
 mod plateau;
 mod warm_up;
 
-pub use constant::Constant;
-pub use cosine::Cosine;
-pub use one_cycle::OneCycle;
-pub use plateau::Plateau;
-pub use warm_up::WarmUp;
+pub(crate) use plateau::Plateau;
+pub(crate) use warm_up::WarmUp;
 
-/// The learning rate of every step of a run: a linear warm-up, and then a schedule.
+/// The learning rate of every step of a run: a linear warm-up to the peak, and then a schedule.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scheduler {
+pub(crate) struct Scheduler {
+    lr: f64,
     warm_up: WarmUp,
-    schedule: AfterWarmUp,
+    schedule: Schedule,
+    /// The steps in which the learning rate falls to its final factor.
+    annealing_steps: u64,
 }
 
 /// What follows the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum AfterWarmUp {
-    Constant(Constant),
+pub(crate) enum Schedule {
+    /// The peak.
+    Constant,
+    /// The learning rate of the plateau, to which the warm-up rises too.
     Plateau(Plateau),
-    Cosine(Cosine),
-    OneCycle(OneCycle),
+    /// Cosine annealing to `final_factor` times the peak at the end of the run.
+    Cosine { final_factor: f64 },
+    /// A straight line from the peak, which the last step of the warm-up reaches, to `final_factor` times the peak,
+    /// which the last step of the run reaches: `torch.optim.lr_scheduler.OneCycleLR` with `anneal_strategy="linear"`
+    /// and `cycle_momentum=False`. A warm-up of a single step takes two, so that the run begins below the peak.
+    OneCycle { final_factor: f64 },
 }
 
 impl Scheduler {
-    /// The learning rate `lr` after the warm-up, which ends with the run of `steps` steps at the latest.
-    #[must_use]
-    pub fn constant(lr: f64, warm_up: WarmUp, steps: u64) -> Self {
-        Self {
-            warm_up: warm_up.at_most(steps),
-            schedule: AfterWarmUp::Constant(Constant::new(lr)),
+    /// `schedule` with the peak `lr` after a warm-up, which ends with the run of `steps` steps at the latest.
+    pub(crate) fn new(lr: f64, mut warm_up: WarmUp, schedule: Schedule, steps: u64) -> Self {
+        warm_up.steps = warm_up.steps.min(steps);
+        let mut end = steps;
+        if matches!(schedule, Schedule::OneCycle { .. }) {
+            // The other schedules reach the peak in the step after the warm-up.
+            if warm_up.steps > 0 {
+                warm_up.steps = warm_up.steps.max(2).min(steps) - 1;
+            }
+            end = steps.saturating_sub(1);
         }
-    }
-
-    /// The learning rate of `plateau` after the warm-up, which ends with the run of `steps` steps at the latest.
-    #[must_use]
-    pub fn plateau(plateau: Plateau, warm_up: WarmUp, steps: u64) -> Self {
         Self {
-            warm_up: warm_up.at_most(steps),
-            schedule: AfterWarmUp::Plateau(plateau),
-        }
-    }
-
-    /// After the warm-up, cosine annealing from `lr` to `final_factor * lr` at the end of the run of `steps` steps.
-    #[must_use]
-    pub fn cosine(lr: f64, final_factor: f64, warm_up: WarmUp, steps: u64) -> Self {
-        let warm_up = warm_up.at_most(steps);
-        Self {
+            lr,
             warm_up,
-            schedule: AfterWarmUp::Cosine(Cosine::new(lr, final_factor, steps - warm_up.steps())),
-        }
-    }
-
-    /// A straight line up to `lr`, which the last step of the warm-up reaches, and one down to `final_factor * lr`,
-    /// which the last of the run's `steps` steps reaches:
-    /// `torch.optim.lr_scheduler.OneCycleLR` with `anneal_strategy="linear"` and `cycle_momentum=False`.
-    ///
-    /// A warm-up of a single step takes two, so that the run begins below the peak.
-    #[must_use]
-    pub fn one_cycle(lr: f64, final_factor: f64, warm_up: WarmUp, steps: u64) -> Self {
-        // The other schedules reach their highest rate in the step after the warm-up.
-        let warm_up = warm_up.at_least(2).at_most(steps).shortened();
-        let annealing = steps.saturating_sub(1).saturating_sub(warm_up.steps());
-        Self {
-            warm_up,
-            schedule: AfterWarmUp::OneCycle(OneCycle::new(lr, final_factor, annealing)),
+            schedule,
+            annealing_steps: end.saturating_sub(warm_up.steps),
         }
     }
 
     /// The learning rate of a step, the run's first being 0.
-    #[must_use]
-    pub fn lr(&self, step: u64) -> f64 {
-        if let Some(factor) = self.warm_up.factor(step) {
-            return self.peak() * factor;
-        }
-        let step = step - self.warm_up.steps();
-        match &self.schedule {
-            AfterWarmUp::Constant(constant) => constant.lr(),
-            AfterWarmUp::Plateau(plateau) => plateau.lr(),
-            AfterWarmUp::Cosine(cosine) => cosine.lr(step),
-            AfterWarmUp::OneCycle(one_cycle) => one_cycle.lr(step),
-        }
-    }
-
-    /// The learning rate that the warm-up rises to.
-    fn peak(&self) -> f64 {
-        match &self.schedule {
-            AfterWarmUp::Constant(constant) => constant.lr(),
-            AfterWarmUp::Plateau(plateau) => plateau.lr(),
-            AfterWarmUp::Cosine(cosine) => cosine.peak(),
-            AfterWarmUp::OneCycle(one_cycle) => one_cycle.peak(),
-        }
+    pub(crate) fn lr(&self, step: u64) -> f64 {
+        let peak = self.state().map_or(self.lr, |plateau| plateau.lr());
+        let factor = self.warm_up.factor(step).unwrap_or_else(|| {
+            let done = match self.annealing_steps {
+                0 => 0.0,
+                steps => ((step - self.warm_up.steps) as f64 / steps as f64).min(1.0),
+            };
+            match self.schedule {
+                Schedule::Constant | Schedule::Plateau(_) => 1.0,
+                Schedule::Cosine { final_factor } => cosine::factor(final_factor, done),
+                Schedule::OneCycle { final_factor } => one_cycle::factor(final_factor, done),
+            }
+        });
+        peak * factor
     }
 
     /// Takes note of the test loss after an epoch.
-    pub fn end_epoch(&mut self, test_loss: f64) {
-        if let AfterWarmUp::Plateau(plateau) = &mut self.schedule {
+    pub(crate) fn end_epoch(&mut self, test_loss: f64) {
+        if let Schedule::Plateau(plateau) = &mut self.schedule {
             plateau.end_epoch(test_loss);
         }
     }
 
     /// The state to save in a checkpoint.
-    #[must_use]
-    pub fn state(&self) -> Option<Plateau> {
+    pub(crate) fn state(&self) -> Option<Plateau> {
         match self.schedule {
-            AfterWarmUp::Plateau(plateau) => Some(plateau),
+            Schedule::Plateau(plateau) => Some(plateau),
             _ => None,
         }
     }
 
     /// Restores the state of a checkpoint. A schedule without a state ignores it: checkpoints of format 1 have one for
     /// every schedule.
-    pub fn restore(&mut self, state: Option<Plateau>) {
-        if let (AfterWarmUp::Plateau(plateau), Some(saved)) = (&mut self.schedule, state) {
+    pub(crate) fn restore(&mut self, state: Option<Plateau>) {
+        if let (Schedule::Plateau(plateau), Some(saved)) = (&mut self.schedule, state) {
             *plateau = saved;
         }
     }
@@ -137,19 +108,22 @@ mod tests {
     }
 
     fn cosine(epochs: f64) -> Scheduler {
-        Scheduler::cosine(LR, 0.01, warm_up(epochs), STEPS)
+        let schedule = Schedule::Cosine { final_factor: 0.01 };
+        Scheduler::new(LR, warm_up(epochs), schedule, STEPS)
     }
 
     fn one_cycle(epochs: f64) -> Scheduler {
-        Scheduler::one_cycle(LR, 0.01, warm_up(epochs), STEPS)
+        let schedule = Schedule::OneCycle { final_factor: 0.01 };
+        Scheduler::new(LR, warm_up(epochs), schedule, STEPS)
     }
 
     fn constant(epochs: f64) -> Scheduler {
-        Scheduler::constant(LR, warm_up(epochs), STEPS)
+        Scheduler::new(LR, warm_up(epochs), Schedule::Constant, STEPS)
     }
 
     fn plateau(epochs: f64) -> Scheduler {
-        Scheduler::plateau(Plateau::new(LR, 5, 0.1, 1e-4), warm_up(epochs), STEPS)
+        let schedule = Schedule::Plateau(Plateau::new(LR, 5, 0.1, 1e-4));
+        Scheduler::new(LR, warm_up(epochs), schedule, STEPS)
     }
 
     const ALL: [fn(f64) -> Scheduler; 4] = [constant, plateau, cosine, one_cycle];
@@ -253,19 +227,29 @@ mod tests {
     #[test]
     fn a_run_of_one_step_has_a_finite_lr() {
         for warm_up in [WarmUp::new(0.0, 1, 0.1), WarmUp::new(2.0, 1, 0.1)] {
-            for scheduler in [
-                Scheduler::constant(LR, warm_up, 1),
-                Scheduler::cosine(LR, 0.0, warm_up, 1),
-                Scheduler::one_cycle(LR, 0.0, warm_up, 1),
+            let final_factor = 0.0;
+            for schedule in [
+                Schedule::Constant,
+                Schedule::Cosine { final_factor },
+                Schedule::OneCycle { final_factor },
             ] {
+                let scheduler = Scheduler::new(LR, warm_up, schedule, 1);
                 assert!(scheduler.lr(0) > 0.0, "{scheduler:?}");
             }
         }
     }
 
     #[test]
+    fn after_its_last_step_the_learning_rate_stays() {
+        for scheduler in ALL {
+            assert_eq!(scheduler(1.0).lr(12), scheduler(1.0).lr(13));
+        }
+    }
+
+    #[test]
     fn the_state_of_a_plateau_is_restored_and_others_have_none() {
-        let mut scheduler = Scheduler::plateau(Plateau::new(LR, 0, 0.5, 0.0), warm_up(0.0), 12);
+        let schedule = Schedule::Plateau(Plateau::new(LR, 0, 0.5, 0.0));
+        let mut scheduler = Scheduler::new(LR, warm_up(0.0), schedule, STEPS);
         scheduler.end_epoch(1.0);
         scheduler.end_epoch(1.0);
         assert_eq!(scheduler.lr(0), 0.2);

@@ -23,8 +23,7 @@ pub struct Plateau {
 impl Plateau {
     /// The state before the first epoch. After more than `patience` epochs without a loss below
     /// `(1 - threshold)` times the lowest, the learning rate is multiplied by `factor`.
-    #[must_use]
-    pub fn new(lr: f64, patience: u32, factor: f64, threshold: f64) -> Self {
+    pub(crate) fn new(lr: f64, patience: u32, factor: f64, threshold: f64) -> Self {
         Self {
             lr,
             patience,
@@ -36,13 +35,12 @@ impl Plateau {
     }
 
     /// The current learning rate.
-    #[must_use]
-    pub fn lr(&self) -> f64 {
+    pub(crate) fn lr(&self) -> f64 {
         self.lr
     }
 
     /// Takes note of the test loss after an epoch.
-    pub fn end_epoch(&mut self, loss: f64) {
+    pub(crate) fn end_epoch(&mut self, loss: f64) {
         if self
             .best
             .is_none_or(|best| loss < best * (1.0 - self.threshold))

@@ -3,16 +3,15 @@
 /// `torch.optim.lr_scheduler.LinearLR` with `end_factor=1`: the learning rate rises in a straight line from
 /// `start_factor` times its peak, in the first step, to the peak, in the step after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct WarmUp {
-    steps: u64,
+pub(crate) struct WarmUp {
+    pub(super) steps: u64,
     start_factor: f64,
 }
 
 impl WarmUp {
     /// A warm-up over `epochs` epochs (at least 0, fractions allowed) of `steps_per_epoch` steps, from `start_factor`
     /// on. It is rounded to whole steps: to none for 0 epochs, otherwise to at least one.
-    #[must_use]
-    pub fn new(epochs: f64, steps_per_epoch: usize, start_factor: f64) -> Self {
+    pub(crate) fn new(epochs: f64, steps_per_epoch: usize, start_factor: f64) -> Self {
         let steps = (epochs * steps_per_epoch as f64).round() as u64;
         Self {
             steps: if epochs > 0.0 { steps.max(1) } else { 0 },
@@ -20,45 +19,11 @@ impl WarmUp {
         }
     }
 
-    /// How many steps it takes.
-    #[must_use]
-    pub fn steps(self) -> u64 {
-        self.steps
-    }
-
     /// What the peak is multiplied by in a step; `None` after the warm-up.
-    #[must_use]
-    pub fn factor(self, step: u64) -> Option<f64> {
+    pub(super) fn factor(self, step: u64) -> Option<f64> {
         (step < self.steps).then(|| {
             self.start_factor + (1.0 - self.start_factor) * step as f64 / self.steps as f64
         })
-    }
-
-    /// The warm-up in at most `steps` steps.
-    pub(super) fn at_most(self, steps: u64) -> Self {
-        Self {
-            steps: self.steps.min(steps),
-            ..self
-        }
-    }
-
-    /// The warm-up, if there is one, in at least `steps` steps.
-    pub(super) fn at_least(self, steps: u64) -> Self {
-        match self.steps {
-            0 => self,
-            own => Self {
-                steps: own.max(steps),
-                ..self
-            },
-        }
-    }
-
-    /// The warm-up in one step less.
-    pub(super) fn shortened(self) -> Self {
-        Self {
-            steps: self.steps.saturating_sub(1),
-            ..self
-        }
     }
 }
 
@@ -78,7 +43,7 @@ mod tests {
             (0.63, 3),
             (2.0, 8),
         ] {
-            assert_eq!(WarmUp::new(epochs, 4, 0.1).steps(), steps, "{epochs}");
+            assert_eq!(WarmUp::new(epochs, 4, 0.1).steps, steps, "{epochs}");
         }
     }
 

@@ -1,0 +1,17 @@
+//! Files and folders, with errors that name them.
+
+use anyhow::Context;
+use std::fs;
+use std::path::Path;
+
+/// Creates a folder and those that contain it, where they are missing.
+pub(crate) fn create_folder(path: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(path)
+        .with_context(|| format!("cannot create the folder `{}`", path.display()))
+}
+
+/// Writes a file, completely or not at all.
+pub(crate) fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    atomic_file::write(path, text.as_bytes())
+        .with_context(|| format!("cannot write `{}`", path.display()))
+}
