@@ -168,7 +168,7 @@ mod tests {
         );
         assert_eq!(progress.lr_scheduler.map(|state| state.lr()), Some(0.01));
         assert_eq!(
-            progress.history[0].evaluated().model_ema_accuracy,
+            progress.history[0].evaluated.model_ema_accuracy,
             Some(0.5)
         );
         // What is written now is read as well.

@@ -9,7 +9,7 @@ use crate::ema::Ema;
 use crate::error::Error;
 use crate::evaluation::{Evaluation, Evaluator};
 use crate::event::Event;
-use crate::lr_finder::{LrFinder, LrFinderStep};
+use crate::lr_finder::LrFinder;
 use crate::lr_scheduler::Scheduler;
 use crate::named_tensors::{copied_weights, sha256, weights};
 use crate::progress::{BestEpoch, Position, Progress};
@@ -18,7 +18,7 @@ use crate::training_step::TrainingStep;
 use candle_core::Tensor;
 use datasets::Augmentation;
 use models::Network;
-use run::{EpochMetrics, EvaluationSplit, SplitMetrics};
+use run::{EpochMetrics, EvaluationSplit, LrFinderStep, SplitMetrics};
 use std::time::{Duration, Instant};
 use tracing::debug_span;
 
@@ -92,7 +92,7 @@ impl Training {
         } = checkpoint;
         // Format 1 has the keys of the test set for validation images, too.
         for epoch in &mut progress.history {
-            epoch.evaluation = setup.split.metrics(*epoch.evaluated());
+            epoch.evaluated.split = setup.split;
         }
         // Before the first step there is none.
         let has_steps = progress.position.epoch > 0 || progress.position.step > 0;
@@ -311,7 +311,7 @@ impl Training {
             ema => ema.flatten(),
         };
         let seconds = clock.elapsed().as_secs_f64();
-        let losses = self.history.iter().map(|epoch| epoch.evaluated().loss);
+        let losses = self.history.iter().map(|epoch| epoch.evaluated.loss);
         let stops_early = self.early_stopping.stops(losses, plain.loss);
         let is_last = epoch == self.epochs || stops_early;
         let mut tta = None;
@@ -359,13 +359,14 @@ impl Training {
             epoch,
             train_loss: position.loss(),
             train_accuracy: position.accuracy(),
-            evaluation: self.split.metrics(SplitMetrics {
+            evaluated: SplitMetrics {
+                split: self.split,
                 loss: plain.loss,
                 accuracy: plain.accuracy,
                 model_ema_loss: ema.as_ref().map(|ema| ema.loss),
                 model_ema_accuracy: ema.as_ref().map(|ema| ema.accuracy),
                 tta_accuracy: tta.map(|tta| tta.accuracy),
-            }),
+            },
             learning_rate: self.epoch_lr(),
             seconds: position.seconds + seconds,
             images_per_second: position.images_per_second(),

@@ -13,7 +13,7 @@ pub mod statistics;
 
 pub use comparison::{Comparison, Error as ComparisonError, Group};
 pub use contents::post_networks;
-pub use curves::{Error as CurvesError, TriedRate, curves_png, curves_svg, rates_png, rates_svg};
+pub use curves::{Error as CurvesError, Plot, curves, lr_curve};
 pub use html::html;
 pub use markdown::markdown;
 

@@ -38,13 +38,14 @@ pub(crate) fn run(model: &str, seed: u64, settings: &str, epochs: &[(f64, f64, f
                 epoch,
                 train_loss: *train_loss,
                 train_accuracy: 0.5,
-                evaluation: EvaluationSplit::Test.metrics(SplitMetrics {
+                evaluated: SplitMetrics {
+                    split: EvaluationSplit::Test,
                     loss: *loss,
                     accuracy: *accuracy,
                     model_ema_loss: None,
                     model_ema_accuracy: None,
                     tta_accuracy: None,
-                }),
+                },
                 learning_rate: 0.01,
                 seconds: 60.0,
                 images_per_second: 1000.0,

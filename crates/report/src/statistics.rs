@@ -5,27 +5,22 @@ use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, StudentsT};
 /// Mean and spread of some values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
-    /// How many values there are.
-    pub count: usize,
-    /// Their mean.
+    /// Mean; not a number if there are no values.
     pub mean: f64,
-    /// Standard deviation of the values (divided by `count - 1`); `None` for one value.
+    /// Standard deviation of the values (divided by `count - 1`); `None` for fewer than two values.
     pub deviation: Option<f64>,
-    /// Half the width of the 95 % confidence interval of the mean by Student's t distribution; `None` for one value.
+    /// Half the width of the 95 % confidence interval of the mean by Student's t distribution; `None` for fewer than two
+    /// values.
     pub half_width: Option<f64>,
 }
 
 impl Sample {
-    /// The sample of `values`; `None` for no values.
+    /// The sample of `values`.
     #[must_use]
-    pub fn of(values: &[f64]) -> Option<Self> {
-        let count = values.len();
-        if count == 0 {
-            return None;
-        }
-        let n = count as f64;
+    pub fn of(values: &[f64]) -> Self {
+        let n = values.len() as f64;
         let mean = values.iter().sum::<f64>() / n;
-        let deviation = (count > 1).then(|| {
+        let deviation = (values.len() > 1).then(|| {
             let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
             (squares / (n - 1.0)).sqrt()
         });
@@ -33,12 +28,11 @@ impl Sample {
             let t = StudentsT::new(0.0, 1.0, n - 1.0).ok()?;
             Some(t.inverse_cdf(0.975) * deviation / n.sqrt())
         });
-        Some(Self {
-            count,
+        Self {
             mean,
             deviation,
             half_width,
-        })
+        }
     }
 }
 
@@ -52,11 +46,11 @@ pub struct PairedTest {
     pub p: f64,
 }
 
-/// Compares values that belong together two by two. `None` for fewer than two pairs.
+/// The paired t-test of these pairs of values. `None` for fewer than two pairs.
 #[must_use]
 pub fn paired_test(pairs: &[(f64, f64)]) -> Option<PairedTest> {
     let differences: Vec<f64> = pairs.iter().map(|(a, b)| a - b).collect();
-    let difference = Sample::of(&differences)?;
+    let difference = Sample::of(&differences);
     let error = difference.deviation? / (pairs.len() as f64).sqrt();
     let p = if error > 0.0 {
         let t = StudentsT::new(0.0, 1.0, pairs.len() as f64 - 1.0).ok()?;
@@ -97,12 +91,12 @@ mod tests {
 
     #[test]
     fn samples_are_scipys() {
-        let sample = Sample::of(&X).unwrap();
+        let sample = Sample::of(&X);
         close(sample.mean, 0.849375); // np.mean(x)
         close(sample.deviation.unwrap(), 0.003076117683054397); // np.std(x, ddof=1)
         close(sample.half_width.unwrap(), 0.0048947896775271725); // stats.t.ppf(0.975, 3) * stats.sem(x)
-        assert_eq!(Sample::of(&[]), None);
-        let one = Sample::of(&[0.5]).unwrap();
+        assert!(Sample::of(&[]).mean.is_nan());
+        let one = Sample::of(&[0.5]);
         assert_eq!((one.mean, one.deviation, one.half_width), (0.5, None, None));
     }
 

@@ -16,7 +16,7 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// A new folder in `run_dir` with this name, or with the default name and the first free number.
+    /// A new folder in `run_dir` with this name, or with the default name, numbered from the second on.
     ///
     /// # Errors
     /// When the name is taken, or the folder cannot be made.
@@ -24,26 +24,19 @@ impl RunFolder {
         fs::create_dir_all(run_dir).map_err(Error::file("create the folder", run_dir))?;
         if let Some(name) = name {
             let path = run_dir.join(name);
-            return Self::create_named(&path)?.ok_or_else(|| {
-                if is_locked(&path) {
-                    Error::InUse(path)
-                } else {
-                    Error::Exists(path)
-                }
+            return Self::create_named(&path)?.ok_or_else(|| match is_locked(&path) {
+                true => Error::InUse(path),
+                false => Error::Exists(path),
             });
         }
-        let mut number = 1_u64;
-        loop {
-            let suffix = match number {
-                1 => String::new(),
-                number => format!("-{number}"),
-            };
-            let path = run_dir.join(format!("{default_name}{suffix}"));
-            if let Some(folder) = Self::create_named(&path)? {
+        let mut name = default_name.to_owned();
+        for number in 2_u64.. {
+            if let Some(folder) = Self::create_named(&run_dir.join(&name))? {
                 return Ok(folder);
             }
-            number += 1;
+            name = format!("{default_name}-{number}");
         }
+        Err(Error::Exists(run_dir.join(name)))
     }
 
     /// A new folder at `path`; `None` where something exists. A folder without a record counts as new: its process
@@ -52,11 +45,8 @@ impl RunFolder {
         match fs::create_dir(path) {
             Ok(()) => Self::lock(path).map(Some),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                if is_unused(path) && !is_locked(path) {
-                    Self::lock(path).map(Some)
-                } else {
-                    Ok(None)
-                }
+                let free = is_unused(path) && !is_locked(path);
+                free.then(|| Self::lock(path)).transpose()
             }
             Err(error) => Err(Error::file("create the folder", path)(error)),
         }
@@ -135,10 +125,9 @@ pub fn wait_until_unlocked(
     patience: Duration,
     waiting: impl FnOnce(),
 ) -> Result<(), Error> {
-    if !is_locked(run) {
-        return Ok(());
+    if is_locked(run) {
+        waiting();
     }
-    waiting();
     let started = Instant::now();
     while is_locked(run) {
         if started.elapsed() > patience {

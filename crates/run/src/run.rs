@@ -74,7 +74,7 @@ impl Run {
     /// The best accuracy after any epoch, 0 to 1.
     #[must_use]
     pub fn best_accuracy(&self) -> f64 {
-        let accuracies = self.epochs.iter().map(|epoch| epoch.evaluated().accuracy);
+        let accuracies = self.epochs.iter().map(|epoch| epoch.evaluated.accuracy);
         accuracies.fold(0.0, f64::max)
     }
 

@@ -114,8 +114,8 @@ pub(crate) fn log(event: &Event<'_>) {
                     epoch = last.epoch,
                     train_loss = last.train_loss,
                     train_accuracy = last.train_accuracy,
-                    loss = last.evaluated().loss,
-                    accuracy = last.evaluated().accuracy,
+                    loss = last.evaluated.loss,
+                    accuracy = last.evaluated.accuracy,
                     seconds = last.seconds,
                     best = best.epoch,
                     "epoch ends"

@@ -121,10 +121,9 @@ impl<'a> RunFiles<'a> {
             self.resolved.settings.recipe,
             self.resolved.settings.seed
         );
-        let svg = report::curves_svg(&title, history)?;
-        self.folder.write(file::CURVES_SVG, svg.as_bytes())?;
-        let png = report::curves_png(&title, history)?;
-        self.folder.write(file::CURVES_PNG, &png)?;
+        let plot = report::curves(&title, history)?;
+        self.folder.write(file::CURVES_SVG, plot.svg.as_bytes())?;
+        self.folder.write(file::CURVES_PNG, &plot.png)?;
         self.drawn = Some(Instant::now());
         self.up_to_date = true;
         Ok(())

@@ -307,7 +307,7 @@ impl Session<'_> {
                 self.resolved.settings.early_stopping
             ));
         }
-        let metrics = last.evaluated();
+        let metrics = last.evaluated;
         let others = [
             ("with the EMA of the weights", metrics.model_ema_accuracy),
             ("with test-time augmentation", metrics.tta_accuracy),

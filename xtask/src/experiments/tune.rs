@@ -285,7 +285,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
             let accuracy = if failed.contains(&run.name) {
                 None
             } else {
-                Some(Run::read(&run.folder)?.last().evaluated().accuracy)
+                Some(Run::read(&run.folder)?.last().evaluated.accuracy)
             };
             round.push(Outcome {
                 trial: *trial,

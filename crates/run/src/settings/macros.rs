@@ -68,7 +68,7 @@ macro_rules! settings {
                         $key: $crate::settings::macros::resolve!(
                             $outer,
                             stringify!($key),
-                            layers.last(|overrides| overrides.$key.clone())
+                            layers.last(|overrides| overrides.$key.clone()).map(|(_, value)| value)
                             $(, $default)?
                         ),
                     )+)+

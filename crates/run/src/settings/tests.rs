@@ -85,12 +85,12 @@ fn a_later_layer_overrides_an_earlier_one() {
     assert_eq!(settings.epochs.get(), 4);
     assert_eq!(settings.patience, 9);
     assert_eq!(settings.batch_size.get(), 500);
-    assert_eq!(all.source(|o| o.epochs), Some(&Source::CommandLine));
+    assert_eq!(all.last(|o| o.epochs).unwrap().0, &Source::CommandLine);
     assert_eq!(
-        all.source(|o| o.patience),
-        Some(&Source::File("a.toml".into()))
+        all.last(|o| o.patience).unwrap().0,
+        &Source::File("a.toml".into())
     );
-    assert_eq!(all.source(|o| o.batch_size), None);
+    assert_eq!(all.last(|o| o.batch_size), None);
 }
 
 #[test]
