@@ -1,7 +1,9 @@
 //! Batches on the device that computes.
 
 use candle_core::{Device, Result};
-use datasets::{Augmentation, Batch, Loader, Normalisation, Split, View};
+use datasets::{
+    Augmentation, Batch, DataLoader as HostLoader, Normalisation, Sample, Split, Transform,
+};
 use std::num::NonZeroUsize;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use std::sync::Arc;
 /// On a CPU, a thread prepares the batches. On a GPU, the images are in its memory as bytes, and a kernel crops, flips
 /// and normalises them; the host sends indices and crops alone. Both give the same images in the same order.
 pub struct DataLoader {
-    loader: Loader,
+    loader: HostLoader,
     #[cfg(feature = "cuda")]
     resident: Option<Arc<gpu::Resident>>,
 }
@@ -28,7 +30,7 @@ impl DataLoader {
         #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] device: &Device,
         #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] precision: ops::Precision,
     ) -> Result<Self> {
-        let loader = Loader::new(split, batch_size, normalisation);
+        let loader = HostLoader::new(split, batch_size, normalisation);
         Ok(Self {
             #[cfg(feature = "cuda")]
             resident: device
@@ -59,7 +61,7 @@ impl DataLoader {
         self.loader.batches()
     }
 
-    /// The training batches of an epoch, from batch `first` on: see [`Loader::training`].
+    /// The training batches of an epoch, from batch `first` on: see [`datasets::DataLoader::training`].
     ///
     /// # Errors
     /// When the thread that prepares them cannot be started.
@@ -70,29 +72,21 @@ impl DataLoader {
         augmentation: Augmentation,
         first: usize,
     ) -> Result<Batches> {
-        #[cfg(feature = "cuda")]
-        if let Some(resident) = &self.resident {
-            let plan = self.loader.training_plan(seed, epoch, augmentation, first);
-            return Ok(Batches(Source::Gpu(gpu::Batches::new(
-                resident.clone(),
-                plan,
-            )?)));
-        }
-        let batches = self.loader.training(seed, epoch, augmentation, first)?;
-        Ok(Batches(Source::Host(batches)))
+        self.load(self.loader.training(seed, epoch, augmentation, first))
     }
 
-    /// All images in the order of the data set, each in the same view.
-    pub(crate) fn evaluation(&self, view: View) -> Result<Batches> {
+    /// All images in the order of the data set, each with this transform.
+    pub(crate) fn evaluation(&self, transform: Transform) -> Result<Batches> {
+        self.load(self.loader.evaluation(transform))
+    }
+
+    fn load(&self, plan: impl Iterator<Item = Vec<Sample>> + Send + 'static) -> Result<Batches> {
         #[cfg(feature = "cuda")]
         if let Some(resident) = &self.resident {
-            let plan = self.loader.evaluation_plan(view);
-            return Ok(Batches(Source::Gpu(gpu::Batches::new(
-                resident.clone(),
-                plan,
-            )?)));
+            let batches = gpu::Batches::new(resident.clone(), plan)?;
+            return Ok(Batches(Source::Gpu(batches)));
         }
-        Ok(Batches(Source::Host(self.loader.evaluation(view)?)))
+        Ok(Batches(Source::Host(self.loader.load(plan)?)))
     }
 }
 
@@ -121,7 +115,7 @@ impl Iterator for Batches {
 #[cfg(feature = "cuda")]
 mod gpu {
     use candle_core::{DType, Device, Result, Tensor};
-    use datasets::{Batch, Loader, Seen};
+    use datasets::{Batch, DataLoader as HostLoader, Sample};
     use ops::{Images, Precision, View, Views};
     use run::settings::PaddingMode;
     use std::ops::Range;
@@ -138,8 +132,12 @@ mod gpu {
     }
 
     impl Resident {
-        pub(super) fn new(loader: &Loader, device: &Device, precision: Precision) -> Result<Self> {
-            let numbers = loader.normalisation().numbers().concat();
+        pub(super) fn new(
+            loader: &HostLoader,
+            device: &Device,
+            precision: Precision,
+        ) -> Result<Self> {
+            let numbers = loader.normalisation().table().concat();
             let numbers = Tensor::from_vec(numbers, (3, 256), device)?;
             let images = loader.split().images().contiguous()?.to_device(device)?;
             let labels = loader
@@ -165,24 +163,24 @@ mod gpu {
     impl Batches {
         pub(super) fn new(
             resident: Arc<Resident>,
-            plan: impl Iterator<Item = Vec<Seen>>,
+            plan: impl Iterator<Item = Vec<Sample>>,
         ) -> Result<Self> {
             let (mut views, mut labels, mut batches) = (Vec::new(), Vec::new(), Vec::new());
-            for seen in plan {
-                batches.push(views.len()..views.len() + seen.len());
-                for Seen { index, view } in seen {
+            for samples in plan {
+                batches.push(views.len()..views.len() + samples.len());
+                for Sample { index, transform } in samples {
                     labels.push(resident.labels[index as usize]);
                     views.push(View {
                         image: index,
-                        top: view.top,
-                        left: view.left,
-                        flipped: view.flipped,
-                        reflected: view.padding_mode == PaddingMode::Reflect,
+                        top: transform.top,
+                        left: transform.left,
+                        flipped: transform.flipped,
+                        reflected: transform.padding_mode == PaddingMode::Reflect,
                         cutout: [
-                            view.cutout.top,
-                            view.cutout.left,
-                            view.cutout.bottom,
-                            view.cutout.right,
+                            transform.cutout.top,
+                            transform.cutout.left,
+                            transform.cutout.bottom,
+                            transform.cutout.right,
                         ],
                     });
                 }

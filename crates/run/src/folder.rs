@@ -24,9 +24,12 @@ impl RunFolder {
         fs::create_dir_all(run_dir).map_err(Error::file("create the folder", run_dir))?;
         if let Some(name) = name {
             let path = run_dir.join(name);
-            return Self::create_named(&path)?.ok_or_else(|| match is_locked(&path) {
-                true => Error::InUse(path),
-                false => Error::Exists(path),
+            return Self::create_named(&path)?.ok_or_else(|| {
+                if is_locked(&path) {
+                    Error::InUse(path)
+                } else {
+                    Error::Exists(path)
+                }
             });
         }
         let mut name = default_name.to_owned();
