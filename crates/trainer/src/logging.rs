@@ -42,13 +42,10 @@ pub(crate) fn start(
     trace: Option<Unfinished>,
     span_times: &SpanTimes,
 ) -> anyhow::Result<Option<FlushGuard>> {
-    let level = level.filter();
-    let file = tracing_subscriber::fmt::layer()
-        .with_ansi(false)
-        .with_writer(Arc::new(folder.log()?));
-    let terminal = tracing_subscriber::fmt::layer()
-        .with_ansi(false)
-        .with_writer(std::io::stderr);
+    let level = LevelFilter::from(level);
+    let layer = || tracing_subscriber::fmt::layer().with_ansi(false);
+    let file = layer().with_writer(Arc::new(folder.log()?));
+    let terminal = layer().with_writer(std::io::stderr).without_time();
     let trace = trace.map(Unfinished::keep).transpose();
     let (trace, guard) = trace
         .context("cannot write the trace")?
@@ -64,24 +61,20 @@ pub(crate) fn start(
         .with(span_times.clone().with_filter(LevelFilter::DEBUG))
         .with(trace.with_filter(LevelFilter::DEBUG))
         .with(file.with_filter(level))
-        .with(
-            terminal
-                .without_time()
-                .with_filter(LevelFilter::WARN.min(level)),
-        )
+        .with(terminal.with_filter(LevelFilter::WARN.min(level)))
         .try_init()?;
     Ok(guard)
 }
 
-impl LogLevel {
-    fn filter(self) -> LevelFilter {
-        match self {
-            Self::Off => LevelFilter::OFF,
-            Self::Error => LevelFilter::ERROR,
-            Self::Warn => LevelFilter::WARN,
-            Self::Info => LevelFilter::INFO,
-            Self::Debug => LevelFilter::DEBUG,
-            Self::Trace => LevelFilter::TRACE,
+impl From<LogLevel> for LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Off => Self::OFF,
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::backend::Backend;
 use crate::interrupt::stop_on_interrupt;
-use crate::{progress, settings};
 use crate::setup::{data, start};
+use crate::{progress, settings};
 use anyhow::Context;
 use engine::LrFinder;
 use run::cli::{self, Exit, UsageError};

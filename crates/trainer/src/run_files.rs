@@ -92,10 +92,8 @@ impl<'a> RunFiles<'a> {
         }
         self.write_metrics(history)?;
         self.up_to_date = false;
-        if self
-            .drawn
-            .is_none_or(|time| time.elapsed() >= BETWEEN_CURVES)
-        {
+        let drawn = self.drawn.map(|time| time.elapsed());
+        if drawn.is_none_or(|elapsed| elapsed >= BETWEEN_CURVES) {
             self.draw_curves(history)?;
         }
         Ok(())
@@ -115,11 +113,14 @@ impl<'a> RunFiles<'a> {
     }
 
     fn draw_curves(&mut self, history: &[EpochMetrics]) -> anyhow::Result<()> {
+        let Resolved {
+            architecture,
+            settings,
+            ..
+        } = self.resolved;
         let title = format!(
             "{}, {} recipe, seed {}",
-            self.resolved.architecture.display_name,
-            self.resolved.settings.recipe,
-            self.resolved.settings.seed
+            architecture.display_name, settings.recipe, settings.seed
         );
         let plot = report::curves(&title, history)?;
         self.folder.write(file::CURVES_SVG, plot.svg.as_bytes())?;
@@ -136,10 +137,8 @@ impl<'a> RunFiles<'a> {
         evaluation: &Evaluation,
         network: &Network,
     ) -> anyhow::Result<()> {
-        let (_, first) = network
-            .variables()
-            .first()
-            .context("a network without weights")?;
+        let first = network.variables().first();
+        let (_, first) = first.context("a network without weights")?;
         let filters = Filters {
             side: first.dim(3)?,
             weights: first.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?,
@@ -182,9 +181,7 @@ impl<'a> RunFiles<'a> {
                 name: layer.name,
             })
             .collect();
-        Ok(run::layers::write(
-            &self.folder.path().join(file::LAYERS),
-            &layers,
-        )?)
+        let path = self.folder.path().join(file::LAYERS);
+        Ok(run::layers::write(&path, &layers)?)
     }
 }

@@ -92,38 +92,34 @@ impl FromStr for MaxTime {
     type Err = UsageError;
 
     fn from_str(text: &str) -> Result<Self, UsageError> {
-        let wrong = || {
+        let time = if text.contains(':') {
+            days_to_seconds(text)
+        } else {
+            humantime::parse_duration(text).ok()
+        };
+        time.map(Self).ok_or_else(|| {
             UsageError(format!(
-                "`{text}` is no time: give it as 90s, 30m, 2h 15m, or DD:HH:MM:SS"
+                "`{text}` is not a time: give it as 90s, 30m, 2h 15m, or DD:HH:MM:SS"
             ))
-        };
-        if !text.contains(':') {
-            return humantime::parse_duration(text)
-                .map(Self)
-                .map_err(|_| wrong());
-        }
-        let parts: Vec<u64> = text
-            .split(':')
-            .map(|part| part.parse().map_err(|_| wrong()))
-            .collect::<Result<_, _>>()?;
-        let &[days, hours, minutes, seconds] = parts.as_slice() else {
-            return Err(wrong());
-        };
-        let total = days
-            .checked_mul(24)
-            .and_then(|total| total.checked_add(hours)?.checked_mul(60))
-            .and_then(|total| total.checked_add(minutes)?.checked_mul(60))
-            .and_then(|total| total.checked_add(seconds));
-        total.map(Duration::from_secs).map(Self).ok_or_else(wrong)
+        })
     }
+}
+
+/// A time as `DD:HH:MM:SS`.
+fn days_to_seconds(text: &str) -> Option<Duration> {
+    let parts: Result<Vec<u64>, _> = text.split(':').map(str::parse).collect();
+    let [days, hours, minutes, seconds] = parts.ok()?.try_into().ok()?;
+    let hours = days.checked_mul(24)?.checked_add(hours)?;
+    let minutes = hours.checked_mul(60)?.checked_add(minutes)?;
+    let seconds = minutes.checked_mul(60)?.checked_add(seconds)?;
+    Some(Duration::from_secs(seconds))
 }
 
 /// Trains, or resumes training.
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
-    let resumed = args.resume.as_deref();
-    let resumed = resumed
-        .map(|run| run::folder::find(&args.run_dir, run))
-        .transpose()?;
+    let resumed = args.resume.as_ref();
+    let resumed = resumed.map(|run| run::folder::find(&args.run_dir, run));
+    let resumed = resumed.transpose()?;
     let resolved = match &resumed {
         Some(run) => settings::resolve_resumed(&args.overrides, &run.join(file::RECORD))?,
         None => settings::resolve(&args.overrides, args.config.as_deref())?,
@@ -175,19 +171,21 @@ fn run_with(
     // Before the data are loaded, which takes time.
     let resumed = resumed.map(|run| RunFolder::lock(&run)).transpose()?;
     let data = data(resolved)?;
-    let (folder, training) = match resumed {
-        Some(folder) => {
-            let training = resume(resolved, &data, &backend, &folder)?;
-            (folder, training)
-        }
-        None => {
-            // The folder is created last, so that an error leaves nothing behind.
-            let training = start(resolved, &data, &backend)?;
-            let default_name = resolved.settings.default_name();
-            let folder = RunFolder::create(run_dir, args.name.as_deref(), &default_name)?;
-            (folder, training)
-        }
+    let training = match &resumed {
+        Some(folder) => resume(resolved, &data, &backend, folder)?,
+        None => start(resolved, &data, &backend)?,
     };
+    // The folder is created last, so that an error leaves nothing behind.
+    let folder = resumed.map_or_else(
+        || {
+            RunFolder::create(
+                run_dir,
+                args.name.as_deref(),
+                &resolved.settings.default_name(),
+            )
+        },
+        Ok,
+    )?;
     let span_times = SpanTimes::within("step");
     let _trace_until_the_end = logging::start(&folder, args.log_level, trace, &span_times)?;
     let files = RunFiles::create(&folder, resolved, &data, &backend, &span_times)?;
@@ -316,13 +314,11 @@ impl Session<'_> {
             .iter()
             .filter_map(|(name, accuracy)| Some(format!(", {:.2} % {name}", 100.0 * (*accuracy)?)))
             .collect();
-        let epochs = match last.epoch {
-            1 => "1 epoch".to_owned(),
-            epochs => format!("{epochs} epochs"),
-        };
         cli::line(&format!(
-            "done: {evaluated} accuracy {:.2} % after {epochs}{others}; curves in {}",
+            "done: {evaluated} accuracy {:.2} % after {} epoch{}{others}; curves in {}",
             100.0 * metrics.accuracy,
+            last.epoch,
+            if last.epoch == 1 { "" } else { "s" },
             self.folder.path().join(file::CURVES_SVG).display(),
         ));
     }
