@@ -43,9 +43,13 @@ pub(crate) fn start(
     span_times: &SpanTimes,
 ) -> anyhow::Result<Option<FlushGuard>> {
     let level = LevelFilter::from(level);
-    let layer = || tracing_subscriber::fmt::layer().with_ansi(false);
-    let file = layer().with_writer(Arc::new(folder.log()?));
-    let terminal = layer().with_writer(std::io::stderr).without_time();
+    let file = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_writer(Arc::new(folder.log()?));
+    let terminal = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .without_time();
     let trace = trace.map(Unfinished::keep).transpose();
     let (trace, guard) = trace
         .context("cannot write the trace")?

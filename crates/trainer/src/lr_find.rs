@@ -1,8 +1,8 @@
 //! The command that searches for a learning rate.
 
-use crate::backend::Backend;
 use crate::interrupt::stop_on_interrupt;
-use crate::setup::{data, start};
+use crate::settings::Resolved;
+use crate::setup::Setup;
 use crate::{progress, settings};
 use anyhow::Context;
 use engine::LrFinder;
@@ -59,13 +59,11 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
         .into());
     }
     let resolved = settings::resolve(&args.overrides, args.config.as_deref())?;
-    let settings = &resolved.settings;
     let finder = LrFinder::new(args.min_lr.get(), args.max_lr.get(), args.steps)
         .map_err(|error| UsageError(format!("--min-lr, --max-lr, --steps: {error}")))?;
     let stop = stop_on_interrupt()?;
-    let backend = Backend::new(settings)?;
-    let data = data(&resolved)?;
-    let training = start(&resolved, &data, &backend)?;
+    let setup = Setup::new(resolved)?;
+    let training = setup.start()?;
     let bar = progress::bar(true);
     bar.set_length(finder.steps().into());
     let steps = training.find_lr(finder, &|| stop.load(Ordering::SeqCst), &mut |_| bar.inc(1))?;
@@ -81,9 +79,14 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
         atomic_file::write(&path, bytes)
             .with_context(|| format!("cannot write `{}`", path.display()))
     };
+    let Resolved {
+        settings,
+        architecture,
+        ..
+    } = &setup.resolved;
     let title = format!(
         "{}, {} recipe, batches of {}",
-        resolved.architecture.display_name, settings.recipe, settings.batch_size
+        architecture.display_name, settings.recipe, settings.batch_size
     );
     let plot = report::lr_curve(&title, &steps, suggestion)?;
     write("lr-find.svg", plot.svg.as_bytes())?;

@@ -1,13 +1,11 @@
 //! The command that trains.
 
-use crate::backend::Backend;
-use crate::data::Data;
 use crate::interrupt::{stop_on_interrupt, stop_with_stdin};
 use crate::logging::{self, LogLevel};
 use crate::progress::Progress;
 use crate::run_files::RunFiles;
 use crate::settings::{self, Resolved};
-use crate::setup::{checkpoints, data, resume, start};
+use crate::setup::Setup;
 use anyhow::Context;
 use engine::{Event, Outcome, Position, SpanTimes, Training};
 use run::cli::{self, Exit, UsageError};
@@ -131,7 +129,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
     if args.fast_dev_run {
         return fast_dev_run(args, resolved);
     }
-    run_with(args, &resolved, resumed, &args.run_dir)
+    run_with(args, resolved, resumed, &args.run_dir)
 }
 
 /// Trains one step, evaluates one batch and writes all files, in a folder that is then removed.
@@ -145,7 +143,7 @@ fn fast_dev_run(args: &TrainArgs, mut resolved: Resolved) -> anyhow::Result<Exit
     settings.validation = None;
     settings.overfit_batches = None;
     let folder = tempfile::tempdir().context("cannot make a folder for the run")?;
-    let ended = run_with(args, &resolved, None, folder.path())?;
+    let ended = run_with(args, resolved, None, folder.path())?;
     if ended == Exit::Success {
         cli::line(
             "everything works: one step, one batch of test images, all files of a run; nothing was kept",
@@ -157,7 +155,7 @@ fn fast_dev_run(args: &TrainArgs, mut resolved: Resolved) -> anyhow::Result<Exit
 /// Trains with these settings, in a new folder or in that of a resumed run.
 fn run_with(
     args: &TrainArgs,
-    resolved: &Resolved,
+    resolved: Resolved,
     resumed: Option<PathBuf>,
     run_dir: &Path,
 ) -> anyhow::Result<Exit> {
@@ -167,45 +165,34 @@ fn run_with(
     if args.stop_with_stdin {
         stop_with_stdin(stop.clone());
     }
-    let backend = Backend::new(&resolved.settings)?;
     // Before the data are loaded, which takes time.
     let resumed = resumed.map(|run| RunFolder::lock(&run)).transpose()?;
-    let data = data(resolved)?;
-    let training = match &resumed {
-        Some(folder) => resume(resolved, &data, &backend, folder)?,
-        None => start(resolved, &data, &backend)?,
+    let setup = Setup::new(resolved)?;
+    let (training, folder) = match resumed {
+        Some(folder) => (setup.resume(&folder)?, folder),
+        // The folder is created last, so that an error leaves nothing behind.
+        None => {
+            let training = setup.start()?;
+            let default_name = setup.resolved.settings.default_name();
+            let name = args.name.as_deref();
+            (training, RunFolder::create(run_dir, name, &default_name)?)
+        }
     };
-    // The folder is created last, so that an error leaves nothing behind.
-    let folder = resumed.map_or_else(
-        || {
-            RunFolder::create(
-                run_dir,
-                args.name.as_deref(),
-                &resolved.settings.default_name(),
-            )
-        },
-        Ok,
-    )?;
     let span_times = SpanTimes::within("step");
     let _trace_until_the_end = logging::start(&folder, args.log_level, trace, &span_times)?;
-    let files = RunFiles::create(&folder, resolved, &data, &backend, &span_times)?;
     let session = Session {
         args,
-        resolved,
-        data: &data,
-        backend: &backend,
+        setup: &setup,
         folder: &folder,
         stop: &stop,
     };
-    session.train(training, files)
+    session.train(training, RunFiles::create(&folder, &setup, &span_times)?)
 }
 
 /// A run that is ready to train.
 struct Session<'a> {
     args: &'a TrainArgs,
-    resolved: &'a Resolved,
-    data: &'a Data,
-    backend: &'a Backend,
+    setup: &'a Setup,
     folder: &'a RunFolder,
     stop: &'a AtomicBool,
 }
@@ -227,17 +214,14 @@ impl Session<'_> {
             cli::line(&format!("{} epochs are done already", position.epoch));
             return Ok(Exit::Success);
         }
-        let mut progress = Progress::new(
-            !args.no_progress,
-            self.data.train.len(),
-            self.data.evaluated,
-        );
-        let minutes = self.resolved.settings.checkpoint_minutes.get();
+        let data = &self.setup.data;
+        let mut progress = Progress::new(!args.no_progress, data.train.len(), data.evaluated);
+        let minutes = self.setup.resolved.settings.checkpoint_minutes.get();
         let interval = Duration::try_from_secs_f64(60.0 * minutes).unwrap_or(Duration::MAX);
         let last_epoch_done = Cell::new(false);
         let out_of_time = || args.max_time.is_some_and(|time| began.elapsed() >= time.0);
         let outcome = training.run(
-            &checkpoints(self.resolved, self.data, self.folder),
+            &self.setup.checkpoints(self.folder),
             interval,
             &|| self.stop.load(Ordering::SeqCst) || last_epoch_done.get() || out_of_time(),
             &mut |event| {
@@ -267,16 +251,20 @@ impl Session<'_> {
 
     /// Says what is trained, on what, where.
     fn announce(&self, training: &Training) {
-        let settings = &self.resolved.settings;
+        let Setup {
+            resolved,
+            data,
+            backend,
+        } = self.setup;
+        let (settings, architecture) = (&resolved.settings, resolved.architecture);
         cli::note(&format!(
-            "{}: {} parameters, {} training and {} {} images, recipe {}, on {} with {} threads, in {}",
-            self.resolved.architecture,
-            self.resolved.architecture.parameter_count(),
-            self.data.train.len(),
-            self.data.test.len(),
-            self.data.evaluated,
+            "{architecture}: {} parameters, {} training and {} {} images, recipe {}, on {} with {} threads, in {}",
+            architecture.parameter_count(),
+            data.train.len(),
+            data.test.len(),
+            data.evaluated,
             settings.recipe,
-            self.backend.description(),
+            backend.description(),
             settings.threads,
             self.folder.path().display(),
         ));
@@ -284,7 +272,7 @@ impl Session<'_> {
             model = settings.model,
             recipe = settings.recipe,
             seed = settings.seed,
-            data = self.data.digest,
+            data = data.digest,
             "run begins"
         );
         let Position { epoch, step, .. } = training.position();
@@ -298,11 +286,11 @@ impl Session<'_> {
     }
 
     fn print_result(&self, last: &EpochMetrics) {
-        let evaluated = self.data.evaluated;
+        let evaluated = self.setup.data.evaluated;
         if last.stopped_early {
             cli::line(&format!(
                 "stopped early: no lower {evaluated} loss in {} epochs",
-                self.resolved.settings.early_stopping
+                self.setup.resolved.settings.early_stopping
             ));
         }
         let metrics = last.evaluated;
@@ -331,7 +319,7 @@ impl Session<'_> {
         };
         cli::note(&format!(
             "{verb} after {epoch} of {} epochs and {step} steps; resume with: cargo run -p trainer -- --resume {}",
-            self.resolved.settings.epochs,
+            self.setup.resolved.settings.epochs,
             self.folder.path().display()
         ));
         tracing::info!(epoch, step, "interrupted");
