@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use run::cli::{self, Exit, UsageError};
-use run::settings::{Layers, Source};
+use run::settings::Source;
 use run::{Overrides, Settings, folder};
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -78,8 +78,7 @@ impl Trainer {
         let output = self.output(arguments.iter().chain([&dry_run]))?;
         let settings: Overrides = toml::from_str(&output)
             .context("cannot read the settings that the program `trainer` prints")?;
-        let layers = Layers::default().with(Source::CommandLine, settings);
-        Ok(Settings::resolve(&layers)?)
+        Ok(Settings::resolve(&[(Source::CommandLine, settings)])?)
     }
 
     /// What the program prints to standard output.

@@ -9,7 +9,7 @@ mod html;
 mod made_up;
 mod markdown;
 mod picture;
-pub mod statistics;
+mod statistics;
 
 pub use comparison::{Comparison, Error as ComparisonError, Group};
 pub use contents::post_networks;

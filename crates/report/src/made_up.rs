@@ -1,6 +1,6 @@
 //! Runs for tests.
 
-use run::settings::{Layers, Precision, Source};
+use run::settings::{Precision, Source};
 use run::{EpochMetrics, EvaluationSplit, MadeBy, Run, Settings, SplitMetrics};
 
 /// A run with these settings (TOML), and the training loss, test loss and test accuracy of its epochs.
@@ -13,9 +13,7 @@ pub(crate) fn run(model: &str, seed: u64, settings: &str, epochs: &[(f64, f64, f
     given.model = Some(model.to_owned());
     given.seed = Some(seed);
     let machine = toml::from_str("threads = 2\npatience = 5").unwrap();
-    let layers = Layers::default()
-        .with(Source::Defaults, machine)
-        .with(Source::CommandLine, given);
+    let layers = [(Source::Defaults, machine), (Source::CommandLine, given)];
     let settings = Settings::resolve(&layers).unwrap();
     Run {
         name: settings.default_name(),

@@ -4,20 +4,19 @@ use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, StudentsT};
 
 /// Mean and spread of some values.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sample {
+pub(crate) struct Sample {
     /// Mean; not a number if there are no values.
-    pub mean: f64,
+    pub(crate) mean: f64,
     /// Standard deviation of the values (divided by `count - 1`); `None` for fewer than two values.
-    pub deviation: Option<f64>,
+    pub(crate) deviation: Option<f64>,
     /// Half the width of the 95 % confidence interval of the mean by Student's t distribution; `None` for fewer than two
     /// values.
-    pub half_width: Option<f64>,
+    pub(crate) half_width: Option<f64>,
 }
 
 impl Sample {
     /// The sample of `values`.
-    #[must_use]
-    pub fn of(values: &[f64]) -> Self {
+    pub(crate) fn of(values: &[f64]) -> Self {
         let n = values.len() as f64;
         let mean = values.iter().sum::<f64>() / n;
         let deviation = (values.len() > 1).then(|| {
@@ -38,17 +37,16 @@ impl Sample {
 
 /// A paired t-test: whether the mean of differences is 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PairedTest {
+pub(crate) struct PairedTest {
     /// The differences.
-    pub difference: Sample,
+    pub(crate) difference: Sample,
     /// The probability of a mean at least this far from 0 if there were no difference; 0 where all differences are the
     /// same, 1 where they are 0.
-    pub p: f64,
+    pub(crate) p: f64,
 }
 
 /// The paired t-test of these pairs of values. `None` for fewer than two pairs.
-#[must_use]
-pub fn paired_test(pairs: &[(f64, f64)]) -> Option<PairedTest> {
+pub(crate) fn paired_test(pairs: &[(f64, f64)]) -> Option<PairedTest> {
     let differences: Vec<f64> = pairs.iter().map(|(a, b)| a - b).collect();
     let difference = Sample::of(&differences);
     let error = difference.deviation? / (pairs.len() as f64).sqrt();
@@ -65,8 +63,7 @@ pub fn paired_test(pairs: &[(f64, f64)]) -> Option<PairedTest> {
 
 /// McNemar's exact test for `a` images that only one network classifies correctly and `b` that only another does: the
 /// p-value of the hypothesis that both are equally likely.
-#[must_use]
-pub fn mcnemar(a: u64, b: u64) -> f64 {
+pub(crate) fn mcnemar(a: u64, b: u64) -> f64 {
     match Binomial::new(0.5, a + b) {
         Ok(binomial) if a + b > 0 => (2.0 * binomial.cdf(a.min(b))).min(1.0),
         _ => 1.0,

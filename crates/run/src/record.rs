@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::file;
-use crate::settings::{Layers, Overrides, Precision, Settings, Source};
+use crate::settings::{Overrides, Precision, Settings, Source};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
@@ -73,9 +73,8 @@ impl Record {
             .ok_or_else(|| damaged("it has no table `made_by`".to_owned()))?
             .try_into()
             .map_err(|error: toml::de::Error| damaged(format!("[made_by]: {}", error.message())))?;
-        let settings =
-            Settings::resolve(&Layers::default().with(Source::File(path.clone()), overrides))
-                .map_err(|error| damaged(error.to_string()))?;
+        let settings = Settings::resolve(&[(Source::File(path.clone()), overrides)])
+            .map_err(|error| damaged(error.to_string()))?;
         Ok(Self { settings, made_by })
     }
 
@@ -98,9 +97,10 @@ pub(crate) mod tests {
     pub(crate) fn record(settings: &str) -> Record {
         let overrides = toml::from_str(settings).unwrap();
         let machine = toml::from_str("model = \"alexnet\"\nthreads = 1\npatience = 5").unwrap();
-        let layers = Layers::default()
-            .with(Source::Defaults, machine)
-            .with(Source::CommandLine, overrides);
+        let layers = [
+            (Source::Defaults, machine),
+            (Source::CommandLine, overrides),
+        ];
         Record {
             settings: Settings::resolve(&layers).unwrap(),
             made_by: MadeBy {

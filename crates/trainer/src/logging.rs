@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use atomic_file::Unfinished;
-use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use engine::{Event, SpanTimes};
 use run::RunFolder;
 use std::io::BufWriter;
@@ -12,21 +12,18 @@ use tracing_chrome::{ChromeLayerBuilder, FlushGuard};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::prelude::*;
 
-/// Levels of the log.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum LogLevel {
-    /// Nothing.
-    Off,
-    /// Failures.
-    Error,
-    /// What needs attention.
-    Warn,
-    /// Epochs and checkpoints.
-    Info,
-    /// Steps.
-    Debug,
-    /// Everything.
-    Trace,
+/// The parser of a log's level.
+pub(crate) fn level() -> impl TypedValueParser<Value = LevelFilter> {
+    let levels = [
+        ("off", "Nothing"),
+        ("error", "Failures"),
+        ("warn", "What needs attention"),
+        ("info", "Epochs and checkpoints"),
+        ("debug", "Steps"),
+        ("trace", "Everything"),
+    ];
+    let levels = levels.map(|(name, help)| PossibleValue::new(name).help(help));
+    PossibleValuesParser::new(levels).try_map(|name| name.parse::<LevelFilter>())
 }
 
 /// Creates the file of a trace.
@@ -38,11 +35,10 @@ pub(crate) fn trace_file(path: &Path) -> anyhow::Result<Unfinished> {
 /// dropped.
 pub(crate) fn start(
     folder: &RunFolder,
-    level: LogLevel,
+    level: LevelFilter,
     trace: Option<Unfinished>,
     span_times: &SpanTimes,
 ) -> anyhow::Result<Option<FlushGuard>> {
-    let level = LevelFilter::from(level);
     let file = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .with_writer(Arc::new(folder.log()?));
@@ -68,19 +64,6 @@ pub(crate) fn start(
         .with(terminal.with_filter(LevelFilter::WARN.min(level)))
         .try_init()?;
     Ok(guard)
-}
-
-impl From<LogLevel> for LevelFilter {
-    fn from(level: LogLevel) -> Self {
-        match level {
-            LogLevel::Off => Self::OFF,
-            LogLevel::Error => Self::ERROR,
-            LogLevel::Warn => Self::WARN,
-            LogLevel::Info => Self::INFO,
-            LogLevel::Debug => Self::DEBUG,
-            LogLevel::Trace => Self::TRACE,
-        }
-    }
 }
 
 /// Logs an event.

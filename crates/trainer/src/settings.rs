@@ -4,7 +4,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use datasets::DatasetInfo;
 use models::Architecture;
 use run::cli::UsageError;
-use run::settings::{Layers, Source, with_defaults_in_help};
+use run::settings::{Source, last, with_defaults_in_help};
 use run::{Overrides, Settings, recipes};
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -42,12 +42,10 @@ fn resolve_layers(
     flags: &Overrides,
     file: Option<(&Path, Overrides)>,
 ) -> Result<Resolved, UsageError> {
-    let mut given = Layers::default();
-    if let Some((path, overrides)) = file {
-        given = given.with(Source::File(path.to_owned()), overrides);
-    }
-    let given = given.with(Source::CommandLine, flags.clone());
-    let (source, model) = given.last(|layer| layer.model.clone()).ok_or_else(|| {
+    let file = file.map(|(path, overrides)| (Source::File(path.to_owned()), overrides));
+    let flags = (Source::CommandLine, flags.clone());
+    let given: Vec<_> = file.into_iter().chain([flags]).collect();
+    let (source, model) = last(&given, |layer| layer.model.clone()).ok_or_else(|| {
         let known = join(models());
         UsageError(format!(
             "--model is missing; give it one of these names: {known}"
@@ -61,16 +59,16 @@ fn resolve_layers(
         threads: Some(thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)),
         ..Overrides::default()
     };
-    let mut layers = Layers::default().with(Source::Defaults, defaults);
-    if let Some((source, name)) = given.last(|layer| layer.recipe.clone()) {
+    let mut layers = vec![(Source::Defaults, defaults)];
+    if let Some((source, name)) = last(&given, |layer| layer.recipe.clone()) {
         let recipe = recipes::recipe(&name)
             .ok_or_else(|| unknown("--recipe", &name, source, recipes::names()))?;
-        layers = layers.with(Source::Recipe(name), recipe);
+        layers.push((Source::Recipe(name), recipe));
     }
-    let layers = layers.below(given);
+    layers.extend(given);
     if let (Some((first, _)), Some((second, _))) = (
-        layers.last(|layer| layer.validation),
-        layers.last(|layer| layer.overfit_batches),
+        last(&layers, |layer| layer.validation),
+        last(&layers, |layer| layer.overfit_batches),
     ) {
         return Err(UsageError(format!(
             "--validation ({first}) and --overfit-batches ({second}) exclude each other; give one of them"
@@ -78,7 +76,7 @@ fn resolve_layers(
     }
     let settings = Settings::resolve(&layers).map_err(usage)?;
     let dataset = settings.dataset.parse().map_err(|_| {
-        let source = layers.last(|layer| layer.dataset.clone());
+        let source = last(&layers, |layer| layer.dataset.clone());
         let source = source.map_or(&Source::Defaults, |(source, _)| source);
         unknown("--dataset", &settings.dataset, source, datasets())
     })?;

@@ -1,7 +1,7 @@
 //! The command that trains.
 
 use crate::interrupt::{stop_on_interrupt, stop_with_stdin};
-use crate::logging::{self, LogLevel};
+use crate::logging;
 use crate::progress::Progress;
 use crate::run_files::RunFiles;
 use crate::settings::{self, Resolved};
@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tracing_subscriber::filter::LevelFilter;
 
 /// Arguments of training.
 #[derive(Debug, clap::Args)]
@@ -73,9 +74,10 @@ pub(crate) struct TrainArgs {
         long,
         value_name = "LEVEL",
         help_heading = "Output",
-        default_value = "info"
+        default_value = "info",
+        value_parser = logging::level()
     )]
-    pub(crate) log_level: LogLevel,
+    pub(crate) log_level: LevelFilter,
 
     /// Write a trace to this file, for Chrome's trace viewer or Perfetto.
     #[arg(long, value_name = "FILE", help_heading = "Output")]

@@ -43,30 +43,13 @@ pub struct Difference {
     pub second: String,
 }
 
-/// Layers of settings, of which a later one overrides an earlier one.
-#[derive(Clone, Debug, Default)]
-pub struct Layers(Vec<(Source, Overrides)>);
+/// A layer of settings. In a list of layers, a later one overrides an earlier one.
+pub type Layer = (Source, Overrides);
 
-impl Layers {
-    /// The same layers with another one on top.
-    #[must_use]
-    pub fn with(mut self, source: Source, overrides: Overrides) -> Self {
-        self.0.push((source, overrides));
-        self
-    }
-
-    /// These layers below `others`.
-    #[must_use]
-    pub fn below(mut self, others: Self) -> Self {
-        self.0.extend(others.0);
-        self
-    }
-
-    /// A setting's value in the last layer that has it, and this layer's source.
-    pub fn last<T>(&self, value: impl Fn(&Overrides) -> Option<T>) -> Option<(&Source, T)> {
-        let mut layers = self.0.iter().rev();
-        layers.find_map(|(source, overrides)| Some((source, value(overrides)?)))
-    }
+/// A setting's value in the last layer that has it, and this layer's source.
+pub fn last<T>(layers: &[Layer], value: impl Fn(&Overrides) -> Option<T>) -> Option<(&Source, T)> {
+    let mut layers = layers.iter().rev();
+    layers.find_map(|(source, overrides)| Some((source, value(overrides)?)))
 }
 
 impl Overrides {
