@@ -52,11 +52,9 @@ impl CutoutSquare {
 
     /// The square of this side around a pixel, clipped to the image.
     fn around(row: u8, column: u8, side: u8) -> Self {
-        let from = |place: u8| place.saturating_sub(side / 2);
-        let to = |place: u8| {
-            let end = (u16::from(place) + u16::from(side)).saturating_sub(u16::from(side / 2));
-            end.min(SIDE as u16) as u8
-        };
+        // Not above 31 + 128.
+        let from = |centre: u8| centre.saturating_sub(side / 2);
+        let to = |centre: u8| (centre + (side - side / 2)).min(SIDE as u8);
         Self {
             top: from(row),
             left: from(column),
@@ -224,17 +222,17 @@ impl From<&Settings> for Normalisation {
     }
 }
 
-/// The row or column of the image for `place` in the crop; `None` in black padding.
-fn original(place: usize, offset: i8, padding_mode: PaddingMode) -> Option<usize> {
+/// The row or column of the image at a position of the crop; `None` in black padding.
+fn original(position: usize, offset: i8, padding_mode: PaddingMode) -> Option<usize> {
     let last = SIDE as isize - 1;
-    let place = place as isize + isize::from(offset);
-    let place = match padding_mode {
-        PaddingMode::Constant => place,
-        PaddingMode::Reflect if place < 0 => -place,
-        PaddingMode::Reflect if place > last => 2 * last - place,
-        PaddingMode::Reflect => place,
+    let position = match (position as isize + isize::from(offset), padding_mode) {
+        (before, PaddingMode::Reflect) if before < 0 => -before,
+        (after, PaddingMode::Reflect) if after > last => 2 * last - after,
+        (position, _) => position,
     };
-    usize::try_from(place).ok().filter(|place| *place < SIDE)
+    usize::try_from(position)
+        .ok()
+        .filter(|position| *position < SIDE)
 }
 
 #[cfg(test)]

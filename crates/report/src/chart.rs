@@ -174,8 +174,8 @@ impl Chart {
         let left = LABEL + CHARACTER * longest.unwrap_or(0) as f64;
         let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
         let text = |pixels: f64| format!("{pixels:.1}");
-        let across = |place: f64| left + x.fraction(place) * (WIDTH - left - RIGHT);
-        let up = |place: f64| HEIGHT - BOTTOM - y.fraction(place) * (HEIGHT - TOP - BOTTOM);
+        let across = |value: f64| left + x.fraction(value) * (WIDTH - left - RIGHT);
+        let up = |value: f64| HEIGHT - BOTTOM - y.fraction(value) * (HEIGHT - TOP - BOTTOM);
         let path = |points: &mut dyn Iterator<Item = (f64, f64)>| {
             let finite = points.filter(|(x, y)| x.is_finite() && y.is_finite());
             let commands = iter::once('M').chain(iter::repeat('L')).zip(finite);
@@ -202,8 +202,8 @@ impl Chart {
                 @for series in &self.series {
                     path class={(if series.thin { "line thin " } else { "line " }) (series.class)} d=(path(&mut series.points.iter().copied())) {}
                     @if !series.thin && series.points.len() <= 20 {
-                        @for (place, height) in &series.points {
-                            circle class={"dot " (series.class)} cx=(text(across(*place))) cy=(text(up(scaled(*height)))) r="2.5" {}
+                        @for (x, y) in &series.points {
+                            circle class={"dot " (series.class)} cx=(text(across(*x))) cy=(text(up(scaled(*y)))) r="2.5" {}
                         }
                     }
                 }

@@ -182,8 +182,8 @@ fn over_seeds(
         let low = values().fold(f64::INFINITY, f64::min);
         let high = values().fold(f64::NEG_INFINITY, f64::max);
         let mean = values().sum::<f64>() / runs.len() as f64;
-        let place = epoch as f64 + 1.0;
-        ((place, mean), (place, low, high))
+        let epoch = epoch as f64 + 1.0;
+        ((epoch, mean), (epoch, low, high))
     });
     let (points, band): (Vec<_>, Vec<_>) = by_epoch.unzip();
     Series {

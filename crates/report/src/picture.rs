@@ -10,8 +10,8 @@ use std::io::Cursor;
 pub(crate) fn image(planes: &[u8]) -> Option<String> {
     let side = 32;
     encode(&RgbImage::from_fn(side, side, |x, y| {
-        let place = (y * side + x) as usize;
-        Rgb([0, 1, 2].map(|channel| planes.get(channel * 1024 + place).copied().unwrap_or(0)))
+        let pixel = (y * side + x) as usize;
+        Rgb([0, 1, 2].map(|channel| planes.get(channel * 1024 + pixel).copied().unwrap_or(0)))
     }))
 }
 

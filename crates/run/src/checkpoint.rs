@@ -30,7 +30,7 @@ pub fn finished_epochs(folder: &Path) -> Option<u32> {
 }
 
 /// How far the weights of two checkpoints differ.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct WeightsDifference {
     /// The largest absolute difference of two elements.
     pub largest: f64,
@@ -52,12 +52,7 @@ pub fn weights_difference(first: &Path, second: &Path) -> Result<WeightsDifferen
     let damaged = Error::damaged::<String>(second);
     let first = SafeTensors::deserialize(&first_bytes).map_err(Error::damaged(first))?;
     let second = SafeTensors::deserialize(&second_bytes).map_err(Error::damaged(second))?;
-    let mut difference = WeightsDifference {
-        largest: 0.0,
-        tensor: String::new(),
-        different: 0,
-        elements: 0,
-    };
+    let mut difference = WeightsDifference::default();
     if first.len() != second.len() {
         return Err(damaged(
             "it does not have the tensors of the other checkpoint".to_owned(),

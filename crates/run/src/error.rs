@@ -99,7 +99,7 @@ pub enum Error {
         folder = .0.display()
     )]
     NoEpochs(PathBuf),
-    /// There is no run of this name.
+    /// No run has this name.
     #[error(
         "there is no run `{}`: neither that folder nor one of that name in `{}` has a {}",
         run.display(),

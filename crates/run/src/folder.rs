@@ -58,7 +58,7 @@ impl RunFolder {
     /// Locks the folder of a run, and removes files that a killed process left unfinished.
     ///
     /// # Errors
-    /// When another process holds the lock, or the folder cannot be written to.
+    /// When another process has locked it, or the folder cannot be written to.
     pub fn lock(path: &Path) -> Result<Self, Error> {
         let log_path = path.join(file::LOG);
         let log = OpenOptions::new()

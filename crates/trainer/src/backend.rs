@@ -102,7 +102,7 @@ impl Backend {
     }
 }
 
-/// Sets the number of threads: one per core where none is given.
+/// Sets the number of threads, by default one per core.
 pub(crate) fn use_threads(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
     // 0 means one per core.
     let threads = threads.map_or(0, NonZeroUsize::get);

@@ -23,7 +23,7 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "NAME", default_value = "cifar10", value_parser = dataset())]
     pub(crate) dataset: DatasetInfo,
 
-    /// The folder that holds `cifar-10-batches-bin`.
+    /// The folder of the data sets.
     #[arg(long, value_name = "DIR", default_value = "data")]
     pub(crate) data_dir: PathBuf,
 

@@ -49,7 +49,7 @@ pub(crate) struct Loaded {
     pub(crate) arithmetic: Arithmetic,
 }
 
-/// Reads the weights that a command is given.
+/// Reads the weights of a command.
 pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
     backend::use_threads(args.threads)?;
     let device = backend::open(args.device)?;

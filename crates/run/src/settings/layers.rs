@@ -95,7 +95,7 @@ impl Overrides {
         Ok(fields.find(|field| field.has(property) && table.contains_key(field.key)))
     }
 
-    /// Checks that these settings may be given when the run in the folder `run`, which was started with `recorded`, is
+    /// Checks that these settings are allowed when the run in the folder `run`, which was started with `recorded`, is
     /// resumed.
     ///
     /// # Errors
@@ -138,7 +138,7 @@ impl Settings {
         Ok(Table::try_from(self)?)
     }
 
-    /// The settings as a TOML document, which a settings file may hold.
+    /// The settings as a TOML document, the content of a settings file.
     ///
     /// # Errors
     /// As for [`Settings::to_table`].
@@ -163,7 +163,7 @@ impl Settings {
             .collect())
     }
 
-    /// The name of a run with these settings, unless another is given.
+    /// The default name of a run with these settings.
     #[must_use]
     pub fn default_name(&self) -> String {
         format!("{}-{}-seed{}", self.model, self.recipe, self.seed)

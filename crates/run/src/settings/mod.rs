@@ -83,7 +83,7 @@ macros::settings! {
         #[arg(value_name = "NAME")]
         dataset: String = "cifar10" [];
 
-        /// The folder that holds the data sets.
+        /// The folder of the data sets.
         #[arg(value_name = "DIR")]
         data_dir: PathBuf = "data" [MayChangeOnResume, MayDiffer, LocalPath];
 
