@@ -169,10 +169,7 @@ impl DataLoader {
                 }
             }
         })?;
-        Ok(Batches {
-            receiver: Some(receiver),
-            thread: Some(thread),
-        })
+        Ok(Batches(Some((receiver, thread))))
     }
 
     fn batch(&self, samples: &[Sample]) -> Result<Batch> {
@@ -205,33 +202,38 @@ fn shuffle(count: usize, seed: u64, epoch: u32) -> Vec<u32> {
 }
 
 /// The batches of one pass. Dropping it ends the thread that makes them.
-pub struct Batches {
-    receiver: Option<Receiver<Result<Batch>>>,
-    thread: Option<JoinHandle<()>>,
+pub struct Batches(Option<(Receiver<Result<Batch>>, JoinHandle<()>)>);
+
+impl Batches {
+    /// Ends the thread. Returns whether it panicked.
+    fn end(&mut self) -> bool {
+        self.0.take().is_some_and(|(receiver, thread)| {
+            // So that a thread that waits for space in the channel ends.
+            drop(receiver);
+            thread.join().is_err()
+        })
+    }
 }
 
 impl Iterator for Batches {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if let Ok(batch) = self.receiver.as_ref()?.recv() {
+        let (receiver, _) = self.0.as_ref()?;
+        if let Ok(batch) = receiver.recv() {
             return Some(batch);
         }
-        self.receiver = None;
         // A thread that panicked must not look like the end of the epoch.
-        let panicked = self.thread.take()?.join().is_err();
         let message = "the thread that makes the batches failed";
-        panicked.then(|| Err(candle_core::Error::Msg(message.to_owned())))
+        self.end()
+            .then(|| Err(candle_core::Error::Msg(message.to_owned())))
     }
 }
 
 impl Drop for Batches {
     fn drop(&mut self) {
-        self.receiver = None;
-        if let Some(thread) = self.thread.take() {
-            // A failure has been reported by `next`, or nobody waits for the batches any more.
-            let _ = thread.join();
-        }
+        // A failure has been reported by `next`, or nobody waits for the batches any more.
+        self.end();
     }
 }
 

@@ -5,7 +5,6 @@ use crate::dataset::Dataset;
 #[cfg(feature = "tensors")]
 use crate::error::Error;
 use crate::records::CLASSES;
-use std::fmt;
 use std::path::Path;
 
 /// What is known of a data set without its images. It is looked up by name with [`str::parse`].
@@ -52,11 +51,5 @@ impl DatasetInfo {
 impl PartialEq for DatasetInfo {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
-    }
-}
-
-impl fmt::Display for DatasetInfo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name)
     }
 }

@@ -17,7 +17,10 @@ impl DatasetInfo {
 pub struct UnknownDataset(String);
 
 fn names() -> String {
-    let names: Vec<_> = DATASETS.iter().map(|info| format!("`{info}`")).collect();
+    let names: Vec<_> = DATASETS
+        .iter()
+        .map(|info| format!("`{}`", info.name))
+        .collect();
     names.join(" or ")
 }
 

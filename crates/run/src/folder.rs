@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::file;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, DirEntry, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -143,14 +143,11 @@ pub fn wait_until_unlocked(
 
 /// Whether a folder has no more than a log and unfinished files.
 fn is_unused(path: &Path) -> bool {
-    fs::read_dir(path).is_ok_and(|mut entries| {
-        entries.all(|entry| {
-            entry.is_ok_and(|entry| {
-                let name = entry.file_name();
-                name == file::LOG || atomic_file::is_unfinished(&name)
-            })
-        })
-    })
+    let is_expected = |entry: io::Result<DirEntry>| {
+        let name = entry.map(|entry| entry.file_name());
+        name.is_ok_and(|name| name == file::LOG || atomic_file::is_unfinished(&name))
+    };
+    fs::read_dir(path).is_ok_and(|mut entries| entries.all(is_expected))
 }
 
 /// Whether another process writes to the folder.
