@@ -171,7 +171,7 @@ fn missing_runs_are_trained_and_all_are_reported() {
     let confusion = run.predictions.as_ref().unwrap().confusion();
     let correct: u64 = (0..10).map(|class| confusion[class][class]).sum();
     let all: u64 = confusion.iter().flatten().sum();
-    assert_eq!(correct as f64 / all as f64, run.last().evaluated().accuracy);
+    assert_eq!(correct as f64 / all as f64, run.last().evaluated.accuracy);
 
     verified(&first.join("small-alexnet-reference-seed1"));
     opened(&first.join("report.html"));

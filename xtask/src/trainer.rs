@@ -3,7 +3,7 @@
 use crate::process::cargo;
 use anyhow::{Context, bail};
 use run::cli::{self, Exit, UsageError};
-use run::settings::{Layers, Source};
+use run::settings::Source;
 use run::{Overrides, Settings, folder};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -70,8 +70,7 @@ impl Trainer {
         let output = output(self.command().args(arguments).arg("--dry-run"))?;
         let settings: Overrides = toml::from_str(&output)
             .context("cannot read the settings that the program `trainer` prints")?;
-        let layers = Layers::default().with(Source::CommandLine, settings);
-        Ok(Settings::resolve(&layers)?)
+        Ok(Settings::resolve(&[(Source::CommandLine, settings)])?)
     }
 }
 

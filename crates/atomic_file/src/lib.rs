@@ -1,4 +1,4 @@
-//! Files that are whole or absent: written beside their place, flushed to disk, and renamed.
+//! Files that are complete or absent: written beside their destination, flushed to disk and renamed.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -9,7 +9,7 @@ use tempfile::NamedTempFile;
 /// How the names of unfinished files begin.
 const UNFINISHED: &str = ".unfinished-";
 
-/// A file that is at its path only once it is kept; dropped before, it leaves nothing behind.
+/// A file that appears at its path when it is kept. Dropped before, it is removed.
 #[derive(Debug)]
 pub struct Unfinished {
     file: NamedTempFile,
@@ -17,7 +17,7 @@ pub struct Unfinished {
 }
 
 impl Unfinished {
-    /// Begins a file beside `path`.
+    /// Creates a temporary file beside `path`.
     ///
     /// # Errors
     /// When `path` is a folder, or is in one that is missing or read-only.
@@ -30,7 +30,7 @@ impl Unfinished {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            // As for any new file: the process's mask takes away what it should.
+            // As for any new file; the process's umask applies.
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
         Ok(Self {
@@ -39,7 +39,7 @@ impl Unfinished {
         })
     }
 
-    /// Writes on at the end of the file.
+    /// Appends to the file.
     ///
     /// # Errors
     /// When the disk is full.
@@ -47,11 +47,10 @@ impl Unfinished {
         self.file.write_all(bytes)
     }
 
-    /// Puts the file at its path, in place of what was there, as far as it is written; gives it, to be
-    /// written on.
+    /// Replaces the file at the path, and returns the new one, which may be written further.
     ///
     /// # Errors
-    /// When the disk is full; nothing is left behind then.
+    /// When the disk is full; the temporary file is then removed.
     pub fn keep(self) -> io::Result<File> {
         self.file.as_file().sync_all()?;
         let file = self.file.persist(&self.path)?;
@@ -67,11 +66,10 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-/// Puts `bytes` at `path`, in place of what was there. Whatever happens meanwhile, `path` holds
-/// either what it held before or all of `bytes`.
+/// Replaces the file at `path`. Whatever happens meanwhile, it has either its old content or all of `bytes`.
 ///
 /// # Errors
-/// When the folder is missing or read-only, or the disk is full; nothing is left behind then.
+/// When the folder is missing or read-only, or the disk is full; the old file is then unchanged.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut unfinished = Unfinished::create(path)?;
     unfinished.write_all(bytes)?;
@@ -79,8 +77,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what a killed process left unfinished in `folder`. To be called by the only process
-/// that writes there.
+/// Removes the unfinished files of a killed process from `folder`. Only for the one process that writes there.
 ///
 /// # Errors
 /// When the folder cannot be read.
@@ -100,7 +97,7 @@ pub fn is_unfinished(name: &OsStr) -> bool {
     name.to_string_lossy().starts_with(UNFINISHED)
 }
 
-/// Makes renames in `folder` survive a power cut, where the system offers that.
+/// Flushes renames in `folder` to disk, where the system can.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) {
         File::open(folder)?.sync_all()?;
@@ -113,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_replaced_whole() {
+    fn files_are_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         write(&path, b"one").unwrap();

@@ -5,7 +5,7 @@ use crate::throughput::{Engine, name, network, settings, sgd};
 use anyhow::Context;
 use candle_core::{DType, Tensor, Var};
 use candle_nn::Optimizer;
-use datasets::{Batch, Dataset, DatasetInfo, Loader};
+use datasets::{Batch, DataLoader, Dataset, DatasetInfo};
 use models::{Architecture, DropoutMasks, Layer, NamedLayer, Network};
 use ops::{Activation, Conv2d, ConvAlgorithm, Pool, Tape, cross_entropy_gradient};
 use run::cli;
@@ -79,8 +79,8 @@ fn trained(
     let settings = settings(model, run::Overrides::default())?;
     let network = network(model)?;
     let mut optimiser = sgd(&network)?;
-    let loader = Loader::new(set.training(), batch_size, (&settings).into());
-    let epochs = (0..).map(|epoch| loader.training(0, epoch, (&settings).into(), 0));
+    let loader = DataLoader::new(set.training(), batch_size, (&settings).into());
+    let epochs = (0..).map(|epoch| loader.load(loader.training(0, epoch, (&settings).into(), 0)));
     let mut number = 0;
     for batches in epochs {
         for batch in batches? {

@@ -9,7 +9,7 @@ use datasets::Dataset;
 use engine::{Checkpoints, Event, Inputs, SpanTimes, Training, TrainingSetup};
 use models::{Architecture, Network, initial_parameters};
 use ops::{ConvAlgorithm, Tape};
-use run::settings::{Layers, Source, WeightInit};
+use run::settings::{Source, WeightInit};
 use run::{EvaluationSplit, Overrides, Settings, cli};
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
@@ -118,9 +118,7 @@ pub(crate) fn settings(architecture: Architecture, changes: Overrides) -> anyhow
         threads: Some(NonZeroUsize::MIN),
         ..Overrides::default()
     };
-    let layers = Layers::default()
-        .with(Source::Defaults, defaults)
-        .with(Source::CommandLine, changes);
+    let layers = [(Source::Defaults, defaults), (Source::CommandLine, changes)];
     Ok(Settings::resolve(&layers)?)
 }
 

@@ -2,7 +2,8 @@
 
 use crate::records::IMAGE_BYTES;
 use rng::{Purpose, Stream};
-use run::settings::{Flip, PaddingMode};
+use run::Settings;
+use run::settings::{Augment, Flip, PaddingMode};
 
 /// Height and width of an image.
 const SIDE: usize = 32;
@@ -51,11 +52,9 @@ impl CutoutSquare {
 
     /// The square of this side around a pixel, clipped to the image.
     fn around(row: u8, column: u8, side: u8) -> Self {
-        let from = |place: u8| place.saturating_sub(side / 2);
-        let to = |place: u8| {
-            let end = (u16::from(place) + u16::from(side)).saturating_sub(u16::from(side / 2));
-            end.min(SIDE as u16) as u8
-        };
+        // Not above 31 + 128.
+        let from = |centre: u8| centre.saturating_sub(side / 2);
+        let to = |centre: u8| (centre + (side - side / 2)).min(SIDE as u8);
         Self {
             top: from(row),
             left: from(column),
@@ -67,7 +66,7 @@ impl CutoutSquare {
 
 /// The transform of one sample: crop, flip and cutout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct View {
+pub struct Transform {
     /// Row of the image at which the crop starts; negative in the padding.
     pub top: i8,
     /// Column of the image at which the crop starts; negative in the padding.
@@ -80,9 +79,9 @@ pub struct View {
     pub cutout: CutoutSquare,
 }
 
-impl View {
+impl Transform {
     /// The image without augmentation.
-    pub const WHOLE: Self = Self {
+    pub const IDENTITY: Self = Self {
         top: 0,
         left: 0,
         flipped: false,
@@ -91,9 +90,9 @@ impl View {
     };
 
     /// The image, flipped horizontally.
-    pub const FLIPPED: Self = Self {
+    pub const FLIP: Self = Self {
         flipped: true,
-        ..Self::WHOLE
+        ..Self::IDENTITY
     };
 }
 
@@ -106,25 +105,25 @@ impl Augmentation {
     };
 
     /// The transform of image `index` of the training set in an epoch.
-    pub(crate) fn view(self, seed: u64, epoch: u32, index: u64) -> View {
+    pub(crate) fn transform(self, seed: u64, epoch: u32, index: u64) -> Transform {
         let Self::Standard {
             padding_mode,
             flip,
             cutout,
         } = self
         else {
-            return View::WHOLE;
+            return Transform::IDENTITY;
         };
         let words = |epoch| Stream::new(seed, Purpose::Augmentation, epoch).words(index);
-        let [top, left, side, place] = words(epoch);
-        let places = 2 * PADDING + 1;
-        let offset = |word| ((u64::from(word) * places) >> 32) as i8 - PADDING as i8;
+        let [top, left, side, centre] = words(epoch);
+        let offsets = 2 * PADDING + 1;
+        let offset = |word| ((u64::from(word) * offsets) >> 32) as i8 - PADDING as i8;
         // The five topmost bits, and the five below, are a row and a column.
         let square = match cutout {
             0 => CutoutSquare::NONE,
-            _ => CutoutSquare::around((place >> 27) as u8, (place >> 22 & 31) as u8, cutout),
+            _ => CutoutSquare::around((centre >> 27) as u8, (centre >> 22 & 31) as u8, cutout),
         };
-        View {
+        Transform {
             top: offset(top),
             left: offset(left),
             flipped: match flip {
@@ -135,6 +134,19 @@ impl Augmentation {
             },
             padding_mode,
             cutout: square,
+        }
+    }
+}
+
+impl From<&Settings> for Augmentation {
+    fn from(settings: &Settings) -> Self {
+        match settings.augment {
+            Augment::None => Self::None,
+            Augment::Standard => Self::Standard {
+                padding_mode: settings.padding_mode,
+                flip: settings.flip,
+                cutout: settings.cutout.get(),
+            },
         }
     }
 }
@@ -160,25 +172,21 @@ impl Normalisation {
 
     /// The normalised value of each byte, by channel.
     #[must_use]
-    pub fn numbers(&self) -> &[[f32; 256]; 3] {
+    pub fn table(&self) -> &[[f32; 256]; 3] {
         &self.table
     }
 
-    /// Writes `image` `[3, 32, 32]`, augmented as `view` says, to `out` `[32, 32, 3]`.
-    pub(crate) fn write(&self, image: &[u8], view: View, out: &mut [f32]) {
+    /// Writes `image` `[3, 32, 32]`, augmented as `transform` says, to `out` `[32, 32, 3]`.
+    pub(crate) fn write(&self, image: &[u8], transform: Transform, out: &mut [f32]) {
         debug_assert!(image.len() == IMAGE_BYTES && out.len() == IMAGE_BYTES);
         let columns: [Option<usize>; SIDE] = std::array::from_fn(|x| {
-            let x = if view.flipped { SIDE - 1 - x } else { x };
-            original(x, view.left, view.padding_mode)
+            let x = if transform.flipped { SIDE - 1 - x } else { x };
+            original(x, transform.left, transform.padding_mode)
         });
         let outside = std::array::from_fn(|channel| self.table[channel][0]);
-        for (y, line) in out
-            .as_chunks_mut::<3>()
-            .0
-            .chunks_exact_mut(SIDE)
-            .enumerate()
-        {
-            let Some(row) = original(y, view.top, view.padding_mode) else {
+        let lines = out.as_chunks_mut::<3>().0.chunks_exact_mut(SIDE);
+        for (y, line) in lines.enumerate() {
+            let Some(row) = original(y, transform.top, transform.padding_mode) else {
                 line.fill(outside);
                 continue;
             };
@@ -197,7 +205,7 @@ impl Normalisation {
             left,
             bottom,
             right,
-        } = view.cutout;
+        } = transform.cutout;
         for y in usize::from(top)..usize::from(bottom) {
             let columns = usize::from(left) * 3..usize::from(right) * 3;
             out[y * SIDE * 3..][columns].fill(0.0);
@@ -205,17 +213,26 @@ impl Normalisation {
     }
 }
 
-/// The row or column of the image for `place` in the crop; `None` in black padding.
-fn original(place: usize, offset: i8, padding_mode: PaddingMode) -> Option<usize> {
+impl From<&Settings> for Normalisation {
+    fn from(settings: &Settings) -> Self {
+        Self::new(
+            settings.mean.0.map(|value| value as f32),
+            settings.std.0.map(|value| value.get() as f32),
+        )
+    }
+}
+
+/// The row or column of the image at a position of the crop; `None` in black padding.
+fn original(position: usize, offset: i8, padding_mode: PaddingMode) -> Option<usize> {
     let last = SIDE as isize - 1;
-    let place = place as isize + isize::from(offset);
-    let place = match padding_mode {
-        PaddingMode::Constant => place,
-        PaddingMode::Reflect if place < 0 => -place,
-        PaddingMode::Reflect if place > last => 2 * last - place,
-        PaddingMode::Reflect => place,
+    let position = match (position as isize + isize::from(offset), padding_mode) {
+        (before, PaddingMode::Reflect) if before < 0 => -before,
+        (after, PaddingMode::Reflect) if after > last => 2 * last - after,
+        (position, _) => position,
     };
-    usize::try_from(place).ok().filter(|place| *place < SIDE)
+    usize::try_from(position)
+        .ok()
+        .filter(|position| *position < SIDE)
 }
 
 #[cfg(test)]
@@ -273,18 +290,18 @@ mod tests {
                 (false, PaddingMode::Reflect),
                 (true, PaddingMode::Reflect),
             ] {
-                let view = View {
+                let transform = Transform {
                     top,
                     left,
                     flipped,
                     padding_mode,
                     cutout: CutoutSquare::NONE,
                 };
-                PLAIN().write(&image, view, &mut out);
+                PLAIN().write(&image, transform, &mut out);
                 let expected = reference(&image, top.into(), left.into(), flipped, padding_mode);
                 assert!(
                     out.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-3),
-                    "{view:?}"
+                    "{transform:?}"
                 );
             }
         }
@@ -292,7 +309,7 @@ mod tests {
 
     /// `y1 = np.clip(y - length // 2, 0, h); y2 = np.clip(y + length // 2, 0, h)` of the authors' code.
     #[test]
-    fn a_hole_is_cut_around_its_place() {
+    fn cutout_is_centred_on_its_pixel() {
         let square = |row, column, side| {
             let square = CutoutSquare::around(row, column, side);
             [square.top, square.bottom, square.left, square.right]
@@ -301,11 +318,11 @@ mod tests {
         assert_eq!(square(0, 31, 8), [0, 4, 27, 32]);
         assert_eq!(square(3, 30, 16), [0, 11, 22, 32]);
         let mut out = vec![0.0; IMAGE_BYTES];
-        let view = View {
+        let transform = Transform {
             cutout: CutoutSquare::around(0, 31, 8),
-            ..View::WHOLE
+            ..Transform::IDENTITY
         };
-        PLAIN().write(&picture(), view, &mut out);
+        PLAIN().write(&picture(), transform, &mut out);
         let picture = picture();
         for (i, value) in out.iter().enumerate() {
             let (row, column, channel) = (i / 96, i / 3 % 32, i % 3);
@@ -319,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn alternating_flips_show_both_sides_in_two_epochs() {
+    fn alternating_flips_show_both_orientations_in_two_epochs() {
         let augmentation = Augmentation::Standard {
             padding_mode: PaddingMode::Reflect,
             flip: Flip::Alternating,
@@ -327,7 +344,7 @@ mod tests {
         };
         let mut first = 0;
         for index in 0..10_000 {
-            let flipped = |epoch| augmentation.view(7, epoch, index).flipped;
+            let flipped = |epoch| augmentation.transform(7, epoch, index).flipped;
             assert!(flipped(0) != flipped(1) && flipped(1) != flipped(2));
             first += u32::from(flipped(0));
         }
@@ -335,7 +352,13 @@ mod tests {
         assert!((4_750..5_250).contains(&first), "{first}");
         let mut rows = [0_u32; SIDE];
         for index in 0..32_000 {
-            rows[usize::from(augmentation.view(7, 3, index).cutout.top.saturating_add(4))] += 1;
+            rows[usize::from(
+                augmentation
+                    .transform(7, 3, index)
+                    .cutout
+                    .top
+                    .saturating_add(4),
+            )] += 1;
         }
         // Places 0 to 4 all begin at row 0; the others are 1,000 each, with a standard deviation of 31.
         assert!((4_700..5_300).contains(&rows[4]), "{rows:?}");
@@ -349,7 +372,7 @@ mod tests {
     fn values_are_normalised_by_channel() {
         let normalisation = Normalisation::new([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
         let mut out = vec![0.0; IMAGE_BYTES];
-        normalisation.write(&[128; IMAGE_BYTES], View::WHOLE, &mut out);
+        normalisation.write(&[128; IMAGE_BYTES], Transform::IDENTITY, &mut out);
         // (torch.tensor([128]) / 255 - mean) / std
         for (channel, expected) in [0.074_065_59, 0.205_182_07, 0.426_492_4].iter().enumerate() {
             assert!((out[channel] - expected).abs() < 1e-6, "{}", out[channel]);
@@ -360,9 +383,9 @@ mod tests {
     fn every_crop_and_flip_comes_up() {
         let mut counts = [[[0_u32; 2]; 9]; 9];
         for index in 0..16_200 {
-            let view = Augmentation::STANDARD.view(3, 1, index);
-            counts[(view.top + 4) as usize][(view.left + 4) as usize][usize::from(view.flipped)] +=
-                1;
+            let transform = Augmentation::STANDARD.transform(3, 1, index);
+            counts[(transform.top + 4) as usize][(transform.left + 4) as usize]
+                [usize::from(transform.flipped)] += 1;
         }
         // Mean 100, standard deviation 10.
         let counts: Vec<_> = counts.into_iter().flatten().flatten().collect();
@@ -370,6 +393,6 @@ mod tests {
             counts.iter().all(|count| (50..=150).contains(count)),
             "{counts:?}"
         );
-        assert_eq!(Augmentation::None.view(3, 1, 9), View::WHOLE);
+        assert_eq!(Augmentation::None.transform(3, 1, 9), Transform::IDENTITY);
     }
 }

@@ -1,10 +1,11 @@
 //! Batches in a seeded order, prefetched by a thread of their own.
 
-use crate::augmentation::{Augmentation, Normalisation, View};
+use crate::augmentation::{Augmentation, Normalisation, Transform};
 use crate::dataset::Split;
 use crate::records::IMAGE_BYTES;
 use candle_core::{Device, Result, Tensor};
 use rng::{Purpose, Stream};
+use std::cell::LazyCell;
 use std::num::NonZeroUsize;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{self, JoinHandle};
@@ -15,11 +16,11 @@ const AHEAD: usize = 2;
 
 /// One image of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct Sample {
     /// Its index in the set.
     pub index: u32,
     /// Its transform.
-    pub view: View,
+    pub transform: Transform,
 }
 
 /// Augmented images and their labels.
@@ -33,7 +34,7 @@ pub struct Batch {
 
 /// Splits a data set into batches. The last batch is smaller where the batch size does not divide the set.
 #[derive(Clone, Debug)]
-pub struct Loader {
+pub struct DataLoader {
     split: Split,
     batch_size: NonZeroUsize,
     normalisation: Normalisation,
@@ -49,25 +50,11 @@ pub fn picture(bytes: &[u8], normalisation: &Normalisation) -> Result<Tensor> {
     if bytes.len() != IMAGE_BYTES {
         candle_core::bail!("a picture has {IMAGE_BYTES} bytes, not {}", bytes.len());
     }
-    normalisation.write(bytes, View::WHOLE, &mut image);
+    normalisation.write(bytes, Transform::IDENTITY, &mut image);
     Tensor::from_vec(image, (1, 32, 32, 3), &Device::Cpu)
 }
 
-/// How one pass goes over the images.
-#[derive(Clone, Copy, Debug)]
-enum Pass {
-    Training {
-        seed: u64,
-        epoch: u32,
-        augmentation: Augmentation,
-        shuffled: bool,
-    },
-    Evaluation {
-        view: View,
-    },
-}
-
-impl Loader {
+impl DataLoader {
     /// Batches of `batch_size` images of `split`.
     #[must_use]
     pub fn new(split: Split, batch_size: NonZeroUsize, normalisation: Normalisation) -> Self {
@@ -112,99 +99,90 @@ impl Loader {
 
     /// The batches of one epoch from index `first` on, shuffled and augmented: a function of the arguments, however
     /// often the epoch is interrupted. Within a batch, images keep the order of the set.
-    ///
-    /// # Errors
-    /// When the thread cannot be started.
     pub fn training(
         &self,
         seed: u64,
         epoch: u32,
         augmentation: Augmentation,
         first: usize,
-    ) -> Result<Batches> {
-        self.start(self.pass(seed, epoch, augmentation), first)
-    }
-
-    /// All images in the set's order, with this transform.
-    ///
-    /// # Errors
-    /// When the thread cannot be started.
-    pub fn evaluation(&self, view: View) -> Result<Batches> {
-        self.start(Pass::Evaluation { view }, 0)
-    }
-
-    fn pass(&self, seed: u64, epoch: u32, augmentation: Augmentation) -> Pass {
-        Pass::Training {
-            seed,
-            epoch,
-            augmentation,
-            shuffled: self.shuffled,
-        }
-    }
-
-    fn start(&self, pass: Pass, first: usize) -> Result<Batches> {
-        let (sender, receiver) = sync_channel(AHEAD);
-        let loader = self.clone();
-        let thread = thread::Builder::new()
-            .name("batches".to_owned())
-            .spawn(move || {
-                for seen in loader.plan(pass, first) {
-                    let batch = debug_span!("batch").in_scope(|| loader.batch(&seen));
-                    // The receiver is gone where the epoch was interrupted.
-                    if sender.send(batch).is_err() {
-                        break;
-                    }
-                }
-            })?;
-        Ok(Batches {
-            receiver: Some(receiver),
-            thread: Some(thread),
+    ) -> impl Iterator<Item = Vec<Sample>> + Send + use<> {
+        let (shuffled, images) = (self.shuffled, self.images());
+        let order = move || {
+            if shuffled {
+                shuffle(images, seed, epoch)
+            } else {
+                (0..images as u32).collect()
+            }
+        };
+        self.plan(order, first, move |index| {
+            augmentation.transform(seed, epoch, index.into())
         })
     }
 
-    /// The batches of [`Loader::training`] as indices and transforms, for a backend that has the images in its own
-    /// memory.
-    pub fn training_plan(
+    /// All images in the set's order, with this transform.
+    pub fn evaluation(
         &self,
-        seed: u64,
-        epoch: u32,
-        augmentation: Augmentation,
+        transform: Transform,
+    ) -> impl Iterator<Item = Vec<Sample>> + Send + use<> {
+        let images = self.images() as u32;
+        self.plan(move || (0..images).collect(), 0, move |_| transform)
+    }
+
+    fn plan<O: FnOnce() -> Vec<u32> + Send, T: Fn(u32) -> Transform + Send>(
+        &self,
+        order: O,
         first: usize,
-    ) -> impl Iterator<Item = Vec<Seen>> + use<> {
-        self.plan(self.pass(seed, epoch, augmentation), first)
-    }
-
-    /// The same for [`Loader::evaluation`].
-    pub fn evaluation_plan(&self, view: View) -> impl Iterator<Item = Vec<Seen>> + use<> {
-        self.plan(Pass::Evaluation { view }, 0)
-    }
-
-    fn plan(&self, pass: Pass, first: usize) -> impl Iterator<Item = Vec<Seen>> + use<> {
-        let order = pass.order(self.images());
+        transform: T,
+    ) -> impl Iterator<Item = Vec<Sample>> + Send + use<O, T> {
         let size = self.batch_size.get();
+        // Shuffled by the thread that loads the batches.
+        let order = LazyCell::new(order);
         (first..self.batches()).map(move |batch| {
             let end = ((batch + 1) * size).min(order.len());
             let mut indices = order[batch * size..end].to_vec();
             indices.sort_unstable();
-            let seen = indices.into_iter().map(|index| Seen {
+            let sample = |index| Sample {
                 index,
-                view: pass.view(index),
-            });
-            seen.collect()
+                transform: transform(index),
+            };
+            indices.into_iter().map(sample).collect()
         })
     }
 
-    fn batch(&self, seen: &[Seen]) -> Result<Batch> {
-        let mut images = vec![0.0; seen.len() * IMAGE_BYTES];
-        let labels = self.split.with_bytes(|labels, pixels| {
-            for (out, Seen { index, view }) in images.chunks_exact_mut(IMAGE_BYTES).zip(seen) {
-                let image = &pixels[*index as usize * IMAGE_BYTES..][..IMAGE_BYTES];
-                self.normalisation.write(image, *view, out);
+    /// The batches of a plan, [`DataLoader::training`] or [`DataLoader::evaluation`]. A thread prefetches them.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn load(
+        &self,
+        plan: impl Iterator<Item = Vec<Sample>> + Send + 'static,
+    ) -> Result<Batches> {
+        let (sender, receiver) = sync_channel(AHEAD);
+        let loader = self.clone();
+        let thread = thread::Builder::new().name("batches".to_owned());
+        let thread = thread.spawn(move || {
+            for samples in plan {
+                let batch = debug_span!("batch").in_scope(|| loader.batch(&samples));
+                // The receiver is gone where the epoch was interrupted.
+                if sender.send(batch).is_err() {
+                    break;
+                }
             }
-            let labels = seen.iter().map(|seen| labels[seen.index as usize]);
+        })?;
+        Ok(Batches(Some((receiver, thread))))
+    }
+
+    fn batch(&self, samples: &[Sample]) -> Result<Batch> {
+        let mut images = vec![0.0; samples.len() * IMAGE_BYTES];
+        let labels = self.split.with_bytes(|labels, pixels| {
+            for (out, sample) in images.chunks_exact_mut(IMAGE_BYTES).zip(samples) {
+                let image = &pixels[sample.index as usize * IMAGE_BYTES..][..IMAGE_BYTES];
+                self.normalisation.write(image, sample.transform, out);
+            }
+            let labels = samples.iter().map(|sample| labels[sample.index as usize]);
             labels.map(u32::from).collect::<Vec<_>>()
         })?;
-        let count = seen.len();
+        let count = samples.len();
         Ok(Batch {
             images: Tensor::from_vec(images, (count, 32, 32, 3), &Device::Cpu)?,
             labels: Tensor::from_vec(labels, count, &Device::Cpu)?,
@@ -212,73 +190,50 @@ impl Loader {
     }
 }
 
-impl Pass {
-    /// The images in the order in which they are cut into batches.
-    fn order(self, count: usize) -> Vec<u32> {
-        let mut order: Vec<u32> = (0..count as u32).collect();
-        if let Self::Training {
-            seed,
-            epoch,
-            shuffled: true,
-            ..
-        } = self
-        {
-            // Fisher and Yates, with the number of the swap as the index.
-            let stream = Stream::new(seed, Purpose::Order, epoch);
-            for last in (1..count).rev() {
-                let other = stream.below(last as u64, last as u64 + 1);
-                order.swap(last, other as usize);
-            }
-        }
-        order
+/// The images in the order in which an epoch's batches take them: a Fisher-Yates shuffle.
+fn shuffle(count: usize, seed: u64, epoch: u32) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..count as u32).collect();
+    let stream = Stream::new(seed, Purpose::Order, epoch);
+    for last in (1..count).rev() {
+        let other = stream.below(last as u64, last as u64 + 1);
+        order.swap(last, other as usize);
     }
-
-    fn view(self, index: u32) -> View {
-        match self {
-            Self::Training {
-                seed,
-                epoch,
-                augmentation,
-                ..
-            } => augmentation.view(seed, epoch, u64::from(index)),
-            Self::Evaluation { view } => view,
-        }
-    }
+    order
 }
 
 /// The batches of one pass. Dropping it ends the thread that makes them.
-pub struct Batches {
-    receiver: Option<Receiver<Result<Batch>>>,
-    thread: Option<JoinHandle<()>>,
+pub struct Batches(Option<(Receiver<Result<Batch>>, JoinHandle<()>)>);
+
+impl Batches {
+    /// Ends the thread. Returns whether it panicked.
+    fn end(&mut self) -> bool {
+        self.0.take().is_some_and(|(receiver, thread)| {
+            // So that a thread that waits for space in the channel ends.
+            drop(receiver);
+            thread.join().is_err()
+        })
+    }
 }
 
 impl Iterator for Batches {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self.receiver.as_ref()?.recv() {
-            Ok(batch) => Some(batch),
-            Err(_) => {
-                self.receiver = None;
-                // A thread that panicked must not look like the end of the epoch.
-                let ended = self.thread.take().map_or(Ok(()), JoinHandle::join);
-                ended.err().map(|_| {
-                    Err(candle_core::Error::Msg(
-                        "the thread that makes the batches failed".to_owned(),
-                    ))
-                })
-            }
+        let (receiver, _) = self.0.as_ref()?;
+        if let Ok(batch) = receiver.recv() {
+            return Some(batch);
         }
+        // A thread that panicked must not look like the end of the epoch.
+        let message = "the thread that makes the batches failed";
+        self.end()
+            .then(|| Err(candle_core::Error::Msg(message.to_owned())))
     }
 }
 
 impl Drop for Batches {
     fn drop(&mut self) {
-        self.receiver = None;
-        if let Some(thread) = self.thread.take() {
-            // A failure has been reported by `next`, or nobody waits for the batches any more.
-            let _ = thread.join();
-        }
+        // A failure has been reported by `next`, or nobody waits for the batches any more.
+        self.end();
     }
 }
 
@@ -289,12 +244,16 @@ mod tests {
 
     const ONE: fn() -> Normalisation = || Normalisation::new([0.0; 3], [1.0; 3]);
 
-    fn loader(images: usize, batch: usize) -> Loader {
+    fn loader(images: usize, batch: usize) -> DataLoader {
         let set = Dataset::synthetic(images, 1).unwrap();
-        Loader::new(set.training(), NonZeroUsize::new(batch).unwrap(), ONE())
+        DataLoader::new(set.training(), NonZeroUsize::new(batch).unwrap(), ONE())
     }
 
-    fn bits(batches: Batches) -> Vec<Vec<u32>> {
+    fn bits(
+        loader: &DataLoader,
+        plan: impl Iterator<Item = Vec<Sample>> + Send + 'static,
+    ) -> Vec<Vec<u32>> {
+        let batches = loader.load(plan).unwrap();
         batches
             .map(|batch| {
                 let batch = batch.unwrap();
@@ -314,39 +273,30 @@ mod tests {
     #[test]
     fn an_epoch_resumes_where_it_was() {
         let loader = loader(23, 5);
-        let all = bits(loader.training(1, 2, Augmentation::STANDARD, 0).unwrap());
+        let all = bits(&loader, loader.training(1, 2, Augmentation::STANDARD, 0));
         assert_eq!(all.len(), 5);
         assert_eq!(loader.batches(), 5);
         assert_eq!(all[4].len(), 3 * (IMAGE_BYTES + 1));
         for first in 0..=5 {
             let rest = bits(
-                loader
-                    .training(1, 2, Augmentation::STANDARD, first)
-                    .unwrap(),
+                &loader,
+                loader.training(1, 2, Augmentation::STANDARD, first),
             );
             assert_eq!(rest, all[first..]);
         }
         assert_ne!(
             all,
-            bits(loader.training(1, 3, Augmentation::STANDARD, 0).unwrap())
+            bits(&loader, loader.training(1, 3, Augmentation::STANDARD, 0))
         );
         assert_ne!(
             all,
-            bits(loader.training(2, 2, Augmentation::STANDARD, 0).unwrap())
+            bits(&loader, loader.training(2, 2, Augmentation::STANDARD, 0))
         );
     }
 
     #[test]
     fn every_image_comes_once_an_epoch() {
-        let order = |epoch| {
-            Pass::Training {
-                seed: 9,
-                epoch,
-                augmentation: Augmentation::None,
-                shuffled: true,
-            }
-            .order(1000)
-        };
+        let order = |epoch| shuffle(1000, 9, epoch);
         let mut sorted = order(0);
         assert_ne!(sorted, order(1));
         sorted.sort_unstable();
@@ -357,13 +307,7 @@ mod tests {
     fn orders_are_uniform() {
         let mut counts = [0_u32; 6];
         for epoch in 0..6_000 {
-            let order = Pass::Training {
-                seed: 0,
-                epoch,
-                augmentation: Augmentation::None,
-                shuffled: true,
-            }
-            .order(3);
+            let order = shuffle(3, 0, epoch);
             counts[(order[0] * 2 + u32::from(order[1] > order[2])) as usize] += 1;
         }
         // Mean 1,000, standard deviation 29.
@@ -376,26 +320,29 @@ mod tests {
     #[test]
     fn a_batch_of_the_whole_set_is_the_set() {
         let loader = loader(17, 17);
-        let training = bits(loader.training(5, 0, Augmentation::None, 0).unwrap());
-        assert_eq!(training, bits(loader.evaluation(View::WHOLE).unwrap()));
+        let training = bits(&loader, loader.training(5, 0, Augmentation::None, 0));
+        assert_eq!(
+            training,
+            bits(&loader, loader.evaluation(Transform::IDENTITY))
+        );
     }
 
     #[test]
     fn in_order_every_epoch_has_the_same_batches() {
         let ordered = loader(17, 5).in_order();
-        let whole = bits(ordered.evaluation(View::WHOLE).unwrap());
+        let whole = bits(&ordered, ordered.evaluation(Transform::IDENTITY));
         for epoch in 0..2 {
-            let training = ordered.training(5, epoch, Augmentation::None, 0).unwrap();
-            assert_eq!(bits(training), whole);
+            let training = ordered.training(5, epoch, Augmentation::None, 0);
+            assert_eq!(bits(&ordered, training), whole);
         }
-        assert_ne!(whole, bits(ordered.evaluation(View::FLIPPED).unwrap()));
+        assert_ne!(whole, bits(&ordered, ordered.evaluation(Transform::FLIP)));
     }
 
     #[test]
     fn dropping_an_epoch_half_way_ends_its_thread() {
-        let mut batches = loader(50, 1)
-            .training(0, 0, Augmentation::STANDARD, 0)
-            .unwrap();
+        let loader = loader(50, 1);
+        let plan = loader.training(0, 0, Augmentation::STANDARD, 0);
+        let mut batches = loader.load(plan).unwrap();
         assert!(batches.next().is_some());
         drop(batches);
     }

@@ -67,28 +67,19 @@ pub const FILE_BYTES: usize = RECORDS * RECORD_BYTES;
 pub fn read_file(path: &Path) -> Result<Records, Error> {
     let read_error = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => Error::MissingFile(path.to_owned()),
-        _ => Error::Read {
-            path: path.to_owned(),
-            source,
-        },
+        _ => Error::read(path)(source),
     };
     let file = File::open(path).map_err(read_error)?;
-    let found = file.metadata().map_err(read_error)?.len();
-    let size_error = |found| Error::Size {
-        path: path.to_owned(),
-        found,
-        expected: FILE_BYTES,
-    };
-    if found != FILE_BYTES as u64 {
-        return Err(size_error(found));
-    }
-    // One byte more than expected, to notice a file that has grown since.
+    // One byte more than expected, to notice a longer file.
     let mut bytes = Vec::with_capacity(FILE_BYTES + 1);
-    file.take(FILE_BYTES as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(read_error)?;
+    let mut first = (&file).take(FILE_BYTES as u64 + 1);
+    first.read_to_end(&mut bytes).map_err(read_error)?;
     if bytes.len() != FILE_BYTES {
-        return Err(size_error(bytes.len() as u64));
+        return Err(Error::Size {
+            path: path.to_owned(),
+            found: file.metadata().map_err(read_error)?.len(),
+            expected: FILE_BYTES,
+        });
     }
     parse(&bytes).map_err(|BadLabel { record, label }| Error::Label {
         path: path.to_owned(),
@@ -127,18 +118,12 @@ fn parse(bytes: &[u8]) -> Result<Records, BadLabel> {
 pub fn folder(data_dir: &Path) -> Result<PathBuf, Error> {
     let folder = data_dir.join(FOLDER);
     for path in [data_dir, &folder] {
-        match fs::metadata(path) {
-            Ok(metadata) if metadata.is_dir() => {}
-            Ok(_) => return Err(Error::NotAFolder(path.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::MissingFolder(folder.clone()));
-            }
-            Err(source) => {
-                return Err(Error::Read {
-                    path: path.to_owned(),
-                    source,
-                });
-            }
+        let metadata = fs::metadata(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::MissingFolder(folder.clone()),
+            _ => Error::read(path)(error),
+        })?;
+        if !metadata.is_dir() {
+            return Err(Error::NotAFolder(path.to_owned()));
         }
     }
     Ok(folder)

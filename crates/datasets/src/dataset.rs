@@ -7,9 +7,10 @@ use candle_datasets::vision;
 use rng::{Purpose, Stream};
 use sha2::{Digest, Sha256};
 
-/// Training and test images of 32x32 pixels in colour, as `u8` tensors.
+/// Training and test images of 32x32 pixels in colour.
 pub struct Dataset {
-    tensors: vision::Dataset,
+    training: Split,
+    test: Split,
     class_names: [&'static str; CLASSES],
 }
 
@@ -19,42 +20,35 @@ impl Dataset {
         test: Records,
         class_names: [&'static str; CLASSES],
     ) -> Result<Self, Error> {
-        let (train_images, train_labels) = tensors(training)?;
-        let (test_images, test_labels) = tensors(test)?;
         Ok(Self {
-            tensors: vision::Dataset {
-                train_images,
-                train_labels,
-                test_images,
-                test_labels,
-                labels: CLASSES,
-            },
+            training: Split::new(training)?,
+            test: Split::new(test)?,
             class_names,
         })
     }
 
-    /// The tensors in candle's type: images `[count, 3, 32, 32]` and labels `[count]`.
+    /// The tensors in candle's type: images `[count, 3, 32, 32]` and labels `[count]`, both `u8`.
     #[must_use]
-    pub fn tensors(&self) -> &vision::Dataset {
-        &self.tensors
+    pub fn tensors(&self) -> vision::Dataset {
+        vision::Dataset {
+            train_images: self.training.images.clone(),
+            train_labels: self.training.labels.clone(),
+            test_images: self.test.images.clone(),
+            test_labels: self.test.labels.clone(),
+            labels: CLASSES,
+        }
     }
 
     /// The training images.
     #[must_use]
     pub fn training(&self) -> Split {
-        Split {
-            images: self.tensors.train_images.clone(),
-            labels: self.tensors.train_labels.clone(),
-        }
+        self.training.clone()
     }
 
     /// The test images.
     #[must_use]
     pub fn test(&self) -> Split {
-        Split {
-            images: self.tensors.test_images.clone(),
-            labels: self.tensors.test_labels.clone(),
-        }
+        self.test.clone()
     }
 
     /// The classes by label.
@@ -63,14 +57,13 @@ impl Dataset {
         self.class_names
     }
 
-    /// SHA-256, in hexadecimal, of the concatenated training labels, training pixels, test labels and
-    /// test pixels.
+    /// SHA-256, in hexadecimal, of the concatenated training labels, training pixels, test labels and test pixels.
     ///
     /// # Errors
     /// When the tensors are not `u8`.
     pub fn digest(&self) -> TensorResult<String> {
         let mut hasher = Sha256::new();
-        for split in [self.training(), self.test()] {
+        for split in [&self.training, &self.test] {
             split.with_bytes(|labels, pixels| {
                 hasher.update(labels);
                 hasher.update(pixels);
@@ -81,15 +74,6 @@ impl Dataset {
     }
 }
 
-/// Images `[count, 3, 32, 32]` and labels `[count]`.
-fn tensors(Records { labels, pixels }: Records) -> TensorResult<(Tensor, Tensor)> {
-    let count = labels.len();
-    Ok((
-        Tensor::from_vec(pixels, (count, 3, 32, 32), &Device::Cpu)?,
-        Tensor::from_vec(labels, count, &Device::Cpu)?,
-    ))
-}
-
 /// Images and their labels, as a view of a data set.
 #[derive(Clone, Debug)]
 pub struct Split {
@@ -98,6 +82,14 @@ pub struct Split {
 }
 
 impl Split {
+    fn new(Records { labels, pixels }: Records) -> TensorResult<Self> {
+        let count = labels.len();
+        Ok(Self {
+            images: Tensor::from_vec(pixels, (count, 3, 32, 32), &Device::Cpu)?,
+            labels: Tensor::from_vec(labels, count, &Device::Cpu)?,
+        })
+    }
+
     /// The number of images.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -134,14 +126,13 @@ impl Split {
     /// # Errors
     /// When no image of a class would be left to train on.
     pub fn hold_out(&self, count: usize, seed: u64) -> TensorResult<(Self, Self)> {
-        let classes = CLASSES;
         let labels = self.labels.to_vec1::<u8>()?;
         let mut held_out = vec![false; labels.len()];
-        for class in 0..classes {
+        for class in 0..CLASSES {
             let mut members: Vec<usize> = (0..labels.len())
                 .filter(|index| usize::from(labels[*index]) == class)
                 .collect();
-            let wanted = count / classes + usize::from(class < count % classes);
+            let wanted = count / CLASSES + usize::from(class < count % CLASSES);
             if wanted >= members.len().max(1) {
                 candle_core::bail!(
                     "cannot hold out {wanted} of the {} images of class {class}: at least one must be left to train on",

@@ -1,7 +1,7 @@
 //! Why a data set cannot be read.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a data set cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -47,4 +47,12 @@ pub enum Error {
     #[cfg(feature = "tensors")]
     #[error("cannot create the images' tensors: {0}")]
     Tensor(#[from] candle_core::Error),
+}
+
+impl Error {
+    /// The file or folder that cannot be read.
+    pub(crate) fn read(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        |source| Self::Read { path, source }
+    }
 }

@@ -5,11 +5,10 @@ use crate::dataset::Dataset;
 #[cfg(feature = "tensors")]
 use crate::error::Error;
 use crate::records::CLASSES;
-use std::fmt;
 use std::path::Path;
 
 /// What is known of a data set without its images. It is looked up by name with [`str::parse`].
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct DatasetInfo {
     /// The name on the command line and in files.
     pub name: &'static str,
@@ -17,7 +16,7 @@ pub struct DatasetInfo {
     pub display_name: &'static str,
     /// The classes by label.
     pub class_names: &'static [&'static str; CLASSES],
-    /// The numbers of images where there is no limit.
+    /// How many images there are without a limit.
     pub images: Images,
     /// For a generated data set, the largest number of training or test images: a limit decides how many are
     /// generated. `None` for a data set that is read from files.
@@ -29,7 +28,7 @@ pub struct DatasetInfo {
     pub(crate) load: fn(&Path, Images) -> Result<Dataset, Error>,
 }
 
-/// Numbers of images.
+/// How many images a data set has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Images {
     /// Training images.
@@ -52,17 +51,5 @@ impl DatasetInfo {
 impl PartialEq for DatasetInfo {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
-    }
-}
-
-impl fmt::Debug for DatasetInfo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DatasetInfo({})", self.name)
-    }
-}
-
-impl fmt::Display for DatasetInfo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name)
     }
 }

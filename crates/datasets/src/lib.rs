@@ -16,13 +16,11 @@ mod augmentation;
 mod batches;
 #[cfg(feature = "tensors")]
 mod dataset;
-#[cfg(feature = "tensors")]
-mod from_settings;
 
 #[cfg(feature = "tensors")]
-pub use augmentation::{Augmentation, CutoutSquare, Normalisation, View};
+pub use augmentation::{Augmentation, CutoutSquare, Normalisation, Transform};
 #[cfg(feature = "tensors")]
-pub use batches::{Batch, Batches, Loader, Seen, picture};
+pub use batches::{Batch, Batches, DataLoader, Sample, picture};
 #[cfg(feature = "tensors")]
 pub use dataset::{Dataset, Split};
 pub use error::Error;

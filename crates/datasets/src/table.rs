@@ -11,13 +11,16 @@ impl DatasetInfo {
     pub const ALL: &'static [Self] = DATASETS;
 }
 
-/// There is no data set of this name.
+/// A name that no data set has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a data set: use {names}", names = names())]
 pub struct UnknownDataset(String);
 
 fn names() -> String {
-    let names: Vec<_> = DATASETS.iter().map(|info| format!("`{info}`")).collect();
+    let names: Vec<_> = DATASETS
+        .iter()
+        .map(|info| format!("`{}`", info.name))
+        .collect();
     names.join(" or ")
 }
 
@@ -25,8 +28,8 @@ impl FromStr for DatasetInfo {
     type Err = UnknownDataset;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        let mut all = DATASETS.iter();
-        all.find(|info| info.name == name)
+        let known = DATASETS.iter().find(|info| info.name == name);
+        known
             .copied()
             .ok_or_else(|| UnknownDataset(name.to_owned()))
     }

@@ -1,7 +1,9 @@
 //! Batches on the device that computes.
 
 use candle_core::{Device, Result};
-use datasets::{Augmentation, Batch, Loader, Normalisation, Split, View};
+use datasets::{
+    Augmentation, Batch, DataLoader as HostLoader, Normalisation, Sample, Split, Transform,
+};
 use std::num::NonZeroUsize;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use std::sync::Arc;
 /// and normalises them; the host sends indices and crops alone. Both give the same images in the same order.
 pub struct DataLoader {
     /// On the host, also where a GPU has the images.
-    pub(crate) host: Loader,
+    pub(crate) host: HostLoader,
     #[cfg(feature = "cuda")]
     resident: Option<Arc<gpu::Resident>>,
 }
@@ -29,7 +31,7 @@ impl DataLoader {
         #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] device: &Device,
         #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] precision: ops::Precision,
     ) -> Result<Self> {
-        let host = Loader::new(split, batch_size, normalisation);
+        let host = HostLoader::new(split, batch_size, normalisation);
         Ok(Self {
             #[cfg(feature = "cuda")]
             resident: device
@@ -41,7 +43,7 @@ impl DataLoader {
         })
     }
 
-    /// The training batches of an epoch, from batch `first` on: see [`Loader::training`].
+    /// The training batches of an epoch, from batch `first` on: see [`HostLoader::training`].
     ///
     /// # Errors
     /// When the thread that prepares them cannot be started.
@@ -52,23 +54,20 @@ impl DataLoader {
         augmentation: Augmentation,
         first: usize,
     ) -> Result<Batches> {
-        #[cfg(feature = "cuda")]
-        if let Some(resident) = &self.resident {
-            let plan = self.host.training_plan(seed, epoch, augmentation, first);
-            return gpu::batches(resident.clone(), plan);
-        }
-        let batches = self.host.training(seed, epoch, augmentation, first)?;
-        Ok(Box::new(batches))
+        self.load(self.host.training(seed, epoch, augmentation, first))
     }
 
-    /// All images in the order of the data set, each in the same view.
-    pub(crate) fn evaluation(&self, view: View) -> Result<Batches> {
+    /// All images in the order of the data set, each with this transform.
+    pub(crate) fn evaluation(&self, transform: Transform) -> Result<Batches> {
+        self.load(self.host.evaluation(transform))
+    }
+
+    fn load(&self, plan: impl Iterator<Item = Vec<Sample>> + Send + 'static) -> Result<Batches> {
         #[cfg(feature = "cuda")]
         if let Some(resident) = &self.resident {
-            let plan = self.host.evaluation_plan(view);
             return gpu::batches(resident.clone(), plan);
         }
-        Ok(Box::new(self.host.evaluation(view)?))
+        Ok(Box::new(self.host.load(plan)?))
     }
 }
 
@@ -78,7 +77,7 @@ pub type Batches = Box<dyn Iterator<Item = Result<Batch>>>;
 #[cfg(feature = "cuda")]
 mod gpu {
     use candle_core::{DType, Device, Result, Tensor};
-    use datasets::{Batch, Loader, Seen};
+    use datasets::{Batch, DataLoader as HostLoader, Sample};
     use ops::{Images, Precision, View};
     use run::settings::PaddingMode;
     use std::iter;
@@ -94,14 +93,18 @@ mod gpu {
     }
 
     impl Resident {
-        pub(super) fn new(loader: &Loader, device: &Device, precision: Precision) -> Result<Self> {
-            let numbers = loader.normalisation().numbers().concat();
-            let numbers = Tensor::from_vec(numbers, (3, 256), device)?;
+        pub(super) fn new(
+            loader: &HostLoader,
+            device: &Device,
+            precision: Precision,
+        ) -> Result<Self> {
+            let table = loader.normalisation().table().concat();
+            let table = Tensor::from_vec(table, (3, 256), device)?;
             let images = loader.split().images().contiguous()?.to_device(device)?;
             let to_u32 =
                 |labels: &[u8], _: &[u8]| labels.iter().map(|label| u32::from(*label)).collect();
             Ok(Self {
-                images: Images::new(images, numbers)?,
+                images: Images::new(images, table)?,
                 labels: loader.split().with_bytes(to_u32)?,
                 device: device.clone(),
                 dtype: precision.activations(),
@@ -112,20 +115,20 @@ mod gpu {
     /// The batches of one epoch. The whole order is sent at once: each transfer may wait for the GPU.
     pub(super) fn batches(
         resident: Arc<Resident>,
-        plan: impl Iterator<Item = Vec<Seen>>,
+        plan: impl Iterator<Item = Vec<Sample>>,
     ) -> Result<super::Batches> {
         let (mut views, mut labels, mut batches) = (Vec::new(), Vec::new(), Vec::new());
-        for seen in plan {
-            batches.push(views.len()..views.len() + seen.len());
-            for Seen { index, view } in seen {
-                let cutout = view.cutout;
+        for samples in plan {
+            batches.push(views.len()..views.len() + samples.len());
+            for Sample { index, transform } in samples {
+                let cutout = transform.cutout;
                 labels.push(resident.labels[index as usize]);
                 views.push(View {
                     image: index,
-                    top: view.top,
-                    left: view.left,
-                    flipped: view.flipped,
-                    reflected: view.padding_mode == PaddingMode::Reflect,
+                    top: transform.top,
+                    left: transform.left,
+                    flipped: transform.flipped,
+                    reflected: transform.padding_mode == PaddingMode::Reflect,
                     cutout: [cutout.top, cutout.left, cutout.bottom, cutout.right],
                 });
             }

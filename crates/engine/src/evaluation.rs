@@ -2,7 +2,7 @@
 
 use crate::data_loader::DataLoader;
 use candle_core::{DType, Device, Result, Tensor, bail};
-use datasets::{Normalisation, Split, View};
+use datasets::{Normalisation, Split, Transform};
 use models::{CLASSES, Network};
 use ops::{Arithmetic, MetricsAccumulator, Tape};
 use std::num::NonZeroUsize;
@@ -77,7 +77,7 @@ impl Evaluator {
         network: &Network,
         stop: impl Fn() -> bool,
     ) -> Result<Option<Evaluation>> {
-        let outputs = self.outputs(network, View::WHOLE, stop)?;
+        let outputs = self.outputs(network, Transform::IDENTITY, stop)?;
         let evaluation = outputs.map(|outputs| self.summary(outputs, &self.device));
         evaluation.transpose()
     }
@@ -94,7 +94,7 @@ impl Evaluator {
         plain: &Evaluation,
         stop: impl Fn() -> bool,
     ) -> Result<Option<Evaluation>> {
-        let Some(flipped) = self.outputs(network, View::FLIPPED, stop)? else {
+        let Some(flipped) = self.outputs(network, Transform::FLIP, stop)? else {
             return Ok(None);
         };
         let (images, found) = (self.loader.host.images(), plain.logits.len());
@@ -118,11 +118,11 @@ impl Evaluator {
     fn outputs(
         &self,
         network: &Network,
-        view: View,
+        transform: Transform,
         stop: impl Fn() -> bool,
     ) -> Result<Option<Vec<Output>>> {
         let mut outputs = Vec::new();
-        for batch in self.loader.evaluation(view)? {
+        for batch in self.loader.evaluation(transform)? {
             if stop() {
                 return Ok(None);
             }
@@ -192,7 +192,7 @@ mod tests {
         let three = evaluator(3)?;
         let plain = three.evaluate(&network, || false)?.unwrap();
         let tta = three.evaluate_tta(&network, &plain, || false)?.unwrap();
-        let flipped = three.outputs(&network, View::FLIPPED, || false)?.unwrap();
+        let flipped = three.outputs(&network, Transform::FLIP, || false)?.unwrap();
         let flipped = flipped[0].0.to_vec2::<f32>()?;
         assert_eq!(tta.logits.len(), 3);
         for ((tta, plain), flipped) in tta.logits.iter().zip(&plain.logits).zip(&flipped) {

@@ -5,6 +5,7 @@ use crate::data_loader::Batches;
 use crate::error::Error;
 use crate::progress::Position;
 use crate::training_step::TrainingStep;
+use run::LrFinderStep;
 
 /// Learning rates to try, one per training step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,17 +21,6 @@ pub struct LrFinder {
 pub struct InvalidLrRange {
     found: String,
     expected: &'static str,
-}
-
-/// One step of the LR finder.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LrFinderStep {
-    /// The learning rate of the step.
-    pub lr: f64,
-    /// The loss of the batch, before the step.
-    pub loss: f64,
-    /// The exponential moving average of the losses up to this one.
-    pub smoothed_loss: f64,
 }
 
 /// The decay of the moving average, as in Lightning and fastai.

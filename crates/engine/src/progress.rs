@@ -181,10 +181,7 @@ mod tests {
             (2.35, 0.4)
         );
         assert_eq!(progress.lr_scheduler.map(|state| state.lr()), Some(0.01));
-        assert_eq!(
-            progress.history[0].evaluated().model_ema_accuracy,
-            Some(0.5)
-        );
+        assert_eq!(progress.history[0].evaluated.model_ema_accuracy, Some(0.5));
         // What is written now is read as well.
         let again = serde_json::to_string(&progress).unwrap();
         assert_eq!(serde_json::from_str::<Progress>(&again).unwrap(), progress);

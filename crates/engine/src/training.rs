@@ -8,7 +8,7 @@ use crate::ema::Ema;
 use crate::error::{Error, Unusable};
 use crate::evaluation::{Evaluation, Evaluator};
 use crate::event::Event;
-use crate::lr_finder::{LrFinder, LrFinderStep};
+use crate::lr_finder::LrFinder;
 use crate::lr_scheduler::Scheduler;
 use crate::named_tensors::{NamedTensors, copied_weights, sha256, to_device, weights};
 use crate::progress::{BestEpoch, Position, Progress};
@@ -17,7 +17,7 @@ use crate::training_step::TrainingStep;
 use candle_core::{Device, Tensor};
 use datasets::Augmentation;
 use models::Network;
-use run::{EpochMetrics, Settings, SplitMetrics};
+use run::{EpochMetrics, LrFinderStep, Settings, SplitMetrics};
 use std::time::{Duration, Instant};
 use tracing::debug_span;
 
@@ -81,7 +81,7 @@ impl Training {
         let (mut progress, ema) = (checkpoint.progress, checkpoint.ema);
         // Format 1 has the keys of the test set for validation images, too.
         for epoch in &mut progress.history {
-            epoch.evaluation = setup.split.metrics(*epoch.evaluated());
+            epoch.evaluated.split = setup.split;
         }
         // Before the first step there is none.
         let has_steps = progress.position.epoch > 0 || progress.position.step > 0;
@@ -300,7 +300,7 @@ impl Training {
             ema => ema.flatten(),
         };
         let seconds = clock.elapsed().as_secs_f64();
-        let losses = self.history().iter().map(|epoch| epoch.evaluated().loss);
+        let losses = self.history().iter().map(|epoch| epoch.evaluated.loss);
         let early_stopping = EarlyStopping(self.settings().early_stopping);
         let stops_early = early_stopping.stops(losses, plain.loss);
         let is_last = epoch == self.settings().epochs.get() || stops_early;
@@ -342,13 +342,14 @@ impl Training {
             epoch,
             train_loss: position.loss(),
             train_accuracy: position.accuracy(),
-            evaluation: self.step.setup.split.metrics(SplitMetrics {
+            evaluated: SplitMetrics {
+                split: self.step.setup.split,
                 loss: plain.loss,
                 accuracy: plain.accuracy,
                 model_ema_loss: evaluation.ema.as_ref().map(|ema| ema.loss),
                 model_ema_accuracy: evaluation.ema.map(|ema| ema.accuracy),
                 tta_accuracy: evaluation.tta.map(|tta| tta.accuracy),
-            }),
+            },
             learning_rate: self.epoch_lr(),
             seconds: position.seconds + evaluation.seconds,
             images_per_second: position.images_per_second(),

@@ -159,7 +159,7 @@ mod tests {
     use datasets::Dataset;
     use models::{Architecture, initial_parameters};
     use ops::ConvAlgorithm;
-    use run::settings::{Layers, Source, WeightInit};
+    use run::settings::{Source, WeightInit};
     use run::{EvaluationSplit, Settings};
 
     fn training_step(ema: Option<Ema>) -> TrainingStep {
@@ -171,7 +171,7 @@ mod tests {
         let variables = variables.map(|(_, variable)| variable.clone()).collect();
         let set = Dataset::synthetic(10, 1).unwrap();
         let changes = "model = \"lenet\"\npatience = 1\nthreads = 1\ndropout = 0.0\nbatch_size = 2";
-        let layers = Layers::default().with(Source::Defaults, toml::from_str(changes).unwrap());
+        let layers = [(Source::Defaults, toml::from_str(changes).unwrap())];
         let setup = TrainingSetup {
             settings: Settings::resolve(&layers).unwrap(),
             train: set.training(),

@@ -7,8 +7,7 @@ use datasets::Dataset;
 use engine::{Checkpoint, Checkpoints, Event, Inputs, LrFinder, Outcome, Training, TrainingSetup};
 use models::{Architecture, Network, initial_parameters};
 use ops::ConvAlgorithm;
-use run::settings::WeightInit;
-use run::settings::{Layers, Source};
+use run::settings::{Source, WeightInit};
 use run::{EvaluationSplit, Overrides, Settings, file, recipes};
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -25,10 +24,11 @@ fn setup(changes: &str) -> TrainingSetup {
     let layer = |text: &str| toml::from_str::<Overrides>(text).unwrap();
     let shared = "model = \"lenet\"\nseed = 1\npatience = 5\nthreads = 1\nepochs = 2\nbatch_size = 3\n\
                   model_ema_decay = 0.5\n";
-    let layers = Layers::default()
-        .with(Source::Defaults, recipes::recipe("best").unwrap())
-        .with(Source::Defaults, layer(shared))
-        .with(Source::CommandLine, layer(changes));
+    let layers = [
+        (Source::Defaults, recipes::recipe("best").unwrap()),
+        (Source::Defaults, layer(shared)),
+        (Source::CommandLine, layer(changes)),
+    ];
     let set = Dataset::synthetic(5, 4).unwrap();
     TrainingSetup {
         settings: Settings::resolve(&layers).unwrap(),

@@ -1,7 +1,7 @@
 //! Line charts as SVG. Their colours are those of the page's style sheet, which has a light and a dark scheme.
 
 use maud::{Markup, html};
-use std::fmt::Write;
+use std::iter;
 
 /// One line.
 pub(crate) struct Series {
@@ -48,19 +48,14 @@ struct Axis {
 
 impl Axis {
     fn linear(values: impl Iterator<Item = f64>, whole: bool) -> Self {
-        let (mut low, mut high) = range(values);
-        if whole {
-            low = low.min(1.0);
-            high = high.max(2.0);
+        let (low, high) = range(values);
+        let (low, high, least) = if whole {
+            (low.min(1.0), high.max(2.0), 1.0)
         } else {
-            let room = 0.05 * (high - low).max(1e-9 + 1e-3 * high.abs());
-            low -= room;
-            high += room;
-        }
-        let mut step = step((high - low) / 6.0);
-        if whole {
-            step = step.max(1.0);
-        }
+            let margin = 0.05 * (high - low).max(1e-9 + 1e-3 * high.abs());
+            (low - margin, high + margin, 0.0)
+        };
+        let step = step((high - low) / 6.0).max(least);
         let decimals = (-step.log10().floor()).max(0.0) as usize;
         let first = (low / step).ceil() as i64;
         let last = (high / step).floor() as i64;
@@ -113,23 +108,28 @@ fn step(least: f64) -> f64 {
 }
 
 fn superscript(number: i64) -> String {
-    let digit = |digit: char| match digit {
-        '-' => '⁻',
-        '0' => '⁰',
-        '1' => '¹',
-        '2' => '²',
-        '3' => '³',
-        '4' => '⁴',
-        '5' => '⁵',
-        '6' => '⁶',
-        '7' => '⁷',
-        '8' => '⁸',
-        _ => '⁹',
+    let digits = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
+    let superscript = |digit: char| {
+        digit
+            .to_digit(10)
+            .map_or('⁻', |digit| digits[digit as usize])
     };
-    number.to_string().chars().map(digit).collect()
+    number.to_string().chars().map(superscript).collect()
 }
 
 impl Chart {
+    /// A chart of values by epoch.
+    pub(crate) fn by_epoch(title: &str, y: &'static str, series: Vec<Series>) -> Self {
+        Self {
+            title: title.to_owned(),
+            x: "epoch",
+            y,
+            series,
+            logarithmic: false,
+            whole: true,
+        }
+    }
+
     /// The chart with its title and legend.
     pub(crate) fn figure(&self) -> Markup {
         let mut named: Vec<(&str, &str)> = Vec::new();
@@ -159,21 +159,12 @@ impl Chart {
     }
 
     fn svg(&self) -> Markup {
-        let value = |value: f64| {
-            if self.logarithmic {
-                value.log10()
-            } else {
-                value
-            }
-        };
-        let all = || self.series.iter().flat_map(|series| &series.points);
-        let x = Axis::linear(all().map(|point| point.0), self.whole);
-        let bounds = self
-            .series
-            .iter()
-            .flat_map(|series| &series.band)
-            .flat_map(|band| [band.1, band.2]);
-        let heights = all().map(|point| point.1).chain(bounds).map(value);
+        let scaled = |y: f64| if self.logarithmic { y.log10() } else { y };
+        let points = || self.series.iter().flat_map(|series| &series.points);
+        let x = Axis::linear(points().map(|point| point.0), self.whole);
+        let bands = self.series.iter().flat_map(|series| &series.band);
+        let bounds = bands.flat_map(|band| [band.1, band.2]);
+        let heights = points().map(|point| point.1).chain(bounds).map(scaled);
         let y = if self.logarithmic {
             Axis::logarithmic(heights)
         } else {
@@ -181,32 +172,26 @@ impl Chart {
         };
         let longest = y.ticks.iter().map(|(_, label)| label.chars().count()).max();
         let left = LABEL + CHARACTER * longest.unwrap_or(0) as f64;
-        let across = |place: f64| left + x.fraction(place) * (WIDTH - left - RIGHT);
-        let up = |place: f64| HEIGHT - BOTTOM - y.fraction(place) * (HEIGHT - TOP - BOTTOM);
+        let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
+        let text = |pixels: f64| format!("{pixels:.1}");
+        let across = |value: f64| left + x.fraction(value) * (WIDTH - left - RIGHT);
+        let up = |value: f64| HEIGHT - BOTTOM - y.fraction(value) * (HEIGHT - TOP - BOTTOM);
         let path = |points: &mut dyn Iterator<Item = (f64, f64)>| {
-            let mut path = String::new();
-            for (place, height) in
-                points.filter(|(place, height)| place.is_finite() && height.is_finite())
-            {
-                let command = if path.is_empty() { 'M' } else { 'L' };
-                let _ = write!(
-                    path,
-                    "{command}{:.1} {:.1}",
-                    across(place),
-                    up(value(height))
-                );
-            }
-            path
+            let finite = points.filter(|(x, y)| x.is_finite() && y.is_finite());
+            let commands = iter::once('M').chain(iter::repeat('L')).zip(finite);
+            commands
+                .map(|(command, (x, y))| format!("{command}{:.1} {:.1}", across(x), up(scaled(y))))
+                .collect::<String>()
         };
         html! {
             svg viewBox={"0 0 " (WIDTH) " " (HEIGHT)} role="img" aria-label={(self.title) ": " (self.y) " against " (self.x)} {
                 @for (tick, label) in &y.ticks {
-                    line class="grid" x1=(left) x2=(WIDTH - RIGHT) y1=(format!("{:.1}", up(*tick))) y2=(format!("{:.1}", up(*tick))) {}
-                    text x=(left - 6.0) y=(format!("{:.1}", up(*tick) + 4.0)) text-anchor="end" { (label) }
+                    line class="grid" x1=(left) x2=(right) y1=(text(up(*tick))) y2=(text(up(*tick))) {}
+                    text x=(left - 6.0) y=(text(up(*tick) + 4.0)) text-anchor="end" { (label) }
                 }
                 @for (tick, label) in &x.ticks {
-                    line class="grid" y1=(TOP) y2=(HEIGHT - BOTTOM) x1=(format!("{:.1}", across(*tick))) x2=(format!("{:.1}", across(*tick))) {}
-                    text x=(format!("{:.1}", across(*tick))) y=(HEIGHT - BOTTOM + 16.0) text-anchor="middle" { (label) }
+                    line class="grid" y1=(TOP) y2=(bottom) x1=(text(across(*tick))) x2=(text(across(*tick))) {}
+                    text x=(text(across(*tick))) y=(bottom + 16.0) text-anchor="middle" { (label) }
                 }
                 text x=((left + WIDTH - RIGHT) / 2.0) y=(HEIGHT - 6.0) text-anchor="middle" { (self.x) }
                 text transform={"translate(12 " ((TOP + HEIGHT - BOTTOM) / 2.0) ") rotate(-90)"} text-anchor="middle" { (self.y) }
@@ -217,8 +202,8 @@ impl Chart {
                 @for series in &self.series {
                     path class={(if series.thin { "line thin " } else { "line " }) (series.class)} d=(path(&mut series.points.iter().copied())) {}
                     @if !series.thin && series.points.len() <= 20 {
-                        @for (place, height) in &series.points {
-                            circle class={"dot " (series.class)} cx=(format!("{:.1}", across(*place))) cy=(format!("{:.1}", up(value(*height)))) r="2.5" {}
+                        @for (x, y) in &series.points {
+                            circle class={"dot " (series.class)} cx=(text(across(*x))) cy=(text(up(scaled(*y)))) r="2.5" {}
                         }
                     }
                 }

@@ -2,8 +2,9 @@
 
 use crate::statistics::Sample;
 use models::Architecture;
-use run::settings::{self, Property};
+use run::settings::{Difference, Property};
 use run::{EvaluationSplit, Run};
+use std::collections::BTreeSet;
 
 /// Repetitions of one experiment: runs that differ only in settings with [`Property::MayDiffer`], such as the seed.
 #[derive(Clone, Debug)]
@@ -55,7 +56,7 @@ pub enum Error {
     },
     /// Settings cannot be compared.
     #[error(transparent)]
-    Settings(#[from] settings::Error),
+    Settings(#[from] run::Error),
 }
 
 impl Comparison {
@@ -132,29 +133,30 @@ impl Group {
         &self.runs[0]
     }
 
-    /// A value of every run.
-    #[must_use]
-    pub fn values(&self, value: impl Fn(&Run) -> f64) -> Vec<f64> {
-        self.runs.iter().map(value).collect()
+    /// The sample of a value over the runs.
+    pub(crate) fn sample(&self, value: impl Fn(&Run) -> f64) -> Sample {
+        let values: Vec<_> = self.runs.iter().map(value).collect();
+        Sample::of(&values)
     }
 
-    /// The sample of a value over the runs.
-    #[must_use]
-    pub fn sample(&self, value: impl Fn(&Run) -> f64) -> Option<Sample> {
-        Sample::of(&self.values(value))
+    /// The mean of a value over the runs.
+    pub(crate) fn mean(&self, value: impl Fn(&Run) -> f64) -> f64 {
+        self.sample(value).mean
     }
 
     /// Runs of both groups with the same seed.
     pub fn paired<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (&'a Run, &'a Run)> {
         self.runs.iter().filter_map(|run| {
             let seed = run.settings.seed;
-            let partner = other
-                .runs
-                .iter()
-                .find(|other| other.settings.seed == seed)?;
-            Some((run, partner))
+            let mut others = other.runs.iter();
+            Some((run, others.find(|other| other.settings.seed == seed)?))
         })
     }
+}
+
+/// The accuracy after the last epoch, 0 to 1.
+pub(crate) fn accuracy(run: &Run) -> f64 {
+    run.last().evaluated.accuracy
 }
 
 /// The display name of a network. A network that this version does not know keeps its name.
@@ -167,7 +169,7 @@ pub(crate) fn network_name(model: &str) -> &str {
 /// The data of a run, in words.
 fn data(run: &Run) -> String {
     let made_by = &run.made_by;
-    let evaluated = match (run.last().split(), run.settings.overfit_batches) {
+    let evaluated = match (run.last().evaluated.split, run.settings.overfit_batches) {
         (_, Some(_)) => "memorised",
         (EvaluationSplit::Validation, None) => "validation",
         (EvaluationSplit::Test, None) => "test",
@@ -178,61 +180,52 @@ fn data(run: &Run) -> String {
     )
 }
 
-/// In what two runs are different experiments: the keys of settings, and the run's values of them.
+/// What makes two runs different experiments.
 fn differences(first: &Run, second: &Run) -> Result<Vec<Difference>, Error> {
-    let settings = first
+    let mut differences = first
         .settings
         .differences(&second.settings, Property::MayDiffer)?;
-    let settings = settings.into_iter().map(|difference| Difference {
-        key: difference.key,
-        values: [difference.first, difference.second],
-    });
-    let precisions = [first, second].map(|run| run.made_by.precision.to_string());
-    let precision = (precisions[0] != precisions[1]).then_some(Difference {
-        key: "computed_in",
-        values: precisions,
-    });
-    Ok(settings.chain(precision).collect())
-}
-
-/// A difference between two runs.
-struct Difference {
-    key: &'static str,
-    values: [String; 2],
+    let [first, second] = [first, second].map(|run| run.made_by.precision.to_string());
+    if first != second {
+        differences.push(Difference {
+            key: "computed_in",
+            first,
+            second,
+        });
+    }
+    Ok(differences)
 }
 
 /// The shortest labels that tell the groups apart.
 fn labels(groups: &[Vec<Run>]) -> Result<Vec<String>, Error> {
     // What differs between groups of the same network; recipes may set other values for other networks.
     let mut values: Vec<Vec<(&str, String)>> = vec![Vec::new(); groups.len()];
-    for (i, first) in groups.iter().enumerate() {
-        for (j, second) in groups.iter().enumerate().skip(i + 1) {
-            let (first, second) = (&first[0], &second[0]);
-            if first.settings.model != second.settings.model {
+    for (j, second) in groups.iter().enumerate() {
+        for (i, first) in groups[..j].iter().enumerate() {
+            if first[0].settings.model != second[0].settings.model {
                 continue;
             }
-            for difference in differences(first, second)? {
-                for (group, value) in [i, j].into_iter().zip(difference.values) {
-                    if values[group].iter().all(|(key, _)| *key != difference.key) {
-                        values[group].push((difference.key, value));
+            for Difference { key, first, second } in differences(&first[0], &second[0])? {
+                for (group, value) in [(i, first), (j, second)] {
+                    if values[group].iter().all(|(known, _)| *known != key) {
+                        values[group].push((key, value));
                     }
                 }
             }
         }
     }
     let labels = |recipes_only: bool| -> Vec<String> {
-        let labels = groups.iter().zip(values.clone()).map(|(runs, mut values)| {
-            values.sort_by_key(|(key, _)| *key != "recipe");
+        let labels = groups.iter().zip(&values).map(|(runs, values)| {
             let mut label = network_name(&runs[0].settings.model).to_owned();
-            for (key, value) in &values {
-                if recipes_only && *key != "recipe" {
-                    continue;
+            let (recipes, others): (Vec<_>, _) =
+                values.iter().partition(|(key, _)| *key == "recipe");
+            for (_, value) in recipes {
+                label += &format!(", {}", value.trim_matches('"'));
+            }
+            for (key, value) in others {
+                if !recipes_only {
+                    label += &format!(", {} {}", key.replace('_', " "), value.trim_matches('"'));
                 }
-                let value = value.trim_matches('"');
-                label += &match *key {
-                    "recipe" => format!(", {value}"),
-                    key => format!(", {} {value}", key.replace('_', " ")),
-                };
             }
             label
         });
@@ -240,7 +233,7 @@ fn labels(groups: &[Vec<Run>]) -> Result<Vec<String>, Error> {
     };
     // A recipe implies its other settings.
     let short = labels(true);
-    let distinct: std::collections::BTreeSet<_> = short.iter().collect();
+    let distinct: BTreeSet<_> = short.iter().collect();
     Ok(if distinct.len() == groups.len() {
         short
     } else {

@@ -1,11 +1,11 @@
 //! The tables and sentences of a report, for Markdown and HTML.
 
-use crate::comparison::{Comparison, Group, network_name};
-use crate::statistics::{Sample, mcnemar, paired_test};
+use crate::comparison::{Comparison, Group, accuracy, network_name};
+use crate::statistics::{PairedTest, mcnemar, paired_test};
 use datasets::DatasetInfo;
 use models::grouped;
 use run::settings::{FIELDS, Property};
-use run::{Predictions, Run, predictions::CLASSES};
+use run::{EpochMetrics, Predictions, Run, predictions::CLASSES};
 
 /// A table. The first column names the rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,13 +15,28 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    pub(crate) fn new<const N: usize>(header: [&str; N]) -> Self {
+    pub(crate) fn new<C: Into<String>>(corner: &str, columns: impl IntoIterator<Item = C>) -> Self {
+        let columns = columns.into_iter().map(Into::into);
         Self {
-            header: header.map(str::to_owned).to_vec(),
+            header: [corner.to_owned()].into_iter().chain(columns).collect(),
             rows: Vec::new(),
         }
     }
+
+    pub(crate) fn row(
+        &mut self,
+        name: impl Into<String>,
+        cells: impl IntoIterator<Item = Option<String>>,
+    ) {
+        let cells = cells.into_iter();
+        let cells = cells.map(|cell| cell.unwrap_or_else(|| "–".to_owned()));
+        self.rows
+            .push([name.into()].into_iter().chain(cells).collect());
+    }
 }
+
+/// What a table shows of a run, if the run has it.
+type OfRun<T> = fn(&Run) -> Option<T>;
 
 /// The post's result of a network: <https://github.com/gratus907/Pytorch-Cifar10> and the article about it. One run
 /// each, on a GTX 1070 Ti with PyTorch.
@@ -48,24 +63,26 @@ const POST: [Post; 2] = [
 const POST_EPOCHS: usize = 50;
 const POST_IMAGES: u64 = 50_000;
 
+impl Post {
+    /// The name of the post's column or row.
+    fn label(&self) -> String {
+        format!("the post: {}", network_name(self.model))
+    }
+}
+
 /// The networks that the post compares.
 pub fn post_networks() -> impl Iterator<Item = &'static str> {
     POST.iter().map(|post| post.model)
 }
 
-/// The name of the post's column for a network.
-fn post_label(post: &Post) -> String {
-    format!("the post: {}", network_name(post.model))
-}
-
 /// The post's results of the networks that are compared.
-fn posts(comparison: &Comparison) -> impl Iterator<Item = &'static Post> {
-    POST.iter().filter(|post| {
+fn posts(comparison: &Comparison) -> Vec<&'static Post> {
+    let is_compared = |post: &&Post| {
         comparison
-            .groups
-            .iter()
-            .any(|group| group.first().settings.model == post.model)
-    })
+            .runs()
+            .any(|run| run.settings.model == post.model)
+    };
+    POST.iter().filter(is_compared).collect()
 }
 
 pub(crate) fn percent(fraction: f64) -> String {
@@ -89,17 +106,6 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-fn interval(sample: &Sample) -> String {
-    sample.half_width.map_or_else(
-        || "needs two seeds".to_owned(),
-        |half| {
-            // An accuracy is within 0 and 1.
-            let (low, high) = ((sample.mean - half).max(0.0), (sample.mean + half).min(1.0));
-            format!("{:.2} to {:.2} %", 100.0 * low, 100.0 * high)
-        },
-    )
-}
-
 /// The report's title.
 pub(crate) fn title(comparison: &Comparison) -> String {
     let mut names: Vec<&str> = Vec::new();
@@ -109,11 +115,8 @@ pub(crate) fn title(comparison: &Comparison) -> String {
             names.push(name);
         }
     }
-    format!(
-        "{} on {}",
-        names.join(" and "),
-        dataset_name(&comparison.first().settings.dataset)
-    )
+    let dataset = dataset_name(&comparison.first().settings.dataset);
+    format!("{} on {dataset}", names.join(" and "))
 }
 
 /// The display name of a data set. A data set that this version does not know keeps its name.
@@ -125,27 +128,23 @@ fn dataset_name(dataset: &str) -> &str {
 
 /// The data and the epochs of the runs, and where they differ from the post's.
 pub(crate) fn setting(comparison: &Comparison) -> Vec<String> {
-    let runs: Vec<_> = comparison.runs().collect();
     let first = comparison.first();
     let images = first.made_by.train_images;
-    let shortest = runs.iter().map(|run| run.epochs.len()).min().unwrap_or(0);
-    let longest = runs.iter().map(|run| run.epochs.len()).max().unwrap_or(0);
-    let epochs = if shortest == longest {
-        format!("{longest}")
-    } else {
-        format!("{shortest} to {longest}")
-    };
+    let epochs = || comparison.runs().map(|run| run.epochs.len());
+    let epochs = (epochs().min().unwrap_or(0), epochs().max().unwrap_or(0));
     let mut sentences = vec![format!(
-        "{} runs of {epochs} epochs each, on {} training images of {}, evaluated on {} images.",
-        runs.len(),
+        "{} runs of {} epochs each, on {} training images of {}, evaluated on {} images.",
+        comparison.runs().count(),
+        match epochs {
+            (shortest, longest) if shortest == longest => longest.to_string(),
+            (shortest, longest) => format!("{shortest} to {longest}"),
+        },
         grouped(images as usize),
         dataset_name(&first.settings.dataset),
         grouped(first.made_by.test_images as usize),
     )];
-    if first.settings.dataset != "cifar10"
-        || images != POST_IMAGES
-        || shortest != POST_EPOCHS
-        || longest != POST_EPOCHS
+    if (first.settings.dataset.as_str(), images) != ("cifar10", POST_IMAGES)
+        || epochs != (POST_EPOCHS, POST_EPOCHS)
     {
         sentences.push(format!(
             "The post trained on all {} images of CIFAR-10 for {POST_EPOCHS} epochs, so its accuracies are not comparable with these.",
@@ -163,14 +162,14 @@ pub(crate) fn setting(comparison: &Comparison) -> Vec<String> {
                 .to_owned(),
         );
     }
-    for run in runs.iter().filter(|run| run.last().stopped_early) {
+    for run in comparison.runs().filter(|run| run.last().stopped_early) {
         sentences.push(format!(
             "Early stopping ended the run {} after {} epochs.",
             run.name,
             run.epochs.len()
         ));
     }
-    for run in runs.iter().filter(|run| !run.finished()) {
+    for run in comparison.runs().filter(|run| !run.finished()) {
         sentences.push(format!(
             "The run {} is not finished: it has {} epochs.",
             run.name,
@@ -191,172 +190,151 @@ fn convolution_fraction(run: &Run) -> Option<f64> {
 
 /// The post's table of results, with the groups beside it.
 pub(crate) fn results(comparison: &Comparison) -> Table {
-    let posts: Vec<_> = posts(comparison).collect();
-    let mut table = Table::new([""]);
-    table
-        .header
-        .extend(posts.iter().map(|post| post_label(post)));
-    table
-        .header
-        .extend(comparison.groups.iter().map(|group| group.label.clone()));
-    let mut row =
-        |name: &str, post: &dyn Fn(&Post) -> String, ours: &dyn Fn(&Group) -> Option<String>| {
-            let mut cells = vec![name.to_owned()];
-            cells.extend(posts.iter().map(|the| post(the)));
-            cells.extend(
-                comparison
-                    .groups
-                    .iter()
-                    .map(|group| ours(group).unwrap_or_else(|| "–".to_owned())),
-            );
-            table.rows.push(cells);
-        };
-    let of_network = |model: &str, value: &dyn Fn(&Run) -> Option<String>| {
-        comparison
-            .runs()
-            .filter(|run| run.settings.model == model)
-            .find_map(value)
-            .unwrap_or_else(|| "–".to_owned())
+    let (posts, groups) = (posts(comparison), &comparison.groups);
+    let labels = groups.iter().map(|group| group.label.clone());
+    let mut table = Table::new("", posts.iter().map(|post| post.label()).chain(labels));
+    let mut row = |name: &str,
+                   theirs: &dyn Fn(&Post) -> Option<String>,
+                   ours: &dyn Fn(&Group) -> Option<String>| {
+        let theirs = posts.iter().map(|post| theirs(post));
+        table.row(name, theirs.chain(groups.iter().map(ours)));
     };
-    let none = |_: &Post| "–".to_owned();
-    let parameters = |run: &Run| Some(grouped(run.made_by.parameters as usize));
-    let convolutions = |run: &Run| convolution_fraction(run).map(percent);
-    row(
-        "parameters",
-        &|post| of_network(post.model, &parameters),
-        &|group| Some(of_network(&group.first().settings.model, &parameters)),
-    );
-    row(
-        "of these in convolutions",
-        &|post| of_network(post.model, &convolutions),
-        &|group| Some(of_network(&group.first().settings.model, &convolutions)),
-    );
-    row("epochs", &|_| POST_EPOCHS.to_string(), &|group| {
-        let epochs = group.sample(|run| run.epochs.len() as f64)?;
-        Some(if epochs.deviation.unwrap_or(0.0) > 0.0 {
-            format!("{:.1} (mean)", epochs.mean)
-        } else {
-            epochs.mean.to_string()
+    let of_network: [(&str, OfRun<String>); 2] = [
+        ("parameters", |run| {
+            Some(grouped(run.made_by.parameters as usize))
+        }),
+        ("of these in convolutions", |run| {
+            convolution_fraction(run).map(percent)
+        }),
+    ];
+    for (name, value) in of_network {
+        let of_network = |model: &str| {
+            let mut runs = comparison.runs().filter(|run| run.settings.model == model);
+            runs.find_map(value)
+        };
+        row(name, &|post| of_network(post.model), &|group| {
+            of_network(&group.first().settings.model)
+        });
+    }
+    row("epochs", &|_| Some(POST_EPOCHS.to_string()), &|group| {
+        let epochs = group.sample(|run| run.epochs.len() as f64);
+        Some(match epochs.deviation {
+            Some(deviation) if deviation > 0.0 => format!("{:.1} (mean)", epochs.mean),
+            _ => epochs.mean.to_string(),
         })
     });
-    row("seeds", &|_| "1".to_owned(), &|group| {
+    row("seeds", &|_| Some("1".to_owned()), &|group| {
         Some(group.runs.len().to_string())
     });
     row(
         "test accuracy after the last epoch",
-        &|post| percent(post.accuracy),
-        &|group| {
-            Some(percent(
-                group.sample(|run| run.last().evaluated().accuracy)?.mean,
-            ))
-        },
+        &|post| Some(percent(post.accuracy)),
+        &|group| Some(percent(group.mean(accuracy))),
     );
-    row("standard deviation over seeds", &none, &|group| {
-        let sample = group.sample(|run| run.last().evaluated().accuracy)?;
-        Some(sample.deviation.map_or_else(
-            || "needs two seeds".to_owned(),
-            |deviation| format!("{:.2} points", 100.0 * deviation),
-        ))
+    let mut row = |name: &str, ours: &dyn Fn(&Group) -> Option<String>| row(name, &|_| None, ours);
+    let of_several = |value: Option<String>| value.or_else(|| Some("needs two seeds".to_owned()));
+    row("standard deviation over seeds", &|group| {
+        let deviation = group.sample(accuracy).deviation;
+        of_several(deviation.map(|deviation| format!("{:.2} points", 100.0 * deviation)))
     });
-    row("95 % confidence interval of the mean", &none, &|group| {
-        Some(interval(
-            &group.sample(|run| run.last().evaluated().accuracy)?,
-        ))
+    row("95 % confidence interval of the mean", &|group| {
+        let sample = group.sample(accuracy);
+        of_several(sample.half_width.map(|half| {
+            // An accuracy is within 0 and 1.
+            let (low, high) = ((sample.mean - half).max(0.0), (sample.mean + half).min(1.0));
+            format!("{:.2} to {:.2} %", 100.0 * low, 100.0 * high)
+        }))
     });
-    // Where runs have them.
-    for (name, accuracy) in [
-        (
-            "test accuracy with the EMA of the weights",
-            (|run| run.last().evaluated().model_ema_accuracy) as fn(&Run) -> Option<f64>,
-        ),
-        ("test accuracy with test-time augmentation", |run| {
-            run.last().evaluated().tta_accuracy
+    let optional: [(&str, OfRun<f64>); 2] = [
+        ("test accuracy with the EMA of the weights", |run| {
+            run.last().evaluated.model_ema_accuracy
         }),
-    ] {
+        ("test accuracy with test-time augmentation", |run| {
+            run.last().evaluated.tta_accuracy
+        }),
+    ];
+    for (name, accuracy) in optional {
         if comparison.runs().any(|run| accuracy(run).is_some()) {
-            row(name, &none, &|group| {
-                let known: Option<Vec<f64>> = group.runs.iter().map(accuracy).collect();
-                Some(percent(Sample::of(&known?)?.mean))
+            row(name, &|group| {
+                let mean = group.mean(|run| accuracy(run).unwrap_or(f64::NAN));
+                mean.is_finite().then(|| percent(mean))
             });
         }
     }
-    row("best test accuracy of any epoch", &none, &|group| {
-        Some(percent(group.sample(Run::best_accuracy)?.mean))
+    row("best test accuracy of any epoch", &|group| {
+        Some(percent(group.mean(Run::best_accuracy)))
     });
-    row("test loss after the last epoch", &none, &|group| {
-        Some(format!(
-            "{:.4}",
-            group.sample(|run| run.last().evaluated().loss)?.mean
-        ))
+    row("test loss after the last epoch", &|group| {
+        let loss = group.mean(|run| run.last().evaluated.loss);
+        Some(format!("{loss:.4}"))
     });
-    row("training accuracy in the last epoch", &none, &|group| {
-        Some(percent(group.sample(|run| run.last().train_accuracy)?.mean))
+    row("training accuracy in the last epoch", &|group| {
+        Some(percent(group.mean(|run| run.last().train_accuracy)))
     });
     table
 }
 
 /// The ratios of parameters and accuracies, in sentences.
 pub(crate) fn ratios(comparison: &Comparison) -> Vec<String> {
-    let mut sentences = Vec::new();
-    for (a, b) in comparison.pairs() {
-        let (Some(first), Some(second)) = (
-            a.sample(|run| run.last().evaluated().accuracy),
-            b.sample(|run| run.last().evaluated().accuracy),
-        ) else {
-            continue;
-        };
-        let parameters =
-            |group: &Group| group.runs.first().map_or(0, |run| run.made_by.parameters) as f64;
-        sentences.push(format!(
+    let pairs = comparison.pairs().map(|(a, b)| {
+        let (first, second) = (a.mean(accuracy), b.mean(accuracy));
+        let parameters = |group: &Group| group.first().made_by.parameters as f64;
+        format!(
             "{} has {} times the parameters of {} and reaches {:.3} times its test accuracy ({} and {}).",
             b.label,
             ratio(parameters(b) / parameters(a)),
             a.label,
-            second.mean / first.mean,
-            percent(second.mean),
-            percent(first.mean),
-        ));
-    }
-    if posts(comparison).count() == 2 {
-        sentences.push(format!(
+            second / first,
+            percent(second),
+            percent(first),
+        )
+    });
+    let post = both_posts(comparison).map(|[first, second]| {
+        format!(
             "In the post, {} reaches {:.3} times the test accuracy of {}.",
-            network_name(POST[1].model),
-            POST[1].accuracy / POST[0].accuracy,
-            network_name(POST[0].model),
-        ));
-    }
-    sentences
+            network_name(second.model),
+            second.accuracy / first.accuracy,
+            network_name(first.model),
+        )
+    });
+    pairs.chain(post).collect()
+}
+
+/// The post's two results if both networks are compared.
+fn both_posts(comparison: &Comparison) -> Option<[&'static Post; 2]> {
+    posts(comparison).try_into().ok()
+}
+
+/// Mean seconds of an epoch.
+fn epoch_seconds(group: &Group) -> f64 {
+    group.mean(|run| run.seconds() / run.epochs.len() as f64)
 }
 
 /// The table of times.
 pub(crate) fn times(comparison: &Comparison) -> Table {
-    let mut table = Table::new(["", "time per epoch", "total time", "images/s", "device"]);
+    let columns = ["time per epoch", "total time", "images/s", "device"];
+    let mut table = Table::new("", columns);
     for post in posts(comparison) {
         let seconds = 60.0 * post.minutes;
-        table.rows.push(vec![
-            post_label(post),
+        let images = POST_IMAGES as f64 * POST_EPOCHS as f64;
+        let cells = [
             duration(seconds / POST_EPOCHS as f64),
             format!("{:.0} min", post.minutes),
-            format!(
-                "about {:.0}",
-                POST_IMAGES as f64 * POST_EPOCHS as f64 / seconds
-            ),
+            format!("about {:.0}", images / seconds),
             "GTX 1070 Ti, PyTorch".to_owned(),
-        ]);
+        ];
+        table.row(post.label(), cells.map(Some));
     }
     for group in &comparison.groups {
-        let mean = |value: &dyn Fn(&Run) -> f64| {
-            group.sample(value).map_or(f64::NAN, |sample| sample.mean)
-        };
         let mut devices: Vec<_> = group.runs.iter().map(device).collect();
         devices.dedup();
-        table.rows.push(vec![
-            group.label.clone(),
-            duration(mean(&|run| run.seconds() / run.epochs.len() as f64)),
-            duration(mean(&Run::seconds)),
-            format!("{:.0}", mean(&Run::images_per_second)),
+        let cells = [
+            duration(epoch_seconds(group)),
+            duration(group.mean(Run::seconds)),
+            format!("{:.0}", group.mean(Run::images_per_second)),
             devices.join("; "),
-        ]);
+        ];
+        table.row(&group.label, cells.map(Some));
     }
     table
 }
@@ -372,58 +350,44 @@ fn device(run: &Run) -> String {
 
 /// The ratios of times, in sentences.
 pub(crate) fn time_ratios(comparison: &Comparison) -> Vec<String> {
-    let mut sentences = Vec::new();
-    for (a, b) in comparison.pairs() {
-        let epoch = |group: &Group| {
-            group
-                .sample(|run| run.seconds() / run.epochs.len() as f64)
-                .map(|sample| sample.mean)
-        };
-        if let (Some(first), Some(second)) = (epoch(a), epoch(b)) {
-            sentences.push(format!(
-                "An epoch of {} takes {} times as long as one of {}.",
-                b.label,
-                ratio(second / first),
-                a.label
-            ));
-        }
-    }
-    if posts(comparison).count() == 2 {
-        sentences.push(format!(
+    let pairs = comparison.pairs().map(|(a, b)| {
+        format!(
+            "An epoch of {} takes {} times as long as one of {}.",
+            b.label,
+            ratio(epoch_seconds(b) / epoch_seconds(a)),
+            a.label
+        )
+    });
+    let post = both_posts(comparison).map(|[first, second]| {
+        format!(
             "In the post, it takes {:.2} times as long ({:.0} and {:.0} minutes in all); its images/s are computed from these times, which include evaluation.",
-            POST[1].minutes / POST[0].minutes,
-            POST[1].minutes,
-            POST[0].minutes
-        ));
-    }
-    sentences
+            second.minutes / first.minutes,
+            second.minutes,
+            first.minutes
+        )
+    });
+    pairs.chain(post).collect()
 }
 
 /// The time of each layer in a training step.
 pub(crate) fn layer_times(run: &Run) -> Option<Table> {
-    let layers: Vec<_> = run
-        .layers
-        .as_ref()?
-        .iter()
+    let layers = run.layers.as_ref()?.iter();
+    let layers: Vec<_> = layers
         .filter_map(|layer| Some((layer, layer.seconds?)))
         .collect();
     let all: f64 = layers.iter().flat_map(|(_, seconds)| seconds).sum();
-    if all <= 0.0 {
-        return None;
-    }
-    let mut table = Table::new(["layer", "forward", "backward", "fraction of all layers"]);
+    let mut table = Table::new("layer", ["forward", "backward", "fraction of all layers"]);
     for (layer, [forward, backward]) in layers {
-        table.rows.push(vec![
-            format!("{} {}", layer.name, layer.kind),
+        let cells = [
             format!("{:.2} ms", 1e3 * forward),
             format!("{:.2} ms", 1e3 * backward),
             format!("{:.1} %", 100.0 * (forward + backward) / all),
-        ]);
+        ];
+        table.row(format!("{} {}", layer.name, layer.kind), cells.map(Some));
     }
-    Some(table)
+    (all > 0.0).then_some(table)
 }
 
-/// A p-value.
 fn p_value(p: f64) -> String {
     if p < 0.0001 {
         "p < 0.0001".to_owned()
@@ -434,181 +398,166 @@ fn p_value(p: f64) -> String {
     }
 }
 
-/// The p-value below which a difference is called significant.
-const SIGNIFICANT: f64 = 0.05;
+/// Whether a difference with this p-value is called significant, in words.
+fn significance(p: f64) -> &'static str {
+    if p < 0.05 {
+        "significant"
+    } else {
+        "not significant"
+    }
+}
 
 /// Whether the differences are significant, in sentences.
 pub(crate) fn tests(comparison: &Comparison) -> Vec<String> {
-    let mut sentences = Vec::new();
-    for (a, b) in comparison.pairs() {
-        let pairs: Vec<_> = a
-            .paired(b)
-            .map(|(a, b)| (a.last().evaluated().accuracy, b.last().evaluated().accuracy))
-            .collect();
-        sentences.push(match paired_test(&pairs) {
-            None => format!(
-                "{} and {}: a paired t-test needs at least two seeds that both have; here they have {} in common.",
-                a.label,
-                b.label,
-                if pairs.len() == 1 { "one" } else { "none" }
-            ),
-            Some(test) => {
-                let mean = test.difference.mean;
-                let (better, worse) = if mean >= 0.0 { (a, b) } else { (b, a) };
-                let half = test.difference.half_width.unwrap_or(0.0);
-                let sign = if mean >= 0.0 { 1.0 } else { -1.0 };
-                let mut text = format!(
-                    "Over {} seeds, the mean accuracy of {} is {:.2} points above that of {} (95 % confidence interval \
-                     {:.2} to {:.2} points; paired t-test, {}): ",
-                    pairs.len(),
-                    better.label,
-                    100.0 * mean.abs(),
-                    worse.label,
-                    100.0 * (sign * mean - half),
-                    100.0 * (sign * mean + half),
-                    p_value(test.p),
-                );
-                text += if test.p < SIGNIFICANT {
-                    "the difference is significant."
-                } else {
-                    "the difference is not significant."
-                };
-                if pairs.len() < 5 {
-                    text += &format!(" With only {} seeds, the test detects large differences alone.", pairs.len());
-                }
-                text
-            }
-        });
-        for (first, second) in a.paired(b) {
-            if let (Some(of_a), Some(of_b)) = (&first.predictions, &second.predictions)
-                && of_a.labels == of_b.labels
-            {
-                let count = |wanted: (bool, bool)| {
-                    (0..of_a.labels.len())
-                        .filter(|n| (of_a.correct(*n), of_b.correct(*n)) == wanted)
-                        .count() as u64
-                };
-                let (only_a, only_b) = (count((true, false)), count((false, true)));
-                let p = mcnemar(only_a, only_b);
-                sentences.push(format!(
-                    "Seed {}: of {} test images, {} are classified correctly by {} only and {} by {} only (McNemar's exact \
-                     test, {}): {}",
-                    first.settings.seed,
-                    grouped(of_a.labels.len()),
-                    grouped(only_a as usize),
-                    a.label,
-                    grouped(only_b as usize),
-                    b.label,
-                    p_value(p),
-                    if p < SIGNIFICANT {
-                        "the difference between these two trained networks is significant."
-                    } else {
-                        "the difference between these two trained networks is not significant."
-                    }
-                ));
-            }
-        }
+    let of_pair = |(a, b): (&Group, &Group)| {
+        let of_seeds = a.paired(b).filter_map(|runs| seed_test([a, b], runs));
+        [accuracy_test(a, b)].into_iter().chain(of_seeds).collect()
+    };
+    comparison.pairs().flat_map::<Vec<_>, _>(of_pair).collect()
+}
+
+/// The paired t-test of two groups' accuracies over the seeds that both have.
+fn accuracy_test(a: &Group, b: &Group) -> String {
+    let pairs: Vec<_> = a
+        .paired(b)
+        .map(|(a, b)| (accuracy(a), accuracy(b)))
+        .collect();
+    let seeds = pairs.len();
+    let Some(PairedTest { difference, p }) = paired_test(&pairs) else {
+        return format!(
+            "{} and {}: a paired t-test needs at least two seeds that both have; here they have {} in common.",
+            a.label,
+            b.label,
+            if seeds == 1 { "one" } else { "none" }
+        );
+    };
+    let (better, worse) = if difference.mean >= 0.0 {
+        (a, b)
+    } else {
+        (b, a)
+    };
+    let (mean, half) = (difference.mean.abs(), difference.half_width.unwrap_or(0.0));
+    let mut text = format!(
+        "Over {seeds} seeds, the mean accuracy of {} is {:.2} points above that of {} (95 % confidence interval {:.2} to \
+         {:.2} points; paired t-test, {}): the difference is {}.",
+        better.label,
+        100.0 * mean,
+        worse.label,
+        100.0 * (mean - half),
+        100.0 * (mean + half),
+        p_value(p),
+        significance(p),
+    );
+    if seeds < 5 {
+        text += &format!(" With only {seeds} seeds, the test detects large differences alone.");
     }
-    sentences
+    text
+}
+
+/// McNemar's test of the predictions of two groups' runs of one seed, if both recorded them.
+fn seed_test([a, b]: [&Group; 2], (first, second): (&Run, &Run)) -> Option<String> {
+    let [of_a, of_b] = predictions_of_both(first, second)?;
+    let count = |wanted: (bool, bool)| {
+        let images = 0..of_a.labels.len();
+        let images = images.filter(|n| (of_a.correct(*n), of_b.correct(*n)) == wanted);
+        images.count()
+    };
+    let (only_a, only_b) = (count((true, false)), count((false, true)));
+    let p = mcnemar(only_a as u64, only_b as u64);
+    Some(format!(
+        "Seed {}: of {} test images, {} are classified correctly by {} only and {} by {} only (McNemar's exact test, {}): \
+         the difference between these two trained networks is {}.",
+        first.settings.seed,
+        grouped(of_a.labels.len()),
+        grouped(only_a),
+        a.label,
+        grouped(only_b),
+        b.label,
+        p_value(p),
+        significance(p),
+    ))
+}
+
+/// The predictions of two runs if both recorded them for the same images.
+fn predictions_of_both<'a>(first: &'a Run, second: &'a Run) -> Option<[&'a Predictions; 2]> {
+    let both = [first.predictions.as_ref()?, second.predictions.as_ref()?];
+    (both[0].labels == both[1].labels).then_some(both)
 }
 
 /// Where overfitting begins, in a sentence.
 pub(crate) fn overfitting(group: &Group) -> Option<String> {
     let epochs = group.runs.iter().map(|run| run.epochs.len()).min()?;
-    let mean = |epoch: usize, value: &dyn Fn(&run::EpochMetrics) -> f64| {
-        group
-            .runs
-            .iter()
-            .map(|run| value(&run.epochs[epoch]))
-            .sum::<f64>()
-            / group.runs.len() as f64
+    let mean = |value: fn(&EpochMetrics) -> f64| -> Vec<f64> {
+        let of_epoch = |epoch: usize| group.mean(|run| value(&run.epochs[epoch]));
+        (0..epochs).map(of_epoch).collect()
     };
-    let losses: Vec<_> = (0..epochs)
-        .map(|epoch| mean(epoch, &|epoch| epoch.evaluated().loss))
-        .collect();
+    let losses = mean(|epoch| epoch.evaluated.loss);
+    let trained = mean(|epoch| epoch.train_loss);
+    let last = epochs.checked_sub(1)?;
     let lowest = (0..epochs).min_by(|a, b| losses[*a].total_cmp(&losses[*b]))?;
-    let trained = |epoch: usize| mean(epoch, &|epoch| epoch.train_loss);
-    Some(if lowest + 1 == epochs {
+    let best = format!("({:.4})", losses[lowest]);
+    let rest = if lowest == last {
+        format!("the last epoch {best}, so overfitting has not begun; more epochs may help.")
+    } else if trained[last] < trained[lowest] {
         format!(
-            "{}: the mean test loss is lowest after the last epoch ({:.4}), so overfitting has not begun; more epochs may help.",
-            group.label, losses[lowest]
-        )
-    } else if trained(epochs - 1) < trained(lowest) {
-        format!(
-            "{}: the mean test loss is lowest after epoch {} ({:.4}) and ends at {:.4}, while the training loss \
-             decreases further, from {:.4} to {:.4}: overfitting begins there.",
-            group.label,
+            "epoch {} {best} and ends at {:.4}, while the training loss decreases further, from {:.4} to {:.4}: \
+             overfitting begins there.",
             lowest + 1,
-            losses[lowest],
-            losses[epochs - 1],
-            trained(lowest),
-            trained(epochs - 1)
+            losses[last],
+            trained[lowest],
+            trained[last]
         )
     } else {
         format!(
-            "{}: the mean test loss is lowest after epoch {} ({:.4}); the training loss does not decrease after it either.",
-            group.label,
-            lowest + 1,
-            losses[lowest]
+            "epoch {} {best}; the training loss does not decrease after it either.",
+            lowest + 1
         )
-    })
+    };
+    Some(format!(
+        "{}: the mean test loss is lowest after {rest}",
+        group.label
+    ))
 }
 
 /// Accuracy per class: the mean over runs whose predictions were recorded.
 pub(crate) fn classes(comparison: &Comparison) -> Option<Table> {
-    let names = comparison
-        .runs()
-        .find_map(|run| Some(run.predictions.as_ref()?.class_names.clone()))?;
-    let mut table = Table::new(["class"]);
-    table
-        .header
-        .extend(comparison.groups.iter().map(|group| group.label.clone()));
-    for (class, name) in names.into_iter().enumerate() {
-        let mut row = vec![name];
-        row.extend(comparison.groups.iter().map(|group| {
-            confusion(group)
-                .and_then(|confusion| class_accuracy(&confusion, class))
-                .map_or_else(
-                    || "–".to_owned(),
-                    |accuracy| format!("{:.1} %", 100.0 * accuracy),
-                )
-        }));
-        table.rows.push(row);
+    let groups = &comparison.groups;
+    let (_, predictions) = groups.iter().find_map(recorded)?;
+    let mut table = Table::new("class", groups.iter().map(|group| &group.label));
+    for (class, name) in predictions.class_names.iter().enumerate() {
+        let cells = groups.iter().map(|group| {
+            let counts = confusion(group)?[class];
+            let images: u64 = counts.iter().sum();
+            let accuracy = counts[class] as f64 / images as f64;
+            (images > 0).then(|| format!("{:.1} %", 100.0 * accuracy))
+        });
+        table.row(name, cells);
     }
     Some(table)
+}
+
+/// The first run of a group whose predictions were recorded.
+pub(crate) fn recorded(group: &Group) -> Option<(&Run, &Predictions)> {
+    let mut runs = group.runs.iter();
+    runs.find_map(|run| Some((run, run.predictions.as_ref()?)))
 }
 
 /// The confusion matrix, summed over the group's runs: `[row][column]` counts images with label `row` and prediction
 /// `column`.
 pub(crate) fn confusion(group: &Group) -> Option<[[u64; CLASSES]; CLASSES]> {
-    let mut predictions = group
-        .runs
-        .iter()
-        .filter_map(|run| run.predictions.as_ref())
-        .peekable();
-    predictions.peek()?;
-    let mut sum = [[0; CLASSES]; CLASSES];
-    for confusion in predictions.map(Predictions::confusion) {
-        for (sum, count) in sum
-            .iter_mut()
-            .flatten()
-            .zip(confusion.into_iter().flatten())
-        {
+    let predictions = group.runs.iter().filter_map(|run| run.predictions.as_ref());
+    let matrices = predictions.map(Predictions::confusion);
+    matrices.reduce(|mut sum, matrix| {
+        for (sum, count) in sum.iter_mut().flatten().zip(matrix.as_flattened()) {
             *sum += count;
         }
-    }
-    Some(sum)
-}
-
-/// The accuracy on the images of a class.
-fn class_accuracy(confusion: &[[u64; CLASSES]; CLASSES], class: usize) -> Option<f64> {
-    let images: u64 = confusion[class].iter().sum();
-    (images > 0).then(|| confusion[class][class] as f64 / images as f64)
+        sum
+    })
 }
 
 /// A test image with the networks' predictions.
 pub(crate) struct PredictedImage {
-    pub(crate) number: usize,
+    pub(crate) index: usize,
     /// The label's class.
     pub(crate) class: String,
     /// Each network's label, the class that it predicts, and the probability.
@@ -617,92 +566,64 @@ pub(crate) struct PredictedImage {
     pub(crate) picture: Vec<u8>,
 }
 
+/// Images under a heading.
+pub(crate) type Images = (String, Vec<PredictedImage>);
+
 /// Images per heading: full rows of five on a wide screen and of two on a phone.
 const SHOWN: usize = 10;
 
-fn predicted_image(number: usize, runs: &[(&str, &Run)]) -> Option<PredictedImage> {
-    let predictions: Vec<_> = runs
-        .iter()
-        .filter_map(|(label, run)| Some((*label, run.predictions.as_ref()?)))
-        .collect();
-    let picture = predictions
-        .iter()
-        .find_map(|(_, predictions)| predictions.pictures.get(&u32::try_from(number).ok()?))?;
-    let (_, first) = predictions.first()?;
-    let predicted = predictions.iter().map(|(label, predictions)| {
-        let (class, probability) = predictions.predicted(number);
-        (
-            (*label).to_owned(),
-            predictions.class_names[class].clone(),
-            probability,
-        )
-    });
-    Some(PredictedImage {
-        number,
-        class: first.class_names[usize::from(first.labels[number])].clone(),
-        predicted: predicted.collect(),
-        picture: picture.clone(),
-    })
+/// The first of the images with these indices, as groups predict them.
+fn images(indices: Vec<usize>, predictions: &[(&Group, &Predictions)]) -> Vec<PredictedImage> {
+    let image = |index: usize| {
+        let mut pictures = predictions.iter().map(|(_, of_one)| &of_one.pictures);
+        let picture = pictures.find_map(|pictures| pictures.get(&(index as u32)))?;
+        let (_, first) = predictions.first()?;
+        let predicted = predictions.iter().map(|(group, of_one)| {
+            let (class, probability) = of_one.predicted(index);
+            let class = of_one.class_names[class].clone();
+            (group.label.clone(), class, probability)
+        });
+        Some(PredictedImage {
+            index,
+            class: first.class_names[usize::from(first.labels[index])].clone(),
+            predicted: predicted.collect(),
+            picture: picture.clone(),
+        })
+    };
+    let shown = indices.into_iter().take(SHOWN);
+    shown.filter_map(image).collect()
 }
 
 /// The images that exactly one of two networks classifies correctly, the most confident mistakes first: of each pair of
 /// groups, for the first seed that both have.
-pub(crate) fn disagreements(comparison: &Comparison) -> Vec<(String, Vec<PredictedImage>)> {
-    let mut all = Vec::new();
-    for (a, b) in comparison.pairs() {
-        let Some((first, second)) = a.paired(b).next() else {
-            continue;
+pub(crate) fn disagreements(comparison: &Comparison) -> Vec<Images> {
+    let of_pair = |(a, b)| -> Option<[Images; 2]> {
+        let (first, second) = Group::paired(a, b).next()?;
+        let [of_a, of_b] = predictions_of_both(first, second)?;
+        let only = |group: &Group, correct: &Predictions, wrong: &Predictions| {
+            let mut indices = wrong.mistakes();
+            indices.retain(|index| correct.correct(*index));
+            let heading = format!(
+                "only {} is correct (seed {})",
+                group.label, first.settings.seed
+            );
+            (heading, images(indices, &[(a, of_a), (b, of_b)]))
         };
-        let (Some(of_a), Some(of_b)) = (&first.predictions, &second.predictions) else {
-            continue;
-        };
-        if of_a.labels != of_b.labels {
-            continue;
-        }
-        let only_one = |correct: &Predictions, wrong: &Predictions| -> Vec<usize> {
-            wrong
-                .mistakes()
-                .into_iter()
-                .filter(|number| correct.correct(*number))
-                .take(SHOWN)
-                .collect()
-        };
-        let runs = [(a.label.as_str(), first), (b.label.as_str(), second)];
-        let seed = first.settings.seed;
-        for (numbers, correct) in [
-            (only_one(of_a, of_b), &a.label),
-            (only_one(of_b, of_a), &b.label),
-        ] {
-            let images = numbers
-                .into_iter()
-                .filter_map(|number| predicted_image(number, &runs))
-                .collect();
-            all.push((format!("only {correct} is correct (seed {seed})"), images));
-        }
-    }
-    all
+        Some([only(a, of_a, of_b), only(b, of_b, of_a)])
+    };
+    comparison.pairs().filter_map(of_pair).flatten().collect()
 }
 
 /// The most confident mistakes of each group's first run.
-pub(crate) fn mistakes(comparison: &Comparison) -> Vec<(String, Vec<PredictedImage>)> {
-    let mut all = Vec::new();
-    for group in &comparison.groups {
-        let Some(run) = group.runs.iter().find(|run| run.predictions.is_some()) else {
-            continue;
-        };
-        let Some(predictions) = &run.predictions else {
-            continue;
-        };
-        let runs = [(group.label.as_str(), run)];
-        let numbers = predictions.mistakes().into_iter().take(SHOWN);
-        all.push((
+pub(crate) fn mistakes(comparison: &Comparison) -> Vec<Images> {
+    let of_group = |group| -> Option<Images> {
+        let (run, predictions) = recorded(group)?;
+        Some((
             format!("{}, seed {}", group.label, run.settings.seed),
-            numbers
-                .filter_map(|number| predicted_image(number, &runs))
-                .collect(),
-        ));
-    }
-    all
+            images(predictions.mistakes(), &[(group, predictions)]),
+        ))
+    };
+    comparison.groups.iter().filter_map(of_group).collect()
 }
 
 /// The layers of a network with their parameters and multiply-adds.
@@ -710,62 +631,45 @@ pub(crate) fn layers(run: &Run) -> Option<Table> {
     let layers = run.layers.as_ref()?;
     let parameters: u64 = layers.iter().map(|layer| layer.parameters).sum();
     let multiply_adds: u64 = layers.iter().map(|layer| layer.multiply_adds).sum();
+    let unless_zero = |part: u64, text: String| if part == 0 { String::new() } else { text };
     let fraction = |part: u64, all: u64| {
-        if part == 0 {
-            String::new()
-        } else {
-            format!("{:.1} %", 100.0 * part as f64 / all as f64)
-        }
+        unless_zero(part, format!("{:.1} %", 100.0 * part as f64 / all as f64))
     };
-    let number = |number: u64| {
-        if number == 0 {
-            String::new()
-        } else {
-            grouped(number as usize)
-        }
-    };
-    let mut table = Table::new([
-        "layer",
+    let count = |count: u64| unless_zero(count, grouped(count as usize));
+    let columns = [
         "type",
         "output",
         "parameters",
         "fraction",
         "multiply-adds per image",
         "fraction",
-    ]);
+    ];
+    let mut table = Table::new("layer", columns);
     for layer in layers {
         let shape: Vec<_> = layer.output.iter().map(ToString::to_string).collect();
-        table.rows.push(vec![
-            layer.name.clone(),
+        let cells = [
             layer.kind.clone(),
             shape.join(" × "),
-            number(layer.parameters),
+            count(layer.parameters),
             fraction(layer.parameters, parameters),
-            number(layer.multiply_adds),
+            count(layer.multiply_adds),
             fraction(layer.multiply_adds, multiply_adds),
-        ]);
+        ];
+        table.row(&layer.name, cells.map(Some));
     }
-    table.rows.push(vec![
-        "total".to_owned(),
-        String::new(),
-        String::new(),
-        grouped(parameters as usize),
-        String::new(),
-        grouped(multiply_adds as usize),
-        String::new(),
-    ]);
+    let [parameters, multiply_adds] = [parameters, multiply_adds].map(|sum| grouped(sum as usize));
+    let none = String::new;
+    let cells = [none(), none(), parameters, none(), multiply_adds, none()];
+    table.row("total", cells.map(Some));
     Some(table)
 }
 
-/// The first run of every network.
+/// The first run of every network whose layers were recorded.
 pub(crate) fn one_of_each_network(comparison: &Comparison) -> Vec<&Run> {
     let mut runs: Vec<&Run> = Vec::new();
-    for run in comparison.runs() {
-        if runs
-            .iter()
-            .all(|other| other.settings.model != run.settings.model)
-            && run.layers.is_some()
-        {
+    for run in comparison.runs().filter(|run| run.layers.is_some()) {
+        let is_of = |other: &&Run| other.settings.model == run.settings.model;
+        if !runs.iter().any(is_of) {
             runs.push(run);
         }
     }
@@ -774,57 +678,47 @@ pub(crate) fn one_of_each_network(comparison: &Comparison) -> Vec<&Run> {
 
 /// The settings of each run and what made it: one column per run.
 pub(crate) fn provenance(comparison: &Comparison) -> Table {
-    let runs: Vec<_> = comparison.runs().collect();
-    let mut table = Table::new(["run"]);
-    table.header.extend(runs.iter().map(|run| run.name.clone()));
+    let mut table = Table::new("run", comparison.runs().map(|run| &run.name));
     // Settings that were read from a record fit TOML again.
-    let settings: Vec<_> = runs
+    let settings = comparison.runs().map(|run| run.settings.to_table());
+    let settings: Vec<_> = settings.map(Result::unwrap_or_default).collect();
+    for field in FIELDS
         .iter()
-        .map(|run| run.settings.to_table().unwrap_or_default())
-        .collect();
-    let fields = FIELDS.iter().filter(|field| {
-        let recorded = || settings.iter().any(|table| table.contains_key(field.key));
-        !field.has(Property::LocalPath) && recorded()
-    });
-    for field in fields {
-        let mut cells = vec![field.key.replace('_', " ")];
-        cells.extend(settings.iter().map(|table| {
-            table.get(field.key).map_or_else(
-                || "–".to_owned(),
-                |value| value.to_string().trim_matches('"').to_owned(),
-            )
-        }));
-        table.rows.push(cells);
+        .filter(|field| !field.has(Property::LocalPath))
+    {
+        let values = settings.iter().map(|table| {
+            let value = table.get(field.key)?.to_string();
+            Some(value.trim_matches('"').to_owned())
+        });
+        if values.clone().any(|value| value.is_some()) {
+            table.row(field.key.replace('_', " "), values);
+        }
     }
-    let mut row = |name: &str, value: &dyn Fn(&Run) -> String| {
-        let mut cells = vec![name.to_owned()];
-        cells.extend(runs.iter().map(|run| value(run)));
-        table.rows.push(cells);
-    };
-    row("device used", &|run| {
-        run.made_by
-            .gpu
-            .clone()
-            .unwrap_or_else(|| run.made_by.device.clone())
-    });
-    row("precision used", &|run| run.made_by.precision.to_string());
-    row("version", &|run| run.made_by.version.clone());
-    row("commit", &|run| run.made_by.commit.clone());
-    row("training images", &|run| {
-        grouped(run.made_by.train_images as usize)
-    });
-    row("test images", &|run| {
-        grouped(run.made_by.test_images as usize)
-    });
-    row("SHA-256 of the data", &|run| {
-        run.made_by.data_sha256.clone()
-    });
-    row("SHA-256 of the weights", &|run| {
-        run.last()
-            .weights_sha256
-            .clone()
-            .unwrap_or_else(|| "–".to_owned())
-    });
+    let rows: [(&str, OfRun<String>); 8] = [
+        ("device used", |Run { made_by, .. }| {
+            made_by.gpu.clone().or_else(|| Some(made_by.device.clone()))
+        }),
+        ("precision used", |run| {
+            Some(run.made_by.precision.to_string())
+        }),
+        ("version", |run| Some(run.made_by.version.clone())),
+        ("commit", |run| Some(run.made_by.commit.clone())),
+        ("training images", |run| {
+            Some(grouped(run.made_by.train_images as usize))
+        }),
+        ("test images", |run| {
+            Some(grouped(run.made_by.test_images as usize))
+        }),
+        ("SHA-256 of the data", |run| {
+            Some(run.made_by.data_sha256.clone())
+        }),
+        ("SHA-256 of the weights", |run| {
+            run.last().weights_sha256.clone()
+        }),
+    ];
+    for (name, value) in rows {
+        table.row(name, comparison.runs().map(value));
+    }
     table
 }
 
@@ -967,7 +861,7 @@ mod tests {
         }
         let shown = disagreements(&comparison);
         assert_eq!((shown[0].1.len(), shown[1].1.len()), (9, 1));
-        assert_eq!(shown[1].1[0].number, 0);
+        assert_eq!(shown[1].1[0].index, 0);
         assert_eq!(mistakes(&comparison).len(), 2);
     }
 }

@@ -1,111 +1,71 @@
-//! The curves of a run, as in the post: loss on the left, accuracy on the right, training blue,
-//! test orange, one point an epoch; and the loss against the rates of a search.
+//! The curves of a run, as in the post: loss on the left, accuracy on the right, training blue, test orange, one point
+//! an epoch; and the loss against the learning rates of the LR finder.
 
-use plotters::coord::Shift;
+use crate::picture;
+use image::RgbImage;
+use plotters::coord::{CoordTranslate, Shift};
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
-use run::{EpochMetrics, EvaluationSplit};
-use serde::Serialize;
-use std::io::Cursor;
+use run::{EpochMetrics, EvaluationSplit, LrFinderStep};
 
-/// A picture that could not be drawn or encoded.
+/// A plot that could not be drawn or encoded.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot draw the curves: {0}")]
 pub struct Error(String);
 
-/// Width and height of the picture, in pixels.
+/// A plot as two files.
+#[derive(Clone, Debug)]
+pub struct Plot {
+    /// An SVG document.
+    pub svg: String,
+    /// A PNG file.
+    pub png: Vec<u8>,
+}
+
+/// Width and height of a plot, in pixels.
 const SIZE: (u32, u32) = (1600, 640);
 
 /// The two colours by which matplotlib, and so the post, tells curves apart.
 const TRAINING: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
 const TEST: RGBColor = RGBColor(0xff, 0x7f, 0x0e);
 
-/// The font's name in the picture. An SVG is shown in the viewer's own sans-serif font.
+/// The font's name in the plot. An SVG is shown in the viewer's own sans-serif font.
 const FONT: &str = "sans-serif";
 
-/// The curves as an SVG document.
+/// Loss and accuracy by epoch.
 ///
 /// # Errors
 /// When they cannot be drawn.
-pub fn curves_svg(title: &str, epochs: &[EpochMetrics]) -> Result<String, Error> {
-    svg(title, Figure::Curves(epochs))
+pub fn curves(title: &str, epochs: &[EpochMetrics]) -> Result<Plot, Error> {
+    plot(title, Figure::Curves(epochs))
 }
 
-/// The curves as a PNG file.
-///
-/// # Errors
-/// When they cannot be drawn.
-pub fn curves_png(title: &str, epochs: &[EpochMetrics]) -> Result<Vec<u8>, Error> {
-    png(title, Figure::Curves(epochs))
-}
-
-/// One step of a search for a learning rate.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct TriedRate {
-    /// The step's rate.
-    pub learning_rate: f64,
-    /// The loss of its images.
-    pub loss: f64,
-    /// The loss as a moving average.
-    pub smoothed_loss: f64,
-}
-
-/// The loss against the rates of a search, with the suggested one marked, as an SVG document.
+/// The loss against the learning rates of the LR finder, with its suggestion marked.
 ///
 /// # Errors
 /// When it cannot be drawn.
-pub fn rates_svg(
+pub fn lr_curve(
     title: &str,
-    tried: &[TriedRate],
+    steps: &[LrFinderStep],
     suggestion: Option<f64>,
-) -> Result<String, Error> {
-    svg(title, Figure::Rates(tried, suggestion))
-}
-
-/// The same as a PNG file.
-///
-/// # Errors
-/// When it cannot be drawn.
-pub fn rates_png(
-    title: &str,
-    tried: &[TriedRate],
-    suggestion: Option<f64>,
-) -> Result<Vec<u8>, Error> {
-    png(title, Figure::Rates(tried, suggestion))
+) -> Result<Plot, Error> {
+    plot(title, Figure::LrFinder(steps, suggestion))
 }
 
 /// What is drawn.
 #[derive(Clone, Copy)]
 enum Figure<'a> {
     Curves(&'a [EpochMetrics]),
-    Rates(&'a [TriedRate], Option<f64>),
+    LrFinder(&'a [LrFinderStep], Option<f64>),
 }
 
-fn svg(title: &str, figure: Figure<'_>) -> Result<String, Error> {
-    let mut text = String::new();
-    draw(
-        &SVGBackend::with_string(&mut text, SIZE).into_drawing_area(),
-        title,
-        figure,
-    )?;
-    Ok(text)
-}
-
-fn png(title: &str, figure: Figure<'_>) -> Result<Vec<u8>, Error> {
-    let (width, height) = SIZE;
-    let mut pixels = vec![0; (width * height * 3) as usize];
-    draw(
-        &BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area(),
-        title,
-        figure,
-    )?;
-    let picture = image::RgbImage::from_raw(width, height, pixels)
-        .ok_or_else(|| Error("a picture of another size".to_owned()))?;
-    let mut file = Cursor::new(Vec::new());
-    picture
-        .write_to(&mut file, image::ImageFormat::Png)
-        .map_err(error)?;
-    Ok(file.into_inner())
+fn plot(title: &str, figure: Figure<'_>) -> Result<Plot, Error> {
+    let mut svg = String::new();
+    draw(SVGBackend::with_string(&mut svg, SIZE), title, figure)?;
+    let mut pixels = RgbImage::new(SIZE.0, SIZE.1);
+    draw(BitMapBackend::with_buffer(&mut pixels, SIZE), title, figure)?;
+    let png = picture::png(&pixels).map_err(error)?;
+    Ok(Plot { svg, png })
 }
 
 fn error(error: impl std::fmt::Display) -> Error {
@@ -116,35 +76,33 @@ fn error(error: impl std::fmt::Display) -> Error {
 struct Panel {
     caption: &'static str,
     values: fn(&EpochMetrics) -> (f64, f64),
-    /// The range that the axis shows at least.
-    least: (f64, f64),
+    /// The lowest upper end of the axis, which begins at 0.
+    least: f64,
+    legend: SeriesLabelPosition,
 }
 
 const PANELS: [Panel; 2] = [
     Panel {
         caption: "Loss",
-        values: |epoch| (epoch.train_loss, epoch.evaluated().loss),
-        least: (0.0, 0.1),
+        values: |epoch| (epoch.train_loss, epoch.evaluated.loss),
+        least: 0.1,
+        legend: SeriesLabelPosition::UpperRight,
     },
     Panel {
         caption: "Accuracy (%)",
         values: |epoch| {
-            (
-                100.0 * epoch.train_accuracy,
-                100.0 * epoch.evaluated().accuracy,
-            )
+            let (training, test) = (epoch.train_accuracy, epoch.evaluated.accuracy);
+            (100.0 * training, 100.0 * test)
         },
-        least: (0.0, 1.0),
+        least: 1.0,
+        legend: SeriesLabelPosition::LowerRight,
     },
 ];
 
-fn draw<B: DrawingBackend>(
-    area: &DrawingArea<B, Shift>,
-    title: &str,
-    figure: Figure<'_>,
-) -> Result<(), Error> {
+fn draw<B: DrawingBackend>(backend: B, title: &str, figure: Figure<'_>) -> Result<(), Error> {
     register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT)
         .map_err(|_| error("the font is damaged"))?;
+    let area = backend.into_drawing_area();
     area.fill(&WHITE).map_err(error)?;
     let area = area.margin(14, 0, 0, 0);
     let area = area.titled(title, (FONT, 30)).map_err(error)?;
@@ -154,9 +112,19 @@ fn draw<B: DrawingBackend>(
                 draw_panel(&area, panel, epochs)?;
             }
         }
-        Figure::Rates(tried, suggestion) => draw_rates(&area, tried, suggestion)?,
+        Figure::LrFinder(steps, suggestion) => draw_lr_finder(&area, steps, suggestion)?,
     }
     area.present().map_err(error)
+}
+
+/// A chart with space for the labels of its axes.
+fn builder<'a, 'b, B: DrawingBackend>(area: &'a DrawingArea<B, Shift>) -> ChartBuilder<'a, 'b, B> {
+    let mut builder = ChartBuilder::on(area);
+    builder
+        .margin(20)
+        .x_label_area_size(60)
+        .y_label_area_size(80);
+    builder
 }
 
 fn draw_panel<B: DrawingBackend>(
@@ -164,35 +132,31 @@ fn draw_panel<B: DrawingBackend>(
     panel: &Panel,
     epochs: &[EpochMetrics],
 ) -> Result<(), Error> {
-    let points = |side: fn((f64, f64)) -> f64| {
-        epochs
-            .iter()
-            .map(move |epoch| (f64::from(epoch.epoch), side((panel.values)(epoch))))
-    };
     let split = epochs
         .first()
-        .map_or(EvaluationSplit::Test, EpochMetrics::split);
+        .map_or(EvaluationSplit::Test, |epoch| epoch.evaluated.split);
+    let points = |value: fn((f64, f64)) -> f64| -> Vec<_> {
+        let point = |epoch: &EpochMetrics| (f64::from(epoch.epoch), value((panel.values)(epoch)));
+        epochs.iter().map(point).collect()
+    };
     let curves = [
-        (
-            "training".to_owned(),
-            TRAINING,
-            points(|values| values.0).collect::<Vec<_>>(),
-        ),
-        (split.to_string(), TEST, points(|values| values.1).collect()),
+        ("training".to_owned(), TRAINING, points(|values| values.0)),
+        (split.to_string(), TEST, points(|values| values.1)),
     ];
-    let (low, high) = curves
-        .iter()
-        .flat_map(|(.., points)| points)
-        .fold(panel.least, |(low, high), (_, value)| {
-            (low.min(*value), high.max(*value))
-        });
-    // One epoch is a point; room on both sides shows it.
+    let values = || {
+        curves
+            .iter()
+            .flat_map(|(.., points)| points)
+            .map(|point| point.1)
+    };
+    let (low, high) = (
+        values().fold(0.0, f64::min),
+        values().fold(panel.least, f64::max),
+    );
+    // One epoch is a point; the margin on both sides shows it.
     let last = epochs.len().max(2) as f64;
-    let mut chart = ChartBuilder::on(area)
+    let mut chart = builder(area)
         .caption(panel.caption, (FONT, 26))
-        .margin(20)
-        .x_label_area_size(60)
-        .y_label_area_size(80)
         .build_cartesian_2d(
             1.0 - 0.02 * last..last * 1.02,
             low..high + 0.05 * (high - low),
@@ -203,20 +167,14 @@ fn draw_panel<B: DrawingBackend>(
         .x_desc("Epoch")
         .x_labels(epochs.len().clamp(2, 11))
         .x_label_formatter(&|epoch| {
-            // Ticks between two epochs, as a short run has them, stay without a number.
+            // A short run has ticks between two epochs, which are not labelled.
             if epoch.fract() == 0.0 {
                 format!("{epoch}")
             } else {
                 String::new()
             }
         })
-        .y_label_formatter(&|value| {
-            if high > 5.0 {
-                format!("{value:.0}")
-            } else {
-                format!("{value:.1}")
-            }
-        })
+        .y_label_formatter(&|value| format!("{value:.*}", if high > 5.0 { 0 } else { 1 }))
         .label_style((FONT, 20))
         .axis_desc_style((FONT, 22))
         .light_line_style(RGBColor(0xf4, 0xf4, 0xf4))
@@ -224,116 +182,97 @@ fn draw_panel<B: DrawingBackend>(
         .draw()
         .map_err(error)?;
     for (name, colour, points) in curves {
-        chart
-            .draw_series(LineSeries::new(
-                points.iter().copied(),
-                colour.stroke_width(3),
-            ))
-            .map_err(error)?
-            .label(name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 30, y)], colour.stroke_width(3)));
-        chart
-            .draw_series(
-                points
-                    .iter()
-                    .map(|point| Circle::new(*point, 4, colour.filled())),
-            )
-            .map_err(error)?;
+        let circles = points
+            .iter()
+            .map(|point| Circle::new(*point, 4, colour.filled()));
+        let circles: Vec<_> = circles.collect();
+        draw_line(&mut chart, name, colour, points)?;
+        chart.draw_series(circles).map_err(error)?;
     }
-    chart
-        .configure_series_labels()
-        .position(if panel.caption == PANELS[0].caption {
-            SeriesLabelPosition::UpperRight
-        } else {
-            SeriesLabelPosition::LowerRight
-        })
-        .legend_area_size(40)
-        .margin(12)
-        .background_style(WHITE.mix(0.8))
-        .border_style(RGBColor(0xbb, 0xbb, 0xbb))
-        .label_font((FONT, 20))
-        .draw()
-        .map_err(error)?;
-    Ok(())
+    draw_legend(&mut chart, panel.legend.clone())
 }
 
 /// The loss of each step in grey, its moving average in the colour of training, the suggestion as a line.
-fn draw_rates<B: DrawingBackend>(
+fn draw_lr_finder<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
-    tried: &[TriedRate],
+    steps: &[LrFinderStep],
     suggestion: Option<f64>,
 ) -> Result<(), Error> {
-    let (Some(first), Some(last)) = (tried.first(), tried.last()) else {
+    let (Some(first), Some(last)) = (steps.first(), steps.last()) else {
         return Ok(());
     };
-    let all = || {
-        tried
-            .iter()
-            .flat_map(|tried| [tried.smoothed_loss, tried.loss])
-    };
-    let low = all().fold(f64::INFINITY, f64::min);
-    // A step far above the others would press these to the bottom.
-    let smoothed = tried.iter().map(|tried| tried.smoothed_loss);
-    let high = smoothed.fold(f64::NEG_INFINITY, f64::max);
-    let room = 0.1 * (high - low).max(0.1);
-    let (low, high) = ((low - room).max(0.0), high + room);
-    // One step is a point; room on both sides shows it.
-    let rates = 0.9 * first.learning_rate..1.1 * last.learning_rate;
-    let mut chart = ChartBuilder::on(area)
-        .margin(20)
-        .x_label_area_size(60)
-        .y_label_area_size(80)
-        .build_cartesian_2d(rates.log_scale(), low..high)
+    let smoothed = || steps.iter().map(|step| step.smoothed_loss);
+    let all = smoothed().chain(steps.iter().map(|step| step.loss));
+    let low = all.fold(f64::INFINITY, f64::min);
+    // A single step far above the others is outside.
+    let high = smoothed().fold(f64::NEG_INFINITY, f64::max);
+    let margin = 0.1 * (high - low).max(0.1);
+    let (low, high) = ((low - margin).max(0.0), high + margin);
+    // One step is a point; the margin on both sides shows it.
+    let lrs = 0.9 * first.lr..1.1 * last.lr;
+    let mut chart = builder(area)
+        .build_cartesian_2d(lrs.log_scale(), low..high)
         .map_err(error)?;
     chart
         .configure_mesh()
         .x_desc("Learning rate")
         .y_desc("Training loss")
-        .x_label_formatter(&|rate| format!("{rate:.0e}"))
+        .x_label_formatter(&|lr| format!("{lr:.0e}"))
         .y_label_formatter(&|loss| format!("{loss:.2}"))
         .label_style((FONT, 20))
         .axis_desc_style((FONT, 22))
         .light_line_style(WHITE)
         .draw()
         .map_err(error)?;
-    let inside = tried
+    let grey = BLACK.mix(0.3).filled();
+    let inside = steps
         .iter()
-        .filter(|tried| (low..=high).contains(&tried.loss))
-        .map(|tried| {
-            Circle::new(
-                (tried.learning_rate, tried.loss),
-                3,
-                BLACK.mix(0.3).filled(),
-            )
-        });
+        .filter(|step| (low..=high).contains(&step.loss));
     chart
-        .draw_series(inside)
+        .draw_series(inside.map(|step| Circle::new((step.lr, step.loss), 3, grey)))
         .map_err(error)?
         .label("of one step")
-        .legend(|(x, y)| Circle::new((x + 12, y), 3, BLACK.mix(0.3).filled()));
-    let line = tried
-        .iter()
-        .map(|tried| (tried.learning_rate, tried.smoothed_loss));
-    chart
-        .draw_series(LineSeries::new(line, TRAINING.stroke_width(3)))
-        .map_err(error)?
-        .label("moving average")
-        .legend(|(x, y)| PathElement::new([(x, y), (x + 24, y)], TRAINING.stroke_width(3)));
-    if let Some(rate) = suggestion {
-        chart
-            .draw_series(LineSeries::new(
-                [(rate, low), (rate, high)],
-                TEST.stroke_width(3),
-            ))
-            .map_err(error)?
-            .label(format!("suggested: {rate:.2e}"))
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 24, y)], TEST.stroke_width(3)));
+        .legend(move |(x, y)| Circle::new((x + 15, y), 3, grey));
+    let average = steps.iter().map(|step| (step.lr, step.smoothed_loss));
+    draw_line(
+        &mut chart,
+        "moving average".to_owned(),
+        TRAINING,
+        average.collect(),
+    )?;
+    if let Some(lr) = suggestion {
+        let name = format!("suggested: {lr:.2e}");
+        draw_line(&mut chart, name, TEST, vec![(lr, low), (lr, high)])?;
     }
+    draw_legend(&mut chart, SeriesLabelPosition::UpperMiddle)
+}
+
+fn draw_line<'a, B: DrawingBackend + 'a, C: CoordTranslate<From = (f64, f64)>>(
+    chart: &mut ChartContext<'a, B, C>,
+    name: String,
+    colour: RGBColor,
+    points: Vec<(f64, f64)>,
+) -> Result<(), Error> {
+    let style = colour.stroke_width(3);
+    chart
+        .draw_series(LineSeries::new(points, style))
+        .map_err(error)?
+        .label(name)
+        .legend(move |(x, y)| PathElement::new([(x, y), (x + 30, y)], style));
+    Ok(())
+}
+
+fn draw_legend<'a, B: DrawingBackend + 'a, C: CoordTranslate>(
+    chart: &mut ChartContext<'a, B, C>,
+    position: SeriesLabelPosition,
+) -> Result<(), Error> {
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperMiddle)
+        .position(position)
+        .legend_area_size(40)
+        .margin(12)
         .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.3))
+        .border_style(RGBColor(0xbb, 0xbb, 0xbb))
         .label_font((FONT, 20))
         .draw()
         .map_err(error)
@@ -342,28 +281,14 @@ fn draw_rates<B: DrawingBackend>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use run::SplitMetrics;
 
     fn epochs(count: u32) -> Vec<EpochMetrics> {
-        (1..=count)
-            .map(|epoch| EpochMetrics {
-                epoch,
-                train_loss: 2.3 / f64::from(epoch),
-                train_accuracy: 1.0 - 0.9 / f64::from(epoch),
-                evaluation: EvaluationSplit::Test.metrics(SplitMetrics {
-                    loss: 2.3 / f64::from(epoch).sqrt(),
-                    accuracy: 1.0 - 0.9 / f64::from(epoch).sqrt(),
-                    model_ema_loss: None,
-                    model_ema_accuracy: None,
-                    tta_accuracy: None,
-                }),
-                learning_rate: 0.01,
-                seconds: 1.0,
-                images_per_second: 1.0,
-                weights_sha256: None,
-                stopped_early: false,
-            })
-            .collect()
+        let metrics = |epoch| {
+            let epoch = f64::from(epoch);
+            (2.3 / epoch, 2.3 / epoch.sqrt(), 1.0 - 0.9 / epoch.sqrt())
+        };
+        let metrics: Vec<_> = (1..=count).map(metrics).collect();
+        crate::made_up::run("alexnet", 0, "", &metrics).epochs
     }
 
     fn colours(png: &[u8]) -> usize {
@@ -379,10 +304,10 @@ mod tests {
     }
 
     #[test]
-    fn both_curves_are_seen_for_any_number_of_epochs() {
+    fn both_curves_are_visible_for_any_number_of_epochs() {
         for count in [1, 2, 3, 50] {
             assert_eq!(
-                colours(&curves_png("title", &epochs(count)).unwrap()),
+                colours(&curves("title", &epochs(count)).unwrap().png),
                 2,
                 "{count}"
             );
@@ -390,8 +315,8 @@ mod tests {
     }
 
     #[test]
-    fn the_svg_holds_title_axes_and_both_curves() {
-        let svg = curves_svg("a <title> & more", &epochs(7)).unwrap();
+    fn the_svg_has_title_axes_and_both_curves() {
+        let svg = curves("a <title> & more", &epochs(7)).unwrap().svg;
         for part in [
             "a &lt;title&gt; &amp; more",
             "Loss",
@@ -407,20 +332,19 @@ mod tests {
     }
 
     #[test]
-    fn a_search_shows_its_steps_and_its_suggestion() {
+    fn the_lr_finder_shows_its_steps_and_its_suggestion() {
         let tried: Vec<_> = (0..50)
-            .map(|step| TriedRate {
-                learning_rate: 1e-5 * 1.25_f64.powi(step),
+            .map(|step| LrFinderStep {
+                lr: 1e-5 * 1.25_f64.powi(step),
                 loss: 2.3 - 0.02 * f64::from(step) + 0.01 * f64::from(step % 3),
                 smoothed_loss: 2.3 - 0.02 * f64::from(step),
             })
             .collect();
-        let picture = rates_png("title", &tried, Some(1e-3)).unwrap();
-        assert_eq!(colours(&picture), 2);
-        let svg = rates_svg("title", &tried, Some(1e-3)).unwrap();
-        assert!(svg.contains("suggested: 1.00e-3"), "{svg}");
+        let plot = lr_curve("title", &tried, Some(1e-3)).unwrap();
+        assert_eq!(colours(&plot.png), 2);
+        assert!(plot.svg.contains("suggested: 1.00e-3"), "{}", plot.svg);
         for count in [0, 1, 2] {
-            rates_svg("title", &tried[..count], None).unwrap();
+            lr_curve("title", &tried[..count], None).unwrap();
         }
     }
 }

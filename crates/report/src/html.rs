@@ -2,7 +2,7 @@
 
 use crate::chart::{Chart, Series};
 use crate::comparison::{Comparison, Group, network_name};
-use crate::contents::{self, PredictedImage, Table};
+use crate::contents::{self, Images, Table};
 use crate::{TIMES_BEGIN, TIMES_END, picture};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use run::{EpochMetrics, Run};
@@ -52,9 +52,7 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                 h2 id="time" { "Time" }
                 div class="stacked" { (table(&contents::times(comparison))) }
                 (list(&contents::time_ratios(comparison)))
-                div class="charts" {
-                    (wall_clock(comparison).figure())
-                }
+                div class="charts" { (wall_clock(comparison)) }
                 @for run in &networks {
                     @if let Some(times) = contents::layer_times(run) {
                         h3 { "Layers of " (network_name(&run.settings.model)) ": mean time in a training step of " (run.name) }
@@ -74,12 +72,12 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                     "Lines are means over seeds; bands extend from the lowest to the highest seed. Training metrics are measured during an epoch, test metrics after it."
                 }
                 div class="charts" {
-                    (overlay(comparison, "Test accuracy", "test accuracy (%)", |epoch| 100.0 * epoch.evaluated().accuracy).figure())
-                    (overlay(comparison, "Test loss", "test loss", |epoch| epoch.evaluated().loss).figure())
+                    (overlay(comparison, "Test accuracy", "test accuracy (%)", test_accuracy))
+                    (overlay(comparison, "Test loss", "test loss", |epoch| epoch.evaluated.loss))
                     @for group in &comparison.groups {
-                        (train_and_test(&format!("{}: loss", group.label), &group.runs, "loss", |epoch| (epoch.train_loss, epoch.evaluated().loss)).figure())
+                        (losses(&group.label, &group.runs))
                     }
-                    (learning_rates(comparison).figure())
+                    (learning_rates(comparison))
                 }
                 h3 { "Where overfitting begins" }
                 (list(&comparison.groups.iter().filter_map(contents::overfitting).collect::<Vec<_>>()))
@@ -89,8 +87,8 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                         @for run in &group.runs {
                             @let label = format!("{}, seed {}", group.label, run.settings.seed);
                             @let one = std::slice::from_ref(run);
-                            (train_and_test(&format!("{label}: loss"), one, "loss", |epoch| (epoch.train_loss, epoch.evaluated().loss)).figure())
-                            (train_and_test(&format!("{label}: accuracy"), one, "accuracy (%)", |epoch| (100.0 * epoch.train_accuracy, 100.0 * epoch.evaluated().accuracy)).figure())
+                            (losses(&label, one))
+                            (accuracies(&label, one))
                         }
                     }
                 }
@@ -166,6 +164,7 @@ fn list(sentences: &[String]) -> Markup {
     }
 }
 
+/// The style's class of a group.
 fn group_class(number: usize) -> String {
     format!("g{}", number % GROUP_COLOURS)
 }
@@ -179,12 +178,12 @@ fn over_seeds(
 ) -> Series {
     let epochs = runs.iter().map(|run| run.epochs.len()).min().unwrap_or(0);
     let by_epoch = (0..epochs).map(|epoch| {
-        let values: Vec<_> = runs.iter().map(|run| value(&run.epochs[epoch])).collect();
-        let low = values.iter().copied().fold(f64::INFINITY, f64::min);
-        let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let mean = values.iter().sum::<f64>() / values.len() as f64;
-        let place = epoch as f64 + 1.0;
-        ((place, mean), (place, low, high))
+        let values = || runs.iter().map(|run| value(&run.epochs[epoch]));
+        let low = values().fold(f64::INFINITY, f64::min);
+        let high = values().fold(f64::NEG_INFINITY, f64::max);
+        let mean = values().sum::<f64>() / runs.len() as f64;
+        let epoch = epoch as f64 + 1.0;
+        ((epoch, mean), (epoch, low, high))
     });
     let (points, band): (Vec<_>, Vec<_>) = by_epoch.unzip();
     Series {
@@ -196,41 +195,47 @@ fn over_seeds(
     }
 }
 
+/// A line for each run of a group.
+fn run_lines(
+    (number, group): (usize, &Group),
+    thin: bool,
+    points: impl Fn(&Run) -> Vec<(f64, f64)>,
+) -> Vec<Series> {
+    let line = |run| Series {
+        name: group.label.clone(),
+        class: group_class(number),
+        points: points(run),
+        band: Vec::new(),
+        thin,
+    };
+    group.runs.iter().map(line).collect()
+}
+
+/// A value of each epoch of a run.
+fn by_epoch(run: &Run, value: impl Fn(&EpochMetrics) -> f64) -> Vec<(f64, f64)> {
+    let epochs = run.epochs.iter();
+    epochs
+        .map(|epoch| (f64::from(epoch.epoch), value(epoch)))
+        .collect()
+}
+
 /// All groups in one chart.
 fn overlay(
     comparison: &Comparison,
     title: &str,
     y: &'static str,
     value: impl Fn(&EpochMetrics) -> f64,
-) -> Chart {
+) -> Markup {
     let mut series = Vec::new();
     for (number, group) in comparison.groups.iter().enumerate() {
         let class = group_class(number);
         series.push(over_seeds(&group.label, &class, &group.runs, &value));
         if group.runs.len() > 1 {
-            series.extend(group.runs.iter().map(|run| {
-                Series {
-                    name: group.label.clone(),
-                    class: class.clone(),
-                    points: run
-                        .epochs
-                        .iter()
-                        .map(|epoch| (f64::from(epoch.epoch), value(epoch)))
-                        .collect(),
-                    band: Vec::new(),
-                    thin: true,
-                }
-            }));
+            let points = |run: &Run| by_epoch(run, &value);
+            series.extend(run_lines((number, group), true, points));
         }
     }
-    Chart {
-        title: title.to_owned(),
-        x: "epoch",
-        y,
-        series,
-        logarithmic: false,
-        whole: true,
-    }
+    Chart::by_epoch(title, y, series).figure()
 }
 
 /// Training blue, test orange, as in the post.
@@ -239,91 +244,76 @@ fn train_and_test(
     runs: &[Run],
     y: &'static str,
     values: impl Fn(&EpochMetrics) -> (f64, f64),
-) -> Chart {
+) -> Markup {
     let series = vec![
         over_seeds("training", "train", runs, |epoch| values(epoch).0),
         over_seeds("test", "test", runs, |epoch| values(epoch).1),
     ];
-    Chart {
-        title: title.to_owned(),
-        x: "epoch",
-        y,
-        series,
-        logarithmic: false,
-        whole: true,
-    }
+    Chart::by_epoch(title, y, series).figure()
 }
 
-fn learning_rates(comparison: &Comparison) -> Chart {
-    let series = comparison
-        .groups
-        .iter()
-        .enumerate()
-        .flat_map(|(number, group)| {
-            group.runs.iter().map(move |run| Series {
-                name: group.label.clone(),
-                class: group_class(number),
-                // A learning rate of 0 has no logarithm.
-                points: run
-                    .epochs
-                    .iter()
-                    .map(|epoch| (f64::from(epoch.epoch), epoch.learning_rate))
-                    .filter(|point| point.1 > 0.0)
-                    .collect(),
-                band: Vec::new(),
-                thin: false,
-            })
-        });
+fn losses(label: &str, runs: &[Run]) -> Markup {
+    train_and_test(&format!("{label}: loss"), runs, "loss", |epoch| {
+        (epoch.train_loss, epoch.evaluated.loss)
+    })
+}
+
+fn accuracies(label: &str, runs: &[Run]) -> Markup {
+    let title = format!("{label}: accuracy");
+    train_and_test(&title, runs, "accuracy (%)", |epoch| {
+        (100.0 * epoch.train_accuracy, test_accuracy(epoch))
+    })
+}
+
+fn test_accuracy(epoch: &EpochMetrics) -> f64 {
+    100.0 * epoch.evaluated.accuracy
+}
+
+fn learning_rates(comparison: &Comparison) -> Markup {
+    let groups = comparison.groups.iter().enumerate();
+    let series = groups.flat_map(|group| {
+        run_lines(group, false, |run| {
+            let mut points = by_epoch(run, |epoch| epoch.learning_rate);
+            // A learning rate of 0 has no logarithm.
+            points.retain(|point| point.1 > 0.0);
+            points
+        })
+    });
     Chart {
-        title: "Learning rate".to_owned(),
-        x: "epoch",
-        y: "learning rate",
-        series: series.collect(),
         logarithmic: true,
-        whole: true,
+        ..Chart::by_epoch("Learning rate", "learning rate", series.collect())
     }
+    .figure()
 }
 
 /// Test accuracy against training time.
-fn wall_clock(comparison: &Comparison) -> Chart {
-    let series = comparison
-        .groups
-        .iter()
-        .enumerate()
-        .flat_map(|(number, group)| {
-            group.runs.iter().map(move |run| {
-                let mut seconds = 0.0;
-                let points = run.epochs.iter().map(|epoch| {
-                    seconds += epoch.seconds;
-                    (seconds / 60.0, 100.0 * epoch.evaluated().accuracy)
-                });
-                Series {
-                    name: group.label.clone(),
-                    class: group_class(number),
-                    points: points.collect(),
-                    band: Vec::new(),
-                    thin: false,
-                }
-            })
-        });
+fn wall_clock(comparison: &Comparison) -> Markup {
+    let groups = comparison.groups.iter().enumerate();
+    let series = groups.flat_map(|group| {
+        run_lines(group, false, |run| {
+            let mut seconds = 0.0;
+            let points = run.epochs.iter().map(|epoch| {
+                seconds += epoch.seconds;
+                (seconds / 60.0, test_accuracy(epoch))
+            });
+            points.collect()
+        })
+    });
+    let title = "Test accuracy against time";
     Chart {
-        title: "Test accuracy against time".to_owned(),
         x: "minutes of training and evaluation",
-        y: "test accuracy (%)",
-        series: series.collect(),
-        logarithmic: false,
         whole: false,
+        ..Chart::by_epoch(title, "test accuracy (%)", series.collect())
     }
+    .figure()
 }
 
 fn confusion(group: &Group) -> Markup {
-    let names = group
-        .runs
-        .iter()
-        .find_map(|run| Some(&run.predictions.as_ref()?.class_names));
-    let (Some(counts), Some(names)) = (contents::confusion(group), names) else {
+    let recorded = contents::recorded(group);
+    let (Some(counts), Some((_, predictions))) = (contents::confusion(group), recorded) else {
         return html! {};
     };
+    let names = &predictions.class_names;
     html! {
         figure class="chart" {
             figcaption { strong { (group.label) } span class="legend" { "rows: label; columns: prediction; % of the row" } }
@@ -350,7 +340,7 @@ fn confusion(group: &Group) -> Markup {
     }
 }
 
-fn images(heading: &str, kinds: &[(String, Vec<PredictedImage>)]) -> Markup {
+fn images(heading: &str, kinds: &[Images]) -> Markup {
     html! {
         @for (kind, images) in kinds {
             @if !images.is_empty() {
@@ -359,14 +349,14 @@ fn images(heading: &str, kinds: &[(String, Vec<PredictedImage>)]) -> Markup {
                     @for image in images {
                         figure {
                             @if let Some(source) = picture::image(&image.picture) {
-                                img src=(source) width="128" height="128" alt={"test image " (image.number) ", " (image.class)};
+                                img src=(source) width="128" height="128" alt={"test image " (image.index) ", " (image.class)};
                             }
                             figcaption {
                                 strong { (image.class) }
                                 @for (label, class, probability) in &image.predicted {
                                     span { (label) ": " (class) " " (format!("{:.1}\u{a0}%", 100.0 * probability)) }
                                 }
-                                span { "test image " (image.number) }
+                                span { "test image " (image.index) }
                             }
                         }
                     }
@@ -377,11 +367,7 @@ fn images(heading: &str, kinds: &[(String, Vec<PredictedImage>)]) -> Markup {
 }
 
 fn filters(group: &Group) -> Markup {
-    let run = group
-        .runs
-        .iter()
-        .find_map(|run| Some((run, run.predictions.as_ref()?)));
-    let Some((run, predictions)) = run else {
+    let Some((run, predictions)) = contents::recorded(group) else {
         return html! {};
     };
     html! {

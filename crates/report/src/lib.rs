@@ -9,11 +9,11 @@ mod html;
 mod made_up;
 mod markdown;
 mod picture;
-pub mod statistics;
+mod statistics;
 
 pub use comparison::{Comparison, Error as ComparisonError, Group};
 pub use contents::post_networks;
-pub use curves::{Error as CurvesError, TriedRate, curves_png, curves_svg, rates_png, rates_svg};
+pub use curves::{Error as CurvesError, Plot, curves, lr_curve};
 pub use html::html;
 pub use markdown::markdown;
 

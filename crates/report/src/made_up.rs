@@ -1,6 +1,6 @@
 //! Runs for tests.
 
-use run::settings::{Layers, Precision, Source};
+use run::settings::{Precision, Source};
 use run::{EpochMetrics, EvaluationSplit, MadeBy, Run, Settings, SplitMetrics};
 
 /// A run with these settings (TOML), and the training loss, test loss and test accuracy of its epochs.
@@ -13,9 +13,7 @@ pub(crate) fn run(model: &str, seed: u64, settings: &str, epochs: &[(f64, f64, f
     given.model = Some(model.to_owned());
     given.seed = Some(seed);
     let machine = toml::from_str("threads = 2\npatience = 5").unwrap();
-    let layers = Layers::default()
-        .with(Source::Defaults, machine)
-        .with(Source::CommandLine, given);
+    let layers = [(Source::Defaults, machine), (Source::CommandLine, given)];
     let settings = Settings::resolve(&layers).unwrap();
     Run {
         name: settings.default_name(),
@@ -38,13 +36,14 @@ pub(crate) fn run(model: &str, seed: u64, settings: &str, epochs: &[(f64, f64, f
                 epoch,
                 train_loss: *train_loss,
                 train_accuracy: 0.5,
-                evaluation: EvaluationSplit::Test.metrics(SplitMetrics {
+                evaluated: SplitMetrics {
+                    split: EvaluationSplit::Test,
                     loss: *loss,
                     accuracy: *accuracy,
                     model_ema_loss: None,
                     model_ema_accuracy: None,
                     tta_accuracy: None,
-                }),
+                },
                 learning_rate: 0.01,
                 seconds: 60.0,
                 images_per_second: 1000.0,

@@ -1,90 +1,70 @@
 //! A report as Markdown.
 
 use crate::comparison::{Comparison, network_name};
-use crate::contents::{self, PredictedImage, Table};
+use crate::contents::{self, Images, Table};
 use crate::{TIMES_BEGIN, TIMES_END};
-use std::fmt::Write;
+use std::iter;
 
 /// The report, for a terminal or a repository. `written` is the date, which is shown in the block of times.
 #[must_use]
 pub fn markdown(comparison: &Comparison, written: &str) -> String {
-    let mut text = format!("# {}\n\n", contents::title(comparison));
-    paragraph(&mut text, &contents::setting(comparison));
-    text += "## Results compared with the post's\n\n";
-    table(&mut text, &contents::results(comparison));
-    list(&mut text, &contents::ratios(comparison));
-
-    let _ = writeln!(text, "<!-- {TIMES_BEGIN} -->\n\n## Time\n");
-    table(&mut text, &contents::times(comparison));
-    list(&mut text, &contents::time_ratios(comparison));
-    for run in contents::one_of_each_network(comparison) {
+    let networks = contents::one_of_each_network(comparison);
+    let groups = &comparison.groups;
+    let mut text = format!(
+        "# {}\n\n{}\n\n## Results compared with the post's\n\n{}{}<!-- {TIMES_BEGIN} -->\n\n## Time\n\n{}{}",
+        contents::title(comparison),
+        contents::setting(comparison).join(" "),
+        table(&contents::results(comparison)),
+        list(contents::ratios(comparison)),
+        table(&contents::times(comparison)),
+        list(contents::time_ratios(comparison)),
+    );
+    for run in &networks {
         if let Some(times) = contents::layer_times(run) {
-            let _ = writeln!(
-                text,
-                "Mean time of the layers in a training step of {}:\n",
-                run.name
+            text += &format!(
+                "Mean time of the layers in a training step of {}:\n\n{}",
+                run.name,
+                table(&times)
             );
-            table(&mut text, &times);
         }
     }
-    let _ = writeln!(text, "Written on {written}.\n\n<!-- {TIMES_END} -->\n");
-
-    if comparison.groups.len() > 1 {
-        text += "## Is the difference significant?\n\n";
-        list(&mut text, &contents::tests(comparison));
+    text += &format!("Written on {written}.\n\n<!-- {TIMES_END} -->\n\n");
+    if groups.len() > 1 {
+        let tests = list(contents::tests(comparison));
+        text += &format!("## Is the difference significant?\n\n{tests}");
     }
-    text += "## Overfitting\n\n";
-    list(
-        &mut text,
-        &comparison
-            .groups
-            .iter()
-            .filter_map(contents::overfitting)
-            .collect::<Vec<_>>(),
-    );
+    let overfitting = groups.iter().filter_map(contents::overfitting);
+    text += &format!("## Overfitting\n\n{}", list(overfitting));
     if let Some(classes) = contents::classes(comparison) {
-        text += "## Accuracy per class\n\n";
-        table(&mut text, &classes);
+        text += &format!("## Accuracy per class\n\n{}", table(&classes));
     }
-    images(
-        &mut text,
-        "Where the networks disagree",
-        &contents::disagreements(comparison),
-    );
-    images(
-        &mut text,
+    let disagreements = contents::disagreements(comparison);
+    text += &images("Where the networks disagree", &disagreements);
+    text += &images(
         "The most confident mistakes",
         &contents::mistakes(comparison),
     );
-    let networks = contents::one_of_each_network(comparison);
     if !networks.is_empty() {
         text += "## Layers\n\n";
     }
     for run in networks {
         if let Some(layers) = contents::layers(run) {
-            let _ = writeln!(text, "### {}\n", network_name(&run.settings.model));
-            table(&mut text, &layers);
+            let network = network_name(&run.settings.model);
+            text += &format!("### {network}\n\n{}", table(&layers));
         }
     }
-    text += "## Settings and versions\n\n";
-    table(&mut text, &contents::provenance(comparison));
-    text.truncate(text.trim_end().len());
-    text.push('\n');
+    let provenance = table(&contents::provenance(comparison));
+    text += &format!("## Settings and versions\n\n{}\n", provenance.trim_end());
     text
 }
 
-fn paragraph(text: &mut String, sentences: &[String]) {
-    if !sentences.is_empty() {
-        let _ = writeln!(text, "{}\n", sentences.join(" "));
-    }
-}
-
-fn list(text: &mut String, sentences: &[String]) {
-    for sentence in sentences {
-        let _ = writeln!(text, "- {sentence}");
-    }
-    if !sentences.is_empty() {
-        text.push('\n');
+fn list(sentences: impl IntoIterator<Item = String>) -> String {
+    let items = sentences
+        .into_iter()
+        .map(|sentence| format!("- {sentence}\n"));
+    match items.collect::<String>() {
+        items if items.is_empty() => items,
+        items => items + "\n",
     }
 }
 
@@ -93,71 +73,59 @@ fn cell(text: &str) -> String {
 }
 
 /// A table with aligned columns, so that it is readable in a terminal.
-fn table(text: &mut String, table: &Table) {
-    let rows: Vec<Vec<String>> = std::iter::once(&table.header)
-        .chain(&table.rows)
+fn table(table: &Table) -> String {
+    let rows = iter::once(&table.header).chain(&table.rows);
+    let rows: Vec<Vec<String>> = rows
         .map(|row| row.iter().map(|text| cell(text)).collect())
         .collect();
     let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-            .max(3)
+        let widths = rows.iter().map(|row| row[column].chars().count());
+        widths.max().unwrap_or(0).max(3)
     };
     let widths: Vec<_> = (0..table.header.len()).map(width).collect();
-    for (number, row) in rows.iter().enumerate() {
+    let rules = widths
+        .iter()
+        .enumerate()
+        .map(|(column, width)| match column {
+            0 => "-".repeat(*width),
+            _ => "-".repeat(width - 1) + ":",
+        });
+    let rules: Vec<_> = rules.collect();
+    let (header, body) = rows.split_at(1);
+    let mut text = String::new();
+    for row in header.iter().chain([&rules]).chain(body) {
         for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            let room = " ".repeat(width - cell.chars().count());
-            let _ = if column == 0 {
-                write!(text, "| {cell}{room} ")
-            } else {
-                write!(text, "| {room}{cell} ")
+            text += &match column {
+                0 => format!("| {cell:width$} "),
+                _ => format!("| {cell:>width$} "),
             };
         }
-        text.push_str("|\n");
-        if number == 0 {
-            for (column, width) in widths.iter().enumerate() {
-                let rule = "-".repeat(*width);
-                let _ = if column == 0 {
-                    write!(text, "| {rule} ")
-                } else {
-                    write!(text, "| {}: ", &rule[1..])
-                };
-            }
-            text.push_str("|\n");
-        }
+        text += "|\n";
     }
-    text.push('\n');
+    text + "\n"
 }
 
-fn images(text: &mut String, heading: &str, kinds: &[(String, Vec<PredictedImage>)]) {
-    if kinds.iter().all(|(_, images)| images.is_empty()) {
-        return;
+fn images(heading: &str, kinds: &[Images]) -> String {
+    let kinds: Vec<_> = kinds
+        .iter()
+        .filter(|(_, images)| !images.is_empty())
+        .collect();
+    if kinds.is_empty() {
+        return String::new();
     }
-    let _ = writeln!(
-        text,
-        "## {heading}\n\nThe pictures are in the HTML report.\n"
-    );
-    for (kind, images) in kinds.iter().filter(|(_, images)| !images.is_empty()) {
-        let _ = writeln!(text, "### {kind}\n");
-        let mut rows = Table::new(["test image", "label"]);
-        rows.header.extend(
-            images[0]
-                .predicted
-                .iter()
-                .map(|(label, ..)| format!("prediction of {label}")),
-        );
+    let mut text = format!("## {heading}\n\nThe pictures are in the HTML report.\n\n");
+    for (kind, images) in kinds {
+        let labels = images[0].predicted.iter();
+        let labels = labels.map(|(label, ..)| format!("prediction of {label}"));
+        let mut rows = Table::new("test image", iter::once("label".to_owned()).chain(labels));
         for image in images {
-            let mut row = vec![image.number.to_string(), image.class.clone()];
-            row.extend(
-                image
-                    .predicted
-                    .iter()
-                    .map(|(_, class, probability)| format!("{class} {:.1} %", 100.0 * probability)),
-            );
-            rows.rows.push(row);
+            let predicted = image.predicted.iter();
+            let predicted = predicted
+                .map(|(_, class, probability)| format!("{class} {:.1} %", 100.0 * probability));
+            let cells = iter::once(image.class.clone()).chain(predicted);
+            rows.row(image.index.to_string(), cells.map(Some));
         }
-        table(text, &rows);
+        text += &format!("### {kind}\n\n{}", table(&rows));
     }
+    text
 }

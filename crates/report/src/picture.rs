@@ -1,8 +1,8 @@
-//! Images in a page, as PNG in base64.
+//! Images as PNG; in a page, in base64.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use image::{ImageFormat, Rgb, RgbImage};
+use image::{ImageFormat, ImageResult, Rgb, RgbImage};
 use run::predictions::Filters;
 use std::io::Cursor;
 
@@ -10,8 +10,8 @@ use std::io::Cursor;
 pub(crate) fn image(planes: &[u8]) -> Option<String> {
     let side = 32;
     encode(&RgbImage::from_fn(side, side, |x, y| {
-        let place = (y * side + x) as usize;
-        Rgb([0, 1, 2].map(|channel| planes.get(channel * 1024 + place).copied().unwrap_or(0)))
+        let pixel = (y * side + x) as usize;
+        Rgb([0, 1, 2].map(|channel| planes.get(channel * 1024 + pixel).copied().unwrap_or(0)))
     }))
 }
 
@@ -31,9 +31,9 @@ pub(crate) fn filters(filters: &Filters) -> Option<(String, u32)> {
         (rows * cell + 1) as u32,
         |x, y| {
             let (x, y) = (x as usize, y as usize);
-            let number = y / cell * columns + x / cell;
+            let index = y / cell * columns + x / cell;
             let (column, row) = (x % cell, y % cell);
-            let Some(weights) = all.get(number).filter(|_| column > 0 && row > 0) else {
+            let Some(weights) = all.get(index).filter(|_| column > 0 && row > 0) else {
                 return Rgb([128; 3]);
             };
             let low = weights.iter().copied().fold(f32::INFINITY, f32::min);
@@ -47,13 +47,16 @@ pub(crate) fn filters(filters: &Filters) -> Option<(String, u32)> {
     Some((encode(&picture)?, picture.width()))
 }
 
-fn encode(picture: &RgbImage) -> Option<String> {
+/// A PNG file.
+pub(crate) fn png(picture: &RgbImage) -> ImageResult<Vec<u8>> {
     let mut file = Cursor::new(Vec::new());
-    picture.write_to(&mut file, ImageFormat::Png).ok()?;
-    Some(format!(
-        "data:image/png;base64,{}",
-        STANDARD.encode(file.into_inner())
-    ))
+    picture.write_to(&mut file, ImageFormat::Png)?;
+    Ok(file.into_inner())
+}
+
+fn encode(picture: &RgbImage) -> Option<String> {
+    let file = STANDARD.encode(png(picture).ok()?);
+    Some(format!("data:image/png;base64,{file}"))
 }
 
 #[cfg(test)]

@@ -4,28 +4,22 @@ use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, StudentsT};
 
 /// Mean and spread of some values.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sample {
-    /// How many values there are.
-    pub count: usize,
-    /// Their mean.
-    pub mean: f64,
-    /// Standard deviation of the values (divided by `count - 1`); `None` for one value.
-    pub deviation: Option<f64>,
-    /// Half the width of the 95 % confidence interval of the mean by Student's t distribution; `None` for one value.
-    pub half_width: Option<f64>,
+pub(crate) struct Sample {
+    /// Mean; not a number if there are no values.
+    pub(crate) mean: f64,
+    /// Standard deviation of the values (divided by `count - 1`); `None` for fewer than two values.
+    pub(crate) deviation: Option<f64>,
+    /// Half the width of the 95 % confidence interval of the mean by Student's t distribution; `None` for fewer than two
+    /// values.
+    pub(crate) half_width: Option<f64>,
 }
 
 impl Sample {
-    /// The sample of `values`; `None` for no values.
-    #[must_use]
-    pub fn of(values: &[f64]) -> Option<Self> {
-        let count = values.len();
-        if count == 0 {
-            return None;
-        }
-        let n = count as f64;
+    /// The sample of `values`.
+    pub(crate) fn of(values: &[f64]) -> Self {
+        let n = values.len() as f64;
         let mean = values.iter().sum::<f64>() / n;
-        let deviation = (count > 1).then(|| {
+        let deviation = (values.len() > 1).then(|| {
             let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
             (squares / (n - 1.0)).sqrt()
         });
@@ -33,30 +27,28 @@ impl Sample {
             let t = StudentsT::new(0.0, 1.0, n - 1.0).ok()?;
             Some(t.inverse_cdf(0.975) * deviation / n.sqrt())
         });
-        Some(Self {
-            count,
+        Self {
             mean,
             deviation,
             half_width,
-        })
+        }
     }
 }
 
 /// A paired t-test: whether the mean of differences is 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PairedTest {
+pub(crate) struct PairedTest {
     /// The differences.
-    pub difference: Sample,
+    pub(crate) difference: Sample,
     /// The probability of a mean at least this far from 0 if there were no difference; 0 where all differences are the
     /// same, 1 where they are 0.
-    pub p: f64,
+    pub(crate) p: f64,
 }
 
-/// Compares values that belong together two by two. `None` for fewer than two pairs.
-#[must_use]
-pub fn paired_test(pairs: &[(f64, f64)]) -> Option<PairedTest> {
+/// The paired t-test of these pairs of values. `None` for fewer than two pairs.
+pub(crate) fn paired_test(pairs: &[(f64, f64)]) -> Option<PairedTest> {
     let differences: Vec<f64> = pairs.iter().map(|(a, b)| a - b).collect();
-    let difference = Sample::of(&differences)?;
+    let difference = Sample::of(&differences);
     let error = difference.deviation? / (pairs.len() as f64).sqrt();
     let p = if error > 0.0 {
         let t = StudentsT::new(0.0, 1.0, pairs.len() as f64 - 1.0).ok()?;
@@ -71,8 +63,7 @@ pub fn paired_test(pairs: &[(f64, f64)]) -> Option<PairedTest> {
 
 /// McNemar's exact test for `a` images that only one network classifies correctly and `b` that only another does: the
 /// p-value of the hypothesis that both are equally likely.
-#[must_use]
-pub fn mcnemar(a: u64, b: u64) -> f64 {
+pub(crate) fn mcnemar(a: u64, b: u64) -> f64 {
     match Binomial::new(0.5, a + b) {
         Ok(binomial) if a + b > 0 => (2.0 * binomial.cdf(a.min(b))).min(1.0),
         _ => 1.0,
@@ -97,12 +88,12 @@ mod tests {
 
     #[test]
     fn samples_are_scipys() {
-        let sample = Sample::of(&X).unwrap();
+        let sample = Sample::of(&X);
         close(sample.mean, 0.849375); // np.mean(x)
         close(sample.deviation.unwrap(), 0.003076117683054397); // np.std(x, ddof=1)
         close(sample.half_width.unwrap(), 0.0048947896775271725); // stats.t.ppf(0.975, 3) * stats.sem(x)
-        assert_eq!(Sample::of(&[]), None);
-        let one = Sample::of(&[0.5]).unwrap();
+        assert!(Sample::of(&[]).mean.is_nan());
+        let one = Sample::of(&[0.5]);
         assert_eq!((one.mean, one.deviation, one.half_width), (0.5, None, None));
     }
 

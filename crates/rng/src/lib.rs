@@ -7,11 +7,11 @@
 
 use std::array;
 
-/// What a random number is for. Numbers for different purposes are independent of one another.
+/// What a random number is for. Numbers for different purposes are independent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Purpose {
-    /// Initial weights; the epoch is the parameter's number, the index that of the element.
+    /// Initial weights; the epoch is the index of the parameter, the index that of the element.
     Initialisation = 1,
     /// The order of the training images in an epoch.
     Order = 2,
@@ -19,11 +19,11 @@ pub enum Purpose {
     Augmentation = 3,
     /// Dropout masks; the epoch is the training step.
     Dropout = 4,
-    /// The drawing of the synthetic data set.
+    /// The images of the synthetic data set.
     Synthetic = 5,
     /// Which training images are held out for validation; the epoch is the class.
     Validation = 6,
-    /// A search's trials; the epoch is the trial, the index the key's number.
+    /// The trials of a search; the epoch is the trial, the index that of the key.
     Search = 7,
 }
 
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn unit_lies_in_zero_to_one() {
+    fn unit_is_from_zero_to_one() {
         assert_eq!(unit(0), 0.0);
         assert!(unit(u32::MAX) < 1.0);
         assert_eq!(unit(1 << 31), 0.5);

@@ -23,12 +23,12 @@ impl OutOfRange {
     }
 }
 
-/// Defines a number type with a range, which is read from text and from files.
+/// Defines a number type with a range, which is read from text, and in files is a `$wire`.
 macro_rules! bounded {
-    ($(#[$doc:meta])* $name:ident($number:ty), $expected:literal, $value:ident => $condition:expr) => {
+    ($(#[$doc:meta])* $name:ident($number:ty) in $wire:ty as $wire_name:literal, $expected:literal, $value:ident => $condition:expr) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize)]
-        #[serde(try_from = "f64", into = "f64")]
+        #[serde(try_from = $wire_name, into = $wire_name)]
         pub struct $name($number);
 
         impl $name {
@@ -39,10 +39,10 @@ macro_rules! bounded {
             }
         }
 
-        impl TryFrom<f64> for $name {
+        impl TryFrom<$wire> for $name {
             type Error = OutOfRange;
 
-            fn try_from($value: f64) -> Result<Self, OutOfRange> {
+            fn try_from($value: $wire) -> Result<Self, OutOfRange> {
                 if $condition {
                     Ok(Self($value as $number))
                 } else {
@@ -51,8 +51,8 @@ macro_rules! bounded {
             }
         }
 
-        impl From<$name> for f64 {
-            fn from(number: $name) -> f64 {
+        impl From<$name> for $wire {
+            fn from(number: $name) -> $wire {
                 number.0.into()
             }
         }
@@ -61,16 +61,10 @@ macro_rules! bounded {
             type Err = OutOfRange;
 
             fn from_str(text: &str) -> Result<Self, OutOfRange> {
-                let number: f64 = text
+                let number: $wire = text
                     .parse()
                     .map_err(|_| OutOfRange::new(format_args!("`{text}`"), $expected))?;
                 Self::try_from(number)
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.fmt(f)
             }
         }
     };
@@ -78,63 +72,25 @@ macro_rules! bounded {
 
 bounded!(
     /// A finite number of at least 0.
-    NonNegative(f64), "a finite number of at least 0", value => value.is_finite() && value >= 0.0
+    NonNegative(f64) in f64 as "f64", "a finite number of at least 0", value => value.is_finite() && value >= 0.0
 );
 bounded!(
     /// A number of at least 0 and below 1.
-    Fraction(f64), "a number of at least 0 and below 1", value => (0.0..1.0).contains(&value)
+    Fraction(f64) in f64 as "f64", "a number of at least 0 and below 1", value => (0.0..1.0).contains(&value)
 );
 bounded!(
     /// A finite number above 0.
-    Positive(f64), "a finite number above 0", value => value.is_finite() && value > 0.0
+    Positive(f64) in f64 as "f64", "a finite number above 0", value => value.is_finite() && value > 0.0
 );
 bounded!(
     /// A number above 0 and below 1.
-    OpenFraction(f64), "a number above 0 and below 1", value => value > 0.0 && value < 1.0
+    OpenFraction(f64) in f64 as "f64", "a number above 0 and below 1", value => value > 0.0 && value < 1.0
 );
 
-/// The side of the square that cutout sets to the mean colour, in pixels: 0 to 32; 0 switches cutout off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "u32", into = "u32")]
-pub struct Cutout(u8);
-
-impl Cutout {
-    const EXPECTED: &'static str = "a number of pixels, 0 to 32";
-
-    /// The side in pixels.
-    #[must_use]
-    pub fn get(self) -> u8 {
-        self.0
-    }
-}
-
-impl TryFrom<u32> for Cutout {
-    type Error = OutOfRange;
-
-    fn try_from(side: u32) -> Result<Self, OutOfRange> {
-        match u8::try_from(side) {
-            Ok(side @ 0..=32) => Ok(Self(side)),
-            _ => Err(OutOfRange::new(side, Self::EXPECTED)),
-        }
-    }
-}
-
-impl From<Cutout> for u32 {
-    fn from(cutout: Cutout) -> Self {
-        cutout.0.into()
-    }
-}
-
-impl FromStr for Cutout {
-    type Err = OutOfRange;
-
-    fn from_str(text: &str) -> Result<Self, OutOfRange> {
-        let side: u32 = text
-            .parse()
-            .map_err(|_| OutOfRange::new(format_args!("`{text}`"), Self::EXPECTED))?;
-        Self::try_from(side)
-    }
-}
+bounded!(
+    /// The side of the square that cutout sets to the mean colour, in pixels: 0 to 32; 0 switches cutout off.
+    Cutout(u8) in u32 as "u32", "a number of pixels, 0 to 32", side => side <= 32
+);
 
 /// A value for each of the channels red, green and blue; on the command line with commas between them.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -3,23 +3,13 @@
 use crate::error::Error;
 use crate::file::LAST_WEIGHTS;
 use safetensors::tensor::{Dtype, SafeTensors};
-use serde::Deserialize;
+use serde_json::Value;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
 /// The largest header that is read, in bytes: more than that of a run of ten thousand epochs.
 const MAX_HEADER: u64 = 1 << 26;
-
-#[derive(Deserialize)]
-struct Progress {
-    position: Position,
-}
-
-#[derive(Deserialize)]
-struct Position {
-    epoch: u32,
-}
 
 /// The number of finished epochs in the checkpoint of the run in `folder`; `None` without a readable checkpoint.
 #[must_use]
@@ -32,18 +22,15 @@ pub fn finished_epochs(folder: &Path) -> Option<u32> {
     file.take(length.min(MAX_HEADER))
         .read_to_end(&mut header)
         .ok()?;
-    let header: serde_json::Value = serde_json::from_slice(&header).ok()?;
-    let progress = header.get("__metadata__")?.get("progress")?.as_str()?;
-    Some(
-        serde_json::from_str::<Progress>(progress)
-            .ok()?
-            .position
-            .epoch,
-    )
+    let header: Value = serde_json::from_slice(&header).ok()?;
+    let progress = header.pointer("/__metadata__/progress")?.as_str()?;
+    let progress: Value = serde_json::from_str(progress).ok()?;
+    let epochs = progress.pointer("/position/epoch")?.as_u64()?;
+    u32::try_from(epochs).ok()
 }
 
 /// How far the weights of two checkpoints differ.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct WeightsDifference {
     /// The largest absolute difference of two elements.
     pub largest: f64,
@@ -63,16 +50,9 @@ pub fn weights_difference(first: &Path, second: &Path) -> Result<WeightsDifferen
     let bytes = |path: &Path| fs::read(path).map_err(Error::file("read", path));
     let [first_bytes, second_bytes] = [bytes(first)?, bytes(second)?];
     let damaged = Error::damaged::<String>(second);
-    let first =
-        SafeTensors::deserialize(&first_bytes).map_err(|error| Error::damaged(first)(error))?;
-    let second =
-        SafeTensors::deserialize(&second_bytes).map_err(|error| damaged(error.to_string()))?;
-    let mut difference = WeightsDifference {
-        largest: 0.0,
-        tensor: String::new(),
-        different: 0,
-        elements: 0,
-    };
+    let first = SafeTensors::deserialize(&first_bytes).map_err(Error::damaged(first))?;
+    let second = SafeTensors::deserialize(&second_bytes).map_err(Error::damaged(second))?;
+    let mut difference = WeightsDifference::default();
     if first.len() != second.len() {
         return Err(damaged(
             "it does not have the tensors of the other checkpoint".to_owned(),

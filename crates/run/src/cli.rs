@@ -63,7 +63,7 @@ impl Termination for Exit {
     }
 }
 
-/// An error in the command line, or in a settings file that it names. It holds the message.
+/// An error in the command line, or in a settings file that it names: the message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct UsageError(pub String);

@@ -24,24 +24,18 @@ fn section(command: &Command, text: &mut String) {
     *text += &format!("\n```text\n{}\n```\n", usage.join("\n"));
     let documented =
         |arg: &&Arg| !arg.is_hide_set() && !["help", "version"].contains(&arg.get_id().as_str());
-    let arguments: Vec<_> = command.get_arguments().filter(documented).collect();
-    let mut headings = Vec::new();
-    for arg in &arguments {
+    let mut tables: Vec<(&str, String)> = Vec::new();
+    for arg in command.get_arguments().filter(documented) {
         let heading = heading(arg);
-        if !headings.contains(&heading) {
-            headings.push(heading);
+        if tables.iter().all(|(known, _)| *known != heading) {
+            tables.push((heading, format!("\n| {heading} | |\n|---|---|\n")));
+        }
+        let (spelling, description) = (cell(&spelling(arg)), cell(&description(arg)));
+        for (_, rows) in tables.iter_mut().filter(|(known, _)| *known == heading) {
+            *rows += &format!("| `{spelling}` | {description} |\n");
         }
     }
-    for heading in headings {
-        *text += &format!("\n| {heading} | |\n|---|---|\n");
-        for arg in arguments.iter().filter(|arg| self::heading(arg) == heading) {
-            *text += &format!(
-                "| `{}` | {} |\n",
-                cell(&spelling(arg)),
-                cell(&description(arg))
-            );
-        }
-    }
+    text.extend(tables.into_iter().map(|(_, rows)| rows));
     let visible = |command: &&Command| !command.is_hide_set() && command.get_name() != "help";
     for subcommand in command.get_subcommands().filter(visible) {
         section(subcommand, text);
@@ -82,15 +76,11 @@ fn description(arg: &Arg) -> String {
     if !defaults.is_empty() {
         text += &format!(" [default: {}]", defaults.join(","));
     }
-    for value in arg
-        .get_possible_values()
-        .iter()
-        .filter(|value| !value.is_hide_set())
-    {
-        text += &format!("\n`{}`", value.get_name());
-        if let Some(help) = value.get_help() {
-            text += &format!(": {help}");
-        }
+    let values = arg.get_possible_values();
+    for value in values.iter().filter(|value| !value.is_hide_set()) {
+        let help = value.get_help();
+        let help = help.map(|help| format!(": {help}")).unwrap_or_default();
+        text += &format!("\n`{}`{help}", value.get_name());
     }
     text
 }

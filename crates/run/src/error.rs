@@ -1,10 +1,10 @@
-//! What can be wrong with the folder of a run.
+//! What can be wrong with the settings or the folder of a run.
 
-use crate::{file, settings};
+use crate::file;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What can be wrong with the folder of a run, or with a file in it.
+/// What can be wrong with settings, with the folder of a run, or with a file in it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or folder cannot be read, written or locked.
@@ -38,9 +38,54 @@ pub enum Error {
         /// The latest version that this program reads.
         known: u32,
     },
-    /// The record cannot be read.
-    #[error(transparent)]
-    Settings(#[from] settings::Error),
+    /// A settings file or record is not TOML, or has an unknown key or a value out of range.
+    #[error("`{}` is wrong{place}: {reason}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// The line, where it is known.
+        place: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A setting without a default is missing.
+    #[error("the setting `{key}` is missing: give {}", flag(key))]
+    Missing {
+        /// The setting.
+        key: &'static str,
+    },
+    /// A setting that cannot change when a run is resumed.
+    #[error(
+        "the run `{}` has {key} = {recorded}, not {wanted}; omit {} to resume it, or start a new run",
+        run.display(),
+        flag(key)
+    )]
+    ChangedOnResume {
+        /// The run's folder.
+        run: PathBuf,
+        /// The setting.
+        key: &'static str,
+        /// The run's value, as TOML.
+        recorded: String,
+        /// The other value, as TOML.
+        wanted: String,
+    },
+    /// The learning rate depends on a number of epochs that is to change.
+    #[error(
+        "--epochs {wanted}: the learning-rate scheduler of the run `{}` depends on its {recorded} epochs; start a new run for another number",
+        run.display()
+    )]
+    EpochsOfScheduler {
+        /// The run's folder.
+        run: PathBuf,
+        /// The run's epochs.
+        recorded: u32,
+        /// The epochs that are asked for.
+        wanted: u32,
+    },
+    /// The settings cannot be written as TOML.
+    #[error("cannot write the settings: {0}")]
+    Write(#[from] toml::ser::Error),
     /// The folder has no record.
     #[error(
         "`{}` is not a run: it has no {}; give the folder of a run, such as runs/alexnet-reference-seed0",
@@ -54,7 +99,7 @@ pub enum Error {
         folder = .0.display()
     )]
     NoEpochs(PathBuf),
-    /// There is no run of this name.
+    /// No run has this name.
     #[error(
         "there is no run `{}`: neither that folder nor one of that name in `{}` has a {}",
         run.display(),
@@ -98,6 +143,15 @@ impl Error {
         }
     }
 
+    /// Fails if a file has a later format than `known`, the latest that this program reads.
+    pub(crate) fn check_version(path: &Path, found: u64, known: u32) -> Result<(), Self> {
+        if found > known.into() {
+            let path = path.to_owned();
+            return Err(Self::LaterVersion { path, found, known });
+        }
+        Ok(())
+    }
+
     /// Names the file in which something is wrong.
     pub(crate) fn damaged<R: ToString>(path: &Path) -> impl Fn(R) -> Self {
         let path = path.to_owned();
@@ -106,4 +160,9 @@ impl Error {
             reason: reason.to_string().trim().replace('\n', "; "),
         }
     }
+}
+
+/// The flag of a setting, such as `--batch-size`.
+pub(crate) fn flag(key: &str) -> String {
+    format!("--{}", key.replace('_', "-"))
 }

@@ -18,7 +18,7 @@ pub const CURVES_PNG: &str = "curves.png";
 /// The layers of the network as text.
 pub const SUMMARY: &str = "summary.txt";
 
-/// The log. The process that writes to the folder holds a lock on it.
+/// The log. The process that writes to the folder locks it.
 pub const LOG: &str = "log.txt";
 
 /// The weights after the last step, from which training resumes.

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::file;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, DirEntry, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -16,7 +16,7 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// A new folder in `run_dir` with this name, or with the default name and the first free number.
+    /// A new folder in `run_dir` with this name, or with the default name, numbered from the second on.
     ///
     /// # Errors
     /// When the name is taken, or the folder cannot be made.
@@ -32,18 +32,14 @@ impl RunFolder {
                 }
             });
         }
-        let mut number = 1_u64;
-        loop {
-            let suffix = match number {
-                1 => String::new(),
-                number => format!("-{number}"),
-            };
-            let path = run_dir.join(format!("{default_name}{suffix}"));
-            if let Some(folder) = Self::create_named(&path)? {
+        let mut name = default_name.to_owned();
+        for number in 2_u64.. {
+            if let Some(folder) = Self::create_named(&run_dir.join(&name))? {
                 return Ok(folder);
             }
-            number += 1;
+            name = format!("{default_name}-{number}");
         }
+        Err(Error::Exists(run_dir.join(name)))
     }
 
     /// A new folder at `path`; `None` where something exists. A folder without a record counts as new: its process
@@ -52,11 +48,8 @@ impl RunFolder {
         match fs::create_dir(path) {
             Ok(()) => Self::lock(path).map(Some),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                if is_unused(path) && !is_locked(path) {
-                    Self::lock(path).map(Some)
-                } else {
-                    Ok(None)
-                }
+                let free = is_unused(path) && !is_locked(path);
+                free.then(|| Self::lock(path)).transpose()
             }
             Err(error) => Err(Error::file("create the folder", path)(error)),
         }
@@ -65,7 +58,7 @@ impl RunFolder {
     /// Locks the folder of a run, and removes files that a killed process left unfinished.
     ///
     /// # Errors
-    /// When another process holds the lock, or the folder cannot be written to.
+    /// When another process has locked it, or the folder cannot be written to.
     pub fn lock(path: &Path) -> Result<Self, Error> {
         let log_path = path.join(file::LOG);
         let log = OpenOptions::new()
@@ -135,10 +128,9 @@ pub fn wait_until_unlocked(
     patience: Duration,
     waiting: impl FnOnce(),
 ) -> Result<(), Error> {
-    if !is_locked(run) {
-        return Ok(());
+    if is_locked(run) {
+        waiting();
     }
-    waiting();
     let started = Instant::now();
     while is_locked(run) {
         if started.elapsed() > patience {
@@ -151,14 +143,11 @@ pub fn wait_until_unlocked(
 
 /// Whether a folder has no more than a log and unfinished files.
 fn is_unused(path: &Path) -> bool {
-    fs::read_dir(path).is_ok_and(|mut entries| {
-        entries.all(|entry| {
-            entry.is_ok_and(|entry| {
-                let name = entry.file_name();
-                name == file::LOG || atomic_file::is_unfinished(&name)
-            })
-        })
-    })
+    let is_expected = |entry: io::Result<DirEntry>| {
+        let name = entry.map(|entry| entry.file_name());
+        name.is_ok_and(|name| name == file::LOG || atomic_file::is_unfinished(&name))
+    };
+    fs::read_dir(path).is_ok_and(|mut entries| entries.all(is_expected))
 }
 
 /// Whether another process writes to the folder.

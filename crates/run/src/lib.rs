@@ -19,7 +19,7 @@ pub mod settings;
 pub use bounded::{Cutout, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive};
 pub use error::Error;
 pub use folder::RunFolder;
-pub use metrics::{EpochMetrics, EvaluationMetrics, EvaluationSplit, SplitMetrics};
+pub use metrics::{EpochMetrics, EvaluationSplit, LrFinderStep, SplitMetrics};
 pub use predictions::Predictions;
 pub use record::{MadeBy, Record};
 pub use run::Run;

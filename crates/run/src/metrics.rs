@@ -1,11 +1,11 @@
-//! `metrics.jsonl`: one JSON object per epoch.
+//! `metrics.jsonl`: one JSON object per epoch; and the steps of the LR finder.
 
 use crate::error::Error;
-use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::fs;
-use std::io;
+use crate::settings::named_values;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::Path;
+use std::{fs, io};
 
 /// The metrics of one epoch: a line of `metrics.jsonl`. Losses are means over samples, accuracies are fractions of
 /// samples, 0 to 1.
@@ -17,10 +17,9 @@ pub struct EpochMetrics {
     pub train_loss: f64,
     /// Training accuracy, measured while the weights change.
     pub train_accuracy: f64,
-    /// Metrics after the epoch on samples that are not trained on. The keys say which ones: `test_loss` or
-    /// `validation_loss`.
+    /// Metrics after the epoch on the evaluated samples.
     #[serde(flatten)]
-    pub evaluation: EvaluationMetrics,
+    pub evaluated: SplitMetrics,
     /// Learning rate of the epoch's first step.
     pub learning_rate: f64,
     /// Wall-clock time of training and evaluation, without test-time augmentation.
@@ -36,75 +35,26 @@ pub struct EpochMetrics {
     pub stopped_early: bool,
 }
 
-impl EpochMetrics {
-    /// The metrics on the evaluated samples, whichever they are.
-    #[must_use]
-    pub fn evaluated(&self) -> &SplitMetrics {
-        match &self.evaluation {
-            EvaluationMetrics::Test(metrics) | EvaluationMetrics::Validation(metrics) => metrics,
-        }
-    }
-
-    /// Which samples were evaluated.
-    #[must_use]
-    pub fn split(&self) -> EvaluationSplit {
-        match self.evaluation {
-            EvaluationMetrics::Test(_) => EvaluationSplit::Test,
-            EvaluationMetrics::Validation(_) => EvaluationSplit::Validation,
-        }
+named_values! {
+    /// The samples on which a run is evaluated after every epoch.
+    EvaluationSplit {
+        /// The test set.
+        Test,
+        /// Training samples: those held out by `--validation`, or those trained on with `--overfit-batches`.
+        Validation,
     }
 }
 
-/// The samples on which a run is evaluated after every epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EvaluationSplit {
-    /// The test set.
-    Test,
-    /// Training samples: those held out by `--validation`, or those trained on with `--overfit-batches`.
-    Validation,
-}
-
-impl EvaluationSplit {
-    /// These metrics under the split's keys.
-    #[must_use]
-    pub fn metrics(self, metrics: SplitMetrics) -> EvaluationMetrics {
-        match self {
-            Self::Test => EvaluationMetrics::Test(metrics),
-            Self::Validation => EvaluationMetrics::Validation(metrics),
-        }
-    }
-}
-
-impl fmt::Display for EvaluationSplit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Test => "test",
-            Self::Validation => "validation",
-        })
-    }
-}
-
-/// Metrics after an epoch, and the samples that they were measured on.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "it needs numbers `test_loss` and `test_accuracy`, or `validation_loss` and `validation_accuracy`"
-)]
-pub enum EvaluationMetrics {
-    /// On the test set: `test_loss`, `model_ema_test_loss`, ...
-    Test(#[serde(with = "TestKeys")] SplitMetrics),
-    /// On training samples: `validation_loss`, `model_ema_validation_loss`, ...
-    Validation(#[serde(with = "ValidationKeys")] SplitMetrics),
-}
-
-/// Metrics of a network on one set of samples.
+/// Metrics of a network on one set of samples. The keys in a file name the split: `test_loss` or `validation_loss`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SplitMetrics {
+    /// The samples.
+    pub split: EvaluationSplit,
     /// Mean cross-entropy.
     pub loss: f64,
     /// Accuracy, 0 to 1.
     pub accuracy: f64,
-    /// Mean cross-entropy with the EMA of the weights, if the run keeps one.
+    /// Mean cross-entropy with the EMA of the weights, if the run has one.
     pub model_ema_loss: Option<f64>,
     /// Accuracy with the EMA of the weights, 0 to 1.
     pub model_ema_accuracy: Option<f64>,
@@ -113,66 +63,59 @@ pub struct SplitMetrics {
     pub tta_accuracy: Option<f64>,
 }
 
-/// The keys of [`SplitMetrics`] on the test set, and those of earlier versions.
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "SplitMetrics")]
-struct TestKeys {
-    #[serde(rename = "test_loss")]
-    loss: f64,
-    #[serde(rename = "test_accuracy")]
-    accuracy: f64,
-    #[serde(
-        rename = "model_ema_test_loss",
-        alias = "average_test_loss",
-        default,
-        skip_serializing_if = "Option::is_none"
-    )]
-    model_ema_loss: Option<f64>,
-    #[serde(
-        rename = "model_ema_test_accuracy",
-        alias = "average_test_accuracy",
-        default,
-        skip_serializing_if = "Option::is_none"
-    )]
-    model_ema_accuracy: Option<f64>,
-    #[serde(
-        rename = "tta_test_accuracy",
-        alias = "mirrored_test_accuracy",
-        default,
-        skip_serializing_if = "Option::is_none"
-    )]
-    tta_accuracy: Option<f64>,
+impl Serialize for SplitMetrics {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let split = self.split;
+        let entries = [
+            (format!("{split}_loss"), Some(self.loss)),
+            (format!("{split}_accuracy"), Some(self.accuracy)),
+            (format!("model_ema_{split}_loss"), self.model_ema_loss),
+            (
+                format!("model_ema_{split}_accuracy"),
+                self.model_ema_accuracy,
+            ),
+            (format!("tta_{split}_accuracy"), self.tta_accuracy),
+        ];
+        serializer.collect_map(entries.into_iter().filter_map(|(key, v)| Some((key, v?))))
+    }
 }
 
-/// The keys of [`SplitMetrics`] on training samples, and those of earlier versions.
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "SplitMetrics")]
-struct ValidationKeys {
-    #[serde(rename = "validation_loss")]
-    loss: f64,
-    #[serde(rename = "validation_accuracy")]
-    accuracy: f64,
-    #[serde(
-        rename = "model_ema_validation_loss",
-        alias = "average_validation_loss",
-        default,
-        skip_serializing_if = "Option::is_none"
-    )]
-    model_ema_loss: Option<f64>,
-    #[serde(
-        rename = "model_ema_validation_accuracy",
-        alias = "average_validation_accuracy",
-        default,
-        skip_serializing_if = "Option::is_none"
-    )]
-    model_ema_accuracy: Option<f64>,
-    #[serde(
-        rename = "tta_validation_accuracy",
-        alias = "mirrored_validation_accuracy",
-        default,
-        skip_serializing_if = "Option::is_none"
-    )]
-    tta_accuracy: Option<f64>,
+impl<'de> Deserialize<'de> for SplitMetrics {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let values = serde_json::Map::deserialize(deserializer)?;
+        let read = |split: EvaluationSplit| {
+            let value = |prefix: &str, metric: &str| {
+                values.get(&format!("{prefix}{split}_{metric}"))?.as_f64()
+            };
+            // The second prefix is that of earlier versions.
+            let model_ema =
+                |metric| value("model_ema_", metric).or_else(|| value("average_", metric));
+            Some(Self {
+                split,
+                loss: value("", "loss")?,
+                accuracy: value("", "accuracy")?,
+                model_ema_loss: model_ema("loss"),
+                model_ema_accuracy: model_ema("accuracy"),
+                tta_accuracy: value("tta_", "accuracy").or_else(|| value("mirrored_", "accuracy")),
+            })
+        };
+        let metrics = read(EvaluationSplit::Test).or_else(|| read(EvaluationSplit::Validation));
+        metrics.ok_or_else(|| {
+            D::Error::custom("it needs numbers `test_loss` and `test_accuracy`, or `validation_loss` and `validation_accuracy`")
+        })
+    }
+}
+
+/// One step of the LR finder, as `lr-find.json` has it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LrFinderStep {
+    /// The learning rate of the step.
+    #[serde(rename = "learning_rate")]
+    pub lr: f64,
+    /// The loss of the batch, before the step.
+    pub loss: f64,
+    /// The exponential moving average of the losses up to this one.
+    pub smoothed_loss: f64,
 }
 
 /// Reads the epochs of a run from `metrics.jsonl`.
@@ -182,19 +125,17 @@ struct ValidationKeys {
 pub fn read(path: &Path) -> Result<Vec<EpochMetrics>, Error> {
     let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
     let damaged = Error::damaged(path);
-    let mut epochs = Vec::new();
-    for (line, text) in (1..).zip(text.lines()) {
-        let epoch: EpochMetrics =
+    let read = |(line, text)| {
+        let metrics: EpochMetrics =
             serde_json::from_str(text).map_err(|error| damaged(format!("line {line}: {error}")))?;
-        if epoch.epoch != line {
-            let found = epoch.epoch;
-            return Err(damaged(format!(
+        match metrics.epoch {
+            epoch if epoch == line => Ok(metrics),
+            found => Err(damaged(format!(
                 "line {line} has epoch {found}; expected epoch {line}"
-            )));
+            ))),
         }
-        epochs.push(epoch);
-    }
-    Ok(epochs)
+    };
+    (1..).zip(text.lines()).map(read).collect()
 }
 
 /// Replaces `metrics.jsonl` with these epochs, atomically.
@@ -222,35 +163,31 @@ mod tests {
     }
 
     fn split_metrics() -> impl Strategy<Value = SplitMetrics> {
-        let optional = || prop::option::of(finite());
-        let values = (finite(), finite(), optional(), optional(), optional());
-        values.prop_map(
-            |(loss, accuracy, model_ema_loss, model_ema_accuracy, tta_accuracy)| SplitMetrics {
-                loss,
-                accuracy,
-                model_ema_loss,
-                model_ema_accuracy,
-                tta_accuracy,
+        let optional = prop::array::uniform3(prop::option::of(finite()));
+        let values = (any::<bool>(), prop::array::uniform2(finite()), optional);
+        values.prop_map(|(test, [loss, accuracy], optional)| SplitMetrics {
+            split: if test {
+                EvaluationSplit::Test
+            } else {
+                EvaluationSplit::Validation
             },
-        )
+            loss,
+            accuracy,
+            model_ema_loss: optional[0],
+            model_ema_accuracy: optional[1],
+            tta_accuracy: optional[2],
+        })
     }
 
     fn epoch_metrics() -> impl Strategy<Value = EpochMetrics> {
-        let evaluation = (any::<bool>(), split_metrics()).prop_map(|(test, metrics)| {
-            if test {
-                EvaluationMetrics::Test(metrics)
-            } else {
-                EvaluationMetrics::Validation(metrics)
-            }
-        });
         let values = prop::array::uniform5(finite());
         let digest = prop::option::of("[0-9a-f]{64}");
-        (values, evaluation, digest, any::<bool>()).prop_map(
-            |(values, evaluation, weights_sha256, stopped_early)| EpochMetrics {
+        (values, split_metrics(), digest, any::<bool>()).prop_map(
+            |(values, evaluated, weights_sha256, stopped_early)| EpochMetrics {
                 epoch: 1,
                 train_loss: values[0],
                 train_accuracy: values[1],
-                evaluation,
+                evaluated,
                 learning_rate: values[2],
                 seconds: values[3],
                 images_per_second: values[4],
@@ -293,7 +230,8 @@ mod tests {
 
     #[test]
     fn keys_name_the_split() {
-        let metrics = SplitMetrics {
+        let metrics = |split| SplitMetrics {
+            split,
             loss: 1.5,
             accuracy: 0.5,
             model_ema_loss: Some(1.25),
@@ -309,7 +247,7 @@ mod tests {
                 .replace("tta", "mirrored");
             for text in [&new, &old] {
                 let epoch = parse(text).unwrap();
-                assert_eq!((epoch.split(), *epoch.evaluated()), (split, metrics));
+                assert_eq!(epoch.evaluated, metrics(split));
                 assert!(serde_json::to_string(&epoch).unwrap().contains(&new));
             }
         }
@@ -360,7 +298,7 @@ mod tests {
         for path in files {
             let epochs = read(&path).unwrap();
             // The end of a run had test-time augmentation from the first `sprint` on.
-            let augmented = epochs.last().unwrap().evaluated().tta_accuracy.is_some();
+            let augmented = epochs.last().unwrap().evaluated.tta_accuracy.is_some();
             let sprint = path.display().to_string().contains("sprint");
             assert_eq!(augmented, sprint, "{}", path.display());
         }

@@ -4,11 +4,9 @@
 use crate::error::Error;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::collections::HashMap;
-use std::fs;
-use std::io;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::{fs, io};
 
 /// The number of classes.
 pub const CLASSES: usize = 10;
@@ -92,12 +90,14 @@ impl Predictions {
     #[must_use]
     pub fn predicted(&self, number: usize) -> (usize, f64) {
         let logits = &self.logits[number];
-        let mut best = 0;
-        for (class, logit) in logits.iter().enumerate() {
-            if *logit > logits[best] {
-                best = class;
+        let larger = |best, class| {
+            if logits[class] > logits[best] {
+                class
+            } else {
+                best
             }
-        }
+        };
+        let best = (0..CLASSES).fold(0, larger);
         (best, softmax(logits)[best])
     }
 
@@ -139,41 +139,35 @@ impl Predictions {
     }
 
     fn encode(&self) -> io::Result<Vec<u8>> {
-        let floats = |numbers: &mut dyn Iterator<Item = f32>| -> Vec<u8> {
-            numbers.flat_map(f32::to_le_bytes).collect()
-        };
-        let images = self.labels.len();
-        let side = self.filters.side;
+        let bytes =
+            |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
+        let (images, side) = (self.labels.len(), self.filters.side);
         let filters = self.filters.weights.len() / (3 * side * side).max(1);
-        let logits = floats(&mut self.logits.iter().flatten().copied());
-        let numbers: Vec<u8> = self.pictures.keys().flat_map(|n| n.to_le_bytes()).collect();
+        let logits = bytes(self.logits.as_flattened());
+        let indices: Vec<u8> = self.pictures.keys().flat_map(|n| n.to_le_bytes()).collect();
         let pictures: Vec<u8> = self.pictures.values().flatten().copied().collect();
-        let weights = floats(&mut self.filters.weights.iter().copied());
         let count = self.pictures.len();
-        let parts: [(&str, Dtype, Vec<usize>, &[u8]); 5] = [
-            ("labels", Dtype::U8, vec![images], &self.labels),
-            ("logits", Dtype::F32, vec![images, CLASSES], &logits),
-            ("picture_numbers", Dtype::U32, vec![count], &numbers),
-            ("pictures", Dtype::U8, vec![count, 3, 32, 32], &pictures),
-            (
-                "filters",
-                Dtype::F32,
-                vec![filters, 3, side, side],
-                &weights,
-            ),
+        let weights = bytes(&self.filters.weights);
+        let tensor = |name, dtype, shape: &[usize], bytes| {
+            TensorView::new(dtype, shape.to_vec(), bytes).map(|tensor| (name, tensor))
+        };
+        let tensors = [
+            tensor("labels", Dtype::U8, &[images], &self.labels),
+            tensor("logits", Dtype::F32, &[images, CLASSES], &logits),
+            tensor("picture_numbers", Dtype::U32, &[count], &indices),
+            tensor("pictures", Dtype::U8, &[count, 3, 32, 32], &pictures),
+            tensor("filters", Dtype::F32, &[filters, 3, side, side], &weights),
         ];
-        let mut views = Vec::new();
-        for (name, dtype, shape, bytes) in parts {
-            let view = TensorView::new(dtype, shape, bytes).map_err(io::Error::other)?;
-            views.push((name, view));
-        }
+        let tensors: Result<Vec<_>, _> = tensors.into_iter().collect();
         let header = serde_json::to_string(&Header {
             version: VERSION,
             epoch: self.epoch,
             class_names: self.class_names.clone(),
         })?;
         let metadata = HashMap::from([(HEADER.to_owned(), header)]);
-        safetensors::serialize(views, Some(metadata)).map_err(io::Error::other)
+        tensors
+            .and_then(|tensors| safetensors::serialize(tensors, Some(metadata)))
+            .map_err(io::Error::other)
     }
 
     /// Reads the file.
@@ -190,19 +184,10 @@ impl Predictions {
             .as_ref()
             .and_then(|data| data.get(HEADER));
         let header = header.ok_or_else(|| damaged("it is not a file of predictions".to_owned()))?;
-        let version = serde_json::from_str::<serde_json::Value>(header).ok();
-        let version = version.and_then(|header| header["version"].as_u64());
-        if let Some(found) = version
-            && found > u64::from(VERSION)
-        {
-            return Err(Error::LaterVersion {
-                path: path.to_owned(),
-                found,
-                known: VERSION,
-            });
-        }
-        let header: Header =
+        let header: serde_json::Value =
             serde_json::from_str(header).map_err(|error| damaged(error.to_string()))?;
+        Error::check_version(path, header["version"].as_u64().unwrap_or(0), VERSION)?;
+        let header = serde_json::from_value(header).map_err(|error| damaged(error.to_string()))?;
         Self::decode(header, &bytes).map_err(damaged)
     }
 
@@ -210,38 +195,26 @@ impl Predictions {
         let tensors = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
         let tensor = |name: &str, dtype, shape: &[Option<usize>]| {
             let tensor = tensors.tensor(name).map_err(|error| error.to_string())?;
+            let mut sizes = tensor.shape().iter().zip(shape);
             let fits = tensor.shape().len() == shape.len()
-                && shape
-                    .iter()
-                    .zip(tensor.shape())
-                    .all(|(want, found)| want.is_none_or(|want| want == *found));
+                && sizes.all(|(found, wanted)| wanted.is_none_or(|wanted| wanted == *found));
             if tensor.dtype() != dtype || !fits {
                 return Err(format!("`{name}` has an unexpected type or shape"));
             }
             Ok(tensor)
         };
         let floats = |bytes: &[u8]| -> Vec<f32> {
-            bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|bytes| f32::from_le_bytes(*bytes))
-                .collect()
+            let values = bytes.as_chunks().0.iter();
+            values.map(|bytes| f32::from_le_bytes(*bytes)).collect()
         };
         let labels = tensor("labels", Dtype::U8, &[None])?.data().to_vec();
-        let images = Some(labels.len());
-        let logits = tensor("logits", Dtype::F32, &[images, Some(CLASSES)])?;
-        let logits = floats(logits.data()).as_chunks().0.to_vec();
-        let numbers = tensor("picture_numbers", Dtype::U32, &[None])?;
-        let numbers: Vec<_> = numbers
-            .data()
-            .as_chunks()
-            .0
-            .iter()
-            .map(|bytes| u32::from_le_bytes(*bytes))
-            .collect();
-        let shape = [Some(numbers.len()), Some(3), Some(32), Some(32)];
-        let pictures = tensor("pictures", Dtype::U8, &shape)?.data().to_vec();
+        let logits = tensor("logits", Dtype::F32, &[Some(labels.len()), Some(CLASSES)])?;
+        let indices = tensor("picture_numbers", Dtype::U32, &[None])?;
+        let indices = indices.data().as_chunks().0.iter();
+        let indices: Vec<_> = indices.map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        let shape = [Some(indices.len()), Some(3), Some(32), Some(32)];
+        let pictures = tensor("pictures", Dtype::U8, &shape)?;
+        let pictures = pictures.data().chunks(PICTURE_BYTES).map(<[u8]>::to_vec);
         let filters = tensor("filters", Dtype::F32, &[None, Some(3), None, None])?;
         let side = filters.shape()[2];
         if filters.shape()[3] != side {
@@ -252,21 +225,15 @@ impl Predictions {
         {
             return Err(format!("it does not have {CLASSES} classes"));
         }
-        if numbers
-            .iter()
-            .any(|number| *number as usize >= labels.len())
-        {
+        if indices.iter().any(|index| *index as usize >= labels.len()) {
             return Err("it has a picture of an image that does not exist".to_owned());
         }
         Ok(Self {
             epoch: header.epoch,
             class_names: header.class_names,
-            logits,
+            logits: floats(logits.data()).as_chunks().0.to_vec(),
             labels,
-            pictures: numbers
-                .into_iter()
-                .zip(pictures.chunks(PICTURE_BYTES).map(<[u8]>::to_vec))
-                .collect(),
+            pictures: indices.into_iter().zip(pictures).collect(),
             filters: Filters {
                 side,
                 weights: floats(filters.data()),

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::file;
-use crate::settings::{self, Layers, Overrides, Precision, Settings, Source};
+use crate::settings::{Overrides, Precision, Settings, Source};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
@@ -21,7 +21,7 @@ pub struct Record {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MadeBy {
     /// The version of the record's format: [`file::RECORD_VERSION`], or an earlier one.
-    #[serde(default = "MadeBy::first_version")]
+    #[serde(default = "first_version")]
     pub record_version: u32,
     /// The program's version.
     pub version: String,
@@ -44,11 +44,9 @@ pub struct MadeBy {
     pub data_sha256: String,
 }
 
-impl MadeBy {
-    /// The version of a record in which none is given.
-    fn first_version() -> u32 {
-        1
-    }
+/// The version of a record that has none.
+fn first_version() -> u32 {
+    1
 }
 
 impl Record {
@@ -59,7 +57,7 @@ impl Record {
     pub fn read(folder: &Path) -> Result<Self, Error> {
         let path = folder.join(file::RECORD);
         let mut overrides = match Overrides::read(&path) {
-            Err(settings::Error::File { source, .. })
+            Err(Error::File { source, .. })
                 if matches!(
                     source.kind(),
                     io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
@@ -70,16 +68,13 @@ impl Record {
             overrides => overrides?,
         };
         let damaged = Error::damaged::<String>(&path);
-        let made_by = overrides
-            .made_by
-            .take()
-            .ok_or_else(|| damaged("it has no table `made_by`".to_owned()))?;
+        let made_by = overrides.made_by.take();
         let made_by = made_by
+            .ok_or_else(|| damaged("it has no table `made_by`".to_owned()))?
             .try_into()
             .map_err(|error: toml::de::Error| damaged(format!("[made_by]: {}", error.message())))?;
-        let settings =
-            Settings::resolve(&Layers::default().with(Source::File(path.clone()), overrides))
-                .map_err(|error| damaged(error.to_string()))?;
+        let settings = Settings::resolve(&[(Source::File(path.clone()), overrides)])
+            .map_err(|error| damaged(error.to_string()))?;
         Ok(Self { settings, made_by })
     }
 
@@ -88,7 +83,7 @@ impl Record {
     /// # Errors
     /// When a number does not fit TOML.
     pub fn to_toml(&self) -> Result<String, Error> {
-        Ok(toml::to_string(self).map_err(settings::Error::from)?)
+        Ok(toml::to_string(self)?)
     }
 }
 
@@ -102,9 +97,10 @@ pub(crate) mod tests {
     pub(crate) fn record(settings: &str) -> Record {
         let overrides = toml::from_str(settings).unwrap();
         let machine = toml::from_str("model = \"alexnet\"\nthreads = 1\npatience = 5").unwrap();
-        let layers = Layers::default()
-            .with(Source::Defaults, machine)
-            .with(Source::CommandLine, overrides);
+        let layers = [
+            (Source::Defaults, machine),
+            (Source::CommandLine, overrides),
+        ];
         Record {
             settings: Settings::resolve(&layers).unwrap(),
             made_by: MadeBy {

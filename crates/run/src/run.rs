@@ -33,27 +33,18 @@ impl Run {
     /// When there is none, it has no finished epoch, or a file is damaged or of a later version.
     pub fn read(folder: &Path) -> Result<Self, Error> {
         let Record { settings, made_by } = Record::read(folder)?;
-        let existing = |name: &str| Some(folder.join(name)).filter(|path| path.exists());
-        let epochs = match existing(file::METRICS) {
-            Some(path) => metrics::read(&path)?,
-            None => Vec::new(),
-        };
+        let epochs = read_if_exists(folder, file::METRICS, metrics::read)?.unwrap_or_default();
         let Some(last) = epochs.last() else {
             return Err(Error::NoEpochs(folder.to_owned()));
         };
-        let predictions = existing(file::PREDICTIONS);
-        let predictions = predictions
-            .map(|path| Predictions::read(&path))
-            .transpose()?;
-        let layers = existing(file::LAYERS);
-        let layers = layers.map(|path| layers::read(&path)).transpose()?;
+        let predictions = read_if_exists(folder, file::PREDICTIONS, Predictions::read)?;
         Ok(Self {
             name: folder_name(folder),
             settings,
             made_by,
             // After a run was resumed for more epochs, older predictions are of other weights.
             predictions: predictions.filter(|predictions| predictions.epoch == last.epoch),
-            layers,
+            layers: read_if_exists(folder, file::LAYERS, layers::read)?,
             epochs,
         })
     }
@@ -74,7 +65,7 @@ impl Run {
     /// The best accuracy after any epoch, 0 to 1.
     #[must_use]
     pub fn best_accuracy(&self) -> f64 {
-        let accuracies = self.epochs.iter().map(|epoch| epoch.evaluated().accuracy);
+        let accuracies = self.epochs.iter().map(|epoch| epoch.evaluated.accuracy);
         accuracies.fold(0.0, f64::max)
     }
 
@@ -87,20 +78,25 @@ impl Run {
     /// Mean training throughput, without evaluation.
     #[must_use]
     pub fn images_per_second(&self) -> f64 {
-        let seconds = self
-            .epochs
-            .iter()
-            .map(|epoch| 1.0 / epoch.images_per_second);
-        self.epochs.len() as f64 / seconds.sum::<f64>()
+        let epochs = self.epochs.iter();
+        let seconds: f64 = epochs.map(|epoch| 1.0 / epoch.images_per_second).sum();
+        self.epochs.len() as f64 / seconds
     }
+}
+
+fn read_if_exists<T>(
+    folder: &Path,
+    name: &str,
+    read: fn(&Path) -> Result<T, Error>,
+) -> Result<Option<T>, Error> {
+    let path = folder.join(name);
+    path.exists().then(|| read(&path)).transpose()
 }
 
 fn folder_name(folder: &Path) -> String {
     let absolute = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
-    absolute.file_name().map_or_else(
-        || folder.display().to_string(),
-        |name| name.to_string_lossy().into_owned(),
-    )
+    let name = absolute.file_name().unwrap_or(folder.as_os_str());
+    name.to_string_lossy().into_owned()
 }
 
 #[cfg(test)]

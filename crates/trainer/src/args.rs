@@ -8,6 +8,7 @@ use crate::settings::{architecture, with_names};
 use crate::train::{self, TrainArgs};
 use crate::write_report::{self, ReportArgs};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use engine::{Error, Unusable};
 use models::Architecture;
 use run::cli::{self, Exit, UsageError};
 
@@ -69,7 +70,13 @@ impl Args {
         self.execute()
             .map_err(backend::explained)
             .map_err(|error| match error.downcast_ref() {
-                Some(engine::Error::BatchTooLarge { .. }) => UsageError(error.to_string()).into(),
+                Some(
+                    Error::BatchTooLarge { .. }
+                    | Error::Unusable {
+                        reason: Unusable::UnknownModel,
+                        ..
+                    },
+                ) => UsageError(error.to_string()).into(),
                 _ => error,
             })
     }

@@ -50,20 +50,17 @@ fn first_gpu() -> Device {
 #[cfg(feature = "cuda")]
 fn first_gpu() -> Device {
     use ops::cuda::{DeviceError, open};
-    match open(0) {
-        Ok(device) => device,
-        Err(error) => {
-            match error {
-                DeviceError::NoDriver | DeviceError::NoDevice => {
-                    cli::note(&format!("{error}: computing on the processor"));
-                }
-                error => cli::note(&format!(
-                    "warning: computing on the processor, since the GPU does not work: {error}"
-                )),
+    open(0).unwrap_or_else(|error| {
+        cli::note(&match error {
+            DeviceError::NoDriver | DeviceError::NoDevice => {
+                format!("{error}: computing on the processor")
             }
-            Device::Cpu
-        }
-    }
+            error => {
+                format!("warning: computing on the processor, since the GPU does not work: {error}")
+            }
+        });
+        Device::Cpu
+    })
 }
 
 /// What a run computes with.
@@ -105,13 +102,12 @@ impl Backend {
     }
 }
 
-/// Sets the number of threads: one per core where none is given.
+/// Sets the number of threads, by default one per core.
 pub(crate) fn use_threads(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
     // 0 means one per core.
     let threads = threads.map_or(0, NonZeroUsize::get);
-    Ok(rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()?)
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    Ok(pool.build_global()?)
 }
 
 /// The arithmetic of a device. Unless a precision is asked for, it is TF32 on a GPU, as for PyTorch's convolutions, and
@@ -145,17 +141,13 @@ pub(crate) fn arithmetic(
 }
 
 /// The message for an error that is caused by a GPU without memory for weights and images; other errors are unchanged.
-#[cfg_attr(not(feature = "cuda"), allow(unused_mut))]
-pub(crate) fn explained(mut error: anyhow::Error) -> anyhow::Error {
+pub(crate) fn explained(error: anyhow::Error) -> anyhow::Error {
     #[cfg(feature = "cuda")]
-    {
-        let full = ops::cuda::is_out_of_memory(&error);
-        if full {
-            error = anyhow::anyhow!(
-                "the GPU has too little free memory for the weights and the images; free some of it (nvidia-smi lists \
-                 the programs that use it), or use --device cpu"
-            );
-        }
+    if ops::cuda::is_out_of_memory(&error) {
+        return anyhow::anyhow!(
+            "the GPU has too little free memory for the weights and the images; free some of it (nvidia-smi lists the \
+             programs that use it), or use --device cpu"
+        );
     }
     error
 }

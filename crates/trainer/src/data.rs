@@ -7,7 +7,7 @@ use run::cli::UsageError;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-/// Which part of a data set is asked for.
+/// The part of a data set to load.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Limits {
     /// The first training images only.
@@ -25,10 +25,10 @@ pub(crate) struct Data {
     pub(crate) train: Split,
     /// The images that are evaluated on.
     pub(crate) test: Split,
-    /// Which these are.
+    /// The kind of `test`.
     pub(crate) evaluated: EvaluationSplit,
     pub(crate) class_names: [&'static str; 10],
-    /// SHA-256 of the set, limits not counted (those of the synthetic set do count: they are its size).
+    /// SHA-256 of the data set before limits. The limits of the synthetic set are its size, so they count.
     pub(crate) digest: String,
 }
 
@@ -40,17 +40,15 @@ impl Data {
             test: count(limits.test, info.images.test),
         };
         if let Some(most) = info.max_generated {
-            for (flag, images) in [
+            let mut counts = [
                 ("--limit-train", images.training),
                 ("--limit-test", images.test),
-            ] {
-                if images > most {
-                    return Err(UsageError(format!(
-                        "{flag} {images}: {} has at most {most} images",
-                        info.display_name
-                    ))
-                    .into());
-                }
+            ]
+            .into_iter();
+            if let Some((flag, count)) = counts.find(|(_, count)| *count > most) {
+                let name = info.display_name;
+                let message = format!("{flag} {count}: {name} has at most {most} images");
+                return Err(UsageError(message).into());
             }
         }
         let dataset = info

@@ -5,12 +5,11 @@ use crate::settings::dataset;
 use crate::weights::{WeightArgs, load};
 use anyhow::Context;
 use datasets::DatasetInfo;
-use engine::{Evaluation, Evaluator};
+use engine::Evaluator;
 use models::Architecture;
 use run::cli::{self, UsageError};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -24,7 +23,7 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "NAME", default_value = "cifar10", value_parser = dataset())]
     pub(crate) dataset: DatasetInfo,
 
-    /// The folder that holds `cifar-10-batches-bin`.
+    /// The folder of the data sets.
     #[arg(long, value_name = "DIR", default_value = "data")]
     pub(crate) data_dir: PathBuf,
 
@@ -44,10 +43,9 @@ pub(crate) struct EvalArgs {
 /// Evaluates, and prints the result.
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let loaded = load(&args.weights)?;
-    let one = std::num::NonZeroUsize::MIN;
-    let limit_train = args.dataset.max_generated.map(|_| one);
     let limits = Limits {
-        train: limit_train,
+        // A generated data set needs no training images here.
+        train: args.dataset.max_generated.map(|_| NonZeroUsize::MIN),
         test: args.limit_test,
         ..Limits::default()
     };
@@ -75,72 +73,61 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         let tta = evaluator.evaluate_tta(network, &evaluation, || false)?;
         evaluation = tta.context(stopped)?;
     }
-    let model = loaded.network.architecture();
+    let result = EvalResult {
+        model: loaded.network.architecture(),
+        images,
+        loss: evaluation.loss,
+        accuracy: evaluation.accuracy,
+        class_accuracy: data
+            .class_names
+            .into_iter()
+            .zip(evaluation.class_accuracies())
+            .collect(),
+        class_names: data.class_names,
+        confusion: evaluation.confusion,
+    };
     if args.json {
-        cli::line(&json(model, images, &evaluation, &data.class_names)?);
+        cli::line(&serde_json::to_string(&result)?);
     } else {
-        cli::text(&table(model, images, &evaluation, &data.class_names));
+        cli::text(&table(&result));
     }
     Ok(())
 }
 
-/// An evaluation as `--json` prints it. Accuracies are shares, 0 to 1.
+/// An evaluation as `--json` prints it. Accuracies are fractions, 0 to 1.
 #[derive(Serialize)]
-struct Record<'a> {
+struct EvalResult {
     model: Architecture,
     images: usize,
     loss: f64,
     accuracy: f64,
-    class_accuracy: BTreeMap<&'a str, Option<f64>>,
-    class_names: &'a [&'a str; 10],
-    /// How many images of class `row` were taken for class `column`.
+    class_accuracy: BTreeMap<&'static str, Option<f64>>,
+    class_names: [&'static str; 10],
+    /// `[row][column]` counts the images of class `row` that are classified as `column`.
     confusion: [[u64; 10]; 10],
 }
 
-fn json(
-    model: Architecture,
-    images: usize,
-    evaluation: &Evaluation,
-    class_names: &[&str; 10],
-) -> anyhow::Result<String> {
-    let accuracies = class_names
-        .iter()
-        .copied()
-        .zip(evaluation.class_accuracies());
-    Ok(serde_json::to_string(&Record {
+fn table(result: &EvalResult) -> String {
+    let EvalResult {
         model,
         images,
-        loss: evaluation.loss,
-        accuracy: evaluation.accuracy,
-        class_accuracy: accuracies.collect(),
-        class_names,
-        confusion: evaluation.confusion,
-    })?)
-}
-
-fn table(
-    model: Architecture,
-    images: usize,
-    evaluation: &Evaluation,
-    class_names: &[&str; 10],
-) -> String {
+        loss,
+        ..
+    } = result;
+    let names = result.class_names.iter();
+    let width = names.clone().map(|name| name.len()).max().unwrap_or(0);
     let mut text = format!(
-        "{model} on {images} test images: loss {:.4}, accuracy {:.2} %\n\n",
-        evaluation.loss,
-        100.0 * evaluation.accuracy
-    );
-    let width = class_names.iter().map(|name| name.len()).max().unwrap_or(0);
-    let _ = writeln!(
-        text,
-        "{:width$}  accuracy   taken for (columns in the order of the rows)",
+        "{model} on {images} test images: loss {loss:.4}, accuracy {:.2} %\n\n\
+         {:width$}  accuracy   predicted as (columns in the order of the rows)\n",
+        100.0 * result.accuracy,
         "class"
     );
-    let accuracies = evaluation.class_accuracies();
-    for ((name, accuracy), row) in class_names.iter().zip(accuracies).zip(evaluation.confusion) {
+    for (name, row) in names.zip(result.confusion) {
         let accuracy =
-            accuracy.map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", 100.0 * share));
+            result.class_accuracy[name].map(|accuracy| format!("{:.1} %", 100.0 * accuracy));
+        let accuracy = accuracy.unwrap_or_else(|| "-".to_owned());
         let counts: String = row.iter().map(|count| format!("{count:6}")).collect();
-        let _ = writeln!(text, "{name:width$}  {accuracy:>8} {counts}");
+        text += &format!("{name:width$}  {accuracy:>8} {counts}\n");
     }
     text
 }
@@ -149,29 +136,32 @@ fn table(
 mod tests {
     use super::*;
 
-    fn class_names() -> &'static [&'static str; 10] {
-        DatasetInfo::ALL[0].class_names
-    }
-
-    fn evaluation() -> Evaluation {
+    fn result() -> EvalResult {
+        let class_names = *DatasetInfo::ALL[0].class_names;
         let mut confusion = [[0; 10]; 10];
         confusion[0][0] = 3;
         confusion[0][9] = 1;
         confusion[3][5] = 2;
-        Evaluation {
+        let mut accuracies = [None; 10];
+        accuracies[0] = Some(0.75);
+        accuracies[3] = Some(0.0);
+        EvalResult {
+            model: "alexnet".parse().unwrap(),
+            images: 6,
             loss: 1.25,
             accuracy: 0.5,
+            class_accuracy: class_names.into_iter().zip(accuracies).collect(),
+            class_names,
             confusion,
-            logits: Vec::new(),
         }
     }
 
     #[test]
     fn the_table_shows_every_class() {
-        insta::assert_snapshot!(table("alexnet".parse().unwrap(), 6, &evaluation(), class_names()), @r#"
+        insta::assert_snapshot!(table(&result()), @r#"
 alexnet on 6 test images: loss 1.2500, accuracy 50.00 %
 
-class       accuracy   taken for (columns in the order of the rows)
+class       accuracy   predicted as (columns in the order of the rows)
 airplane      75.0 %      3     0     0     0     0     0     0     0     0     1
 automobile         -      0     0     0     0     0     0     0     0     0     0
 bird               -      0     0     0     0     0     0     0     0     0     0
@@ -186,9 +176,8 @@ truck              -      0     0     0     0     0     0     0     0     0     
     }
 
     #[test]
-    fn json_holds_shares_of_one() {
-        let text = json("alexnet".parse().unwrap(), 6, &evaluation(), class_names()).unwrap();
-        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    fn json_has_fractions() {
+        let value = serde_json::to_value(result()).unwrap();
         assert_eq!(value["accuracy"], 0.5);
         assert_eq!(value["class_accuracy"]["airplane"], 0.75);
         assert_eq!(value["class_accuracy"]["bird"], serde_json::Value::Null);

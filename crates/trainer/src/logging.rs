@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use atomic_file::Unfinished;
-use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use engine::{Event, SpanTimes};
 use run::RunFolder;
 use std::io::BufWriter;
@@ -12,21 +12,18 @@ use tracing_chrome::{ChromeLayerBuilder, FlushGuard};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::prelude::*;
 
-/// Levels of the log.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum LogLevel {
-    /// Nothing.
-    Off,
-    /// Failures.
-    Error,
-    /// What needs attention.
-    Warn,
-    /// Epochs and checkpoints.
-    Info,
-    /// Steps.
-    Debug,
-    /// Everything.
-    Trace,
+/// The parser of a log's level.
+pub(crate) fn level() -> impl TypedValueParser<Value = LevelFilter> {
+    let levels = [
+        ("off", "Nothing"),
+        ("error", "Failures"),
+        ("warn", "What needs attention"),
+        ("info", "Epochs and checkpoints"),
+        ("debug", "Steps"),
+        ("trace", "Everything"),
+    ];
+    let levels = levels.map(|(name, help)| PossibleValue::new(name).help(help));
+    PossibleValuesParser::new(levels).try_map(|name| name.parse::<LevelFilter>())
 }
 
 /// Creates the file of a trace.
@@ -38,17 +35,17 @@ pub(crate) fn trace_file(path: &Path) -> anyhow::Result<Unfinished> {
 /// dropped.
 pub(crate) fn start(
     folder: &RunFolder,
-    level: LogLevel,
+    level: LevelFilter,
     trace: Option<Unfinished>,
     span_times: &SpanTimes,
 ) -> anyhow::Result<Option<FlushGuard>> {
-    let level = level.filter();
     let file = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .with_writer(Arc::new(folder.log()?));
     let terminal = tracing_subscriber::fmt::layer()
         .with_ansi(false)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        .without_time();
     let trace = trace.map(Unfinished::keep).transpose();
     let (trace, guard) = trace
         .context("cannot write the trace")?
@@ -64,26 +61,9 @@ pub(crate) fn start(
         .with(span_times.clone().with_filter(LevelFilter::DEBUG))
         .with(trace.with_filter(LevelFilter::DEBUG))
         .with(file.with_filter(level))
-        .with(
-            terminal
-                .without_time()
-                .with_filter(LevelFilter::WARN.min(level)),
-        )
+        .with(terminal.with_filter(LevelFilter::WARN.min(level)))
         .try_init()?;
     Ok(guard)
-}
-
-impl LogLevel {
-    fn filter(self) -> LevelFilter {
-        match self {
-            Self::Off => LevelFilter::OFF,
-            Self::Error => LevelFilter::ERROR,
-            Self::Warn => LevelFilter::WARN,
-            Self::Info => LevelFilter::INFO,
-            Self::Debug => LevelFilter::DEBUG,
-            Self::Trace => LevelFilter::TRACE,
-        }
-    }
 }
 
 /// Logs an event.
@@ -114,8 +94,8 @@ pub(crate) fn log(event: &Event<'_>) {
                     epoch = last.epoch,
                     train_loss = last.train_loss,
                     train_accuracy = last.train_accuracy,
-                    loss = last.evaluated().loss,
-                    accuracy = last.evaluated().accuracy,
+                    loss = last.evaluated.loss,
+                    accuracy = last.evaluated.accuracy,
                     seconds = last.seconds,
                     best = best.epoch,
                     "epoch ends"

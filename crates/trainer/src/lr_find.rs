@@ -1,18 +1,16 @@
 //! The command that searches for a learning rate.
 
-use crate::backend::Backend;
 use crate::interrupt::stop_on_interrupt;
-use crate::settings;
-use crate::setup::{data, start};
+use crate::settings::Resolved;
+use crate::setup::Setup;
+use crate::{progress, settings};
 use anyhow::Context;
 use engine::LrFinder;
-use indicatif::{ProgressBar, ProgressDrawTarget};
 use run::cli::{self, Exit, UsageError};
 use run::settings::Property;
-use run::{Overrides, Positive};
+use run::{LrFinderStep, Overrides, Positive};
 use serde::Serialize;
 use std::fs;
-use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
@@ -43,12 +41,12 @@ pub(crate) struct LrFindArgs {
     pub(crate) out: PathBuf,
 }
 
-/// What the search found, as `lr-find.json` holds it.
+/// The content of `lr-find.json`.
 #[derive(Serialize)]
 struct Found<'a> {
-    /// A tenth of the rate with the lowest smoothed loss.
+    /// A tenth of the learning rate with the lowest smoothed loss.
     suggestion: Option<f64>,
-    steps: &'a [report::TriedRate],
+    steps: &'a [LrFinderStep],
 }
 
 /// Searches, and writes and prints what was found.
@@ -61,35 +59,19 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
         .into());
     }
     let resolved = settings::resolve(&args.overrides, args.config.as_deref())?;
-    let settings = &resolved.settings;
     let finder = LrFinder::new(args.min_lr.get(), args.max_lr.get(), args.steps)
         .map_err(|error| UsageError(format!("--min-lr, --max-lr, --steps: {error}")))?;
     let stop = stop_on_interrupt()?;
-    let backend = Backend::new(settings)?;
-    let data = data(&resolved)?;
-    let training = start(&resolved, &data, &backend)?;
-    let bar = if stderr().is_terminal() {
-        ProgressBar::with_draw_target(
-            Some(finder.steps().into()),
-            ProgressDrawTarget::stderr_with_hz(5),
-        )
-    } else {
-        ProgressBar::hidden()
-    };
-    let tried = training.find_lr(finder, &|| stop.load(Ordering::SeqCst), &mut |_| bar.inc(1))?;
+    let setup = Setup::new(resolved)?;
+    let training = setup.start()?;
+    let bar = progress::bar(true);
+    bar.set_length(finder.steps().into());
+    let steps = training.find_lr(finder, &|| stop.load(Ordering::SeqCst), &mut |_| bar.inc(1))?;
     bar.finish_and_clear();
     if stop.load(Ordering::SeqCst) {
         return Ok(Exit::Interrupted);
     }
-    let suggestion = engine::suggested_lr(&tried);
-    let steps: Vec<_> = tried
-        .iter()
-        .map(|tried| report::TriedRate {
-            learning_rate: tried.lr,
-            loss: tried.loss,
-            smoothed_loss: tried.smoothed_loss,
-        })
-        .collect();
+    let suggestion = engine::suggested_lr(&steps);
     fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot make the folder `{}`", args.out.display()))?;
     let write = |name: &str, bytes: &[u8]| {
@@ -97,43 +79,41 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
         atomic_file::write(&path, bytes)
             .with_context(|| format!("cannot write `{}`", path.display()))
     };
+    let Resolved {
+        settings,
+        architecture,
+        ..
+    } = &setup.resolved;
     let title = format!(
         "{}, {} recipe, batches of {}",
-        resolved.architecture.display_name, settings.recipe, settings.batch_size
+        architecture.display_name, settings.recipe, settings.batch_size
     );
-    write(
-        "lr-find.svg",
-        report::rates_svg(&title, &steps, suggestion)?.as_bytes(),
-    )?;
-    write(
-        "lr-find.png",
-        &report::rates_png(&title, &steps, suggestion)?,
-    )?;
+    let plot = report::lr_curve(&title, &steps, suggestion)?;
+    write("lr-find.svg", plot.svg.as_bytes())?;
+    write("lr-find.png", &plot.png)?;
     let found = Found {
         suggestion,
         steps: &steps,
     };
     write("lr-find.json", &serde_json::to_vec_pretty(&found)?)?;
-    let plot = args.out.join("lr-find.svg");
-    let ended = match tried.last() {
+    let ended = match steps.last() {
         Some(last) => format!(
-            "tried up to {:.2e} in {} of {} steps; plot in {}",
+            "tried up to {:.2e} in {} of {} steps",
             last.lr,
-            tried.len(),
-            finder.steps(),
-            plot.display()
+            steps.len(),
+            finder.steps()
         ),
-        None => format!("the first loss is no number; plot in {}", plot.display()),
+        None => "the first loss is not a number".to_owned(),
     };
+    let plot = args.out.join("lr-find.svg");
+    let ended = format!("{ended}; plot in {}", plot.display());
     cli::line(&match suggestion {
         Some(rate) => format!(
             "suggested learning rate: {rate:.2e}, a tenth of where the mean loss is lowest; {ended}"
         ),
-        None => {
-            format!(
-                "no suggestion: the loss did not fall; try another --min-lr or more --steps; {ended}"
-            )
-        }
+        None => format!(
+            "no suggestion: the loss did not fall; try another --min-lr or more --steps; {ended}"
+        ),
     });
     Ok(Exit::Success)
 }

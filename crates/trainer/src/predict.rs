@@ -30,12 +30,9 @@ const SIDE: u32 = 32;
 
 /// Predicts, and prints the most probable classes of each picture.
 pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
-    // All pictures are read first, so that nothing is printed where one of them is none.
-    let pictures = args
-        .images
-        .iter()
-        .map(|path| read(path))
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    // First, so that nothing is printed if a picture cannot be read.
+    let pictures = args.images.iter().map(|path| read(path));
+    let pictures = pictures.collect::<anyhow::Result<Vec<_>>>()?;
     let loaded = load(&args.weights)?;
     let normalisation = loaded.normalisation();
     for (path, picture) in args.images.iter().zip(pictures) {
@@ -54,29 +51,24 @@ pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
             .zip(probabilities)
             .collect();
         classes.sort_by(|a, b| b.1.total_cmp(&a.1));
-        cli::line(&line(path, &classes, args.top));
+        classes.truncate(args.top.get());
+        let classes = classes
+            .iter()
+            .map(|(name, probability)| format!("{name} {:.1} %", 100.0 * probability));
+        let classes: Vec<_> = classes.collect();
+        cli::line(&format!("{}: {}", path.display(), classes.join(", ")));
     }
     Ok(())
 }
 
-fn line(path: &Path, classes: &[(&String, f64)], top: NonZeroUsize) -> String {
-    let classes = classes.iter().take(top.get());
-    let classes: Vec<_> = classes
-        .map(|(name, share)| format!("{name} {:.1} %", 100.0 * share))
-        .collect();
-    format!("{}: {}", path.display(), classes.join(", "))
-}
-
 /// The picture's largest square in the middle, 32 by 32 pixels, as `[3, 32, 32]` bytes.
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let reader =
-        ImageReader::open(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let reader = reader
-        .with_guessed_format()
-        .with_context(|| format!("cannot read `{}`", path.display()))?;
+    let cannot_read = || format!("cannot read `{}`", path.display());
+    let reader = ImageReader::open(path).with_context(cannot_read)?;
+    let reader = reader.with_guessed_format().with_context(cannot_read)?;
     let picture = reader
         .decode()
-        .with_context(|| format!("`{}` is no PNG or JPEG picture", path.display()))?;
+        .with_context(|| format!("`{}` is not a PNG or JPEG picture", path.display()))?;
     Ok(square(&picture))
 }
 
@@ -102,7 +94,7 @@ mod tests {
     use image::{Rgb, RgbImage};
 
     #[test]
-    fn the_middle_square_is_seen() {
+    fn the_middle_square_is_used() {
         // Green in the middle, red on both sides.
         let picture = RgbImage::from_fn(128, 64, |x, _| {
             if (32..96).contains(&x) {

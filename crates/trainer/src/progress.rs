@@ -19,11 +19,7 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn new(show_bar: bool, images: usize, evaluated: EvaluationSplit) -> Self {
-        let bar = if show_bar && stderr().is_terminal() {
-            ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(5))
-        } else {
-            ProgressBar::hidden()
-        };
+        let bar = bar(show_bar);
         // The template is checked by a test.
         if let Ok(style) = style() {
             bar.set_style(style);
@@ -87,8 +83,8 @@ impl Progress {
                         epoch.epoch,
                         epoch.train_loss,
                         100.0 * epoch.train_accuracy,
-                        epoch.evaluated().loss,
-                        100.0 * epoch.evaluated().accuracy,
+                        epoch.evaluated.loss,
+                        100.0 * epoch.evaluated.accuracy,
                         four_digits(epoch.learning_rate),
                         epoch.seconds,
                         epoch.images_per_second,
@@ -101,6 +97,15 @@ impl Progress {
 
     fn print(&self, line: &str) {
         self.bar.suspend(|| cli::line(line));
+    }
+}
+
+/// A progress bar of no length yet; hidden where standard error is not a terminal.
+pub(crate) fn bar(show: bool) -> ProgressBar {
+    if show && stderr().is_terminal() {
+        ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(5))
+    } else {
+        ProgressBar::hidden()
     }
 }
 

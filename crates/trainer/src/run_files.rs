@@ -1,8 +1,8 @@
 //! The files that a run leaves in its folder, apart from checkpoints.
 
-use crate::backend::{Backend, device_name};
-use crate::data::Data;
+use crate::backend::device_name;
 use crate::settings::Resolved;
+use crate::setup::Setup;
 use anyhow::Context;
 use candle_core::Device;
 use engine::{Evaluation, Event, SpanTimes};
@@ -19,9 +19,7 @@ const BETWEEN_CURVES: Duration = Duration::from_secs(2);
 /// Writes the files of a run as it proceeds.
 pub(crate) struct RunFiles<'a> {
     folder: &'a RunFolder,
-    resolved: &'a Resolved,
-    data: &'a Data,
-    backend: &'a Backend,
+    setup: &'a Setup,
     span_times: &'a SpanTimes,
     /// When the curves were last drawn.
     drawn: Option<Instant>,
@@ -33,11 +31,14 @@ impl<'a> RunFiles<'a> {
     /// The files of a run with these settings. Writes its record and its table of layers.
     pub(crate) fn create(
         folder: &'a RunFolder,
-        resolved: &'a Resolved,
-        data: &'a Data,
-        backend: &'a Backend,
+        setup: &'a Setup,
         span_times: &'a SpanTimes,
     ) -> anyhow::Result<Self> {
+        let Setup {
+            resolved,
+            data,
+            backend,
+        } = setup;
         let record = Record {
             settings: resolved.settings.clone(),
             made_by: MadeBy {
@@ -58,9 +59,7 @@ impl<'a> RunFiles<'a> {
         folder.write(file::SUMMARY, summary.as_bytes())?;
         Ok(Self {
             folder,
-            resolved,
-            data,
-            backend,
+            setup,
             span_times,
             drawn: None,
             up_to_date: true,
@@ -92,10 +91,8 @@ impl<'a> RunFiles<'a> {
         }
         self.write_metrics(history)?;
         self.up_to_date = false;
-        if self
-            .drawn
-            .is_none_or(|time| time.elapsed() >= BETWEEN_CURVES)
-        {
+        let drawn = self.drawn.map(|time| time.elapsed());
+        if drawn.is_none_or(|elapsed| elapsed >= BETWEEN_CURVES) {
             self.draw_curves(history)?;
         }
         Ok(())
@@ -115,16 +112,18 @@ impl<'a> RunFiles<'a> {
     }
 
     fn draw_curves(&mut self, history: &[EpochMetrics]) -> anyhow::Result<()> {
+        let Resolved {
+            architecture,
+            settings,
+            ..
+        } = &self.setup.resolved;
         let title = format!(
             "{}, {} recipe, seed {}",
-            self.resolved.architecture.display_name,
-            self.resolved.settings.recipe,
-            self.resolved.settings.seed
+            architecture.display_name, settings.recipe, settings.seed
         );
-        let svg = report::curves_svg(&title, history)?;
-        self.folder.write(file::CURVES_SVG, svg.as_bytes())?;
-        let png = report::curves_png(&title, history)?;
-        self.folder.write(file::CURVES_PNG, &png)?;
+        let plot = report::curves(&title, history)?;
+        self.folder.write(file::CURVES_SVG, plot.svg.as_bytes())?;
+        self.folder.write(file::CURVES_PNG, &plot.png)?;
         self.drawn = Some(Instant::now());
         self.up_to_date = true;
         Ok(())
@@ -137,19 +136,17 @@ impl<'a> RunFiles<'a> {
         evaluation: &Evaluation,
         network: &Network,
     ) -> anyhow::Result<()> {
-        let (_, first) = network
-            .variables()
-            .first()
-            .context("a network without weights")?;
+        let first = network.variables().first();
+        let (_, first) = first.context("a network without weights")?;
         let filters = Filters {
             side: first.dim(3)?,
             weights: first.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?,
         };
-        let predictions = self.data.test.with_bytes(|labels, pixels| {
+        let predictions = self.setup.data.test.with_bytes(|labels, pixels| {
             let picture = |index: usize| pixels[index * PICTURE_BYTES..][..PICTURE_BYTES].to_vec();
             Predictions::new(
                 epoch,
-                &self.data.class_names,
+                &self.setup.data.class_names,
                 labels,
                 &evaluation.logits,
                 picture,
@@ -169,10 +166,10 @@ impl<'a> RunFiles<'a> {
         };
         let seconds = |layer: &str| {
             let passes = ["forward", "backward"].map(|pass| seconds(pass, layer));
-            let timed = self.backend.device.is_cpu() && passes.iter().any(Option::is_some);
+            let timed = self.setup.backend.device.is_cpu() && passes.iter().any(Option::is_some);
             timed.then(|| passes.map(|seconds| seconds.unwrap_or(0.0)))
         };
-        let layers = self.resolved.architecture.layers().into_iter();
+        let layers = self.setup.resolved.architecture.layers().into_iter();
         let layers: Vec<_> = layers
             .map(|layer| Layer {
                 kind: layer.layer.type_name().to_owned(),
@@ -183,9 +180,7 @@ impl<'a> RunFiles<'a> {
                 name: layer.name,
             })
             .collect();
-        Ok(run::layers::write(
-            &self.folder.path().join(file::LAYERS),
-            &layers,
-        )?)
+        let path = self.folder.path().join(file::LAYERS);
+        Ok(run::layers::write(&path, &layers)?)
     }
 }

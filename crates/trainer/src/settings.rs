@@ -4,7 +4,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use datasets::DatasetInfo;
 use models::Architecture;
 use run::cli::UsageError;
-use run::settings::{Error, Layers, Source, with_defaults_in_help};
+use run::settings::{Source, last, with_defaults_in_help};
 use run::{Overrides, Settings, recipes};
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -21,8 +21,7 @@ pub(crate) struct Resolved {
 /// Resolves the settings of flags and, below them, of a file.
 pub(crate) fn resolve(flags: &Overrides, file: Option<&Path>) -> Result<Resolved, UsageError> {
     let file = file.map(|path| Ok((path, Overrides::read(path)?)));
-    let layers = layers(flags, file.transpose().map_err(usage)?);
-    resolve_layers(layers).map_err(usage)
+    resolve_layers(flags, file.transpose().map_err(usage)?)
 }
 
 /// Resolves the settings of a run that is resumed: its own, but for those that may change.
@@ -31,77 +30,55 @@ pub(crate) fn resolve_resumed(flags: &Overrides, record: &Path) -> Result<Resolv
     flags
         .check_resume(record.parent().unwrap_or(record), &recorded)
         .map_err(usage)?;
-    resolve_layers(layers(flags, Some((record, recorded)))).map_err(usage)
+    resolve_layers(flags, Some((record, recorded)))
 }
 
-fn usage(error: Error) -> UsageError {
+fn usage(error: run::Error) -> UsageError {
     UsageError(error.to_string())
 }
 
-fn layers(flags: &Overrides, file: Option<(&Path, Overrides)>) -> Layers {
-    let mut layers = Layers::default();
-    if let Some((path, overrides)) = file {
-        layers = layers.with(Source::File(path.to_owned()), overrides);
-    }
-    layers.with(Source::CommandLine, flags.clone())
-}
-
-/// Resolves the settings of a file and of flags, with the network's defaults and the recipe below them.
-fn resolve_layers(given: Layers) -> Result<Resolved, Error> {
-    let model = given.last(|layer| layer.model.clone());
-    let model = model.ok_or_else(|| Error::MissingName {
-        key: "model",
-        known: join(models()),
+/// Resolves the settings of flags and a file, with the network's defaults and the recipe below them.
+fn resolve_layers(
+    flags: &Overrides,
+    file: Option<(&Path, Overrides)>,
+) -> Result<Resolved, UsageError> {
+    let file = file.map(|(path, overrides)| (Source::File(path.to_owned()), overrides));
+    let flags = (Source::CommandLine, flags.clone());
+    let given: Vec<_> = file.into_iter().chain([flags]).collect();
+    let (source, model) = last(&given, |layer| layer.model.clone()).ok_or_else(|| {
+        let known = join(models());
+        UsageError(format!(
+            "--model is missing; give it one of these names: {known}"
+        ))
     })?;
-    let architecture: Architecture = model.parse().map_err(|_| {
-        unknown(
-            "model",
-            &model,
-            &given,
-            |layer| layer.model.clone(),
-            models(),
-        )
-    })?;
+    let architecture: Architecture = model
+        .parse()
+        .map_err(|_| unknown("--model", &model, source, models()))?;
     let defaults = Overrides {
         patience: Some(architecture.patience),
         threads: Some(thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)),
         ..Overrides::default()
     };
-    let mut layers = Layers::default().with(Source::Defaults, defaults);
-    if let Some(name) = given.last(|layer| layer.recipe.clone()) {
-        let recipe = recipes::recipe(&name).ok_or_else(|| {
-            unknown(
-                "recipe",
-                &name,
-                &given,
-                |layer| layer.recipe.clone(),
-                recipes::names(),
-            )
-        })?;
-        layers = layers.with(Source::Recipe(name), recipe);
+    let mut layers = vec![(Source::Defaults, defaults)];
+    if let Some((source, name)) = last(&given, |layer| layer.recipe.clone()) {
+        let recipe = recipes::recipe(&name)
+            .ok_or_else(|| unknown("--recipe", &name, source, recipes::names()))?;
+        layers.push((Source::Recipe(name), recipe));
     }
-    let layers = layers.below(given);
-    if let (Some(first), Some(second)) = (
-        layers.source(|layer| layer.validation),
-        layers.source(|layer| layer.overfit_batches),
+    layers.extend(given);
+    if let (Some((first, _)), Some((second, _))) = (
+        last(&layers, |layer| layer.validation),
+        last(&layers, |layer| layer.overfit_batches),
     ) {
-        return Err(Error::Conflict {
-            first: "validation",
-            first_layer: first.clone(),
-            second: "overfit_batches",
-            second_layer: second.clone(),
-        });
+        return Err(UsageError(format!(
+            "--validation ({first}) and --overfit-batches ({second}) exclude each other; give one of them"
+        )));
     }
-    let settings = Settings::resolve(&layers)?;
+    let settings = Settings::resolve(&layers).map_err(usage)?;
     let dataset = settings.dataset.parse().map_err(|_| {
-        let name = &settings.dataset;
-        unknown(
-            "dataset",
-            name,
-            &layers,
-            |layer| layer.dataset.clone(),
-            datasets(),
-        )
+        let source = last(&layers, |layer| layer.dataset.clone());
+        let source = source.map_or(&Source::Defaults, |(source, _)| source);
+        unknown("--dataset", &settings.dataset, source, datasets())
     })?;
     Ok(Resolved {
         settings,
@@ -110,19 +87,16 @@ fn resolve_layers(given: Layers) -> Result<Resolved, Error> {
     })
 }
 
-fn unknown<'a, T>(
-    key: &'static str,
+fn unknown<'a>(
+    flag: &str,
     name: &str,
-    layers: &Layers,
-    value: impl Fn(&Overrides) -> Option<T>,
+    source: &Source,
     known: impl Iterator<Item = &'a str>,
-) -> Error {
-    Error::UnknownName {
-        key,
-        name: name.to_owned(),
-        layer: layers.source(value).cloned().unwrap_or(Source::Defaults),
-        known: join(known),
-    }
+) -> UsageError {
+    let known = join(known);
+    UsageError(format!(
+        "{flag} {name} ({source}): unknown name; expected one of {known}"
+    ))
 }
 
 fn join<'a>(names: impl Iterator<Item = &'a str>) -> String {

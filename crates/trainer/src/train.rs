@@ -1,13 +1,11 @@
 //! The command that trains.
 
-use crate::backend::Backend;
-use crate::data::Data;
 use crate::interrupt::{stop_on_interrupt, stop_with_stdin};
-use crate::logging::{self, LogLevel};
+use crate::logging;
 use crate::progress::Progress;
 use crate::run_files::RunFiles;
 use crate::settings::{self, Resolved};
-use crate::setup::{checkpoints, data, resume, start};
+use crate::setup::Setup;
 use anyhow::Context;
 use engine::{Event, Outcome, Position, SpanTimes, Training};
 use run::cli::{self, Exit, UsageError};
@@ -18,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tracing_subscriber::filter::LevelFilter;
 
 /// Arguments of training.
 #[derive(Debug, clap::Args)]
@@ -75,9 +74,10 @@ pub(crate) struct TrainArgs {
         long,
         value_name = "LEVEL",
         help_heading = "Output",
-        default_value = "info"
+        default_value = "info",
+        value_parser = logging::level()
     )]
-    pub(crate) log_level: LogLevel,
+    pub(crate) log_level: LevelFilter,
 
     /// Write a trace to this file, for Chrome's trace viewer or Perfetto.
     #[arg(long, value_name = "FILE", help_heading = "Output")]
@@ -92,38 +92,34 @@ impl FromStr for MaxTime {
     type Err = UsageError;
 
     fn from_str(text: &str) -> Result<Self, UsageError> {
-        let wrong = || {
+        let time = if text.contains(':') {
+            days_to_seconds(text)
+        } else {
+            humantime::parse_duration(text).ok()
+        };
+        time.map(Self).ok_or_else(|| {
             UsageError(format!(
-                "`{text}` is no time: give it as 90s, 30m, 2h 15m, or DD:HH:MM:SS"
+                "`{text}` is not a time: give it as 90s, 30m, 2h 15m, or DD:HH:MM:SS"
             ))
-        };
-        if !text.contains(':') {
-            return humantime::parse_duration(text)
-                .map(Self)
-                .map_err(|_| wrong());
-        }
-        let parts: Vec<u64> = text
-            .split(':')
-            .map(|part| part.parse().map_err(|_| wrong()))
-            .collect::<Result<_, _>>()?;
-        let &[days, hours, minutes, seconds] = parts.as_slice() else {
-            return Err(wrong());
-        };
-        let total = days
-            .checked_mul(24)
-            .and_then(|total| total.checked_add(hours)?.checked_mul(60))
-            .and_then(|total| total.checked_add(minutes)?.checked_mul(60))
-            .and_then(|total| total.checked_add(seconds));
-        total.map(Duration::from_secs).map(Self).ok_or_else(wrong)
+        })
     }
+}
+
+/// A time as `DD:HH:MM:SS`.
+fn days_to_seconds(text: &str) -> Option<Duration> {
+    let parts: Result<Vec<u64>, _> = text.split(':').map(str::parse).collect();
+    let [days, hours, minutes, seconds] = parts.ok()?.try_into().ok()?;
+    let hours = days.checked_mul(24)?.checked_add(hours)?;
+    let minutes = hours.checked_mul(60)?.checked_add(minutes)?;
+    let seconds = minutes.checked_mul(60)?.checked_add(seconds)?;
+    Some(Duration::from_secs(seconds))
 }
 
 /// Trains, or resumes training.
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
-    let resumed = args.resume.as_deref();
-    let resumed = resumed
-        .map(|run| run::folder::find(&args.run_dir, run))
-        .transpose()?;
+    let resumed = args.resume.as_ref();
+    let resumed = resumed.map(|run| run::folder::find(&args.run_dir, run));
+    let resumed = resumed.transpose()?;
     let resolved = match &resumed {
         Some(run) => settings::resolve_resumed(&args.overrides, &run.join(file::RECORD))?,
         None => settings::resolve(&args.overrides, args.config.as_deref())?,
@@ -135,7 +131,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
     if args.fast_dev_run {
         return fast_dev_run(args, resolved);
     }
-    run_with(args, &resolved, resumed, &args.run_dir)
+    run_with(args, resolved, resumed, &args.run_dir)
 }
 
 /// Trains one step, evaluates one batch and writes all files, in a folder that is then removed.
@@ -149,7 +145,7 @@ fn fast_dev_run(args: &TrainArgs, mut resolved: Resolved) -> anyhow::Result<Exit
     settings.validation = None;
     settings.overfit_batches = None;
     let folder = tempfile::tempdir().context("cannot make a folder for the run")?;
-    let ended = run_with(args, &resolved, None, folder.path())?;
+    let ended = run_with(args, resolved, None, folder.path())?;
     if ended == Exit::Success {
         cli::line(
             "everything works: one step, one batch of test images, all files of a run; nothing was kept",
@@ -161,7 +157,7 @@ fn fast_dev_run(args: &TrainArgs, mut resolved: Resolved) -> anyhow::Result<Exit
 /// Trains with these settings, in a new folder or in that of a resumed run.
 fn run_with(
     args: &TrainArgs,
-    resolved: &Resolved,
+    resolved: Resolved,
     resumed: Option<PathBuf>,
     run_dir: &Path,
 ) -> anyhow::Result<Exit> {
@@ -171,43 +167,34 @@ fn run_with(
     if args.stop_with_stdin {
         stop_with_stdin(stop.clone());
     }
-    let backend = Backend::new(&resolved.settings)?;
     // Before the data are loaded, which takes time.
     let resumed = resumed.map(|run| RunFolder::lock(&run)).transpose()?;
-    let data = data(resolved)?;
-    let (folder, training) = match resumed {
-        Some(folder) => {
-            let training = resume(resolved, &data, &backend, &folder)?;
-            (folder, training)
-        }
+    let setup = Setup::new(resolved)?;
+    let (training, folder) = match resumed {
+        Some(folder) => (setup.resume(&folder)?, folder),
+        // The folder is created last, so that an error leaves nothing behind.
         None => {
-            // The folder is created last, so that an error leaves nothing behind.
-            let training = start(resolved, &data, &backend)?;
-            let default_name = resolved.settings.default_name();
-            let folder = RunFolder::create(run_dir, args.name.as_deref(), &default_name)?;
-            (folder, training)
+            let training = setup.start()?;
+            let default_name = setup.resolved.settings.default_name();
+            let name = args.name.as_deref();
+            (training, RunFolder::create(run_dir, name, &default_name)?)
         }
     };
     let span_times = SpanTimes::within("step");
     let _trace_until_the_end = logging::start(&folder, args.log_level, trace, &span_times)?;
-    let files = RunFiles::create(&folder, resolved, &data, &backend, &span_times)?;
     let session = Session {
         args,
-        resolved,
-        data: &data,
-        backend: &backend,
+        setup: &setup,
         folder: &folder,
         stop: &stop,
     };
-    session.train(training, files)
+    session.train(training, RunFiles::create(&folder, &setup, &span_times)?)
 }
 
 /// A run that is ready to train.
 struct Session<'a> {
     args: &'a TrainArgs,
-    resolved: &'a Resolved,
-    data: &'a Data,
-    backend: &'a Backend,
+    setup: &'a Setup,
     folder: &'a RunFolder,
     stop: &'a AtomicBool,
 }
@@ -229,17 +216,14 @@ impl Session<'_> {
             cli::line(&format!("{} epochs are done already", position.epoch));
             return Ok(Exit::Success);
         }
-        let mut progress = Progress::new(
-            !args.no_progress,
-            self.data.train.len(),
-            self.data.evaluated,
-        );
-        let minutes = self.resolved.settings.checkpoint_minutes.get();
+        let data = &self.setup.data;
+        let mut progress = Progress::new(!args.no_progress, data.train.len(), data.evaluated);
+        let minutes = self.setup.resolved.settings.checkpoint_minutes.get();
         let interval = Duration::try_from_secs_f64(60.0 * minutes).unwrap_or(Duration::MAX);
         let last_epoch_done = Cell::new(false);
         let out_of_time = || args.max_time.is_some_and(|time| began.elapsed() >= time.0);
         let outcome = training.run(
-            &checkpoints(self.resolved, self.data, self.folder),
+            &self.setup.checkpoints(self.folder),
             interval,
             &|| self.stop.load(Ordering::SeqCst) || last_epoch_done.get() || out_of_time(),
             &mut |event| {
@@ -269,16 +253,20 @@ impl Session<'_> {
 
     /// Says what is trained, on what, where.
     fn announce(&self, training: &Training) {
-        let settings = &self.resolved.settings;
+        let Setup {
+            resolved,
+            data,
+            backend,
+        } = self.setup;
+        let (settings, architecture) = (&resolved.settings, resolved.architecture);
         cli::note(&format!(
-            "{}: {} parameters, {} training and {} {} images, recipe {}, on {} with {} threads, in {}",
-            self.resolved.architecture,
-            self.resolved.architecture.parameter_count(),
-            self.data.train.len(),
-            self.data.test.len(),
-            self.data.evaluated,
+            "{architecture}: {} parameters, {} training and {} {} images, recipe {}, on {} with {} threads, in {}",
+            architecture.parameter_count(),
+            data.train.len(),
+            data.test.len(),
+            data.evaluated,
             settings.recipe,
-            self.backend.description(),
+            backend.description(),
             settings.threads,
             self.folder.path().display(),
         ));
@@ -286,7 +274,7 @@ impl Session<'_> {
             model = settings.model,
             recipe = settings.recipe,
             seed = settings.seed,
-            data = self.data.digest,
+            data = data.digest,
             "run begins"
         );
         let Position { epoch, step, .. } = training.position();
@@ -300,14 +288,14 @@ impl Session<'_> {
     }
 
     fn print_result(&self, last: &EpochMetrics) {
-        let evaluated = self.data.evaluated;
+        let evaluated = self.setup.data.evaluated;
         if last.stopped_early {
             cli::line(&format!(
                 "stopped early: no lower {evaluated} loss in {} epochs",
-                self.resolved.settings.early_stopping
+                self.setup.resolved.settings.early_stopping
             ));
         }
-        let metrics = last.evaluated();
+        let metrics = last.evaluated;
         let others = [
             ("with the EMA of the weights", metrics.model_ema_accuracy),
             ("with test-time augmentation", metrics.tta_accuracy),
@@ -316,13 +304,11 @@ impl Session<'_> {
             .iter()
             .filter_map(|(name, accuracy)| Some(format!(", {:.2} % {name}", 100.0 * (*accuracy)?)))
             .collect();
-        let epochs = match last.epoch {
-            1 => "1 epoch".to_owned(),
-            epochs => format!("{epochs} epochs"),
-        };
         cli::line(&format!(
-            "done: {evaluated} accuracy {:.2} % after {epochs}{others}; curves in {}",
+            "done: {evaluated} accuracy {:.2} % after {} epoch{}{others}; curves in {}",
             100.0 * metrics.accuracy,
+            last.epoch,
+            if last.epoch == 1 { "" } else { "s" },
             self.folder.path().join(file::CURVES_SVG).display(),
         ));
     }
@@ -335,7 +321,7 @@ impl Session<'_> {
         };
         cli::note(&format!(
             "{verb} after {epoch} of {} epochs and {step} steps; resume with: cargo run -p trainer -- --resume {}",
-            self.resolved.settings.epochs,
+            self.setup.resolved.settings.epochs,
             self.folder.path().display()
         ));
         tracing::info!(epoch, step, "interrupted");

@@ -7,7 +7,6 @@ use engine::{Inputs, Weights};
 use models::{Architecture, Network};
 use ops::Arithmetic;
 use run::Overrides;
-use run::cli::UsageError;
 use run::settings::{ConvAlgorithm, DevicePreference, Precision};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -50,18 +49,12 @@ pub(crate) struct Loaded {
     pub(crate) arithmetic: Arithmetic,
 }
 
-/// Reads the weights that a command is given.
+/// Reads the weights of a command.
 pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
     backend::use_threads(args.threads)?;
     let device = backend::open(args.device)?;
     let arithmetic = backend::arithmetic(args.conv, args.precision, &device)?;
-    let weights = Weights::read(&args.checkpoint, args.model).map_err(|error| match error {
-        error @ engine::Error::Unusable {
-            reason: engine::Unusable::UnknownModel,
-            ..
-        } => anyhow::Error::from(UsageError(error.to_string())),
-        error => error.into(),
-    })?;
+    let weights = Weights::read(&args.checkpoint, args.model)?;
     let inputs_are_known = weights.inputs.is_some();
     let inputs = match &weights.inputs {
         Some(inputs) => inputs.clone(),
@@ -77,7 +70,7 @@ pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
     })
 }
 
-/// What weights made elsewhere are taken to expect: what the reference recipe gives.
+/// The inputs of weights made elsewhere: those of the reference recipe.
 fn reference_inputs(architecture: Architecture) -> anyhow::Result<Inputs> {
     let reference = Overrides {
         model: Some(architecture.name.to_owned()),
@@ -92,7 +85,7 @@ fn reference_inputs(architecture: Architecture) -> anyhow::Result<Inputs> {
 }
 
 impl Loaded {
-    /// How pixels become the numbers that the weights expect.
+    /// The normalisation that the weights were trained with.
     pub(crate) fn normalisation(&self) -> datasets::Normalisation {
         datasets::Normalisation::new(
             self.inputs.mean.map(|value| value as f32),

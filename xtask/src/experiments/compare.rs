@@ -158,9 +158,9 @@ fn write_report(args: &Args, names: &[String]) -> anyhow::Result<()> {
     let [markdown, html] = report::write_report(&args.out, &comparison)
         .with_context(|| format!("cannot write the report into `{}`", args.out.display()))?;
     for group in &comparison.groups {
-        let accuracies = group.runs.iter().map(|run| run.last().evaluated().accuracy);
+        let accuracies = group.runs.iter().map(|run| run.last().evaluated.accuracy);
         let runs = group.runs.len();
-        let split = group.runs.first().map(|run| run.last().split());
+        let split = group.runs.first().map(|run| run.last().evaluated.split);
         let mean = match runs {
             1 => String::new(),
             _ => format!(", the mean of {runs} runs"),

@@ -130,8 +130,8 @@ impl Progress {
                 epoch.epoch,
                 run.epochs(),
                 epoch.train_loss,
-                epoch.split(),
-                100.0 * epoch.evaluated().accuracy,
+                epoch.evaluated.split,
+                100.0 * epoch.evaluated.accuracy,
                 epoch.seconds,
             ));
         }

@@ -258,7 +258,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
             Ok(Outcome {
                 trial: *trial,
                 epochs: *epochs,
-                accuracy: run.map(|run| run.last().evaluated().accuracy),
+                accuracy: run.map(|run| run.last().evaluated.accuracy),
             })
         };
         let outcomes = left.iter().zip(&plan).map(outcome);

@@ -88,9 +88,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
             before.epoch,
             before.train_loss,
             now.train_loss,
-            before.split(),
-            before.evaluated().loss,
-            now.evaluated().loss
+            before.evaluated.split,
+            before.evaluated.loss,
+            now.evaluated.loss
         );
     }
     message += &match weights {
@@ -145,8 +145,8 @@ fn same(before: &EpochMetrics, now: &EpochMetrics) -> bool {
         [
             epoch.train_loss,
             epoch.train_accuracy,
-            epoch.evaluated().loss,
-            epoch.evaluated().accuracy,
+            epoch.evaluated.loss,
+            epoch.evaluated.accuracy,
             epoch.learning_rate,
         ]
         .map(f64::to_bits)

@@ -2,7 +2,7 @@
 
 use super::{Args, Report, worst};
 use candle_core::{DType, Device, Result, Tensor, Var};
-use datasets::{Augmentation, Dataset, Loader, Normalisation};
+use datasets::{Augmentation, DataLoader, Dataset, Normalisation};
 use models::{Architecture, DropoutMasks, Layer, NamedLayer, Network, initial_parameters};
 use ops::{
     Activation, Arithmetic, Conv2d, ConvAlgorithm, Dropout, Metrics, MetricsAccumulator, Pool,
@@ -336,7 +336,7 @@ fn views(device: &Device, report: &mut Report) -> anyhow::Result<()> {
     let set = Dataset::synthetic(70, 1)?;
     let normalisation = Normalisation::new([0.49, 0.48, 0.45], [0.25, 0.24, 0.26]);
     let batch = NonZeroUsize::MIN.saturating_add(31);
-    let loader = Loader::new(set.training(), batch, normalisation.clone());
+    let loader = DataLoader::new(set.training(), batch, normalisation.clone());
     for (precision, augmentation) in [
         (Precision::F32, Augmentation::STANDARD),
         (Precision::F32, ALL_VIEWS),
@@ -350,7 +350,7 @@ fn views(device: &Device, report: &mut Report) -> anyhow::Result<()> {
             precision,
         )?;
         let ours = on_device.training(5, 3, augmentation, 0)?;
-        let theirs = loader.training(5, 3, augmentation, 0)?;
+        let theirs = loader.load(loader.training(5, 3, augmentation, 0))?;
         let mut same = true;
         let mut images = 0;
         for (ours, theirs) in ours.zip(theirs) {

@@ -31,7 +31,7 @@ macro_rules! settings {
                 #[serde(skip_serializing_if = "Option::is_none" $(, $($serde)+)?)]
                 pub $key: Option<$crate::settings::macros::present!($outer $(<$inner>)?)>,
             )+)+
-            /// What a run's record holds besides its settings.
+            /// What a run's record has besides its settings.
             #[arg(skip)]
             #[serde(skip_serializing)]
             pub made_by: Option<toml::Table>,
@@ -62,13 +62,13 @@ macro_rules! settings {
             ///
             /// # Errors
             /// When a setting that has no default is missing.
-            pub fn resolve(layers: &Layers) -> Result<Self, Error> {
+            pub fn resolve(layers: &[Layer]) -> Result<Self, Error> {
                 Ok(Self {
                     $($(
                         $key: $crate::settings::macros::resolve!(
                             $outer,
                             stringify!($key),
-                            layers.last(|overrides| overrides.$key.clone())
+                            last(layers, |overrides| overrides.$key.clone()).map(|(_, value)| value)
                             $(, $default)?
                         ),
                     )+)+
@@ -76,16 +76,6 @@ macro_rules! settings {
             }
         }
 
-        impl From<Settings> for Overrides {
-            fn from(settings: Settings) -> Self {
-                Self {
-                    $($(
-                        $key: $crate::settings::macros::set!($outer, settings.$key),
-                    )+)+
-                    made_by: None,
-                }
-            }
-        }
     };
 }
 
@@ -121,14 +111,4 @@ macro_rules! resolve {
     };
 }
 
-/// A resolved setting as an override.
-macro_rules! set {
-    (Option, $value:expr) => {
-        $value
-    };
-    ($outer:ident, $value:expr) => {
-        Some($value)
-    };
-}
-
-pub(super) use {default_text, present, resolve, set, settings};
+pub(super) use {default_text, present, resolve, settings};

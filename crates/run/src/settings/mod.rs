@@ -5,13 +5,15 @@ mod layers;
 mod macros;
 mod values;
 
-pub use layers::{Difference, Error, Layers, Source, with_defaults_in_help};
+pub use layers::{Difference, Layer, Source, last, with_defaults_in_help};
+pub(crate) use values::named_values;
 pub use values::{
     All, Augment, ConvAlgorithm, DevicePreference, DropoutEpochs, Flip, LrScheduler, PaddingMode,
     Precision, WeightDecayOn, WeightInit,
 };
 
 use crate::bounded::{Cutout, Fraction, NonNegative, OpenFraction, PerChannel, Positive};
+use crate::error::{Error, flag};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
@@ -56,7 +58,7 @@ impl Field {
     /// The flag on the command line, such as `--batch-size`.
     #[must_use]
     pub fn flag(&self) -> String {
-        format!("--{}", self.key.replace('_', "-"))
+        flag(self.key)
     }
 }
 
@@ -81,7 +83,7 @@ macros::settings! {
         #[arg(value_name = "NAME")]
         dataset: String = "cifar10" [];
 
-        /// The folder that holds the data sets.
+        /// The folder of the data sets.
         #[arg(value_name = "DIR")]
         data_dir: PathBuf = "data" [MayChangeOnResume, MayDiffer, LocalPath];
 

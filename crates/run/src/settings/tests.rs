@@ -11,11 +11,12 @@ fn overrides(text: &str) -> Result<Overrides, Error> {
 }
 
 /// What every run has besides the given settings.
-fn layers(text: &str) -> Layers {
+fn layers(text: &str) -> Vec<Layer> {
     let machine = overrides("threads = 1\npatience = 5").unwrap();
-    Layers::default()
-        .with(Source::Defaults, machine)
-        .with(Source::File("a.toml".into()), overrides(text).unwrap())
+    vec![
+        (Source::Defaults, machine),
+        (Source::File("a.toml".into()), overrides(text).unwrap()),
+    ]
 }
 
 fn settings(text: &str) -> Settings {
@@ -79,18 +80,18 @@ fn every_recipe_is_read_and_holds_only_settings_of_a_recipe() {
 
 #[test]
 fn a_later_layer_overrides_an_earlier_one() {
-    let all = layers("model = \"alexnet\"\npatience = 9\nepochs = 3")
-        .with(Source::CommandLine, overrides("epochs = 4").unwrap());
+    let mut all = layers("model = \"alexnet\"\npatience = 9\nepochs = 3");
+    all.push((Source::CommandLine, overrides("epochs = 4").unwrap()));
     let settings = Settings::resolve(&all).unwrap();
     assert_eq!(settings.epochs.get(), 4);
     assert_eq!(settings.patience, 9);
     assert_eq!(settings.batch_size.get(), 500);
-    assert_eq!(all.source(|o| o.epochs), Some(&Source::CommandLine));
+    assert_eq!(last(&all, |o| o.epochs).unwrap().0, &Source::CommandLine);
     assert_eq!(
-        all.source(|o| o.patience),
-        Some(&Source::File("a.toml".into()))
+        last(&all, |o| o.patience).unwrap().0,
+        &Source::File("a.toml".into())
     );
-    assert_eq!(all.source(|o| o.batch_size), None);
+    assert_eq!(last(&all, |o| o.batch_size), None);
 }
 
 #[test]
@@ -101,11 +102,8 @@ fn settings_are_read_back_as_written() {
     ] {
         let written = settings(text);
         let read = overrides(&written.to_toml().unwrap()).unwrap();
-        assert_eq!(read, Overrides::from(written.clone()));
-        assert_eq!(
-            Settings::resolve(&Layers::default().with(Source::CommandLine, read)).unwrap(),
-            written
-        );
+        let layers = [(Source::CommandLine, read)];
+        assert_eq!(Settings::resolve(&layers).unwrap(), written);
     }
 }
 

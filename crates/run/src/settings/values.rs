@@ -1,7 +1,6 @@
 //! Settings with named values. The command line, files and messages share one spelling.
 
 use crate::OutOfRange;
-use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -10,30 +9,32 @@ use std::str::FromStr;
 macro_rules! named_values {
     ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident),+ $(,)? }) => {
         $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[derive(serde::Serialize, serde::Deserialize, clap::ValueEnum)]
         #[serde(rename_all = "kebab-case")]
         pub enum $name {
             $($(#[$variant_meta])* $variant,)+
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.to_possible_value().map_or(Ok(()), |value| f.pad(value.get_name()))
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                clap::ValueEnum::to_possible_value(self).map_or(Ok(()), |value| f.pad(value.get_name()))
             }
         }
 
-        impl FromStr for $name {
+        impl std::str::FromStr for $name {
             type Err = String;
 
             fn from_str(text: &str) -> Result<Self, String> {
-                <Self as ValueEnum>::from_str(text, false)
+                clap::ValueEnum::from_str(text, false)
             }
         }
     };
 }
+pub(crate) use named_values;
 
 named_values! {
-    /// How initial weights are drawn. All are uniform around 0.
+    /// Weight initialisation. All distributions are uniform around 0.
     WeightInit {
         /// PyTorch's default: weights and biases in `±1/sqrt(fan_in)`.
         Pytorch,
@@ -85,7 +86,7 @@ named_values! {
 }
 
 named_values! {
-    /// What a crop shows beyond an image's edges.
+    /// Padding of images before a random crop.
     PaddingMode {
         /// Black.
         #[serde(alias = "zero")]
@@ -229,6 +230,7 @@ impl FromStr for DropoutEpochs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::ValueEnum;
     use serde::de::DeserializeOwned;
     use std::fmt::Debug;
 
