@@ -122,7 +122,7 @@ impl Iterator for Batches {
 mod gpu {
     use candle_core::{DType, Device, Result, Tensor};
     use datasets::{Batch, Loader, Seen};
-    use ops::{Images, Precision, View, Views};
+    use ops::{GpuDataset, Precision, View, Views};
     use run::settings::PaddingMode;
     use std::ops::Range;
     use std::sync::Arc;
@@ -130,7 +130,7 @@ mod gpu {
 
     /// Images in the memory of a GPU.
     pub(super) struct Resident {
-        images: Images,
+        images: GpuDataset,
         /// By index of the image, on the host, which sends them in the order of the batches.
         labels: Vec<u32>,
         device: Device,
@@ -139,14 +139,14 @@ mod gpu {
 
     impl Resident {
         pub(super) fn new(loader: &Loader, device: &Device, precision: Precision) -> Result<Self> {
-            let numbers = loader.normalisation().numbers().concat();
-            let numbers = Tensor::from_vec(numbers, (3, 256), device)?;
+            let normalised = loader.normalisation().numbers().concat();
+            let normalised = Tensor::from_vec(normalised, (3, 256), device)?;
             let images = loader.split().images().contiguous()?.to_device(device)?;
             let labels = loader
                 .split()
                 .with_bytes(|labels, _| labels.iter().map(|label| u32::from(*label)).collect())?;
             Ok(Self {
-                images: Images::new(images, numbers)?,
+                images: GpuDataset::new(images, normalised)?,
                 labels,
                 device: device.clone(),
                 dtype: precision.activations(),
