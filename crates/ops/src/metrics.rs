@@ -1,7 +1,8 @@
 //! Loss and accuracy over the batches of many steps.
 
 use crate::cross_entropy::{check, with_labels};
-use crate::storage::{Element, with_dtype, with_slices};
+use crate::operation::tensor;
+use crate::storage::{Element, output, with_dtype, with_slices};
 use candle_core::{Device, Result, Tensor, bail};
 
 /// Loss and predictions of all samples.
@@ -149,31 +150,29 @@ impl MetricsAccumulator {
             );
         }
         let (logits, labels) = (&logits.contiguous()?, &labels.contiguous()?);
-        let metrics = match &mut self.backend {
-            Backend::Cpu(metrics) => metrics,
+        match &mut self.backend {
+            Backend::Cpu(metrics) => with_labels(labels, classes, |labels| {
+                with_dtype!("metrics", logits.dtype(), T => {
+                    let gradient = with_slices::<T, _, 1>("metrics", [logits], |[values]| {
+                        let zeros = |_| vec![<T as kernels::Real>::zero(); values.len()];
+                        let mut gradient = label_smoothing.map(zeros);
+                        let smoothing = label_smoothing.unwrap_or(0.0);
+                        metrics.add(values, labels, step, smoothing, gradient.as_deref_mut());
+                        gradient
+                    })?;
+                    Ok(gradient.map(|gradient| tensor(output(gradient, logits.shape()))))
+                })
+            }),
             #[cfg(feature = "cuda")]
             Backend::Cuda(metrics) => {
                 use crate::cross_entropy::cuda::{gradient, run};
                 let metrics = Some((metrics, step));
-                return match label_smoothing {
+                match label_smoothing {
                     Some(smoothing) => gradient(logits, labels, smoothing, metrics).map(Some),
                     None => run(logits, labels, None, metrics).map(|()| None),
-                };
+                }
             }
-        };
-        with_labels(labels, classes, |labels| {
-            with_dtype!("metrics", logits.dtype(), T => {
-                let gradient = with_slices::<T, _, 1>("metrics", [logits], |[values]| {
-                    let zeros = |_| vec![<T as kernels::Real>::zero(); values.len()];
-                    let mut gradient = label_smoothing.map(zeros);
-                    let smoothing = label_smoothing.unwrap_or(0.0);
-                    metrics.add(values, labels, step, smoothing, gradient.as_deref_mut());
-                    gradient
-                })?;
-                let tensor = |gradient| Tensor::from_vec(gradient, logits.shape(), logits.device());
-                gradient.map(tensor).transpose()
-            })
-        })
+        }
     }
 
     /// The metrics since the last call, waiting for a GPU to finish its work.

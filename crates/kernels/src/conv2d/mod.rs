@@ -10,7 +10,7 @@ mod weights;
 mod winograd;
 
 use crate::activation::Activation;
-use crate::gradients::ParameterGradients;
+use crate::gradients::{ParameterGradients, sum_rows};
 use crate::parts::Parts;
 use crate::shape_error::ShapeError;
 use crate::simd::Real;
@@ -137,16 +137,10 @@ impl Conv2d {
                 winograd::backward(&plan, x, weight, &gradients, grad_x.as_ref())
             }
         };
-        let mut grad_bias = vec![0.0; g.out_channels];
-        for sums in sums.chunks_exact(g.out_channels.max(1)) {
-            for (total, sum) in grad_bias.iter_mut().zip(sums) {
-                *total += sum.to_f64();
-            }
-        }
         ParameterGradients {
             x: grad_x.map(Parts::into_vec),
             weight: grad_weight,
-            bias: grad_bias.into_iter().map(T::from_f64).collect(),
+            bias: sum_rows(&sums, g.out_channels),
         }
     }
 }
