@@ -1,7 +1,7 @@
 //! Average pooling.
 
 use crate::max_pool2d::windows;
-use crate::operation::{Gradients, Operation, Output, in_graph, only};
+use crate::operation::{Gradients, Inputs, Operation, Output, in_graph, only};
 use crate::storage::{output, with_dtype, with_slices};
 use candle_core::{Result, Tensor};
 use kernels::Pool;
@@ -23,7 +23,7 @@ impl Operation for AvgPool2d {
         "avg-pool2d"
     }
 
-    fn forward(&self, [x, ..]: [&Tensor; 3]) -> Result<Output> {
+    fn forward(&self, [x, ..]: Inputs) -> Result<Output> {
         let (batch, windows, channels) = windows(x, self.0)?;
         let shape = (batch, windows.rows(), windows.columns(), channels);
         #[cfg(feature = "cuda")]
@@ -38,13 +38,7 @@ impl Operation for AvgPool2d {
         })
     }
 
-    fn backward(
-        &self,
-        [x, ..]: [&Tensor; 3],
-        _: &Tensor,
-        grad_y: &Tensor,
-        _: bool,
-    ) -> Result<Gradients> {
+    fn backward(&self, [x, ..]: Inputs, [_, grad_y]: [&Tensor; 2], _: bool) -> Result<Gradients> {
         let (batch, windows, channels) = windows(x, self.0)?;
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {

@@ -1,6 +1,6 @@
 //! Softmax cross-entropy.
 
-use crate::operation::{Gradients, Operation, Output, in_graph, only};
+use crate::operation::{Gradients, Inputs, Operation, Output, in_graph, only};
 use crate::storage::{output, with_dtype, with_slices};
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -86,8 +86,8 @@ impl Operation for CrossEntropy {
         "cross-entropy"
     }
 
-    /// Waits for a GPU: there the loss is made of whole numbers that the host divides.
-    fn forward(&self, [logits, labels, _]: [&Tensor; 3]) -> Result<Output> {
+    /// Synchronises a GPU, whose kernel sums the loss in integers that the host divides.
+    fn forward(&self, [logits, labels, _]: Inputs) -> Result<Output> {
         let (batch, classes) = check(logits, labels)?;
         #[cfg(feature = "cuda")]
         if logits.device().is_cuda() {
@@ -103,13 +103,8 @@ impl Operation for CrossEntropy {
         })
     }
 
-    fn backward(
-        &self,
-        [logits, labels, _]: [&Tensor; 3],
-        _: &Tensor,
-        grad_y: &Tensor,
-        _: bool,
-    ) -> Result<Gradients> {
+    fn backward(&self, inputs: Inputs, [_, grad_y]: [&Tensor; 2], _: bool) -> Result<Gradients> {
+        let [logits, labels, _] = inputs;
         only(cross_entropy_gradient(logits, labels, 0.0)?.broadcast_mul(grad_y)?)
     }
 }

@@ -1,6 +1,6 @@
 //! Dropout whose mask is a function of seed, step and position.
 
-use crate::operation::{Gradients, Operation, Output, in_graph, only, tensor};
+use crate::operation::{Gradients, Inputs, Operation, Output, in_graph, only, tensor};
 use crate::storage::{output, with_dtype, with_slices};
 use candle_core::{Result, Tensor, bail};
 use rng::{Purpose, Stream};
@@ -34,7 +34,7 @@ impl Operation for Dropout {
         "dropout"
     }
 
-    fn forward(&self, [x, ..]: [&Tensor; 3]) -> Result<Output> {
+    fn forward(&self, [x, ..]: Inputs) -> Result<Output> {
         let probability = self.probability;
         if !(0.0..1.0).contains(&probability) {
             bail!("dropout: a probability of {probability} is not in 0..1");
@@ -51,7 +51,7 @@ impl Operation for Dropout {
         })
     }
 
-    fn backward(&self, _: [&Tensor; 3], _: &Tensor, grad_y: &Tensor, _: bool) -> Result<Gradients> {
+    fn backward(&self, _: Inputs, [_, grad_y]: [&Tensor; 2], _: bool) -> Result<Gradients> {
         only(tensor(self.forward([grad_y; 3])?))
     }
 }

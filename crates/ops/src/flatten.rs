@@ -1,6 +1,6 @@
 //! From images to rows of features.
 
-use crate::operation::{Gradients, Operation, Output, in_graph, only, tensor};
+use crate::operation::{Gradients, Inputs, Operation, Output, in_graph, only, tensor};
 use crate::storage::{output, with_dtype, with_slices};
 use candle_core::{Result, Shape, Tensor};
 
@@ -20,19 +20,13 @@ impl Operation for Flatten {
         "flatten"
     }
 
-    fn forward(&self, [x, ..]: [&Tensor; 3]) -> Result<Output> {
+    fn forward(&self, [x, ..]: Inputs) -> Result<Output> {
         let (batch, height, width, channels) = x.dims4()?;
         let shape = Shape::from((batch, channels * height * width));
         transpose(x, (batch, height * width, channels), shape)
     }
 
-    fn backward(
-        &self,
-        [x, ..]: [&Tensor; 3],
-        _: &Tensor,
-        grad_y: &Tensor,
-        _: bool,
-    ) -> Result<Gradients> {
+    fn backward(&self, [x, ..]: Inputs, [_, grad_y]: [&Tensor; 2], _: bool) -> Result<Gradients> {
         let (batch, height, width, channels) = x.dims4()?;
         let sizes = (batch, channels, height * width);
         only(tensor(transpose(grad_y, sizes, x.shape().clone())?))

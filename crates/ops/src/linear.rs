@@ -1,7 +1,7 @@
 //! A fully connected layer with its bias and activation in one operation.
 
 use crate::arithmetic::Precision;
-use crate::operation::{Gradients, Operation, Output, in_graph};
+use crate::operation::{Gradients, Inputs, Operation, Output, in_graph};
 use crate::relu::relu_gradient;
 use crate::storage::{gradients, output, with_dtype, with_slices};
 use candle_core::{Result, Tensor, bail};
@@ -70,7 +70,7 @@ impl Operation for Linear {
         "linear"
     }
 
-    fn forward(&self, inputs: [&Tensor; 3]) -> Result<Output> {
+    fn forward(&self, inputs: Inputs) -> Result<Output> {
         let sizes = sizes(inputs)?;
         #[cfg(feature = "cuda")]
         if inputs[0].device().is_cuda() {
@@ -84,13 +84,8 @@ impl Operation for Linear {
         })
     }
 
-    fn backward(
-        &self,
-        inputs: [&Tensor; 3],
-        y: &Tensor,
-        grad_y: &Tensor,
-        wants_x: bool,
-    ) -> Result<Gradients> {
+    fn backward(&self, inputs: Inputs, results: [&Tensor; 2], wants_x: bool) -> Result<Gradients> {
+        let [y, grad_y] = results;
         let sizes = sizes(inputs)?;
         let grad_y = &match self.activation {
             Activation::Identity => grad_y.clone(),

@@ -1,6 +1,6 @@
 //! Max-pooling.
 
-use crate::operation::{Gradients, Operation, Output, in_graph, only};
+use crate::operation::{Gradients, Inputs, Operation, Output, in_graph, only};
 use crate::storage::{output, with_dtype, with_slices};
 use candle_core::{Error, Result, Tensor, bail};
 use kernels::{Pool, Windows};
@@ -52,7 +52,7 @@ impl Operation for MaxPool2d {
         "max-pool2d"
     }
 
-    fn forward(&self, [x, ..]: [&Tensor; 3]) -> Result<Output> {
+    fn forward(&self, [x, ..]: Inputs) -> Result<Output> {
         let (batch, windows, channels) = windows(x, self.pool)?;
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
@@ -70,13 +70,7 @@ impl Operation for MaxPool2d {
         })
     }
 
-    fn backward(
-        &self,
-        [x, ..]: [&Tensor; 3],
-        _: &Tensor,
-        grad_y: &Tensor,
-        _: bool,
-    ) -> Result<Gradients> {
+    fn backward(&self, [x, ..]: Inputs, [_, grad_y]: [&Tensor; 2], _: bool) -> Result<Gradients> {
         let (batch, windows, channels) = windows(x, self.pool)?;
         let argmax = match self.saved.get() {
             Some(Argmax::Cpu(argmax)) => argmax,

@@ -8,6 +8,9 @@ use std::sync::{Mutex, PoisonError};
 /// The elements of a result, and its shape.
 pub(crate) type Output = (Storage, Shape);
 
+/// The inputs of an operation.
+pub(crate) type Inputs<'a> = [&'a Tensor; 3];
+
 /// The gradients of the inputs.
 pub(crate) type Gradients = [Option<Tensor>; 3];
 
@@ -28,23 +31,22 @@ pub(crate) trait Operation: Send + Sync + 'static {
     fn name(&self) -> &'static str;
 
     /// The result. It is computed once, and what the gradients need is saved.
-    fn forward(&self, inputs: [&Tensor; 3]) -> Result<Output>;
+    fn forward(&self, inputs: Inputs) -> Result<Output>;
 
     /// The gradients, from the result `y` and its gradient; that of the first input only if `wants_x`.
-    fn backward(
-        &self,
-        inputs: [&Tensor; 3],
-        y: &Tensor,
-        grad_y: &Tensor,
-        wants_x: bool,
-    ) -> Result<Gradients>;
+    fn backward(&self, inputs: Inputs, results: [&Tensor; 2], wants_x: bool) -> Result<Gradients>;
 }
 
 /// The result of an operation, and its contiguous inputs.
-fn run(operation: &impl Operation, inputs: [&Tensor; 3]) -> Result<(Output, [Tensor; 3])> {
-    let [x, weight, bias] = inputs.map(Tensor::contiguous);
-    let inputs = [x?, weight?, bias?];
-    let device = inputs[0].device();
+fn run(operation: &impl Operation, inputs: Inputs) -> Result<(Output, [Tensor; 3])> {
+    let [x, weight, bias] = inputs;
+    let contiguous = x.contiguous()?;
+    let other = |tensor: &Tensor| match tensor.id() == x.id() {
+        true => Ok(contiguous.clone()),
+        false => tensor.contiguous(),
+    };
+    let inputs = [contiguous.clone(), other(weight)?, other(bias)?];
+    let device = x.device();
     if let Some(other) = inputs.iter().find(|x| !x.device().same_device(device)) {
         return Err(Error::DeviceMismatchBinaryOp {
             lhs: device.location(),
@@ -58,14 +60,14 @@ fn run(operation: &impl Operation, inputs: [&Tensor; 3]) -> Result<(Output, [Ten
 /// The result, which candle's graph does not know, and the contiguous inputs.
 pub(crate) fn without_graph(
     operation: &impl Operation,
-    inputs: [&Tensor; 3],
+    inputs: Inputs,
 ) -> Result<(Tensor, [Tensor; 3])> {
     let (output, inputs) = run(operation, inputs)?;
     Ok((tensor(output), inputs))
 }
 
 /// The result, which candle's graph can differentiate.
-pub(crate) fn in_graph(operation: impl Operation, inputs: [&Tensor; 3]) -> Result<Tensor> {
+pub(crate) fn in_graph(operation: impl Operation, inputs: Inputs) -> Result<Tensor> {
     let (output, [x, weight, bias]) = run(&operation, inputs)?;
     let output = Mutex::new(Some(output));
     x.apply_op3(&weight, &bias, Node { operation, output })
@@ -133,7 +135,9 @@ impl<O: Operation> CustomOp3 for Node<O> {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let inputs = [x, weight, bias];
         let grad_y = grad_y.contiguous()?;
-        let [x, weight, bias] = self.operation.backward(inputs, y, &grad_y, x.track_op())?;
+        let [x, weight, bias] = self
+            .operation
+            .backward(inputs, [y, &grad_y], x.track_op())?;
         // The graph adds each gradient to one of its input's type.
         let typed = |gradient: Option<Tensor>, input: &Tensor| {
             gradient

@@ -1,6 +1,6 @@
 //! ReLU, and its gradient for the operations into which it is fused.
 
-use crate::operation::{Gradients, Operation, Output, in_graph, only};
+use crate::operation::{Gradients, Inputs, Operation, Output, in_graph, only};
 use crate::storage::{output, with_dtype, with_slices};
 use candle_core::{Result, Tensor};
 
@@ -19,7 +19,7 @@ impl Operation for Relu {
         "relu"
     }
 
-    fn forward(&self, [x, ..]: [&Tensor; 3]) -> Result<Output> {
+    fn forward(&self, [x, ..]: Inputs) -> Result<Output> {
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
             return cuda::forward(x);
@@ -31,7 +31,7 @@ impl Operation for Relu {
         })
     }
 
-    fn backward(&self, _: [&Tensor; 3], y: &Tensor, grad_y: &Tensor, _: bool) -> Result<Gradients> {
+    fn backward(&self, _: Inputs, [y, grad_y]: [&Tensor; 2], _: bool) -> Result<Gradients> {
         only(relu_gradient(y, grad_y)?)
     }
 }

@@ -7,7 +7,7 @@ use crate::dropout::Dropout;
 use crate::flatten::Flatten;
 use crate::linear::Linear;
 use crate::max_pool2d::MaxPool2d;
-use crate::operation::{Operation, without_graph};
+use crate::operation::{Inputs, Operation, without_graph};
 use crate::relu::Relu;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, bail};
@@ -143,22 +143,15 @@ impl Tape {
         self.run(name, Flatten, [x; 3])
     }
 
-    fn run(
-        &mut self,
-        name: &str,
-        operation: impl Operation,
-        inputs: [&Tensor; 3],
-    ) -> Result<Tensor> {
+    fn run(&mut self, name: &str, operation: impl Operation, inputs: Inputs) -> Result<Tensor> {
         let _span = tracing::debug_span!("forward", layer = name).entered();
         let (y, inputs) = without_graph(&operation, inputs)?;
         if self.synchronised {
             y.device().synchronize()?;
         }
         if let Some(links) = &mut self.links {
-            if links
-                .last()
-                .is_some_and(|last| last.y.id() != inputs[0].id())
-            {
+            let x = inputs[0].id();
+            if links.last().is_some_and(|last| last.y.id() != x) {
                 bail!("{name}: its input is not the result of the operation before");
             }
             links.push(Link {
@@ -183,28 +176,20 @@ impl Tape {
         let mut gradients = GradStore::default();
         let mut gradient = gradient.contiguous()?;
         while let Some(link) = links.pop() {
-            let Link {
-                name,
-                operation,
-                inputs,
-                y,
-            } = link;
+            let (name, y) = (&link.name, &link.y);
             let _span = tracing::debug_span!("backward", layer = name).entered();
             if gradient.shape() != y.shape() {
-                bail!(
-                    "{name}: a gradient of shape {:?} for a result of shape {:?}",
-                    gradient.shape(),
-                    y.shape()
-                );
+                let (found, expected) = (gradient.shape(), y.shape());
+                bail!("{name}: a gradient of shape {found:?} for a result of shape {expected:?}");
             }
             let first = links.is_empty();
-            let [x, weight, bias] = inputs.each_ref();
+            let [x, weight, bias] = link.inputs.each_ref();
             let wants_x = !first || x.is_variable();
             if !wants_x && weight.id() == x.id() {
                 break; // There is nothing else to compute.
             }
             let [grad_x, grad_weight, grad_bias] =
-                operation.backward([x, weight, bias], &y, &gradient, wants_x)?;
+                (link.operation).backward([x, weight, bias], [y, &gradient], wants_x)?;
             for (parameter, gradient) in [(weight, grad_weight), (bias, grad_bias)] {
                 if let Some(gradient) = gradient {
                     gradients.insert(parameter, gradient);

@@ -28,23 +28,6 @@ pub struct Conv2d {
     windows: Option<Windows>,
 }
 
-/// The algorithm for one convolution.
-enum Plan {
-    Direct,
-    Winograd(winograd::Plan),
-}
-
-impl Plan {
-    fn new(g: &Geometry, algorithm: ConvAlgorithm) -> Self {
-        match algorithm {
-            ConvAlgorithm::Direct => Self::Direct,
-            ConvAlgorithm::Winograd => winograd::Plan::new(g)
-                .filter(winograd::Plan::is_faster)
-                .map_or(Self::Direct, Self::Winograd),
-        }
-    }
-}
-
 impl Conv2d {
     /// A convolution, followed by `activation` and the max-pooling `pool`.
     ///
@@ -77,14 +60,24 @@ impl Conv2d {
         [g.batch, rows, columns, g.out_channels]
     }
 
+    /// How Winograd's algorithm computes it, if that was asked for and is faster.
+    fn winograd(&self) -> Option<winograd::Plan> {
+        match self.algorithm {
+            ConvAlgorithm::Direct => None,
+            ConvAlgorithm::Winograd => {
+                winograd::Plan::new(&self.geometry).filter(winograd::Plan::is_faster)
+            }
+        }
+    }
+
     /// Multiply-adds in the matrix products of one pass (forward, input gradient or weight gradient): for Winograd's
     /// algorithm fewer than in the sum that defines the convolution.
     #[must_use]
     pub fn multiply_adds(&self) -> usize {
         let g = &self.geometry;
-        match Plan::new(g, self.algorithm) {
-            Plan::Direct => g.batch * g.positions() * g.weights(),
-            Plan::Winograd(plan) => plan.multiply_adds(),
+        match self.winograd() {
+            None => g.batch * g.positions() * g.weights(),
+            Some(plan) => plan.multiply_adds(),
         }
     }
 
@@ -98,9 +91,9 @@ impl Conv2d {
         let g = &self.geometry;
         assert!(x.len() == g.batch * g.image() && weight.len() == g.weights());
         let outputs = Outputs::new(g, bias, self.activation, self.windows);
-        match Plan::new(g, self.algorithm) {
-            Plan::Direct => direct::forward(g, x, weight, &outputs),
-            Plan::Winograd(plan) => winograd::forward(&plan, x, weight, &outputs),
+        match self.winograd() {
+            None => direct::forward(g, x, weight, &outputs),
+            Some(plan) => winograd::forward(&plan, x, weight, &outputs),
         }
         outputs.into_results()
     }
@@ -131,11 +124,9 @@ impl Conv2d {
             argmax,
             &mut sums,
         );
-        let grad_weight = match Plan::new(g, self.algorithm) {
-            Plan::Direct => direct::backward(g, x, weight, &gradients, grad_x.as_ref()),
-            Plan::Winograd(plan) => {
-                winograd::backward(&plan, x, weight, &gradients, grad_x.as_ref())
-            }
+        let grad_weight = match self.winograd() {
+            None => direct::backward(g, x, weight, &gradients, grad_x.as_ref()),
+            Some(plan) => winograd::backward(&plan, x, weight, &gradients, grad_x.as_ref()),
         };
         ParameterGradients {
             x: grad_x.map(Parts::into_vec),

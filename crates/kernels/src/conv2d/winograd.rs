@@ -396,7 +396,7 @@ impl<T: Real, X: Matrix<R, P>, const R: usize, const P: usize> WithSimd
                 },
                 |k, l, value| {
                     let index = (k * P + l) * matrix + to;
-                    // SAFETY: panels hold whole vectors, and row `row` of all matrices is written
+                    // SAFETY: panels consist of whole vectors, and row `row` of all matrices is written
                     // by this call alone.
                     unsafe { T::store::<S>(self.panels.pointer().add(index), value) }
                 },

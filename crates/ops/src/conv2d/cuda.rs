@@ -33,7 +33,7 @@ fn task(pass: Pass, g: &Geometry, dtype: DType, arithmetic: Arithmetic) -> Task 
             out_channels: g.out_channels.next_multiple_of(pack(dtype)),
             ..*g
         },
-        bf16: dtype == DType::BF16,
+        dtype,
         arithmetic,
     }
 }
@@ -127,8 +127,8 @@ pub(super) fn backward(
     Ok([grad_x.transpose()?, Some(grad_weight.tensor()), Some(bias)])
 }
 
-/// `x` `[batch, height, width, channels]` with another number of `channels`: what is too much is dropped, what lacks is 0.
-/// `None` if `x` has them.
+/// `x` `[batch, height, width, channels]` with `channels` channels: the last ones are dropped, or zeros
+/// are added. `None` if `x` has them.
 fn resized(x: Elements<'_>, channels: usize) -> Result<Option<Buffer>> {
     let (batch, height, width, from) = x.shape.dims4()?;
     if from == channels {

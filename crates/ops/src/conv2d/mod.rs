@@ -4,7 +4,7 @@
 mod cuda;
 
 use crate::arithmetic::Arithmetic;
-use crate::operation::{Gradients, Operation, Output, in_graph};
+use crate::operation::{Gradients, Inputs, Operation, Output, in_graph};
 use crate::storage::{gradients, output, with_dtype, with_slices};
 use candle_core::{Error, Result, Shape, Tensor, bail};
 use kernels::conv2d::{ConvAlgorithm, Geometry};
@@ -98,7 +98,7 @@ impl Operation for ConvLayer {
         "conv2d"
     }
 
-    fn forward(&self, inputs: [&Tensor; 3]) -> Result<Output> {
+    fn forward(&self, inputs: Inputs) -> Result<Output> {
         let [x, weight, bias] = inputs;
         let g = self.layer.geometry(x.shape(), weight.shape())?;
         if bias.dims() != [g.out_channels] {
@@ -124,13 +124,8 @@ impl Operation for ConvLayer {
         })
     }
 
-    fn backward(
-        &self,
-        inputs: [&Tensor; 3],
-        y: &Tensor,
-        grad_y: &Tensor,
-        wants_x: bool,
-    ) -> Result<Gradients> {
+    fn backward(&self, inputs: Inputs, results: [&Tensor; 2], wants_x: bool) -> Result<Gradients> {
+        let [y, grad_y] = results;
         let [x, weight, _] = inputs;
         let g = self.layer.geometry(x.shape(), weight.shape())?;
         let argmax = match self.saved.get() {

@@ -51,7 +51,7 @@ pub struct Memory {
     pub total: usize,
 }
 
-/// Opens GPU number `index` and everything that is needed to compute on it, so that what is missing is found
+/// Opens GPU number `index` and everything that is needed to compute on it, so that a missing part is found
 /// at once: driver, device, cuBLAS, cuRAND (candle opens it), cuDNN, and NVRTC with our kernels.
 ///
 /// The device is to be used from the thread that opened it: candle's stream is the thread's own.
@@ -99,7 +99,7 @@ fn open_or_panic(index: usize) -> Result<Device, DeviceError> {
     Ok(device)
 }
 
-/// Has the driver keep freed memory for later allocations. Otherwise it returns it to the system whenever the GPU is
+/// Lets the driver keep freed memory for later allocations. Otherwise it returns it to the system whenever the GPU is
 /// synchronised, and allocating it again takes longer than a step.
 fn keep_memory(device: &CudaDevice) -> candle_core::Result<()> {
     let stream = device.cuda_stream();

@@ -24,7 +24,7 @@ use sys::cudnnBackendNumericalNote_t as Note;
 pub(crate) struct Task {
     pub(crate) pass: Pass,
     pub(crate) geometry: Geometry,
-    pub(crate) bf16: bool,
+    pub(crate) dtype: DType,
     pub(crate) arithmetic: Arithmetic,
 }
 
@@ -92,9 +92,8 @@ impl Cudnn {
 pub(crate) fn convolve(task: Task, tensors: [Elements<'_>; 3]) -> Result<()> {
     let g = &task.geometry;
     let counts = [g.batch * g.image(), g.weights(), g.batch * g.out_image()];
-    let dtype = if task.bf16 { DType::BF16 } else { DType::F32 };
     for (tensor, count) in tensors.iter().zip(counts) {
-        assert!(tensor.count() == count && tensor.dtype == dtype);
+        assert!(tensor.count() == count && tensor.dtype == task.dtype);
         if tensor.address % 16 != 0 {
             bail!("conv2d: a tensor does not begin at a multiple of 16 bytes");
         }
@@ -159,7 +158,7 @@ unsafe trait Attribute {
     const KIND: Type;
 }
 
-// SAFETY: of all of these: as cuDNN's documentation of the types says.
+// SAFETY: of all of these: the layouts are those in cuDNN's documentation of the kinds.
 unsafe impl Attribute for i64 {
     const KIND: Type = Type::CUDNN_TYPE_INT64;
 }
@@ -183,6 +182,10 @@ unsafe impl Attribute for Handle {
 }
 unsafe impl Attribute for sys::cudnnBackendDescriptor_t {
     const KIND: Type = Type::CUDNN_TYPE_BACKEND_DESCRIPTOR;
+}
+/// A note on an engine's arithmetic, `cudnnBackendNumericalNote_t`, of which later versions of the library may know more.
+unsafe impl Attribute for i32 {
+    const KIND: Type = Type::CUDNN_TYPE_NUMERICAL_NOTE;
 }
 #[cfg(test)]
 unsafe impl Attribute for u8 {
@@ -217,26 +220,25 @@ impl Descriptor {
         Ok(self)
     }
 
-    /// Reads attributes of this kind into `values`; gives how many there were, at most as many as fit.
+    /// Reads an attribute into `values`; gives how many values there were, at most as many as fit.
     ///
     /// # Safety
-    /// `T` must have the layout of `kind`.
-    unsafe fn get<T>(&self, name: Name, kind: Type, values: &mut [T]) -> Result<usize> {
+    /// All bits must be valid values of `T`.
+    unsafe fn get<T: Attribute>(&self, name: Name, values: &mut [T]) -> Result<usize> {
         let (most, mut count) = (values.len() as i64, 0);
         let to = values.as_mut_ptr().cast();
-        // SAFETY: there is memory for `most` values, of the type that the caller promises.
-        unsafe { sys::cudnnBackendGetAttribute(self.0, name, kind, most, &raw mut count, to) }
+        // SAFETY: there is memory for `most` values of the kind.
+        unsafe { sys::cudnnBackendGetAttribute(self.0, name, T::KIND, most, &raw mut count, to) }
             .result()
             .map_err(failed)?;
         Ok((count.max(0) as usize).min(values.len()))
     }
 
-    /// Has the library fill `parts`; gives how many it filled, of which there may be fewer.
+    /// Lets the library fill `parts`; gives how many it filled.
     fn fill(&self, name: Name, parts: &[Self]) -> Result<usize> {
         let mut pointers: Vec<_> = parts.iter().map(|part| part.0).collect();
-        let kind = Type::CUDNN_TYPE_BACKEND_DESCRIPTOR;
-        // SAFETY: the descriptions are alive, and stay ours.
-        unsafe { self.get(name, kind, &mut pointers) }
+        // SAFETY: a pointer may be anything. The descriptions are alive, and stay ours.
+        unsafe { self.get(name, &mut pointers) }
     }
 }
 
@@ -300,8 +302,8 @@ impl Plan {
                 };
                 let name = Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE;
                 let mut bytes = [0_i64];
-                // SAFETY: the type is that of the kind.
-                unsafe { plan.get(name, Type::CUDNN_TYPE_INT64, &mut bytes)? };
+                // SAFETY: an integer may be anything.
+                unsafe { plan.get(name, &mut bytes)? };
                 parts.push(engine);
                 parts.push(graph);
                 return Ok(Self {
@@ -316,12 +318,11 @@ impl Plan {
 }
 
 /// Images, weights or results, channels last; `sizes` are in the order of channels first.
-fn tensor(id: i64, bf16: bool, sizes: [usize; 4]) -> Result<Descriptor> {
+fn tensor(id: i64, dtype: DType, sizes: [usize; 4]) -> Result<Descriptor> {
     let [batch, channels, height, width] = sizes.map(|size| size as i64);
-    let dtype = if bf16 {
-        sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16
-    } else {
-        sys::cudnnDataType_t::CUDNN_DATA_FLOAT
+    let dtype = match dtype {
+        DType::BF16 => sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16,
+        _ => sys::cudnnDataType_t::CUDNN_DATA_FLOAT,
     };
     let strides = [height * width * channels, 1, width * channels, channels];
     Descriptor::new(Kind::CUDNN_BACKEND_TENSOR_DESCRIPTOR)?
@@ -339,11 +340,11 @@ fn tensor(id: i64, bf16: bool, sizes: [usize; 4]) -> Result<Descriptor> {
 /// The graph of one convolution, and what it is made of.
 fn graph(target: &Target<'_>, task: &Task) -> Result<(Descriptor, Vec<Descriptor>)> {
     let g = &task.geometry;
-    let x = tensor(X, task.bf16, [g.batch, g.in_channels, g.height, g.width])?;
+    let x = tensor(X, task.dtype, [g.batch, g.in_channels, g.height, g.width])?;
     let sizes = [g.out_channels, g.in_channels, g.kernel, g.kernel];
-    let weight = tensor(WEIGHT, task.bf16, sizes)?;
+    let weight = tensor(WEIGHT, task.dtype, sizes)?;
     let sizes = [g.batch, g.out_channels, g.out_height(), g.out_width()];
-    let y = tensor(Y, task.bf16, sizes)?;
+    let y = tensor(Y, task.dtype, sizes)?;
     let padding = [g.padding as i64; 2];
     let compute = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
     let mode = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
@@ -438,15 +439,14 @@ fn engines(
     Ok(engines)
 }
 
-/// The library's notes on an engine's arithmetic; of the type `cudnnBackendNumericalNote_t`, of which later versions
-/// of the library may know more.
+/// The library's notes on an engine's arithmetic.
 fn notes(engine: &Descriptor) -> Result<Vec<i32>> {
     let inner = [Descriptor::new(Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR)?];
     engine.fill(Name::CUDNN_ATTR_ENGINECFG_ENGINE, &inner)?;
     let mut notes = vec![0; 32];
     let name = Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE;
-    // SAFETY: the type is that of the kind.
-    let count = unsafe { inner[0].get(name, Type::CUDNN_TYPE_NUMERICAL_NOTE, &mut notes)? };
+    // SAFETY: an integer may be anything.
+    let count = unsafe { inner[0].get(name, &mut notes)? };
     notes.truncate(count);
     Ok(notes)
 }
@@ -549,12 +549,12 @@ mod tests {
         for [height, in_channels, out_channels, kernel, padding] in layers {
             for batch in [1, 20, 128, 500, 1000] {
                 for precision in Precision::ALL {
-                    let bf16 = precision == Precision::Bf16;
+                    let dtype = precision.activations();
                     let geometry = Geometry {
                         batch,
                         height,
                         width: height,
-                        in_channels: in_channels.next_multiple_of(if bf16 { 8 } else { 4 }),
+                        in_channels: in_channels.next_multiple_of(16 / dtype.size_in_bytes()),
                         out_channels,
                         kernel,
                         padding,
@@ -563,7 +563,7 @@ mod tests {
                         let task = Task {
                             pass,
                             geometry,
-                            bf16,
+                            dtype,
                             arithmetic: arithmetic(ConvAlgorithm::Winograd, precision),
                         };
                         let plan = Plan::new(&Target::Described(&device), &task).unwrap();

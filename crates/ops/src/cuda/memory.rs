@@ -84,7 +84,7 @@ pub(crate) struct Buffer {
     address: u64,
 }
 
-/// Memory of any content.
+/// Uninitialised memory.
 ///
 /// # Errors
 /// When the elements are too many for the kernels, or there is no memory.

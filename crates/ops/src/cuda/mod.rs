@@ -11,6 +11,7 @@ mod per_device;
 mod product;
 mod program;
 mod sum_rows;
+mod table;
 mod updates;
 mod workspace;
 

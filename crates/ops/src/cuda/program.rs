@@ -2,7 +2,7 @@
 
 use super::memory::{Buffer, Elements};
 use super::per_device::PerDevice;
-use super::updates::Table;
+use super::table::Table;
 use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::driver::sys::CUdevice_attribute;
 use candle_core::cuda::cudarc::driver::{

@@ -2,36 +2,13 @@
 
 use super::memory::{Elements, activations};
 use super::program::{Argument, Program, launch};
-use candle_core::cuda::cudarc::driver::DeviceRepr;
+use super::table::{Entry, TENSORS, Table};
 use candle_core::{CudaDevice, DType, Error, Result, Tensor};
 
-/// Tensors of one launch: `TENSORS` in the kernels' source.
-const TENSORS: usize = 32;
 /// Elements of a group of threads: `CHUNK` in the kernels' source.
 const CHUNK: usize = 2048;
 /// Threads of a group: `CREW` in the kernels' source.
 const CREW: usize = 256;
-
-/// One parameter: `entry` in the kernels' source.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Entry {
-    parameter: u64,
-    buffer: u64,
-    gradient: u64,
-    count: u32,
-    chunks_before: u32,
-    wide: u32,
-    unused: u32,
-}
-
-/// The tensors of one launch: `tensors` in the kernels' source.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Table([Entry; TENSORS]);
-
-// SAFETY: integers in the layout of the kernels' structure.
-unsafe impl DeviceRepr for Table {}
 
 /// Runs the kernel `name` on `updates`, which are a parameter, its buffer and its gradient each, with the given factors.
 ///

@@ -10,7 +10,7 @@ thread_local! {
     static WORKSPACE: PerDevice<RefCell<Option<CudaSlice<u8>>>> = const { PerDevice::new() };
 }
 
-/// Runs `work` with the address of at least `bytes` of memory of any content.
+/// Runs `work` with the address of at least `bytes` of uninitialised memory.
 ///
 /// # Errors
 /// When there is no memory, or `work` fails.
