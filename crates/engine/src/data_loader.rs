@@ -78,14 +78,14 @@ pub type Batches = Box<dyn Iterator<Item = Result<Batch>>>;
 mod gpu {
     use candle_core::{DType, Device, Result, Tensor};
     use datasets::{Batch, DataLoader as HostLoader, Sample};
-    use ops::{Images, Precision, View};
+    use ops::{GpuDataset, Precision, View};
     use run::settings::PaddingMode;
     use std::iter;
     use std::sync::Arc;
 
     /// Images in the memory of a GPU.
     pub(super) struct Resident {
-        images: Images,
+        images: GpuDataset,
         /// By index of the image, on the host, which sends them in the order of the batches.
         labels: Vec<u32>,
         device: Device,
@@ -98,13 +98,13 @@ mod gpu {
             device: &Device,
             precision: Precision,
         ) -> Result<Self> {
-            let table = loader.normalisation().table().concat();
-            let table = Tensor::from_vec(table, (3, 256), device)?;
+            let normalised = loader.normalisation().table().concat();
+            let normalised = Tensor::from_vec(normalised, (3, 256), device)?;
             let images = loader.split().images().contiguous()?.to_device(device)?;
             let to_u32 =
                 |labels: &[u8], _: &[u8]| labels.iter().map(|label| u32::from(*label)).collect();
             Ok(Self {
-                images: Images::new(images, table)?,
+                images: GpuDataset::new(images, normalised)?,
                 labels: loader.split().with_bytes(to_u32)?,
                 device: device.clone(),
                 dtype: precision.activations(),

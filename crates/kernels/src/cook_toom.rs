@@ -37,13 +37,6 @@ const PAIRS: [f64; 3] = [1.0, 0.5, 2.0];
 /// The most points of a tile, infinity counted.
 const MOST: usize = 2 * PAIRS.len() + 4;
 
-/// The positive point of the pair that `count` points, one of them infinity, need beyond [`PAIRS`]: of
-/// the fractions with small terms the one with the smallest rounding errors.
-#[inline(always)] // Bounds of loops that are to be unrolled, also in other crates.
-const fn last_pair(count: usize) -> f64 {
-    if count.is_multiple_of(2) { 0.75 } else { 0.25 }
-}
-
 /// A matrix of `T` rows and `N` columns, known to the compiler, so that it unrolls the products with it
 /// and leaves out zeros and ones. Rows: the pairs `a, -a`, then 0 where `T` is even, then infinity.
 pub(crate) trait Matrix<const N: usize, const T: usize> {
@@ -130,16 +123,15 @@ const fn pairs(count: usize) -> usize {
     (count - 1) / 2
 }
 
-/// Point number `k` of `T`, infinity excepted.
+/// Point number `k` of `T`, infinity excepted. The last pair beyond [`PAIRS`] is, of the fractions with small terms, the
+/// one with the smallest rounding errors.
 #[inline(always)]
 const fn point<const T: usize>(k: usize) -> f64 {
-    if k >= 2 * pairs(T) {
-        return 0.0;
-    }
-    let positive = if k / 2 < PAIRS.len() {
-        PAIRS[k / 2]
-    } else {
-        last_pair(T)
+    let positive = match k / 2 {
+        pair if pair >= pairs(T) => return 0.0,
+        pair if pair < PAIRS.len() => PAIRS[pair],
+        _ if T.is_multiple_of(2) => 0.75,
+        _ => 0.25,
     };
     if k.is_multiple_of(2) {
         positive

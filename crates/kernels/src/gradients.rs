@@ -1,5 +1,7 @@
 //! The gradients of operations with parameters.
 
+use crate::simd::Real;
+
 /// The gradients of an operation with parameters.
 pub struct ParameterGradients<T> {
     /// That of the input, if it was requested.
@@ -8,4 +10,15 @@ pub struct ParameterGradients<T> {
     pub weight: Vec<T>,
     /// That of the bias.
     pub bias: Vec<T>,
+}
+
+/// The sum of the rows of `values` `[rows, columns]`, in double precision.
+pub(crate) fn sum_rows<T: Real>(values: &[T], columns: usize) -> Vec<T> {
+    let mut sums = vec![0.0; columns];
+    for row in values.chunks_exact(columns.max(1)) {
+        for (sum, value) in sums.iter_mut().zip(row) {
+            *sum += value.to_f64();
+        }
+    }
+    sums.into_iter().map(T::from_f64).collect()
 }

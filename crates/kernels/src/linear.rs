@@ -4,7 +4,7 @@
 //! `dx = dy W`, `dW = dy' x`.
 
 use crate::activation::Activation;
-use crate::gradients::ParameterGradients;
+use crate::gradients::{ParameterGradients, sum_rows};
 use crate::matmul::{Matrix, par_matmul, par_matmul_into};
 use crate::parts::par_parts;
 use crate::scratch::Scratch;
@@ -84,16 +84,9 @@ pub fn backward<T: Real>(
             }
         })
     });
-    let grad_weight = par_matmul(grad_matrix.transposed(), Matrix::new(x, batch, inputs));
-    let mut sums = vec![0.0; outputs];
-    for row in grad_y.chunks_exact(outputs.max(1)) {
-        for (sum, value) in sums.iter_mut().zip(row) {
-            *sum += value.to_f64();
-        }
-    }
     ParameterGradients {
         x: grad_x,
-        weight: grad_weight,
-        bias: sums.into_iter().map(T::from_f64).collect(),
+        weight: par_matmul(grad_matrix.transposed(), Matrix::new(x, batch, inputs)),
+        bias: sum_rows(grad_y, outputs),
     }
 }

@@ -141,7 +141,7 @@ impl<T: Real> Pack<'_, T> {
 pub(crate) fn par_matmul<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>) -> Vec<T> {
     let length = left.rows * right.columns;
     let mut product = Vec::with_capacity(length);
-    // SAFETY: there is room for the product, of which every element is written before the length says so.
+    // SAFETY: the allocation has the product's length, and every element is written before the length is set.
     unsafe {
         write(&Shared::from_pointer(product.as_mut_ptr()), left, right);
         product.set_len(length);
@@ -156,7 +156,7 @@ pub(crate) fn par_matmul_into<T: Real>(
     right: Matrix<'_, T>,
 ) {
     assert_eq!(destination.len(), left.rows * right.columns);
-    // SAFETY: the destination has room for the product, and is borrowed for the whole call.
+    // SAFETY: the destination has the product's length, and is borrowed for the whole call.
     unsafe { write(&Shared::new(destination), left, right) }
 }
 

@@ -154,7 +154,7 @@ impl<T: Real> Product<'_, T> {
         }
         assert!(self.columns <= stride);
         assert!((self.rows - 1) * stride + self.columns <= destination.len());
-        // SAFETY: the destination is borrowed mutably and was just checked to hold every row.
+        // SAFETY: the destination is borrowed mutably, and its length was checked for every row.
         unsafe { self.write(destination.as_mut_ptr(), stride) }
     }
 

@@ -10,7 +10,7 @@ use candle_core::{Result, Tensor};
 pub fn activations(x: &Tensor, precision: Precision) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if precision == Precision::Bf16 && x.device().is_cuda() {
-        return crate::cuda::to_activations::<half::bf16>(&x.contiguous()?);
+        return crate::cuda::to_activations(&x.contiguous()?, candle_core::DType::BF16);
     }
     #[cfg(not(feature = "cuda"))]
     let _ = precision;

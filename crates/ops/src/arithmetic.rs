@@ -2,13 +2,9 @@
 
 use candle_core::DType;
 pub use kernels::conv2d::ConvAlgorithm;
-use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::str::FromStr;
 
 /// The precision of products on a GPU. Weights, momentum buffers and loss are `f32` in all of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// Significands of 24 bits. CPUs always use it.
     #[default]
@@ -23,16 +19,6 @@ impl Precision {
     /// All precisions.
     pub const ALL: [Self; 3] = [Self::F32, Self::Tf32, Self::Bf16];
 
-    /// The name on the command line and in files.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Tf32 => "tf32",
-            Self::Bf16 => "bf16",
-        }
-    }
-
     /// The type of activations and gradients on a GPU.
     #[must_use]
     pub fn activations(self) -> DType {
@@ -40,27 +26,6 @@ impl Precision {
             Self::F32 | Self::Tf32 => DType::F32,
             Self::Bf16 => DType::BF16,
         }
-    }
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// A name that is not a precision's.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no precision: use `f32`, `tf32` or `bf16`")]
-pub struct UnknownPrecision(String);
-
-impl FromStr for Precision {
-    type Err = UnknownPrecision;
-
-    fn from_str(name: &str) -> std::result::Result<Self, Self::Err> {
-        let mut all = Self::ALL.into_iter();
-        all.find(|precision| precision.name() == name)
-            .ok_or_else(|| UnknownPrecision(name.to_owned()))
     }
 }
 

@@ -1,9 +1,8 @@
 //! Softmax cross-entropy.
 
-use crate::storage::{contiguous, with_float};
-#[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType, bail};
+use crate::operation::{Gradients, Inputs, Operation, Output, in_graph, only};
+use crate::storage::{output, with_dtype, with_slices};
+use candle_core::{DType, Result, Tensor, bail};
 
 /// The mean over the batch of `-log softmax(logits)[label]`, a scalar, for `logits`
 /// `[batch, classes]` and `labels` `[batch]` of type `u32`. Computed in double precision, with the
@@ -13,10 +12,7 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, W
 /// When the batch is empty, the shapes do not fit, the labels are not `u32` or one of them is not below
 /// `classes`, or the logits are neither `f32` nor `f64` (on a GPU: not `f32`).
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
-    check(logits, labels)?;
-    logits
-        .contiguous()?
-        .apply_op2(&labels.contiguous()?, CrossEntropy)
+    in_graph(CrossEntropy, [logits, labels, logits])
 }
 
 /// The gradient of [`cross_entropy`] with respect to the logits, `[batch, classes]`, with smoothed labels: the
@@ -30,10 +26,23 @@ pub fn cross_entropy_gradient(
     labels: &Tensor,
     label_smoothing: f64,
 ) -> Result<Tensor> {
-    check(logits, labels)?;
-    logits
-        .contiguous()?
-        .apply_op2_no_bwd(&labels.contiguous()?, &LogitsGradient { label_smoothing })
+    let (_, classes) = check(logits, labels)?;
+    let (logits, labels) = (&logits.contiguous()?, &labels.contiguous()?);
+    #[cfg(feature = "cuda")]
+    if logits.device().is_cuda() {
+        return cuda::gradient(logits, labels, label_smoothing, None);
+    }
+    with_labels(labels, classes, |labels| {
+        with_dtype!("cross-entropy", logits.dtype(), T => {
+            let gradient = with_slices::<T, _, 1>("cross-entropy", [logits], |[logits]| {
+                let mut gradient = vec![<T as kernels::Real>::zero(); logits.len()];
+                let to = Some(gradient.as_mut_slice());
+                kernels::cross_entropy::sum(logits, labels, classes, label_smoothing, to);
+                gradient
+            })?;
+            Tensor::from_vec(gradient, logits.shape(), logits.device())
+        })
+    })
 }
 
 /// Batch size and classes.
@@ -53,222 +62,160 @@ pub(crate) fn check(logits: &Tensor, labels: &Tensor) -> Result<(usize, usize)> 
     Ok((batch, classes))
 }
 
+/// Calls `work` with the labels on the CPU.
+///
 /// # Errors
-/// When a label is not below `classes`.
-pub(crate) fn check_labels(labels: &[u32], classes: usize) -> Result<()> {
-    match labels.iter().find(|label| **label as usize >= classes) {
-        Some(label) => bail!("cross_entropy: label {label} with {classes} classes"),
-        None => Ok(()),
-    }
+/// Those of `work`, and when a label is not below `classes`.
+pub(crate) fn with_labels<R>(
+    labels: &Tensor,
+    classes: usize,
+    work: impl FnOnce(&[u32]) -> Result<R>,
+) -> Result<R> {
+    with_slices("cross-entropy", [labels], |[labels]| {
+        match labels.iter().find(|label| **label as usize >= classes) {
+            Some(label) => bail!("cross_entropy: label {label} with {classes} classes"),
+            None => work(labels),
+        }
+    })?
 }
 
 struct CrossEntropy;
 
-impl CustomOp2 for CrossEntropy {
+impl Operation for CrossEntropy {
     fn name(&self) -> &'static str {
         "cross-entropy"
     }
 
-    fn cpu_fwd(
-        &self,
-        logits: &CpuStorage,
-        logits_layout: &Layout,
-        labels: &CpuStorage,
-        labels_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (batch, classes) = logits_layout.shape().dims2()?;
-        let labels = contiguous::<u32>(self.name(), labels, labels_layout)?;
-        check_labels(labels, classes)?;
-        with_float!(self.name(), logits, T => {
-            let logits = contiguous::<T>(self.name(), logits, logits_layout)?;
-            let sum = kernels::cross_entropy::sum(logits, labels, classes, 0.0, None);
-            Ok((T::to_cpu_storage_owned(vec![T::from_f64(sum / batch as f64)]), Shape::from(())))
+    /// Synchronises a GPU, whose kernel sums the loss in integers that the host divides.
+    fn forward(&self, [logits, labels, _]: Inputs) -> Result<Output> {
+        let (batch, classes) = check(logits, labels)?;
+        #[cfg(feature = "cuda")]
+        if logits.device().is_cuda() {
+            return cuda::loss(logits, labels);
+        }
+        with_labels(labels, classes, |labels| {
+            with_dtype!("cross-entropy", logits.dtype(), T => {
+                let sum = with_slices::<T, _, 1>("cross-entropy", [logits], |[logits]| {
+                    kernels::cross_entropy::sum(logits, labels, classes, 0.0, None)
+                })?;
+                Ok(output(vec![<T as kernels::Real>::from_f64(sum / batch as f64)], ()))
+            })
         })
     }
 
-    /// Waits for the result: the loss is made of whole numbers that the host divides.
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        logits: &CudaStorage,
-        logits_layout: &Layout,
-        labels: &CudaStorage,
-        labels_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let loss = cuda::loss((logits, logits_layout), (labels, labels_layout))?;
-        Ok((loss, Shape::from(())))
-    }
-
-    fn bwd(
-        &self,
-        logits: &Tensor,
-        labels: &Tensor,
-        _res: &Tensor,
-        grad_res: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let gradient = cross_entropy_gradient(logits, labels, 0.0)?;
-        Ok((Some(gradient.broadcast_mul(grad_res)?), None))
-    }
-}
-
-struct LogitsGradient {
-    label_smoothing: f64,
-}
-
-impl CustomOp2 for LogitsGradient {
-    fn name(&self) -> &'static str {
-        "cross-entropy-gradient"
-    }
-
-    fn cpu_fwd(
-        &self,
-        logits: &CpuStorage,
-        logits_layout: &Layout,
-        labels: &CpuStorage,
-        labels_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (_, classes) = logits_layout.shape().dims2()?;
-        let labels = contiguous::<u32>(self.name(), labels, labels_layout)?;
-        check_labels(labels, classes)?;
-        with_float!(self.name(), logits, T => {
-            let logits = contiguous::<T>(self.name(), logits, logits_layout)?;
-            let mut gradient = vec![<T as kernels::Real>::zero(); logits.len()];
-            let (smoothing, to) = (self.label_smoothing, Some(gradient.as_mut_slice()));
-            kernels::cross_entropy::sum(logits, labels, classes, smoothing, to);
-            Ok((T::to_cpu_storage_owned(gradient), logits_layout.shape().clone()))
-        })
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        logits: &CudaStorage,
-        logits_layout: &Layout,
-        labels: &CudaStorage,
-        labels_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let gradient = cuda::gradient(
-            (logits, logits_layout),
-            (labels, labels_layout),
-            self.label_smoothing,
-        )?;
-        Ok((gradient, logits_layout.shape().clone()))
+    fn backward(&self, inputs: Inputs, [_, grad_y]: [&Tensor; 2], _: bool) -> Result<Gradients> {
+        let [logits, labels, _] = inputs;
+        only(cross_entropy_gradient(logits, labels, 0.0)?.broadcast_mul(grad_y)?)
     }
 }
 
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda {
-    use crate::cuda::{Argument, Program, contiguous, launch, room};
-    use candle_core::backend::BackendStorage;
-    use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView};
-    use candle_core::{CudaDevice, CudaStorage, Layout, Result, bail};
+    use crate::cuda::{Argument, Buffer, Elements, Program, empty, launch};
+    use crate::operation::Output;
+    use candle_core::cuda::CudaStorage;
+    use candle_core::cuda::cudarc::driver::CudaSlice;
+    use candle_core::{CudaDevice, DType, Result, Shape, Storage, Tensor};
 
     /// One unit of the sum of losses in the kernel's metrics.
-    pub(crate) const UNIT: f64 = 1.0 / (1 << 24) as f64;
+    const UNIT: f64 = 1.0 / (1 << 24) as f64;
 
     /// Elements of the kernel's metrics in front of the confusion matrix: sum of losses, first step with a loss
     /// that is not finite.
-    pub(crate) const HEADER: usize = 2;
+    const HEADER: usize = 2;
 
-    /// In place of a step: no loss was other than finite.
-    pub(crate) const NO_STEP: u64 = u64::MAX;
+    /// In place of a step: every loss was finite.
+    const NO_STEP: u64 = u64::MAX;
 
-    type Stored<'a> = (&'a CudaStorage, &'a Layout);
-
-    /// The metrics of no samples.
-    pub(crate) fn empty_metrics(classes: usize) -> Vec<u64> {
-        let mut metrics = vec![0; HEADER + classes * classes];
-        metrics[1] = NO_STEP;
-        metrics
+    /// The kernel's metrics.
+    pub(crate) struct Metrics {
+        device: CudaDevice,
+        classes: usize,
+        elements: CudaSlice<u64>,
     }
 
-    pub(super) fn loss(
-        (logits, logits_layout): Stored<'_>,
-        (labels, labels_layout): Stored<'_>,
-    ) -> Result<CudaStorage> {
-        let device = logits.device();
-        let sizes = logits_layout.shape().dims2()?;
-        let (batch, classes) = sizes;
-        let logits = contiguous::<f32>("cross-entropy", logits, logits_layout)?;
-        let labels = contiguous::<u32>("cross-entropy", labels, labels_layout)?;
-        let mut metrics = device.clone_htod(&empty_metrics(classes))?;
-        run(
-            device,
-            (&logits, &labels),
-            sizes,
-            None,
-            Some((&mut metrics, 0)),
-        )?;
-        let metrics = device.clone_dtoh(&metrics)?;
-        let loss = if metrics[1] == NO_STEP {
-            metrics[0] as f64 * UNIT / batch as f64
-        } else {
-            f64::NAN
-        };
-        let loss = device.clone_htod(&[loss as f32])?;
-        Ok(CudaStorage::wrap_cuda_slice(loss, device.clone()))
-    }
-
-    pub(super) fn gradient(
-        (logits, logits_layout): Stored<'_>,
-        (labels, labels_layout): Stored<'_>,
-        label_smoothing: f64,
-    ) -> Result<CudaStorage> {
-        let device = logits.device();
-        let sizes = logits_layout.shape().dims2()?;
-        let logits = contiguous::<f32>("cross-entropy", logits, logits_layout)?;
-        let labels = contiguous::<u32>("cross-entropy", labels, labels_layout)?;
-        let mut gradient = room::<f32>(device, logits.len())?;
-        let to = Some((&mut gradient, label_smoothing));
-        run(device, (&logits, &labels), sizes, to, None)?;
-        Ok(CudaStorage::wrap_cuda_slice(gradient, device.clone()))
-    }
-
-    /// One launch for `sizes`, which are batch size and classes: writes the gradient with this label smoothing where
-    /// there is one, and adds to the metrics, with the step to name where a loss is not finite.
-    pub(crate) fn run(
-        device: &CudaDevice,
-        (logits, labels): (&CudaView<'_, f32>, &CudaView<'_, u32>),
-        (batch, classes): (usize, usize),
-        gradient: Option<(&mut CudaSlice<f32>, f64)>,
-        metrics: Option<(&mut CudaSlice<u64>, u64)>,
-    ) -> Result<()> {
-        let elements = batch * classes;
-        if labels.len() != batch || logits.len() != elements || classes == 0 {
-            bail!(
-                "cross_entropy: {} labels for {batch} rows of logits",
-                labels.len()
-            );
+    impl Metrics {
+        /// The metrics of no samples.
+        pub(crate) fn new(device: &CudaDevice, classes: usize) -> Result<Self> {
+            Ok(Self {
+                device: device.clone(),
+                classes,
+                elements: device.clone_htod(&Self::empty(classes))?,
+            })
         }
-        let (gradient, label_smoothing) = match gradient {
-            Some((gradient, label_smoothing)) => {
-                assert_eq!(gradient.len(), elements);
-                (Argument::write(device, gradient), label_smoothing)
-            }
-            None => (Argument::null(), 0.0),
+
+        fn empty(classes: usize) -> Vec<u64> {
+            let mut metrics = vec![0; HEADER + classes * classes];
+            metrics[1] = NO_STEP;
+            metrics
+        }
+
+        /// Sum of losses, first step with a loss that is not finite, and confusion matrix since the last call.
+        pub(crate) fn take(&mut self) -> Result<(f64, Option<u64>, Vec<u64>)> {
+            let found = self.device.clone_dtoh(&self.elements)?;
+            let empty = Self::empty(self.classes);
+            self.device.memcpy_htod(&empty, &mut self.elements)?;
+            let diverged = (found[1] != NO_STEP).then_some(found[1]);
+            Ok((found[0] as f64 * UNIT, diverged, found[HEADER..].to_vec()))
+        }
+    }
+
+    pub(super) fn loss(logits: &Tensor, labels: &Tensor) -> Result<Output> {
+        let (batch, classes) = logits.dims2()?;
+        let device = Elements::of("cross-entropy", logits, DType::F32)?.device;
+        let mut metrics = Metrics::new(device, classes)?;
+        run(logits, labels, None, Some((&mut metrics, 0)))?;
+        let loss = match metrics.take()? {
+            (sum, None, _) => sum / batch as f64,
+            _ => f64::NAN,
         };
-        let (metrics, step) = match metrics {
-            Some((metrics, step)) => {
-                assert_eq!(metrics.len(), HEADER + classes * classes);
-                (Argument::write(device, metrics), step)
-            }
-            None => (Argument::null(), 0),
-        };
-        launch(
-            device,
-            Program::packed::<f32>(1),
-            "cross_entropy",
-            batch,
-            &[
-                Argument::read(device, logits),
-                Argument::read(device, labels),
-                gradient,
-                metrics,
-                batch.into(),
-                classes.into(),
-                (label_smoothing as f32).into(),
-                Argument::long(step),
-            ],
-        )
+        let storage =
+            CudaStorage::wrap_cuda_slice(device.clone_htod(&[loss as f32])?, device.clone());
+        Ok((Storage::Cuda(storage), Shape::from(())))
+    }
+
+    /// The gradient of the mean loss; adds to the metrics where there are some.
+    pub(crate) fn gradient(
+        logits: &Tensor,
+        labels: &Tensor,
+        label_smoothing: f64,
+        metrics: Option<(&mut Metrics, u64)>,
+    ) -> Result<Tensor> {
+        let device = Elements::of("cross-entropy", logits, DType::F32)?.device;
+        let gradient = empty(device, DType::F32, logits.shape())?;
+        run(logits, labels, Some((&gradient, label_smoothing)), metrics)?;
+        Ok(gradient.tensor())
+    }
+
+    /// One launch: writes the gradient with this label smoothing where there is one, and adds to the metrics, with the step
+    /// to name where a loss is not finite.
+    pub(crate) fn run(
+        logits: &Tensor,
+        labels: &Tensor,
+        gradient: Option<(&Buffer, f64)>,
+        metrics: Option<(&mut Metrics, u64)>,
+    ) -> Result<()> {
+        let (batch, classes) = logits.dims2()?;
+        let logits = Elements::of("cross-entropy", logits, DType::F32)?;
+        let labels = Elements::of("cross-entropy", labels, DType::U32)?;
+        assert_eq!(labels.count(), batch);
+        let (gradient, label_smoothing) = gradient.unzip();
+        let (metrics, step) = metrics.unzip();
+        let metrics = metrics.map(|metrics| {
+            assert_eq!(metrics.classes, classes);
+            Argument::slice(&mut metrics.elements)
+        });
+        let arguments = [
+            logits.into(),
+            labels.into(),
+            Argument::maybe(gradient.map(Buffer::elements)),
+            metrics.unwrap_or(Argument::maybe(None)),
+            batch.into(),
+            classes.into(),
+            (label_smoothing.unwrap_or(0.0) as f32).into(),
+            Argument::Long(step.unwrap_or(0)),
+        ];
+        let program = Program::packed(DType::F32, 1);
+        launch(logits.device, program, "cross_entropy", batch, &arguments)
     }
 }

@@ -1,9 +1,8 @@
 //! Dropout whose mask is a function of seed, step and position.
 
-use crate::storage::{contiguous, with_float};
-#[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
+use crate::operation::{Gradients, Inputs, Operation, Output, in_graph, only, tensor};
+use crate::storage::{output, with_dtype, with_slices};
+use candle_core::{Result, Tensor, bail};
 use rng::{Purpose, Stream};
 
 /// Sets elements to 0 with a probability `p` and divides the others by `1 - p` (inverted dropout, as in PyTorch).
@@ -27,85 +26,65 @@ pub struct Dropout {
 /// When the probability is outside `0.0..1.0`, or the tensor is neither `f32` nor `f64`; on a GPU, neither `f32` nor
 /// `bf16`.
 pub fn dropout(x: &Tensor, mask: Dropout) -> Result<Tensor> {
-    mask.check()?;
-    x.contiguous()?.apply_op1(mask)
+    in_graph(mask, [x; 3])
 }
 
-impl Dropout {
-    /// # Errors
-    /// When the probability is outside `0.0..1.0`.
-    pub(crate) fn check(&self) -> Result<()> {
-        if !(0.0..1.0).contains(&self.probability) {
-            bail!(
-                "dropout: a probability of {} is not in 0..1",
-                self.probability
-            );
-        }
-        Ok(())
-    }
-}
-
-impl CustomOp1 for Dropout {
+impl Operation for Dropout {
     fn name(&self) -> &'static str {
         "dropout"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn forward(&self, [x, ..]: Inputs) -> Result<Output> {
+        let probability = self.probability;
+        if !(0.0..1.0).contains(&probability) {
+            bail!("dropout: a probability of {probability} is not in 0..1");
+        }
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return cuda::mask(self, x);
+        }
         let stream = Stream::new(self.seed, Purpose::Dropout, self.step);
-        with_float!(self.name(), storage, T => {
-            let mut out = contiguous::<T>(self.name(), storage, layout)?.to_vec();
-            kernels::dropout::apply(self.probability, stream, self.layer, &mut out);
-            Ok((T::to_cpu_storage_owned(out), layout.shape().clone()))
+        with_dtype!("dropout", x.dtype(), T => {
+            let mut y = with_slices::<T, _, 1>("dropout", [x], |[x]| x.to_vec())?;
+            kernels::dropout::apply(probability, stream, self.layer, &mut y);
+            Ok(output(y, x.shape()))
         })
     }
 
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        cuda::mask(*self, storage, layout)
-    }
-
-    fn bwd(&self, _arg: &Tensor, _res: &Tensor, grad_res: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(grad_res.contiguous()?.apply_op1_no_bwd(self)?))
+    fn backward(&self, _: Inputs, [_, grad_y]: [&Tensor; 2], _: bool) -> Result<Gradients> {
+        only(tensor(self.forward([grad_y; 3])?))
     }
 }
 
 #[cfg(feature = "cuda")]
 mod cuda {
     use super::Dropout;
-    use crate::cuda::{Argument, Program, contiguous, launch, room, with_activations};
-    use candle_core::backend::BackendStorage;
-    use candle_core::{CudaStorage, Layout, Result, Shape};
+    use crate::cuda::{Program, activations, empty, launch};
+    use crate::operation::Output;
+    use candle_core::{Result, Tensor};
     use rng::Purpose;
 
-    pub(super) fn mask(
-        dropout: Dropout,
-        storage: &CudaStorage,
-        layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let device = storage.device();
-        with_activations!("dropout", storage.dtype(), T => {
-            let x = contiguous::<T>("dropout", storage, layout)?;
-            let mut y = room::<T>(device, x.len())?;
-            // Four elements a thread are loaded at once, as packs are.
-            launch(
-                device,
-                Program::packed::<T>(0),
-                "dropout",
-                x.len().div_ceil(4),
-                &[
-                    Argument::read(device, &x),
-                    Argument::write(device, &mut y),
-                    x.len().into(),
-                    (dropout.seed as u32).into(),
-                    ((dropout.seed >> 32) as u32).into(),
-                    u32::from(dropout.layer).into(),
-                    dropout.step.into(),
-                    (Purpose::Dropout as u32).into(),
-                    dropout.probability.into(),
-                    ((1.0 / (1.0 - f64::from(dropout.probability))) as f32).into(),
-                ],
-            )?;
-            Ok((CudaStorage::wrap_cuda_slice(y, device.clone()), layout.shape().clone()))
-        })
+    pub(super) fn mask(dropout: &Dropout, x: &Tensor) -> Result<Output> {
+        let x = activations("dropout", x)?;
+        let y = empty(x.device, x.dtype, x.shape)?;
+        let count = x.count();
+        let words = [
+            dropout.seed as u32,
+            (dropout.seed >> 32) as u32,
+            dropout.layer.into(),
+            dropout.step,
+            Purpose::Dropout as u32,
+        ];
+        let scale = 1.0 / (1.0 - f64::from(dropout.probability));
+        let factors = [dropout.probability, scale as f32];
+        let arguments = [
+            &[x.into(), (&y).into(), count.into()],
+            &words.map(Into::into)[..],
+            &factors.map(Into::into),
+        ];
+        // Four elements a thread are loaded at once, as packs are.
+        let (program, threads) = (Program::packed(x.dtype, 0), count.div_ceil(4));
+        launch(x.device, program, "dropout", threads, &arguments.concat())?;
+        Ok(y.output())
     }
 }

@@ -1,7 +1,7 @@
 //! The exponential moving average (EMA) of parameters.
 
-use crate::storage::{contiguous, contiguous_mut, with_float};
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
+use crate::storage::{in_place, with_dtype};
+use candle_core::{Result, Tensor, bail};
 
 /// `ema += (1 - decay) (parameter - ema)` for pairs of an EMA and its parameter, in place: what
 /// `torch.optim.swa_utils.get_ema_multi_avg_fn(decay)` does in each step.
@@ -20,52 +20,23 @@ pub fn ema_step(decay: f64, pairs: &[[&Tensor; 2]]) -> Result<()> {
         }
     }
     #[cfg(feature = "cuda")]
-    if let Some(device) = pairs.first().and_then(|[ema, _]| crate::cuda::gpu(ema)) {
-        return cuda::step(device, decay, pairs);
+    if let Some([ema, _]) = pairs.first()
+        && let candle_core::Device::Cuda(device) = ema.device()
+    {
+        // The kernel does not read gradients.
+        let updates = pairs
+            .iter()
+            .map(|[ema, parameter]| [*parameter, *ema, *parameter]);
+        let factors = [((1.0 - decay) as f32).into()];
+        return crate::cuda::update(device, "ema", &updates.collect::<Vec<_>>(), &factors);
     }
     for [ema, parameter] in pairs {
-        ema.inplace_op2(&parameter.contiguous()?, &Step { decay })?;
+        with_dtype!("ema", parameter.dtype(), T => {
+            in_place::<T>("ema", ema, &parameter.contiguous()?, |ema, parameter| {
+                kernels::sgd::ema_step(decay, ema, parameter);
+                Ok(())
+            })?;
+        });
     }
     Ok(())
-}
-
-struct Step {
-    decay: f64,
-}
-
-impl InplaceOp2 for Step {
-    fn name(&self) -> &'static str {
-        "ema"
-    }
-
-    fn cpu_fwd(
-        &self,
-        ema: &mut CpuStorage,
-        ema_layout: &Layout,
-        parameter: &CpuStorage,
-        parameter_layout: &Layout,
-    ) -> Result<()> {
-        with_float!(self.name(), parameter, T => {
-            let parameter = contiguous::<T>(self.name(), parameter, parameter_layout)?;
-            let ema = contiguous_mut::<T>(self.name(), ema, ema_layout)?;
-            kernels::sgd::ema_step(self.decay, ema, parameter);
-            Ok(())
-        })
-    }
-}
-
-#[cfg(feature = "cuda")]
-mod cuda {
-    use crate::cuda::{Program, update};
-    use candle_core::{CudaDevice, Result, Tensor};
-
-    pub(super) fn step(device: &CudaDevice, decay: f64, pairs: &[[&Tensor; 2]]) -> Result<()> {
-        // The kernel does not read gradients.
-        let updates: Vec<_> = pairs
-            .iter()
-            .map(|[ema, parameter]| [*parameter, *ema, *parameter])
-            .collect();
-        let factors = [((1.0 - decay) as f32).into()];
-        update(device, Program::packed::<f32>(1), "ema", &updates, &factors)
-    }
 }

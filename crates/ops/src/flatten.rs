@@ -1,9 +1,8 @@
 //! From images to rows of features.
 
-use crate::storage::{contiguous, with_float};
-#[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType};
+use crate::operation::{Gradients, Inputs, Operation, Output, in_graph, only, tensor};
+use crate::storage::{output, with_dtype, with_slices};
+use candle_core::{Result, Shape, Tensor};
 
 /// From images `[batch, height, width, channels]` to rows `[batch, channels * height * width]`, in PyTorch's order:
 /// channel, row, column.
@@ -11,90 +10,51 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDTyp
 /// # Errors
 /// When the tensor has other dimensions, or is neither `f32` nor `f64`; on a GPU, neither `f32` nor `bf16`.
 pub fn flatten(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(operation(x)?)
+    in_graph(Flatten, [x; 3])
 }
 
-/// The operation of [`flatten`] for tensors of the shape of `x`.
-pub(crate) fn operation(x: &Tensor) -> Result<impl CustomOp1 + Send + Sync + use<>> {
-    let (batch, height, width, channels) = x.dims4()?;
-    Ok(Transpose {
-        batch,
-        rows: height * width,
-        columns: channels,
-        shape: Shape::from((batch, channels * height * width)),
-        input: x.shape().clone(),
-    })
-}
+pub(crate) struct Flatten;
 
-/// Transposes the matrix of `rows` by `columns` of each image.
-struct Transpose {
-    batch: usize,
-    rows: usize,
-    columns: usize,
-    /// The result's shape.
-    shape: Shape,
-    input: Shape,
-}
-
-impl CustomOp1 for Transpose {
+impl Operation for Flatten {
     fn name(&self) -> &'static str {
-        "transpose"
+        "flatten"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        with_float!(self.name(), storage, T => {
-            let x = contiguous::<T>(self.name(), storage, layout)?;
-            let y = kernels::transpose::transpose(x, (self.batch, self.rows, self.columns));
-            Ok((WithDType::to_cpu_storage_owned(y), self.shape.clone()))
-        })
+    fn forward(&self, [x, ..]: Inputs) -> Result<Output> {
+        let (batch, height, width, channels) = x.dims4()?;
+        let shape = Shape::from((batch, channels * height * width));
+        transpose(x, (batch, height * width, channels), shape)
     }
 
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        let y = cuda::transpose(storage, layout, (self.rows, self.columns))?;
-        Ok((y, self.shape.clone()))
-    }
-
-    fn bwd(&self, _arg: &Tensor, _res: &Tensor, grad_res: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(grad_res.contiguous()?.apply_op1_no_bwd(&Self {
-            batch: self.batch,
-            rows: self.columns,
-            columns: self.rows,
-            shape: self.input.clone(),
-            input: self.shape.clone(),
-        })?))
+    fn backward(&self, [x, ..]: Inputs, [_, grad_y]: [&Tensor; 2], _: bool) -> Result<Gradients> {
+        let (batch, height, width, channels) = x.dims4()?;
+        let sizes = (batch, channels, height * width);
+        only(tensor(transpose(grad_y, sizes, x.shape().clone())?))
     }
 }
 
-#[cfg(feature = "cuda")]
-mod cuda {
-    use crate::cuda::{Argument, Program, contiguous, launch, room, with_activations};
-    use candle_core::backend::BackendStorage;
-    use candle_core::{CudaStorage, Layout, Result};
-
-    pub(super) fn transpose(
-        storage: &CudaStorage,
-        layout: &Layout,
-        (rows, columns): (usize, usize),
-    ) -> Result<CudaStorage> {
-        let device = storage.device();
-        with_activations!("transpose", storage.dtype(), T => {
-            let x = contiguous::<T>("transpose", storage, layout)?;
-            let mut y = room::<T>(device, x.len())?;
-            launch(
-                device,
-                Program::packed::<T>(1),
-                "transpose",
-                x.len(),
-                &[
-                    Argument::read(device, &x),
-                    Argument::write(device, &mut y),
-                    x.len().into(),
-                    rows.into(),
-                    columns.into(),
-                ],
-            )?;
-            Ok(CudaStorage::wrap_cuda_slice(y, device.clone()))
-        })
+/// The transposes of the matrices `[batch, rows, columns]`, in `shape`.
+fn transpose(
+    x: &Tensor,
+    (batch, rows, columns): (usize, usize, usize),
+    shape: Shape,
+) -> Result<Output> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        use crate::cuda::{Program, activations, empty, launch};
+        let x = activations("flatten", x)?;
+        let y = empty(x.device, x.dtype, shape)?;
+        let count = x.count();
+        let sizes = [count, rows, columns].map(Into::into);
+        let arguments = [&[x.into(), (&y).into()], &sizes[..]].concat();
+        let program = Program::packed(x.dtype, 1);
+        launch(x.device, program, "transpose", count, &arguments)?;
+        return Ok(y.output());
     }
+    with_dtype!("flatten", x.dtype(), T => {
+        let y = with_slices::<T, _, 1>("flatten", [x], |[x]| {
+            kernels::transpose::transpose(x, (batch, rows, columns))
+        })?;
+        Ok(output(y, shape))
+    })
 }

@@ -1,6 +1,6 @@
 //! Differentiable operations that candle lacks, gets wrong or is slow at.
 //!
-//! Each operation is a function on tensors that candle's graph can differentiate (a `CustomOp`), and a method of [`Tape`],
+//! Each operation is a function on tensors that candle's graph can differentiate (a `CustomOp3`), and a method of [`Tape`],
 //! which is faster for a chain of operations. [`kernels`] computes it on a CPU, in `f32` and `f64`, with bit-identical
 //! results for any number of threads of the surrounding rayon pool and on every instruction set. On an NVIDIA GPU (feature
 //! `cuda`) it is computed in `f32` or `bf16`, with bit-identical results in every run on the same kind of device.
@@ -25,7 +25,7 @@ mod linear;
 mod max_pool2d;
 mod metrics;
 mod norm;
-mod parametric;
+mod operation;
 mod relu;
 mod sgd;
 mod storage;
@@ -34,7 +34,7 @@ mod tape;
 mod views;
 
 pub use activations::activations;
-pub use arithmetic::{Arithmetic, ConvAlgorithm, Precision, UnknownPrecision};
+pub use arithmetic::{Arithmetic, ConvAlgorithm, Precision};
 pub use avg_pool2d::avg_pool2d;
 pub use conv2d::{Conv2d, conv2d};
 pub use cross_entropy::{cross_entropy, cross_entropy_gradient};
@@ -51,4 +51,4 @@ pub use relu::relu;
 pub use sgd::{Sgd, sgd_step};
 pub use tape::Tape;
 #[cfg(feature = "cuda")]
-pub use views::{Images, View, Views};
+pub use views::{GpuDataset, View, Views};

@@ -1,12 +1,10 @@
 //! A fully connected layer with its bias and activation in one operation.
 
 use crate::arithmetic::Precision;
-use crate::parametric::{ParameterGradients, Parametric, graph_gradients};
+use crate::operation::{Gradients, Inputs, Operation, Output, in_graph};
 use crate::relu::relu_gradient;
-use crate::storage::{contiguous, slice, with_dtype, with_float};
-#[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
+use crate::storage::{gradients, output, with_dtype, with_slices};
+use candle_core::{Result, Tensor, bail};
 use kernels::Activation;
 use kernels::linear::Sizes;
 #[cfg(feature = "cuda")]
@@ -25,22 +23,20 @@ pub fn linear(
     weight: &Tensor,
     bias: &Tensor,
 ) -> Result<Tensor> {
-    let operation = Operation::new(activation, precision);
-    x.contiguous()?
-        .apply_op3(&weight.contiguous()?, &bias.contiguous()?, operation)
+    in_graph(Linear::new(activation, precision), [x, weight, bias])
 }
 
 /// One use of a fully connected layer.
-pub(crate) struct Operation {
+pub(crate) struct Linear {
     activation: Activation,
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     precision: Precision,
-    /// The weight in the type of the activations, for the backward pass.
+    /// The weight in the type of the activations, if that is not its own.
     #[cfg(feature = "cuda")]
-    saved: OnceLock<Tensor>,
+    saved: OnceLock<crate::cuda::Buffer>,
 }
 
-impl Operation {
+impl Linear {
     pub(crate) fn new(activation: Activation, precision: Precision) -> Self {
         Self {
             activation,
@@ -51,9 +47,9 @@ impl Operation {
     }
 }
 
-fn checked(x: &Layout, weight: &Layout, bias: &Layout) -> Result<Sizes> {
-    let (batch, inputs) = x.shape().dims2()?;
-    let (outputs, weight_inputs) = weight.shape().dims2()?;
+fn sizes([x, weight, bias]: [&Tensor; 3]) -> Result<Sizes> {
+    let (batch, inputs) = x.dims2()?;
+    let (outputs, weight_inputs) = weight.dims2()?;
     if weight_inputs != inputs || bias.dims() != [outputs] {
         bail!(
             "linear: an input of shape {:?}, a weight of shape {:?} and a bias of shape {:?} do not fit",
@@ -69,104 +65,42 @@ fn checked(x: &Layout, weight: &Layout, bias: &Layout) -> Result<Sizes> {
     })
 }
 
-impl CustomOp3 for Operation {
+impl Operation for Linear {
     fn name(&self) -> &'static str {
         "linear"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let sizes = checked(x_layout, weight_layout, bias_layout)?;
-        with_float!("linear", x, T => {
-            let y = kernels::linear::forward::<T>(
-                sizes,
-                self.activation,
-                contiguous("linear", x, x_layout)?,
-                contiguous("linear", weight, weight_layout)?,
-                contiguous("linear", bias, bias_layout)?,
-            );
-            Ok((T::to_cpu_storage_owned(y), Shape::from((sizes.batch, sizes.outputs))))
+    fn forward(&self, inputs: Inputs) -> Result<Output> {
+        let sizes = sizes(inputs)?;
+        #[cfg(feature = "cuda")]
+        if inputs[0].device().is_cuda() {
+            return self.forward_cuda(sizes, inputs);
+        }
+        with_dtype!("linear", inputs[0].dtype(), T => {
+            let y = with_slices::<T, _, 3>("linear", inputs, |[x, weight, bias]| {
+                kernels::linear::forward(sizes, self.activation, x, weight, bias)
+            })?;
+            Ok(output(y, (sizes.batch, sizes.outputs)))
         })
     }
 
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        x: &CudaStorage,
-        x_layout: &Layout,
-        weight: &CudaStorage,
-        weight_layout: &Layout,
-        bias: &CudaStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let sizes = checked(x_layout, weight_layout, bias_layout)?;
-        let (y, converted) = cuda::forward(
-            (self.activation, self.precision, sizes),
-            [(x, x_layout), (weight, weight_layout), (bias, bias_layout)],
-        )?;
-        if let Some(converted) = converted {
-            let _ = self.saved.set(converted);
-        }
-        Ok((y, Shape::from((sizes.batch, sizes.outputs))))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        y: &Tensor,
-        grad_y: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        graph_gradients(self, [x, weight, bias], y, grad_y)
-    }
-}
-
-impl Parametric for Operation {
-    fn backward(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        y: &Tensor,
-        grad_y: &Tensor,
-        wants_x: bool,
-    ) -> Result<ParameterGradients> {
-        #[cfg(feature = "cuda")]
-        if let Some(device) = crate::cuda::gpu(x) {
-            let weight = self.saved.get().unwrap_or(weight);
-            let layer = (self.activation, self.precision);
-            return cuda::backward(device, layer, (x, weight), (y, grad_y), wants_x);
-        }
-        let grad_y = match self.activation {
+    fn backward(&self, inputs: Inputs, results: [&Tensor; 2], wants_x: bool) -> Result<Gradients> {
+        let [y, grad_y] = results;
+        let sizes = sizes(inputs)?;
+        let grad_y = &match self.activation {
             Activation::Identity => grad_y.clone(),
             Activation::Relu => relu_gradient(y, grad_y)?,
         };
-        let (batch, inputs) = x.dims2()?;
-        let sizes = Sizes {
-            batch,
-            inputs,
-            outputs: y.dim(1)?,
-        };
+        let [x, weight, _] = inputs;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return self.backward_cuda(sizes, x, weight, grad_y, wants_x);
+        }
         with_dtype!("linear", x.dtype(), T => {
-            let gradients = {
-                let ((x, x_layout), (weight, weight_layout), (grad_y, grad_layout)) =
-                    (x.storage_and_layout(), weight.storage_and_layout(), grad_y.storage_and_layout());
-                kernels::linear::backward::<T>(
-                    sizes,
-                    slice("linear", &x, x_layout)?,
-                    slice("linear", &weight, weight_layout)?,
-                    slice("linear", &grad_y, grad_layout)?,
-                    wants_x,
-                )
-            };
-            ParameterGradients::from_vecs(gradients, x, weight)
+            let found = with_slices::<T, _, 3>("linear", [x, weight, grad_y], |[x, weight, grad_y]| {
+                kernels::linear::backward(sizes, x, weight, grad_y, wants_x)
+            })?;
+            Ok(gradients(found, inputs))
         })
     }
 }
@@ -175,158 +109,87 @@ impl Parametric for Operation {
 /// the loss follows.
 #[cfg(feature = "cuda")]
 mod cuda {
-    use crate::arithmetic::Precision;
+    use super::Linear;
     use crate::cuda::{
-        Activations, Argument, Product, Program, Stored, contiguous, from_f32, launch, product,
-        room, slice, sum_rows, tensor, to_activations, with_activations,
+        Elements, Program, Stored, activations, empty, from_f32, launch, product, sum_rows,
+        to_activations,
     };
-    use crate::parametric::ParameterGradients;
-    use candle_core::backend::BackendStorage;
-    use candle_core::cuda::cudarc::driver::CudaView;
-    use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Tensor};
+    use crate::operation::{Gradients, Output};
+    use candle_core::{DType, Error, Result, Tensor};
     use kernels::Activation;
     use kernels::linear::Sizes;
 
-    type Stores<'a> = [(&'a CudaStorage, &'a Layout); 3];
-
-    /// The result, and the weight in the type of the activations if that is not `f32`.
-    pub(super) fn forward(
-        layer: (Activation, Precision, Sizes),
-        inputs: Stores<'_>,
-    ) -> Result<(CudaStorage, Option<Tensor>)> {
-        with_activations!("linear", inputs[0].0.dtype(), T => forward_in::<T>(layer, inputs))
-    }
-
-    fn forward_in<T: Activations>(
-        (activation, precision, sizes): (Activation, Precision, Sizes),
-        [(x, x_layout), (weight, weight_layout), (bias, bias_layout)]: Stores<'_>,
-    ) -> Result<(CudaStorage, Option<Tensor>)> {
-        let device = x.device();
-        let x = contiguous::<T>("linear", x, x_layout)?;
-        let bias = contiguous::<f32>("linear", bias, bias_layout)?;
-        if T::DTYPE == DType::F32 {
-            let weight = contiguous::<T>("linear", weight, weight_layout)?;
-            let y = apply(device, (activation, precision, sizes), (&x, &weight, &bias))?;
-            return Ok((y, None));
+    impl Linear {
+        pub(super) fn forward_cuda(
+            &self,
+            sizes: Sizes,
+            [x, weight, bias]: [&Tensor; 3],
+        ) -> Result<Output> {
+            let x = activations("linear", x)?;
+            let bias = Elements::of("linear", bias, DType::F32)?;
+            let mut weight = Elements::of("linear", weight, DType::F32)?;
+            if x.dtype != DType::F32 {
+                let _ = self.saved.set(from_f32(weight, x.dtype)?);
+                weight = self.saved.get().map_or(weight, |saved| saved.elements());
+            }
+            let Sizes { batch, outputs, .. } = sizes;
+            let relu = self.activation == Activation::Relu;
+            let dtype = if relu { x.dtype } else { DType::F32 };
+            let y = empty(x.device, dtype, (batch, outputs))?;
+            product(
+                self.precision,
+                (x, Stored::AsIs),
+                (weight, Stored::Transposed),
+                &y,
+            )?;
+            if relu {
+                crate::relu::cuda::activate(y.elements(), Some(bias), &y, outputs, true)?;
+            } else {
+                let count = batch * outputs;
+                let arguments = [(&y).into(), bias.into(), count.into(), outputs.into()];
+                let program = Program::packed(x.dtype, 1);
+                launch(x.device, program, "add_bias_wide", count, &arguments)?;
+            }
+            Ok(y.output())
         }
-        let weight = contiguous::<f32>("linear", weight, weight_layout)?;
-        let weight = from_f32::<T>(device, &weight)?;
-        let y = apply(
-            device,
-            (activation, precision, sizes),
-            (&x, &weight.as_view(), &bias),
-        )?;
-        Ok((
-            y,
-            Some(tensor(weight, (sizes.outputs, sizes.inputs), device)),
-        ))
-    }
 
-    fn apply<T: Activations>(
-        device: &CudaDevice,
-        (activation, precision, sizes): (Activation, Precision, Sizes),
-        (x, weight, bias): (&CudaView<'_, T>, &CudaView<'_, T>, &CudaView<'_, f32>),
-    ) -> Result<CudaStorage> {
-        let Sizes {
-            batch,
-            inputs,
-            outputs,
-        } = sizes;
-        let count = batch * outputs;
-        let task = Product {
-            rows: batch,
-            columns: outputs,
-            depth: inputs,
-            a: Stored::AsIs,
-            b: Stored::Transposed,
-        };
-        Ok(match activation {
-            Activation::Relu => {
-                let mut y = room::<T>(device, count)?;
-                product(device, precision, task, (x, weight), &mut y)?;
-                crate::relu::cuda::activate(device, &mut y, Some(bias), outputs, true)?;
-                CudaStorage::wrap_cuda_slice(y, device.clone())
-            }
-            Activation::Identity => {
-                let mut y = room::<f32>(device, count)?;
-                product(device, precision, task, (x, weight), &mut y)?;
-                launch(
-                    device,
-                    Program::packed::<T>(1),
-                    "add_bias_wide",
-                    count,
-                    &[
-                        Argument::write(device, &mut y),
-                        Argument::read(device, bias),
-                        count.into(),
-                        outputs.into(),
-                    ],
-                )?;
-                CudaStorage::wrap_cuda_slice(y, device.clone())
-            }
-        })
-    }
-
-    pub(super) fn backward(
-        device: &CudaDevice,
-        layer: (Activation, Precision),
-        inputs: (&Tensor, &Tensor),
-        results: (&Tensor, &Tensor),
-        wants_x: bool,
-    ) -> Result<ParameterGradients> {
-        with_activations!("linear", inputs.0.dtype(), T => {
-            backward_in::<T>(device, layer, inputs, results, wants_x)
-        })
-    }
-
-    fn backward_in<T: Activations>(
-        device: &CudaDevice,
-        (activation, precision): (Activation, Precision),
-        (x, weight): (&Tensor, &Tensor),
-        (y, grad_y): (&Tensor, &Tensor),
-        wants_x: bool,
-    ) -> Result<ParameterGradients> {
-        let (batch, inputs) = x.dims2()?;
-        let outputs = weight.dim(0)?;
-        let grad_y = match activation {
-            Activation::Relu => crate::relu::relu_gradient(y, grad_y)?,
-            Activation::Identity => to_activations::<T>(grad_y)?,
-        };
-        let (x, x_layout) = x.storage_and_layout();
-        let (grad_y, grad_layout) = grad_y.storage_and_layout();
-        let x = slice::<T>("linear", &x, x_layout)?;
-        let grad_y = slice::<T>("linear", &grad_y, grad_layout)?;
-
-        let grad_x = if wants_x {
-            let (weight, weight_layout) = weight.storage_and_layout();
-            let weight = slice::<T>("linear", &weight, weight_layout)?;
-            let mut grad_x = room::<T>(device, batch * inputs)?;
-            let task = Product {
-                rows: batch,
-                columns: inputs,
-                depth: outputs,
-                a: Stored::AsIs,
-                b: Stored::AsIs,
+        /// The gradients, from that of the sums.
+        pub(super) fn backward_cuda(
+            &self,
+            sizes: Sizes,
+            x: &Tensor,
+            weight: &Tensor,
+            grad_y: &Tensor,
+            wants_x: bool,
+        ) -> Result<Gradients> {
+            let Sizes {
+                batch,
+                inputs,
+                outputs,
+            } = sizes;
+            let x = activations("linear", x)?;
+            let grad_y = to_activations(grad_y, x.dtype)?;
+            let grad_y = Elements::of("linear", &grad_y, x.dtype)?;
+            let weight = match self.saved.get() {
+                Some(saved) => saved.elements(),
+                None => Elements::of("linear", weight, x.dtype)?,
             };
-            product(device, precision, task, (&grad_y, &weight), &mut grad_x)?;
-            Some(tensor(grad_x, (batch, inputs), device))
-        } else {
-            None
-        };
-
-        let mut grad_weight = room::<T>(device, outputs * inputs)?;
-        let task = Product {
-            rows: outputs,
-            columns: inputs,
-            depth: batch,
-            a: Stored::Transposed,
-            b: Stored::AsIs,
-        };
-        product(device, precision, task, (&grad_y, &x), &mut grad_weight)?;
-        Ok(ParameterGradients {
-            x: grad_x,
-            weight: tensor(grad_weight, (outputs, inputs), device),
-            bias: sum_rows(device, &grad_y, (batch, outputs))?,
-        })
+            let multiplied = |a, b, rows, columns| {
+                let c = empty(x.device, x.dtype, (rows, columns))?;
+                product(self.precision, a, (b, Stored::AsIs), &c)?;
+                Ok::<_, Error>(c.tensor())
+            };
+            let grad_x = wants_x.then(|| multiplied((grad_y, Stored::AsIs), weight, batch, inputs));
+            Ok([
+                grad_x.transpose()?,
+                Some(multiplied(
+                    (grad_y, Stored::Transposed),
+                    x,
+                    outputs,
+                    inputs,
+                )?),
+                Some(sum_rows(grad_y, (batch, outputs))?),
+            ])
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Loss and accuracy over the batches of many steps.
 
-use crate::cross_entropy::{check, check_labels};
-use crate::storage::{Element, slice, with_dtype};
+use crate::cross_entropy::{check, with_labels};
+use crate::operation::tensor;
+use crate::storage::{Element, output, with_dtype, with_slices};
 use candle_core::{Device, Result, Tensor, bail};
 
 /// Loss and predictions of all samples.
@@ -47,22 +48,20 @@ impl Metrics {
         step: u64,
         label_smoothing: f64,
         gradient: Option<&mut [T]>,
-    ) -> Result<()> {
+    ) {
         let classes = self.confusion.len().isqrt();
-        check_labels(labels, classes)?;
         let sum = kernels::cross_entropy::sum(logits, labels, classes, label_smoothing, gradient);
         let batch = labels.len() as f64;
         // The mean in the type of the logits, as `cross_entropy` returns it.
         let mean = kernels::Real::to_f64(<T as kernels::Real>::from_f64(sum / batch));
         if !mean.is_finite() {
             self.diverged.get_or_insert(step);
-            return Ok(());
+            return;
         }
         self.loss_sum += mean * batch;
         for (row, label) in logits.chunks_exact(classes).zip(labels) {
             self.confusion[*label as usize * classes + prediction(row)] += 1;
         }
-        Ok(())
     }
 }
 
@@ -89,10 +88,7 @@ pub struct MetricsAccumulator {
 enum Backend {
     Cpu(Metrics),
     #[cfg(feature = "cuda")]
-    Cuda(
-        candle_core::CudaDevice,
-        candle_core::cuda::cudarc::driver::CudaSlice<u64>,
-    ),
+    Cuda(crate::cross_entropy::cuda::Metrics),
 }
 
 impl MetricsAccumulator {
@@ -104,8 +100,7 @@ impl MetricsAccumulator {
         let backend = match device {
             #[cfg(feature = "cuda")]
             Device::Cuda(device) => {
-                let empty = crate::cross_entropy::cuda::empty_metrics(classes);
-                Backend::Cuda(device.clone(), crate::cuda::upload(device, &empty)?)
+                Backend::Cuda(crate::cross_entropy::cuda::Metrics::new(device, classes)?)
             }
             _ => Backend::Cpu(Metrics::new(classes)),
         };
@@ -118,23 +113,7 @@ impl MetricsAccumulator {
     /// # Errors
     /// As for [`cross_entropy`](crate::cross_entropy()), and when the classes are not those of the accumulator.
     pub fn add(&mut self, logits: &Tensor, labels: &Tensor, step: u64) -> Result<()> {
-        self.check(logits, labels)?;
-        match &mut self.backend {
-            Backend::Cpu(metrics) => {
-                let (logits, labels) = (logits.contiguous()?, labels.contiguous()?);
-                let (labels, labels_layout) = labels.storage_and_layout();
-                let labels = slice::<u32>("metrics", &labels, labels_layout)?;
-                let (storage, layout) = logits.storage_and_layout();
-                with_dtype!("metrics", logits.dtype(), T => {
-                    let logits = slice::<T>("metrics", &storage, layout)?;
-                    metrics.add(logits, labels, step, 0.0, None)
-                })
-            }
-            #[cfg(feature = "cuda")]
-            Backend::Cuda(device, metrics) => {
-                cuda::add(device, logits, labels, (metrics, step), None)
-            }
-        }
+        self.record(logits, labels, None, step).map(drop)
     }
 
     /// Adds a training batch, as [`add`](Self::add) does, and returns the gradient of its mean loss with respect to
@@ -149,31 +128,20 @@ impl MetricsAccumulator {
         label_smoothing: f64,
         step: u64,
     ) -> Result<Tensor> {
-        self.check(logits, labels)?;
-        match &mut self.backend {
-            Backend::Cpu(metrics) => {
-                let (logits, labels) = (logits.contiguous()?, labels.contiguous()?);
-                let (labels, labels_layout) = labels.storage_and_layout();
-                let labels = slice::<u32>("metrics", &labels, labels_layout)?;
-                let (storage, layout) = logits.storage_and_layout();
-                with_dtype!("metrics", logits.dtype(), T => {
-                    let values = slice::<T>("metrics", &storage, layout)?;
-                    let mut gradient = vec![<T as kernels::Real>::zero(); values.len()];
-                    metrics.add(values, labels, step, label_smoothing, Some(&mut gradient))?;
-                    Tensor::from_vec(gradient, logits.shape(), &Device::Cpu)
-                })
-            }
-            #[cfg(feature = "cuda")]
-            Backend::Cuda(device, metrics) => {
-                let mut gradient = crate::cuda::room::<f32>(device, logits.elem_count())?;
-                let to = Some((&mut gradient, label_smoothing));
-                cuda::add(device, logits, labels, (metrics, step), to)?;
-                Ok(crate::cuda::tensor(gradient, logits.shape(), device))
-            }
+        match self.record(logits, labels, Some(label_smoothing), step)? {
+            Some(gradient) => Ok(gradient),
+            None => bail!("metrics: there is no gradient"),
         }
     }
 
-    fn check(&self, logits: &Tensor, labels: &Tensor) -> Result<()> {
+    /// Adds a batch; gives the gradient where there is a label smoothing.
+    fn record(
+        &mut self,
+        logits: &Tensor,
+        labels: &Tensor,
+        label_smoothing: Option<f64>,
+        step: u64,
+    ) -> Result<Option<Tensor>> {
         let (_, classes) = check(logits, labels)?;
         if classes != self.classes {
             bail!(
@@ -181,7 +149,30 @@ impl MetricsAccumulator {
                 self.classes
             );
         }
-        Ok(())
+        let (logits, labels) = (&logits.contiguous()?, &labels.contiguous()?);
+        match &mut self.backend {
+            Backend::Cpu(metrics) => with_labels(labels, classes, |labels| {
+                with_dtype!("metrics", logits.dtype(), T => {
+                    let gradient = with_slices::<T, _, 1>("metrics", [logits], |[values]| {
+                        let zeros = |_| vec![<T as kernels::Real>::zero(); values.len()];
+                        let mut gradient = label_smoothing.map(zeros);
+                        let smoothing = label_smoothing.unwrap_or(0.0);
+                        metrics.add(values, labels, step, smoothing, gradient.as_deref_mut());
+                        gradient
+                    })?;
+                    Ok(gradient.map(|gradient| tensor(output(gradient, logits.shape()))))
+                })
+            }),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(metrics) => {
+                use crate::cross_entropy::cuda::{gradient, run};
+                let metrics = Some((metrics, step));
+                match label_smoothing {
+                    Some(smoothing) => gradient(logits, labels, smoothing, metrics).map(Some),
+                    None => run(logits, labels, None, metrics).map(|()| None),
+                }
+            }
+        }
     }
 
     /// The metrics since the last call, waiting for a GPU to finish its work.
@@ -192,42 +183,15 @@ impl MetricsAccumulator {
         match &mut self.backend {
             Backend::Cpu(metrics) => Ok(std::mem::replace(metrics, Metrics::new(self.classes))),
             #[cfg(feature = "cuda")]
-            Backend::Cuda(device, metrics) => {
-                use crate::cross_entropy::cuda::{HEADER, NO_STEP, UNIT, empty_metrics};
-                let found = device.clone_dtoh(metrics)?;
-                device.memcpy_htod(&empty_metrics(self.classes), metrics)?;
+            Backend::Cuda(metrics) => {
+                let (loss_sum, diverged, confusion) = metrics.take()?;
                 Ok(Metrics {
-                    loss_sum: found[0] as f64 * UNIT,
-                    confusion: found[HEADER..].to_vec(),
-                    diverged: (found[1] != NO_STEP).then_some(found[1]),
+                    loss_sum,
+                    confusion,
+                    diverged,
                 })
             }
         }
-    }
-}
-
-#[cfg(feature = "cuda")]
-mod cuda {
-    use crate::cross_entropy::cuda::run;
-    use crate::cuda::slice;
-    use candle_core::cuda::cudarc::driver::CudaSlice;
-    use candle_core::{CudaDevice, Result, Tensor};
-
-    /// Adds a batch in one launch, which also writes the gradient where there is one.
-    pub(super) fn add(
-        device: &CudaDevice,
-        logits: &Tensor,
-        labels: &Tensor,
-        metrics: (&mut CudaSlice<u64>, u64),
-        gradient: Option<(&mut CudaSlice<f32>, f64)>,
-    ) -> Result<()> {
-        let sizes = logits.dims2()?;
-        let (logits, labels) = (logits.contiguous()?, labels.contiguous()?);
-        let (logits, logits_layout) = logits.storage_and_layout();
-        let (labels, labels_layout) = labels.storage_and_layout();
-        let logits = slice::<f32>("metrics", &logits, logits_layout)?;
-        let labels = slice::<u32>("metrics", &labels, labels_layout)?;
-        run(device, (&logits, &labels), sizes, gradient, Some(metrics))
     }
 }
 

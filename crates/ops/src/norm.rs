@@ -1,6 +1,6 @@
 //! The norm of tensors.
 
-use crate::storage::{slice, with_dtype};
+use crate::storage::{with_dtype, with_slices};
 use candle_core::{Result, Tensor};
 
 /// The square root of the sum of all squares of all `tensors`, summed in double precision in an order that does not
@@ -10,51 +10,39 @@ use candle_core::{Result, Tensor};
 /// When a tensor is neither `f32` nor `f64`, or, on a GPU, neither `f32` nor `bf16`.
 pub fn norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<f64> {
     let sums = tensors.into_iter().map(|tensor| {
+        let tensor = &tensor.contiguous()?;
         #[cfg(feature = "cuda")]
-        if let Some(device) = crate::cuda::gpu(tensor) {
-            return cuda::sum_of_squares(device, tensor);
+        if tensor.device().is_cuda() {
+            return sum_of_squares(tensor);
         }
-        let tensor = tensor.contiguous()?;
-        let (storage, layout) = tensor.storage_and_layout();
         with_dtype!("norm", tensor.dtype(), T => {
-            Ok(kernels::sgd::sum_of_squares(slice::<T>("norm", &storage, layout)?))
+            with_slices::<T, _, 1>("norm", [tensor], |[values]| kernels::sgd::sum_of_squares(values))
         })
     });
     Ok(sums.sum::<Result<f64>>()?.sqrt())
 }
 
+/// The sum on a GPU.
 #[cfg(feature = "cuda")]
-mod cuda {
-    use crate::cuda::{Argument, Program, launch, room, slice, with_activations};
-    use candle_core::{CudaDevice, Result, Tensor};
-
+fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
+    use crate::cuda::{Argument, Program, activations, empty, launch};
     /// Threads: enough for a GPU, and few partial sums for the host to add.
     const THREADS: usize = 1 << 14;
 
-    pub(super) fn sum_of_squares(device: &CudaDevice, tensor: &Tensor) -> Result<f64> {
-        let tensor = tensor.contiguous()?;
-        let (storage, layout) = tensor.storage_and_layout();
-        let count = tensor.elem_count();
-        let threads = count.min(THREADS);
-        if threads == 0 {
-            return Ok(0.0);
-        }
-        with_activations!("norm", tensor.dtype(), T => {
-            let view = slice::<T>("norm", &storage, layout)?;
-            let mut sums = room::<f64>(device, threads)?;
-            launch(
-                device,
-                Program::packed::<T>(1),
-                "squares",
-                threads,
-                &[
-                    Argument::read_singly(device, &view),
-                    Argument::write(device, &mut sums),
-                    count.into(),
-                    threads.into(),
-                ],
-            )?;
-            Ok(device.clone_dtoh(&sums)?.iter().sum())
-        })
+    let x = activations("norm", tensor)?;
+    let count = x.count();
+    let threads = count.min(THREADS);
+    if threads == 0 {
+        return Ok(0.0);
     }
+    let sums = empty(x.device, candle_core::DType::F64, threads)?;
+    let arguments = [
+        Argument::singly(x),
+        (&sums).into(),
+        count.into(),
+        threads.into(),
+    ];
+    let program = Program::packed(x.dtype, 1);
+    launch(x.device, program, "squares", threads, &arguments)?;
+    Ok(sums.tensor().to_vec1::<f64>()?.iter().sum())
 }

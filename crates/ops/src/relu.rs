@@ -1,165 +1,103 @@
 //! ReLU, and its gradient for the operations into which it is fused.
 
-use crate::storage::{contiguous, with_float};
-#[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, WithDType};
+use crate::operation::{Gradients, Inputs, Operation, Output, in_graph, only};
+use crate::storage::{output, with_dtype, with_slices};
+use candle_core::{Result, Tensor};
 
 /// `max(x, 0)` of a tensor of any shape; its gradient at 0 is 0, as in PyTorch.
 ///
 /// # Errors
 /// When the tensor is neither `f32` nor `f64`, or, on a GPU, neither `f32` nor `bf16`.
 pub fn relu(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Relu)
+    in_graph(Relu, [x; 3])
 }
 
 pub(crate) struct Relu;
 
-impl CustomOp1 for Relu {
+impl Operation for Relu {
     fn name(&self) -> &'static str {
         "relu"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        with_float!(self.name(), storage, T => {
-            let mut out = contiguous::<T>(self.name(), storage, layout)?.to_vec();
-            kernels::relu::forward(&mut out);
-            Ok((T::to_cpu_storage_owned(out), layout.shape().clone()))
+    fn forward(&self, [x, ..]: Inputs) -> Result<Output> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return cuda::forward(x);
+        }
+        with_dtype!("relu", x.dtype(), T => {
+            let mut y = with_slices::<T, _, 1>("relu", [x], |[x]| x.to_vec())?;
+            kernels::relu::forward(&mut y);
+            Ok(output(y, x.shape()))
         })
     }
 
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        cuda::forward(storage, layout)
-    }
-
-    fn bwd(&self, _arg: &Tensor, res: &Tensor, grad_res: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(relu_gradient(res, grad_res)?))
+    fn backward(&self, _: Inputs, [y, grad_y]: [&Tensor; 2], _: bool) -> Result<Gradients> {
+        only(relu_gradient(y, grad_y)?)
     }
 }
 
 /// The gradient with respect to the input of a ReLU, from its output `y` and the gradient of that.
 pub(crate) fn relu_gradient(y: &Tensor, grad_y: &Tensor) -> Result<Tensor> {
-    y.contiguous()?
-        .apply_op2_no_bwd(&grad_y.contiguous()?, &ReluGradient)
-}
-
-struct ReluGradient;
-
-impl CustomOp2 for ReluGradient {
-    fn name(&self) -> &'static str {
-        "relu-gradient"
-    }
-
-    fn cpu_fwd(
-        &self,
-        y: &CpuStorage,
-        y_layout: &Layout,
-        grad: &CpuStorage,
-        grad_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        with_float!(self.name(), y, T => {
-            let y = contiguous::<T>(self.name(), y, y_layout)?;
-            let mut out = contiguous::<T>(self.name(), grad, grad_layout)?.to_vec();
-            kernels::relu::backward(y, &mut out);
-            Ok((T::to_cpu_storage_owned(out), y_layout.shape().clone()))
-        })
-    }
-
     #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        y: &CudaStorage,
-        y_layout: &Layout,
-        grad: &CudaStorage,
-        grad_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        cuda::backward((y, y_layout), (grad, grad_layout))
+    if y.device().is_cuda() {
+        let y = crate::cuda::activations("relu", y)?;
+        let grad_y = crate::cuda::Elements::of("relu", grad_y, y.dtype)?;
+        return Ok(cuda::gradient(y, grad_y)?.tensor());
     }
+    with_dtype!("relu", y.dtype(), T => {
+        let gradient = with_slices::<T, _, 2>("relu", [y, grad_y], |[y, grad_y]| {
+            let mut gradient = grad_y.to_vec();
+            kernels::relu::backward(y, &mut gradient);
+            gradient
+        })?;
+        Tensor::from_vec(gradient, y.shape(), y.device())
+    })
 }
 
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda {
-    use crate::cuda::{Activations, Argument, Program, contiguous, launch, room, with_activations};
-    use candle_core::backend::BackendStorage;
-    use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView};
-    use candle_core::{CudaDevice, CudaStorage, Layout, Result, Shape};
+    use crate::cuda::{Argument, Buffer, Elements, Program, activations, empty, launch};
+    use crate::operation::Output;
+    use candle_core::{Result, Tensor};
 
-    pub(super) fn forward(storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        let device = storage.device();
-        with_activations!("relu", storage.dtype(), T => {
-            let x = contiguous::<T>("relu", storage, layout)?;
-            let mut y = room::<T>(device, x.len())?;
-            device.memcpy_dtod(&x, &mut y)?;
-            // Without a bias any number of channels will do.
-            let channels = x.len().max(1);
-            activate(device, &mut y, None, channels, true)?;
-            Ok((CudaStorage::wrap_cuda_slice(y, device.clone()), layout.shape().clone()))
-        })
+    pub(super) fn forward(x: &Tensor) -> Result<Output> {
+        let elements = activations("relu", x)?;
+        let y = empty(elements.device, elements.dtype, x.shape())?;
+        // Without a bias any number of channels will do.
+        activate(elements, None, &y, elements.count().max(1), true)?;
+        Ok(y.output())
     }
 
-    pub(super) fn backward(
-        (y, y_layout): (&CudaStorage, &Layout),
-        (grad, grad_layout): (&CudaStorage, &Layout),
-    ) -> Result<(CudaStorage, Shape)> {
-        let device = y.device();
-        with_activations!("relu-gradient", y.dtype(), T => {
-            let y = contiguous::<T>("relu-gradient", y, y_layout)?;
-            let grad = contiguous::<T>("relu-gradient", grad, grad_layout)?;
-            let out = gradient(device, &y, &grad)?;
-            Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), y_layout.shape().clone()))
-        })
-    }
-
-    /// Adds `bias` to every row of `channels` values and applies ReLU if `relu`, in place.
-    pub(crate) fn activate<T: Activations>(
-        device: &CudaDevice,
-        values: &mut CudaSlice<T>,
-        bias: Option<&CudaView<'_, f32>>,
+    /// `y`, which may be `x`, from `x`: adds `bias` to every row of `channels` values, and applies ReLU if `relu`.
+    pub(crate) fn activate(
+        x: Elements<'_>,
+        bias: Option<Elements<'_>>,
+        y: &Buffer,
         channels: usize,
         relu: bool,
     ) -> Result<()> {
-        let program = Program::packed::<T>(channels);
-        let packs = program.packs(values.len());
-        let values = Argument::write(device, values);
-        launch(
-            device,
-            program,
-            "activate",
-            packs,
-            &[
-                values,
-                Argument::maybe(device, bias),
-                values,
-                packs.into(),
-                channels.into(),
-                relu.into(),
-            ],
-        )
+        assert_eq!(x.count(), y.elements().count());
+        let program = Program::packed(x.dtype, channels);
+        let packs = program.packs(x.count());
+        let arguments = [
+            x.into(),
+            Argument::maybe(bias),
+            y.into(),
+            packs.into(),
+            channels.into(),
+            relu.into(),
+        ];
+        launch(x.device, program, "activate", packs, &arguments)
     }
 
     /// The gradient with respect to the input of a ReLU, from its output `y` and the gradient of that.
-    pub(crate) fn gradient<T: Activations>(
-        device: &CudaDevice,
-        y: &CudaView<'_, T>,
-        grad_y: &CudaView<'_, T>,
-    ) -> Result<CudaSlice<T>> {
-        assert_eq!(y.len(), grad_y.len());
-        let mut out = room::<T>(device, y.len())?;
-        let program = Program::packed::<T>(y.len());
-        let packs = program.packs(y.len());
-        launch(
-            device,
-            program,
-            "relu_gradient",
-            packs,
-            &[
-                Argument::read(device, y),
-                Argument::read(device, grad_y),
-                Argument::write(device, &mut out),
-                packs.into(),
-            ],
-        )?;
-        Ok(out)
+    pub(crate) fn gradient(y: Elements<'_>, grad_y: Elements<'_>) -> Result<Buffer> {
+        assert_eq!(y.count(), grad_y.count());
+        let x = empty(y.device, y.dtype, y.shape)?;
+        let program = Program::packed(y.dtype, y.count());
+        let packs = program.packs(y.count());
+        let arguments = [y.into(), grad_y.into(), (&x).into(), packs.into()];
+        launch(y.device, program, "relu_gradient", packs, &arguments)?;
+        Ok(x)
     }
 }

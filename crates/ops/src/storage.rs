@@ -1,27 +1,33 @@
-//! Typed slices of candle's storage.
+//! Typed slices of candle's storage on the CPU.
 
-use candle_core::{CpuStorage, Layout, Result, Storage, WithDType, bail};
+use crate::operation::{Gradients, Output, tensor};
+use candle_core::{
+    CpuStorage, InplaceOp2, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
+};
+use std::marker::PhantomData;
+use std::sync::{Mutex, PoisonError};
 
-/// The elements of a contiguous tensor on the CPU.
+/// Calls `work` with the elements of contiguous tensors on the CPU.
 ///
 /// # Errors
-/// When the tensor is not contiguous, has another type or is on another device.
-pub(crate) fn slice<'a, T: WithDType>(
+/// When a tensor is not contiguous, has another type or is on another device.
+pub(crate) fn with_slices<T: WithDType, R, const N: usize>(
     operation: &str,
-    storage: &'a Storage,
-    layout: &Layout,
-) -> Result<&'a [T]> {
-    match storage {
-        Storage::Cpu(storage) => contiguous(operation, storage, layout),
-        _ => bail!("{operation} computes on the CPU"),
+    tensors: [&Tensor; N],
+    work: impl FnOnce([&[T]; N]) -> R,
+) -> Result<R> {
+    let stored = tensors.map(Tensor::storage_and_layout);
+    let mut slices = [&[][..]; N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&stored) {
+        let Storage::Cpu(storage) = &**storage else {
+            bail!("{operation} computes on the CPU");
+        };
+        *slice = contiguous(operation, storage, layout)?;
     }
+    Ok(work(slices))
 }
 
-/// The elements of a contiguous tensor.
-///
-/// # Errors
-/// When the tensor is not contiguous or has another type.
-pub(crate) fn contiguous<'a, T: WithDType>(
+fn contiguous<'a, T: WithDType>(
     operation: &str,
     storage: &'a CpuStorage,
     layout: &Layout,
@@ -30,6 +36,24 @@ pub(crate) fn contiguous<'a, T: WithDType>(
         Some((start, end)) => Ok(&T::cpu_storage_as_slice(storage)?[start..end]),
         None => bail!("{operation} needs a contiguous tensor, got {layout:?}"),
     }
+}
+
+/// The result of an operation on the CPU.
+pub(crate) fn output<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>) -> Output {
+    (Storage::Cpu(T::to_cpu_storage_owned(values)), shape.into())
+}
+
+/// The gradients of the kernels, for inputs of these shapes.
+pub(crate) fn gradients<T: WithDType>(
+    found: kernels::ParameterGradients<T>,
+    inputs: [&Tensor; 3],
+) -> Gradients {
+    let values = [found.x, Some(found.weight), Some(found.bias)];
+    let mut gradients = [const { None }; 3];
+    for ((gradient, values), input) in gradients.iter_mut().zip(values).zip(inputs) {
+        *gradient = values.map(|values| tensor(output(values, input.shape())));
+    }
+    gradients
 }
 
 /// A type whose storage can be borrowed mutably.
@@ -56,18 +80,62 @@ impl Element for f64 {
     }
 }
 
-/// The elements of a contiguous tensor, to be changed.
+/// Calls `change` with the elements of `tensor`, which it may change, and those of `other`.
 ///
 /// # Errors
-/// When the tensor is not contiguous or has another type.
-pub(crate) fn contiguous_mut<'a, T: Element>(
-    operation: &str,
-    storage: &'a mut CpuStorage,
-    layout: &Layout,
-) -> Result<&'a mut [T]> {
-    match (layout.contiguous_offsets(), T::slice_mut(storage)) {
-        (Some((start, end)), Some(values)) => Ok(&mut values[start..end]),
-        _ => bail!("{operation} needs contiguous tensors of one type, got {layout:?}"),
+/// Those of `change`; and when a tensor is not contiguous, has another type or is on another device.
+pub(crate) fn in_place<T: Element>(
+    operation: &'static str,
+    tensor: &Tensor,
+    other: &Tensor,
+    change: impl FnOnce(&mut [T], &[T]) -> Result<()>,
+) -> Result<()> {
+    let change = Mutex::new(Some(change));
+    let types = PhantomData;
+    tensor.inplace_op2(
+        other,
+        &InPlace {
+            operation,
+            change,
+            types,
+        },
+    )
+}
+
+struct InPlace<T, F> {
+    operation: &'static str,
+    /// Candle calls it once, by a shared reference.
+    change: Mutex<Option<F>>,
+    types: PhantomData<T>,
+}
+
+impl<T: Element, F: FnOnce(&mut [T], &[T]) -> Result<()>> InplaceOp2 for InPlace<T, F> {
+    fn name(&self) -> &'static str {
+        self.operation
+    }
+
+    fn cpu_fwd(
+        &self,
+        tensor: &mut CpuStorage,
+        layout: &Layout,
+        other: &CpuStorage,
+        other_layout: &Layout,
+    ) -> Result<()> {
+        let other = contiguous::<T>(self.operation, other, other_layout)?;
+        let change = self
+            .change
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        match (layout.contiguous_offsets(), T::slice_mut(tensor), change) {
+            (Some((start, end)), Some(values), Some(change)) => {
+                change(&mut values[start..end], other)
+            }
+            _ => bail!(
+                "{} needs contiguous tensors of one type, got {layout:?}",
+                self.operation
+            ),
+        }
     }
 }
 
@@ -88,15 +156,3 @@ macro_rules! with_dtype {
     };
 }
 pub(crate) use with_dtype;
-
-/// Runs `$body` with `$t` as the element type of `$storage`.
-macro_rules! with_float {
-    ($operation:expr, $storage:expr, $t:ident => $body:expr) => {
-        crate::storage::with_dtype!(
-            $operation,
-            candle_core::backend::BackendStorage::dtype($storage),
-            $t => $body
-        )
-    };
-}
-pub(crate) use with_float;

@@ -1,12 +1,16 @@
 //! A chain of operations with its backward pass.
 
 use crate::arithmetic::Arithmetic;
-use crate::conv2d::{self, Conv2d};
+use crate::avg_pool2d::AvgPool2d;
+use crate::conv2d::{Conv2d, ConvLayer};
 use crate::dropout::Dropout;
-use crate::linear;
-use crate::parametric::Parametric;
+use crate::flatten::Flatten;
+use crate::linear::Linear;
+use crate::max_pool2d::MaxPool2d;
+use crate::operation::{Inputs, Operation, without_graph};
+use crate::relu::Relu;
 use candle_core::backprop::GradStore;
-use candle_core::{CustomOp1, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use kernels::{Activation, Pool};
 
 /// Computes a chain of operations, each on the result of the one before, and saves what their gradients need.
@@ -22,21 +26,12 @@ pub struct Tape {
     synchronised: bool,
 }
 
-/// One operation and its result.
+/// An operation, its contiguous inputs and its result.
 struct Link {
     name: String,
-    operation: Operation,
-    x: Tensor,
+    operation: Box<dyn Operation>,
+    inputs: [Tensor; 3],
     y: Tensor,
-}
-
-enum Operation {
-    Unary(Box<dyn CustomOp1>),
-    Parametric {
-        operation: Box<dyn Parametric>,
-        weight: Tensor,
-        bias: Tensor,
-    },
 }
 
 impl Tape {
@@ -44,9 +39,8 @@ impl Tape {
     #[must_use]
     pub fn recording(arithmetic: impl Into<Arithmetic>) -> Self {
         Self {
-            arithmetic: arithmetic.into(),
             links: Some(Vec::new()),
-            synchronised: false,
+            ..Self::no_grad(arithmetic)
         }
     }
 
@@ -89,8 +83,8 @@ impl Tape {
         weight: &Tensor,
         bias: &Tensor,
     ) -> Result<Tensor> {
-        let operation = conv2d::Operation::new(layer, self.arithmetic);
-        self.parametric(name, operation, [x, weight, bias])
+        let operation = ConvLayer::new(layer, self.arithmetic);
+        self.run(name, operation, [x, weight, bias])
     }
 
     /// See [`linear`](crate::linear()).
@@ -105,8 +99,8 @@ impl Tape {
         weight: &Tensor,
         bias: &Tensor,
     ) -> Result<Tensor> {
-        let operation = linear::Operation::new(activation, self.arithmetic.precision);
-        self.parametric(name, operation, [x, weight, bias])
+        let operation = Linear::new(activation, self.arithmetic.precision);
+        self.run(name, operation, [x, weight, bias])
     }
 
     /// See [`max_pool2d`](crate::max_pool2d()).
@@ -114,8 +108,7 @@ impl Tape {
     /// # Errors
     /// As for [`Tape::conv2d`].
     pub fn max_pool2d(&mut self, name: &str, pool: Pool, x: &Tensor) -> Result<Tensor> {
-        let operation = crate::max_pool2d::operation(x, pool)?;
-        self.unary(name, operation, x)
+        self.run(name, MaxPool2d::new(pool), [x; 3])
     }
 
     /// See [`avg_pool2d`](crate::avg_pool2d()).
@@ -123,8 +116,7 @@ impl Tape {
     /// # Errors
     /// As for [`Tape::conv2d`].
     pub fn avg_pool2d(&mut self, name: &str, pool: Pool, x: &Tensor) -> Result<Tensor> {
-        let operation = crate::avg_pool2d::operation(x, pool)?;
-        self.unary(name, operation, x)
+        self.run(name, AvgPool2d(pool), [x; 3])
     }
 
     /// See [`relu`](crate::relu()).
@@ -132,7 +124,7 @@ impl Tape {
     /// # Errors
     /// As for [`Tape::conv2d`].
     pub fn relu(&mut self, name: &str, x: &Tensor) -> Result<Tensor> {
-        self.unary(name, crate::relu::Relu, x)
+        self.run(name, Relu, [x; 3])
     }
 
     /// See [`dropout`](crate::dropout()).
@@ -140,8 +132,7 @@ impl Tape {
     /// # Errors
     /// As for [`Tape::conv2d`], and when the probability is outside `0.0..1.0`.
     pub fn dropout(&mut self, name: &str, mask: Dropout, x: &Tensor) -> Result<Tensor> {
-        mask.check()?;
-        self.unary(name, mask, x)
+        self.run(name, mask, [x; 3])
     }
 
     /// See [`flatten`](crate::flatten()).
@@ -149,57 +140,24 @@ impl Tape {
     /// # Errors
     /// As for [`Tape::conv2d`].
     pub fn flatten(&mut self, name: &str, x: &Tensor) -> Result<Tensor> {
-        let operation = crate::flatten::operation(x)?;
-        self.unary(name, operation, x)
+        self.run(name, Flatten, [x; 3])
     }
 
-    fn unary(
-        &mut self,
-        name: &str,
-        operation: impl CustomOp1 + 'static,
-        x: &Tensor,
-    ) -> Result<Tensor> {
-        let _span = forward_span(name);
-        let x = x.contiguous()?;
-        let y = x.apply_op1_no_bwd(&operation)?;
-        self.record(name, || Operation::Unary(Box::new(operation)), x, y)
-    }
-
-    fn parametric(
-        &mut self,
-        name: &str,
-        operation: impl Parametric + 'static,
-        [x, weight, bias]: [&Tensor; 3],
-    ) -> Result<Tensor> {
-        let _span = forward_span(name);
-        let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
-        let y = x.apply_op3_no_bwd(&weight, &bias, &operation)?;
-        let operation = || Operation::Parametric {
-            operation: Box::new(operation),
-            weight,
-            bias,
-        };
-        self.record(name, operation, x, y)
-    }
-
-    fn record(
-        &mut self,
-        name: &str,
-        operation: impl FnOnce() -> Operation,
-        x: Tensor,
-        y: Tensor,
-    ) -> Result<Tensor> {
+    fn run(&mut self, name: &str, operation: impl Operation, inputs: Inputs) -> Result<Tensor> {
+        let _span = tracing::debug_span!("forward", layer = name).entered();
+        let (y, inputs) = without_graph(&operation, inputs)?;
         if self.synchronised {
             y.device().synchronize()?;
         }
         if let Some(links) = &mut self.links {
-            if links.last().is_some_and(|last| last.y.id() != x.id()) {
+            let x = inputs[0].id();
+            if links.last().is_some_and(|last| last.y.id() != x) {
                 bail!("{name}: its input is not the result of the operation before");
             }
             links.push(Link {
                 name: name.to_owned(),
-                operation: operation(),
-                x,
+                operation: Box::new(operation),
+                inputs,
                 y: y.clone(),
             });
         }
@@ -217,45 +175,32 @@ impl Tape {
         };
         let mut gradients = GradStore::default();
         let mut gradient = gradient.contiguous()?;
-        while let Some(Link {
-            name,
-            operation,
-            x,
-            y,
-        }) = links.pop()
-        {
+        while let Some(link) = links.pop() {
+            let (name, y) = (&link.name, &link.y);
             let _span = tracing::debug_span!("backward", layer = name).entered();
             if gradient.shape() != y.shape() {
-                bail!(
-                    "{name}: a gradient of shape {:?} for a result of shape {:?}",
-                    gradient.shape(),
-                    y.shape()
-                );
+                let (found, expected) = (gradient.shape(), y.shape());
+                bail!("{name}: a gradient of shape {found:?} for a result of shape {expected:?}");
             }
             let first = links.is_empty();
+            let [x, weight, bias] = link.inputs.each_ref();
             let wants_x = !first || x.is_variable();
-            let grad_x = match operation {
-                Operation::Unary(operation) => wants_x
-                    .then(|| operation.bwd(&x, &y, &gradient))
-                    .transpose()?
-                    .flatten(),
-                Operation::Parametric {
-                    operation,
-                    weight,
-                    bias,
-                } => {
-                    let found = operation.backward(&x, &weight, &y, &gradient, wants_x)?;
-                    gradients.insert(&weight, found.weight);
-                    gradients.insert(&bias, found.bias);
-                    found.x
+            if !wants_x && weight.id() == x.id() {
+                break; // There is nothing else to compute.
+            }
+            let [grad_x, grad_weight, grad_bias] =
+                (link.operation).backward([x, weight, bias], [y, &gradient], wants_x)?;
+            for (parameter, gradient) in [(weight, grad_weight), (bias, grad_bias)] {
+                if let Some(gradient) = gradient {
+                    gradients.insert(parameter, gradient);
                 }
-            };
+            }
             if self.synchronised {
                 y.device().synchronize()?;
             }
             match grad_x {
                 Some(grad_x) if first => {
-                    gradients.insert(&x, grad_x);
+                    gradients.insert(x, grad_x);
                     break;
                 }
                 Some(grad_x) => gradient = grad_x,
@@ -264,8 +209,4 @@ impl Tape {
         }
         Ok(gradients)
     }
-}
-
-fn forward_span(name: &str) -> tracing::span::EnteredSpan {
-    tracing::debug_span!("forward", layer = name).entered()
 }

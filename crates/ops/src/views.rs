@@ -1,8 +1,7 @@
 //! Batches from a data set in GPU memory.
 
-use crate::cuda::{Argument, Program, launch, room, slice, tensor, upload, with_activations};
-use candle_core::cuda::cudarc::driver::CudaSlice;
-use candle_core::{CudaDevice, DType, Device, Result, Tensor, bail};
+use crate::cuda::{Argument, Elements, Program, empty, launch};
+use candle_core::{DType, Result, Tensor, bail};
 use std::ops::Range;
 
 /// One image of a batch and its transform: crop, flip and cutout.
@@ -34,38 +33,39 @@ impl View {
     }
 }
 
-/// The transforms of many batches, on a GPU.
-pub struct Views(CudaSlice<u32>);
+/// The transforms of many batches on a GPU: words as the kernel reads them, `[count, 3]` of `u32`.
+pub struct Views(Tensor);
 
-/// Images `[count, channels, height, width]` of `u8` on a GPU, and their normalisation.
-pub struct Images {
-    bytes: Tensor,
-    /// `[channels, 256]`.
-    numbers: Tensor,
+/// A data set in the memory of a GPU, from which batches are made.
+pub struct GpuDataset {
+    /// `[count, channels, height, width]` of `u8`.
+    images: Tensor,
+    /// `[channels, 256]` of `f32`.
+    normalised: Tensor,
 }
 
-impl Images {
-    /// `bytes` `[count, channels, height, width]` of `u8`, and `numbers` `[channels, 256]` of `f32`, the normalised
+impl GpuDataset {
+    /// `images` `[count, channels, height, width]` of `u8`, and `normalised` `[channels, 256]` of `f32`, the normalised
     /// value of each byte by channel; both on one GPU.
     ///
     /// # Errors
     /// When they have other shapes or types, or are not on a GPU.
-    pub fn new(bytes: Tensor, numbers: Tensor) -> Result<Self> {
-        let (_, channels, ..) = bytes.dims4()?;
-        let types = (bytes.dtype(), numbers.dtype());
-        if numbers.dims() != [channels, 256]
+    pub fn new(images: Tensor, normalised: Tensor) -> Result<Self> {
+        let (_, channels, ..) = images.dims4()?;
+        let types = (images.dtype(), normalised.dtype());
+        if normalised.dims() != [channels, 256]
             || types != (DType::U8, DType::F32)
-            || !bytes.device().is_cuda()
+            || !images.device().is_cuda()
         {
             bail!(
-                "images of shape {:?} and numbers of shape {:?}, of types {types:?}, do not fit",
-                bytes.shape(),
-                numbers.shape()
+                "images of shape {:?} and normalised values of shape {:?}, of types {types:?}, do not fit",
+                images.shape(),
+                normalised.shape()
             );
         }
         Ok(Self {
-            bytes: bytes.contiguous()?,
-            numbers: numbers.contiguous()?,
+            images: images.contiguous()?,
+            normalised: normalised.contiguous()?,
         })
     }
 
@@ -74,58 +74,36 @@ impl Images {
     /// # Errors
     /// When an image is not in the set, or there is no memory.
     pub fn views(&self, views: &[View]) -> Result<Views> {
-        let count = self.bytes.dim(0)?;
+        let count = self.images.dim(0)?;
         if let Some(view) = views.iter().find(|view| view.image as usize >= count) {
             bail!("there is no image {} among {count}", view.image);
         }
-        let words: Vec<u32> = views.iter().flat_map(|view| view.words()).collect();
-        Ok(Views(upload(self.device()?, &words)?))
+        let words = views.iter().flat_map(|view| view.words()).collect();
+        let shape = (views.len(), 3);
+        Tensor::from_vec(words, shape, self.images.device()).map(Views)
     }
 
-    /// The images of `range` of `views`, cropped, flipped, with cutout and normalised by one kernel: `[range, height, width, channels]` of `dtype`, which is `f32` or `bf16`.
+    /// The images of `range` of `views`, cropped, flipped, with cutout and normalised by one kernel:
+    /// `[range, height, width, channels]` of `dtype`, which is `f32` or `bf16`.
     ///
     /// # Errors
     /// When the range is outside, or there is no memory.
     pub fn batch(&self, views: &Views, range: Range<usize>, dtype: DType) -> Result<Tensor> {
-        let (_, channels, height, width) = self.bytes.dims4()?;
-        let device = self.device()?;
-        if range.start > range.end || 3 * range.end > views.0.len() {
-            bail!("there are {} views, not {range:?}", views.0.len() / 3);
+        let (_, channels, height, width) = self.images.dims4()?;
+        if !matches!(dtype, DType::F32 | DType::BF16) {
+            bail!("views: images are f32 or bf16, not {dtype:?}");
         }
-        let words = views.0.slice(3 * range.start..3 * range.end);
-        let (bytes, bytes_layout) = self.bytes.storage_and_layout();
-        let (numbers, numbers_layout) = self.numbers.storage_and_layout();
-        let bytes = slice::<u8>("views", &bytes, bytes_layout)?;
-        let numbers = slice::<f32>("views", &numbers, numbers_layout)?;
-        with_activations!("views", dtype, T => {
-            let length = range.len() * channels * height * width;
-            let mut y = room::<T>(device, length)?;
-            let program = Program::packed::<T>(width * channels);
-            let packs = program.packs(length);
-            launch(
-                device,
-                program,
-                "views",
-                packs,
-                &[
-                    Argument::read_singly(device, &bytes),
-                    Argument::read_singly(device, &words),
-                    Argument::read_singly(device, &numbers),
-                    Argument::write(device, &mut y),
-                    packs.into(),
-                    channels.into(),
-                    height.into(),
-                    width.into(),
-                ],
-            )?;
-            Ok(tensor(y, (range.len(), height, width, channels), device))
-        })
-    }
-
-    fn device(&self) -> Result<&CudaDevice> {
-        match self.bytes.device() {
-            Device::Cuda(device) => Ok(device),
-            _ => bail!("the images are not on a GPU"),
-        }
+        let views = views.0.narrow(0, range.start, range.len())?;
+        let views = Elements::of("views", &views, DType::U32)?;
+        let images = Elements::of("views", &self.images, DType::U8)?;
+        let normalised = Elements::of("views", &self.normalised, DType::F32)?;
+        let y = empty(images.device, dtype, (range.len(), height, width, channels))?;
+        let program = Program::packed(dtype, width * channels);
+        let packs = program.packs(y.elements().count());
+        let memory = [images, views, normalised].map(Argument::singly);
+        let sizes = [packs, channels, height, width].map(Into::into);
+        let arguments = [&memory[..], &[(&y).into()], &sizes].concat();
+        launch(images.device, program, "views", packs, &arguments)?;
+        Ok(y.tensor())
     }
 }

@@ -1,5 +1,6 @@
 //! One measurement on the GPU, in a process of its own.
 
+use super::arithmetic;
 use crate::layers::{LayerTime, profile};
 use crate::throughput::{inputs, settings};
 use anyhow::bail;
@@ -8,8 +9,8 @@ use clap::ValueEnum;
 use datasets::Dataset;
 use engine::{Checkpoints, Event, SpanTimes, Training, TrainingSetup};
 use models::{Architecture, Network, initial_parameters};
-use ops::{Activation, Arithmetic, ConvAlgorithm, Precision, Tape};
-use run::settings::WeightInit;
+use ops::{Activation, Tape};
+use run::settings::{Precision, WeightInit};
 use run::{EvaluationSplit, Overrides, cli};
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
@@ -25,7 +26,7 @@ pub(crate) struct Args {
     model: Architecture,
     #[arg(long, default_value = "500")]
     batch_size: NonZeroUsize,
-    #[arg(long, value_parser = str::parse::<Precision>, default_value = "bf16")]
+    #[arg(long, default_value = "bf16")]
     precision: Precision,
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
@@ -96,13 +97,6 @@ fn network(args: &Args, device: &Device) -> anyhow::Result<Network> {
     Ok(Network::new(args.model, parameters)?)
 }
 
-fn arithmetic(args: &Args) -> Arithmetic {
-    Arithmetic {
-        conv_algorithm: ConvAlgorithm::Winograd,
-        precision: args.precision,
-    }
-}
-
 /// The engine itself, as the trainer runs it, until the time is over.
 fn training(args: &Args, device: &Device, gpu: &CudaDevice) -> anyhow::Result<Steps> {
     /// Steps of an epoch; the GPU is looked at twice in it.
@@ -127,7 +121,7 @@ fn training(args: &Args, device: &Device, gpu: &CudaDevice) -> anyhow::Result<St
         test: set.test(),
         split: EvaluationSplit::Test,
         device: device.clone(),
-        arithmetic: arithmetic(args),
+        arithmetic: arithmetic(args.precision),
     };
     let mut training = Training::new(setup, network(args, device)?)?;
     let limit = Duration::from_secs_f64(args.seconds);
@@ -200,7 +194,7 @@ struct Clock {
 /// Each layer's passes, the GPU waited for after each.
 fn layers(args: &Args, device: &Device) -> anyhow::Result<Vec<LayerTime>> {
     let network = network(args, device)?;
-    let arithmetic = arithmetic(args);
+    let arithmetic = arithmetic(args.precision);
     profile(
         &network,
         arithmetic,
@@ -233,15 +227,16 @@ fn peaks(args: &Args, device: &Device) -> anyhow::Result<Peaks> {
         zeros(&[size, size])?,
         zeros(&[size])?,
     );
-    let x = ops::activations(&x, args.precision)?;
+    let arithmetic = arithmetic(args.precision);
+    let x = ops::activations(&x, arithmetic.precision)?;
     // The weight in f32 is narrowed on the way, which the time of the same work without a product takes out.
     let product = best(device, || {
-        let mut tape = Tape::no_grad(arithmetic(args));
+        let mut tape = Tape::no_grad(arithmetic);
         tape.linear("product", Activation::Relu, &x, &weight, &bias)?;
         Ok(())
     })?;
     let narrowing = best(device, || {
-        ops::activations(&weight, args.precision)?;
+        ops::activations(&weight, arithmetic.precision)?;
         Ok(())
     })?;
     let large = zeros(&[16 * size, size])?;

@@ -8,13 +8,26 @@ mod values;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use models::Architecture;
-use ops::Precision;
+use ops::{Arithmetic, ConvAlgorithm};
 use run::cli;
+use run::settings::Precision;
 use serde::Serialize;
 use std::fmt::Write;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
+
+/// The GPU's arithmetic at a precision.
+fn arithmetic(precision: Precision) -> Arithmetic {
+    Arithmetic {
+        conv_algorithm: ConvAlgorithm::Winograd,
+        precision: match precision {
+            Precision::F32 => ops::Precision::F32,
+            Precision::Tf32 => ops::Precision::Tf32,
+            Precision::Bf16 => ops::Precision::Bf16,
+        },
+    }
+}
 
 /// What is asked.
 #[derive(Debug, clap::Args)]
@@ -53,7 +66,7 @@ pub(crate) struct Args {
     batch_sizes: Vec<NonZeroUsize>,
 
     /// The precisions.
-    #[arg(long, value_delimiter = ',', value_parser = str::parse::<Precision>, default_value = "f32,tf32,bf16")]
+    #[arg(long, value_delimiter = ',', default_value = "f32,tf32,bf16")]
     precisions: Vec<Precision>,
 
     /// How often each speed is measured, in turn.

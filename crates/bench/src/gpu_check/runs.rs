@@ -1,6 +1,6 @@
 //! Whole runs: the processor against the GPU, a run again, a run that is killed and goes on, CIFAR-10.
 
-use super::{Args, Report, SMALL_ALEXNET, has_cifar, trainer, worst};
+use super::{Args, Report, SMALL_ALEXNET, arithmetic, has_cifar, trainer, worst};
 use crate::throughput::settings;
 use anyhow::{Context, bail};
 use candle_core::{DType, Device, Tensor};
@@ -8,8 +8,8 @@ use candle_nn::Optimizer;
 use datasets::{Augmentation, Dataset};
 use engine::{DataLoader, Weights};
 use models::{Architecture, DropoutMasks, Network, initial_parameters};
-use ops::{Arithmetic, ConvAlgorithm, Precision, Tape, cross_entropy, cross_entropy_gradient};
-use run::settings::WeightInit;
+use ops::{Arithmetic, ConvAlgorithm, Tape, cross_entropy, cross_entropy_gradient};
+use run::settings::{Precision, WeightInit};
 use serde::Serialize;
 use std::fmt::Write;
 use std::fs;
@@ -84,11 +84,7 @@ pub(super) fn compare_with_processor(
     };
     let expected = losses(&Device::Cpu, ConvAlgorithm::Direct.into())?;
     for &precision in &args.precisions {
-        let arithmetic = Arithmetic {
-            conv_algorithm: ConvAlgorithm::Winograd,
-            precision,
-        };
-        let found = losses(device, arithmetic)?;
+        let found = losses(device, arithmetic(precision))?;
         let errors = found.iter().zip(&expected);
         let worst = worst(errors.map(|(found, expected)| (found - expected).abs() / expected));
         let limit = match precision {
@@ -111,7 +107,7 @@ fn small_run(args: &Args, precision: Precision, name: &str) -> anyhow::Result<Co
     let mut command = Command::new(trainer(args)?);
     command
         .args(["--model", "small-alexnet", "--dataset", "synthetic"])
-        .args(["--device", "cuda", "--precision", precision.name()])
+        .args(["--device", "cuda", "--precision", &precision.to_string()])
         .args(["--no-progress", "--name", name, "--run-dir"])
         .arg(&args.run_dir);
     let sizes = if args.quick {
@@ -284,7 +280,7 @@ pub(super) fn train_both(args: &Args, report: &mut Report) -> anyhow::Result<()>
             let mut command = Command::new(trainer(args)?);
             command
                 .args(["--model", model.name, "--device", "cuda"])
-                .args(["--precision", precision.name(), "--no-progress"])
+                .args(["--precision", &precision.to_string(), "--no-progress"])
                 .args(["--epochs", &epochs.to_string(), "--name", &name])
                 .arg("--run-dir")
                 .arg(&args.run_dir);

@@ -6,8 +6,8 @@ use crate::comparison::median;
 use crate::layers::LayerTime;
 use anyhow::{Context, bail};
 use models::Architecture;
-use ops::Precision;
 use run::cli;
+use run::settings::Precision;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -191,7 +191,7 @@ fn ours<T: DeserializeOwned>(
 ) -> anyhow::Result<T> {
     let output = Command::new(env::current_exe()?)
         .args(["gpu-measure", "--what", what.name()])
-        .args(["--precision", precision.name()])
+        .args(["--precision", &precision.to_string()])
         .args(
             arguments
                 .iter()
@@ -230,8 +230,7 @@ fn theirs(
         model,
         SCRIPT,
         &format!(
-            "--precision={} --batch-size={batch_size} --seconds={}",
-            precision.name(),
+            "--precision={precision} --batch-size={batch_size} --seconds={}",
             seconds(args)
         ),
     )

@@ -1,16 +1,15 @@
 //! What the GPU computes, against PyTorch's values and against the processor.
 
-use super::{Args, Report, worst};
+use super::{Args, Report, arithmetic, worst};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use datasets::{Augmentation, DataLoader, Dataset, Normalisation};
 use models::{Architecture, DropoutMasks, Layer, NamedLayer, Network, initial_parameters};
 use ops::{
-    Activation, Arithmetic, Conv2d, ConvAlgorithm, Dropout, Metrics, MetricsAccumulator, Pool,
-    Precision, Sgd, Tape, cross_entropy, cross_entropy_gradient, sgd_step,
+    Activation, Arithmetic, Conv2d, ConvAlgorithm, Dropout, Metrics, MetricsAccumulator, Pool, Sgd,
+    Tape, cross_entropy, cross_entropy_gradient, sgd_step,
 };
 use reference::{Deviation, Setting, relative_error, uniform};
-use run::settings::WeightInit;
-use run::settings::{Flip, PaddingMode};
+use run::settings::{Flip, PaddingMode, Precision, WeightInit};
 use std::num::NonZeroUsize;
 
 const PART: &str = "values";
@@ -21,13 +20,6 @@ fn limit(precision: Precision) -> f64 {
         Precision::F32 => 1e-4,
         Precision::Tf32 => 3e-3,
         Precision::Bf16 => 2e-2,
-    }
-}
-
-fn arithmetic(precision: Precision) -> Arithmetic {
-    Arithmetic {
-        conv_algorithm: ConvAlgorithm::Winograd,
-        precision,
     }
 }
 
@@ -280,12 +272,12 @@ fn exact(device: &Device, report: &mut Report) -> anyhow::Result<()> {
             for (name, chain) in chains {
                 let compute = |on: &Device| -> anyhow::Result<[Tensor; 2]> {
                     let arithmetic = arithmetic(precision);
-                    let x = ops::activations(&x.to_device(on)?, precision)?;
+                    let x = ops::activations(&x.to_device(on)?, arithmetic.precision)?;
                     let x = Var::from_tensor(&x)?;
                     let mut tape = Tape::recording(arithmetic);
                     let y = chain(&mut tape, &x)?;
                     let grad_y = (numbers(12, y.dims(), 1.0, DType::F32)? * 8.0)?.round()?;
-                    let grad_y = ops::activations(&grad_y.to_device(on)?, precision)?;
+                    let grad_y = ops::activations(&grad_y.to_device(on)?, arithmetic.precision)?;
                     let gradients = tape.backward(grad_y)?;
                     let gradient = gradients.get(&x);
                     let gradient = gradient.ok_or_else(|| anyhow::anyhow!("no gradient"))?;
@@ -347,7 +339,7 @@ fn views(device: &Device, report: &mut Report) -> anyhow::Result<()> {
             batch,
             normalisation.clone(),
             device,
-            precision,
+            arithmetic(precision).precision,
         )?;
         let ours = on_device.training(5, 3, augmentation, 0)?;
         let theirs = loader.load(loader.training(5, 3, augmentation, 0))?;
@@ -477,7 +469,10 @@ fn update(device: &Device, report: &mut Report) -> anyhow::Result<()> {
                     // Biases' gradients stay wide.
                     let narrow = seed % 3 != 0;
                     let precision = if narrow { precision } else { Precision::F32 };
-                    gradients.push(ops::activations(&gradient, precision)?);
+                    gradients.push(ops::activations(
+                        &gradient,
+                        arithmetic(precision).precision,
+                    )?);
                 }
                 let updates: Vec<[&Tensor; 3]> = parameters
                     .iter()

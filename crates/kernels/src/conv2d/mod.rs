@@ -10,7 +10,7 @@ mod weights;
 mod winograd;
 
 use crate::activation::Activation;
-use crate::gradients::ParameterGradients;
+use crate::gradients::{ParameterGradients, sum_rows};
 use crate::parts::Parts;
 use crate::shape_error::ShapeError;
 use crate::simd::Real;
@@ -26,23 +26,6 @@ pub struct Conv2d {
     algorithm: ConvAlgorithm,
     activation: Activation,
     windows: Option<Windows>,
-}
-
-/// The algorithm for one convolution.
-enum Plan {
-    Direct,
-    Winograd(winograd::Plan),
-}
-
-impl Plan {
-    fn new(g: &Geometry, algorithm: ConvAlgorithm) -> Self {
-        match algorithm {
-            ConvAlgorithm::Direct => Self::Direct,
-            ConvAlgorithm::Winograd => winograd::Plan::new(g)
-                .filter(winograd::Plan::is_faster)
-                .map_or(Self::Direct, Self::Winograd),
-        }
-    }
 }
 
 impl Conv2d {
@@ -77,14 +60,24 @@ impl Conv2d {
         [g.batch, rows, columns, g.out_channels]
     }
 
+    /// How Winograd's algorithm computes it, if that was asked for and is faster.
+    fn winograd(&self) -> Option<winograd::Plan> {
+        match self.algorithm {
+            ConvAlgorithm::Direct => None,
+            ConvAlgorithm::Winograd => {
+                winograd::Plan::new(&self.geometry).filter(winograd::Plan::is_faster)
+            }
+        }
+    }
+
     /// Multiply-adds in the matrix products of one pass (forward, input gradient or weight gradient): for Winograd's
     /// algorithm fewer than in the sum that defines the convolution.
     #[must_use]
     pub fn multiply_adds(&self) -> usize {
         let g = &self.geometry;
-        match Plan::new(g, self.algorithm) {
-            Plan::Direct => g.batch * g.positions() * g.weights(),
-            Plan::Winograd(plan) => plan.multiply_adds(),
+        match self.winograd() {
+            None => g.batch * g.positions() * g.weights(),
+            Some(plan) => plan.multiply_adds(),
         }
     }
 
@@ -98,9 +91,9 @@ impl Conv2d {
         let g = &self.geometry;
         assert!(x.len() == g.batch * g.image() && weight.len() == g.weights());
         let outputs = Outputs::new(g, bias, self.activation, self.windows);
-        match Plan::new(g, self.algorithm) {
-            Plan::Direct => direct::forward(g, x, weight, &outputs),
-            Plan::Winograd(plan) => winograd::forward(&plan, x, weight, &outputs),
+        match self.winograd() {
+            None => direct::forward(g, x, weight, &outputs),
+            Some(plan) => winograd::forward(&plan, x, weight, &outputs),
         }
         outputs.into_results()
     }
@@ -131,22 +124,14 @@ impl Conv2d {
             argmax,
             &mut sums,
         );
-        let grad_weight = match Plan::new(g, self.algorithm) {
-            Plan::Direct => direct::backward(g, x, weight, &gradients, grad_x.as_ref()),
-            Plan::Winograd(plan) => {
-                winograd::backward(&plan, x, weight, &gradients, grad_x.as_ref())
-            }
+        let grad_weight = match self.winograd() {
+            None => direct::backward(g, x, weight, &gradients, grad_x.as_ref()),
+            Some(plan) => winograd::backward(&plan, x, weight, &gradients, grad_x.as_ref()),
         };
-        let mut grad_bias = vec![0.0; g.out_channels];
-        for sums in sums.chunks_exact(g.out_channels.max(1)) {
-            for (total, sum) in grad_bias.iter_mut().zip(sums) {
-                *total += sum.to_f64();
-            }
-        }
         ParameterGradients {
             x: grad_x.map(Parts::into_vec),
             weight: grad_weight,
-            bias: grad_bias.into_iter().map(T::from_f64).collect(),
+            bias: sum_rows(&sums, g.out_channels),
         }
     }
 }

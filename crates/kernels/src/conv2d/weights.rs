@@ -8,52 +8,43 @@ use rayon::prelude::*;
 
 /// `[kernel, kernel, in_channels, out_channels]`.
 pub(crate) fn taps_in_out<T: Real>(g: &Geometry, weight: &[T]) -> Scratch<T> {
-    let mut arranged = Scratch::new(g.weights());
-    let patch = g.taps() * g.in_channels;
-    arranged
-        .par_chunks_mut(g.out_channels)
-        .enumerate()
-        .for_each(|(row, out)| {
-            let (tap, channel) = (row / g.in_channels, row % g.in_channels);
-            let column = weight[channel * g.taps() + tap..].iter().step_by(patch);
-            for (to, from) in out.iter_mut().zip(column) {
-                *to = *from;
-            }
-        });
-    arranged
+    let (inputs, taps) = (g.in_channels, g.taps());
+    arranged(g, weight, g.out_channels, |row| {
+        (row % inputs * taps + row / inputs, taps * inputs)
+    })
 }
 
 /// `[kernel, kernel, out_channels, in_channels]`.
 pub(crate) fn taps_out_in<T: Real>(g: &Geometry, weight: &[T]) -> Scratch<T> {
-    let mut arranged = Scratch::new(g.weights());
-    let patch = g.taps() * g.in_channels;
-    arranged
-        .par_chunks_mut(g.in_channels)
-        .enumerate()
-        .for_each(|(row, out)| {
-            let (tap, filter) = (row / g.out_channels, row % g.out_channels);
-            let weights = weight[filter * patch + tap..].iter().step_by(g.taps());
-            for (to, from) in out.iter_mut().zip(weights) {
-                *to = *from;
-            }
-        });
-    arranged
+    let (outputs, taps) = (g.out_channels, g.taps());
+    arranged(g, weight, g.in_channels, |row| {
+        (row % outputs * taps * g.in_channels + row / outputs, taps)
+    })
 }
 
 /// `[out_channels, kernel, kernel, in_channels]`.
 pub(crate) fn out_taps_in<T: Real>(g: &Geometry, weight: &[T]) -> Scratch<T> {
+    let taps = g.taps();
+    arranged(g, weight, g.in_channels, |row| {
+        (row / taps * taps * g.in_channels + row % taps, taps)
+    })
+}
+
+/// A matrix of `columns` columns, from the index of each row's first element in `weight` and the step to the next.
+fn arranged<T: Real>(
+    g: &Geometry,
+    weight: &[T],
+    columns: usize,
+    elements: impl Fn(usize) -> (usize, usize) + Sync,
+) -> Scratch<T> {
     let mut arranged = Scratch::new(g.weights());
-    let patch = g.taps() * g.in_channels;
-    arranged
-        .par_chunks_mut(patch.max(1))
-        .zip(weight.par_chunks(patch.max(1)))
-        .for_each(|(to, from)| {
-            for (channel, from) in from.chunks_exact(g.taps()).enumerate() {
-                for (tap, value) in from.iter().enumerate() {
-                    to[tap * g.in_channels + channel] = *value;
-                }
-            }
-        });
+    let rows = arranged.par_chunks_mut(columns.max(1)).enumerate();
+    rows.for_each(|(row, to)| {
+        let (first, step) = elements(row);
+        for (to, from) in to.iter_mut().zip(weight[first..].iter().step_by(step)) {
+            *to = *from;
+        }
+    });
     arranged
 }
 

@@ -197,30 +197,32 @@ impl Tiling {
     /// The input's tiles, with planes for `images` images.
     fn of_inputs<T: Real>(plan: &Plan, images: usize) -> Self {
         let g = &plan.g;
-        Self {
-            height: g.height,
-            width: g.width,
-            channels: g.in_channels,
-            padding: g.padding,
-            step: plan.tile,
-            tile_rows: plan.tile_rows(),
-            tile_columns: plan.tile_columns(),
-            planes: Planes::new::<T>(plan.points(), images * plan.tiles(), g.in_channels),
-        }
+        let sizes = (g.height, g.width, g.in_channels);
+        Self::new::<T>(plan, images, sizes, g.padding)
     }
 
     /// The output's tiles, with planes for `images` images.
     fn of_outputs<T: Real>(plan: &Plan, images: usize) -> Self {
         let g = &plan.g;
+        let sizes = (g.out_height(), g.out_width(), g.out_channels);
+        Self::new::<T>(plan, images, sizes, 0)
+    }
+
+    fn new<T: Real>(
+        plan: &Plan,
+        images: usize,
+        (height, width, channels): (usize, usize, usize),
+        padding: usize,
+    ) -> Self {
         Self {
-            height: g.out_height(),
-            width: g.out_width(),
-            channels: g.out_channels,
-            padding: 0,
+            height,
+            width,
+            channels,
+            padding,
             step: plan.tile,
             tile_rows: plan.tile_rows(),
             tile_columns: plan.tile_columns(),
-            planes: Planes::new::<T>(plan.points(), images * plan.tiles(), g.out_channels),
+            planes: Planes::new::<T>(plan.points(), images * plan.tiles(), channels),
         }
     }
 
@@ -235,11 +237,8 @@ impl Tiling {
     fn each(&self, mut each: impl FnMut(usize, usize, usize)) {
         for row in 0..self.tile_rows {
             for column in 0..self.tile_columns {
-                each(
-                    row * self.tile_columns + column,
-                    row * self.step,
-                    column * self.step,
-                );
+                let tile = row * self.tile_columns + column;
+                each(tile, row * self.step, column * self.step);
             }
         }
     }
@@ -247,23 +246,16 @@ impl Tiling {
     /// Indices of the pixels of a tile in the image; `None` in the padding.
     #[inline(always)]
     fn pixels<const N: usize>(&self, top: usize, left: usize) -> [[Option<usize>; N]; N] {
+        let inside = |at: usize, size| Some(at.wrapping_sub(self.padding)).filter(|at| *at < size);
         let mut pixels = [[None; N]; N];
         for (i, row) in pixels.iter_mut().enumerate() {
+            let y = inside(top + i, self.height);
             for (j, pixel) in row.iter_mut().enumerate() {
-                *pixel = self.pixel(top + i, left + j);
+                let x = inside(left + j, self.width);
+                *pixel = y.zip(x).map(|(y, x)| (y * self.width + x) * self.channels);
             }
         }
         pixels
-    }
-
-    #[inline(always)]
-    fn pixel(&self, row: usize, column: usize) -> Option<usize> {
-        let (row, column) = (
-            row.wrapping_sub(self.padding),
-            column.wrapping_sub(self.padding),
-        );
-        (row < self.height && column < self.width)
-            .then(|| (row * self.width + column) * self.channels)
     }
 }
 
@@ -281,12 +273,7 @@ impl<T: Real, X: Matrix<N, P>, const N: usize, const P: usize> WithSimd for Expa
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self {
-            tiling,
-            image,
-            planes,
-            ..
-        } = self;
+        let (tiling, image, planes) = (self.tiling, self.image, self.planes);
         let zero = T::splat(simd, T::zero());
         let lanes = T::lanes::<S>();
         tiling.each(|tile, top, left| {
@@ -312,6 +299,22 @@ impl<T: Real, X: Matrix<N, P>, const N: usize, const P: usize> WithSimd for Expa
     }
 }
 
+/// Transforms the tiles of image number `index` of a block into the planes.
+fn expand<T: Real, X: Matrix<N, P>, const N: usize, const P: usize>(
+    tiling: Tiling,
+    image: &[T],
+    planes: &Shared<T>,
+    index: usize,
+) {
+    arch().dispatch(Expand::<T, X, N, P> {
+        transform: PhantomData,
+        tiling,
+        image,
+        planes,
+        first: index * tiling.tiles(),
+    });
+}
+
 /// Transforms the tiles of an image by `matrix' · tile · matrix` out of the planes, from row `first` on.
 struct Contract<'a, T, X, const N: usize, const P: usize> {
     transform: PhantomData<X>,
@@ -330,12 +333,7 @@ impl<T: Real, X: Matrix<N, P>, const N: usize, const P: usize> WithSimd
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self {
-            tiling,
-            image,
-            planes,
-            ..
-        } = self;
+        let (tiling, image, planes) = (self.tiling, self.image, self.planes);
         let lanes = T::lanes::<S>();
         tiling.each(|tile, top, left| {
             let pixels: [[_; N]; N] = tiling.pixels(top, left);
@@ -385,13 +383,7 @@ impl<T: Real, X: Matrix<R, P>, const R: usize, const P: usize> WithSimd
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let lanes = T::lanes::<S>();
-        let Self {
-            rows,
-            columns,
-            width,
-            row,
-            ..
-        } = self;
+        let (rows, columns, width, row) = (self.rows, self.columns, self.width, self.row);
         let matrix = columns.div_ceil(width) * width * rows;
         for column in (0..columns.next_multiple_of(width)).step_by(lanes) {
             let rest = columns.saturating_sub(column).min(lanes);
@@ -404,7 +396,7 @@ impl<T: Real, X: Matrix<R, P>, const R: usize, const P: usize> WithSimd
                 },
                 |k, l, value| {
                     let index = (k * P + l) * matrix + to;
-                    // SAFETY: panels hold whole vectors, and row `row` of all matrices is written
+                    // SAFETY: panels consist of whole vectors, and row `row` of all matrices is written
                     // by this call alone.
                     unsafe { T::store::<S>(self.panels.pointer().add(index), value) }
                 },
@@ -455,9 +447,7 @@ impl<T: Real, X: Matrix<R, P>, const R: usize, const P: usize> WithSimd
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let lanes = T::lanes::<S>();
-        let Self {
-            rows, columns, row, ..
-        } = self;
+        let (rows, columns, row) = (self.rows, self.columns, self.row);
         for column in (0..columns).step_by(lanes) {
             let rest = (columns - column).min(lanes);
             contract_tile::<T, S, X, R, P>(
@@ -500,13 +490,8 @@ fn forward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
         let images = block.min(g.batch - start);
         let v_shared = Shared::new(&mut v);
         (0..images).into_par_iter().for_each(|image| {
-            arch().dispatch(Expand::<_, Inputs, P, P> {
-                tiling: inputs,
-                transform: PhantomData,
-                image: &x[(start + image) * g.image()..][..g.image()],
-                planes: &v_shared,
-                first: image * inputs.tiles(),
-            });
+            let x = &x[(start + image) * g.image()..][..g.image()];
+            expand::<_, Inputs, P, P>(inputs, x, &v_shared, image);
         });
         q.par_chunks_mut(results.planes.plane)
             .zip(v.par_chunks(inputs.planes.plane))
@@ -566,21 +551,10 @@ fn backward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
         let v_shared = Shared::new(&mut v);
         let dq_shared = Shared::new(&mut dq);
         (0..images).into_par_iter().for_each(|image| {
-            arch().dispatch(Expand::<_, Inputs, P, P> {
-                tiling: inputs,
-                transform: PhantomData,
-                image: &x[(start + image) * g.image()..][..g.image()],
-                planes: &v_shared,
-                first: image * inputs.tiles(),
-            });
+            let x = &x[(start + image) * g.image()..][..g.image()];
+            expand::<_, Inputs, P, P>(inputs, x, &v_shared, image);
             gradients.image(start + image, |grad_y| {
-                arch().dispatch(Expand::<_, Outputs, M, P> {
-                    tiling: results,
-                    transform: PhantomData,
-                    image: grad_y,
-                    planes: &dq_shared,
-                    first: image * results.tiles(),
-                });
+                expand::<_, Outputs, M, P>(results, grad_y, &dq_shared, image);
             });
         });
         // A point's `dQ` is used twice while it is in the cache, and its `dV` replaces its `V`.

@@ -4,11 +4,9 @@
 mod cuda;
 
 use crate::arithmetic::Arithmetic;
-use crate::parametric::{ParameterGradients, Parametric, graph_gradients};
-use crate::storage::{contiguous, slice, with_dtype, with_float};
-#[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp3, Error, Layout, Result, Shape, Tensor, WithDType, bail};
+use crate::operation::{Gradients, Inputs, Operation, Output, in_graph};
+use crate::storage::{gradients, output, with_dtype, with_slices};
+use candle_core::{Error, Result, Shape, Tensor, bail};
 use kernels::conv2d::{ConvAlgorithm, Geometry};
 use kernels::{Activation, Pool};
 use std::sync::OnceLock;
@@ -67,13 +65,11 @@ pub fn conv2d(
     weight: &Tensor,
     bias: &Tensor,
 ) -> Result<Tensor> {
-    let operation = Operation::new(layer, arithmetic.into());
-    x.contiguous()?
-        .apply_op3(&weight.contiguous()?, &bias.contiguous()?, operation)
+    in_graph(ConvLayer::new(layer, arithmetic.into()), [x, weight, bias])
 }
 
 /// One use of a convolution layer.
-pub(crate) struct Operation {
+pub(crate) struct ConvLayer {
     layer: Conv2d,
     arithmetic: Arithmetic,
     saved: OnceLock<Saved>,
@@ -84,10 +80,10 @@ enum Saved {
     /// For each result, the index of the maximum in its window; empty without pooling.
     Cpu { argmax: Vec<u8> },
     #[cfg(feature = "cuda")]
-    Cuda(cuda::Saved),
+    Cuda(Box<cuda::Saved>),
 }
 
-impl Operation {
+impl ConvLayer {
     pub(crate) fn new(layer: Conv2d, arithmetic: Arithmetic) -> Self {
         Self {
             layer,
@@ -95,8 +91,15 @@ impl Operation {
             saved: OnceLock::new(),
         }
     }
+}
 
-    fn checked(&self, x: &Layout, weight: &Layout, bias: &Layout) -> Result<Geometry> {
+impl Operation for ConvLayer {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn forward(&self, inputs: Inputs) -> Result<Output> {
+        let [x, weight, bias] = inputs;
         let g = self.layer.geometry(x.shape(), weight.shape())?;
         if bias.dims() != [g.out_channels] {
             bail!(
@@ -105,106 +108,42 @@ impl Operation {
                 g.out_channels
             );
         }
-        Ok(g)
-    }
-}
-
-impl CustomOp3 for Operation {
-    fn name(&self) -> &'static str {
-        "conv2d"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let g = self.checked(x_layout, weight_layout, bias_layout)?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            let (y, saved) = cuda::forward((self.layer, self.arithmetic), &g, inputs)?;
+            let _ = self.saved.set(Saved::Cuda(saved.into()));
+            return Ok(y);
+        }
         let kernel = self.layer.kernel(g, self.arithmetic.conv_algorithm)?;
-        with_float!("conv2d", x, T => {
-            let (y, argmax) = kernel.forward::<T>(
-                contiguous("conv2d", x, x_layout)?,
-                contiguous("conv2d", weight, weight_layout)?,
-                contiguous("conv2d", bias, bias_layout)?,
-            );
+        with_dtype!("conv2d", x.dtype(), T => {
+            let (y, argmax) = with_slices::<T, _, 3>("conv2d", inputs, |[x, weight, bias]| {
+                kernel.forward(x, weight, bias)
+            })?;
             let _ = self.saved.set(Saved::Cpu { argmax });
-            Ok((T::to_cpu_storage_owned(y), Shape::from(kernel.output_shape().to_vec())))
+            Ok(output(y, kernel.output_shape().to_vec()))
         })
     }
 
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        x: &CudaStorage,
-        x_layout: &Layout,
-        weight: &CudaStorage,
-        weight_layout: &Layout,
-        bias: &CudaStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let g = self.checked(x_layout, weight_layout, bias_layout)?;
-        let shape = self
-            .layer
-            .kernel(g, self.arithmetic.conv_algorithm)?
-            .output_shape();
-        let (y, saved) = cuda::forward(
-            (self.layer, self.arithmetic),
-            &g,
-            [(x, x_layout), (weight, weight_layout), (bias, bias_layout)],
-        )?;
-        let _ = self.saved.set(Saved::Cuda(saved));
-        Ok((y, Shape::from(shape.to_vec())))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        y: &Tensor,
-        grad_y: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        graph_gradients(self, [x, weight, bias], y, grad_y)
-    }
-}
-
-impl Parametric for Operation {
-    fn backward(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        y: &Tensor,
-        grad_y: &Tensor,
-        wants_x: bool,
-    ) -> Result<ParameterGradients> {
+    fn backward(&self, inputs: Inputs, results: [&Tensor; 2], wants_x: bool) -> Result<Gradients> {
+        let [y, grad_y] = results;
+        let [x, weight, _] = inputs;
         let g = self.layer.geometry(x.shape(), weight.shape())?;
-        match self.saved.get() {
-            None => bail!("conv2d: backward before forward"),
-            Some(Saved::Cpu { argmax }) => with_dtype!("conv2d", x.dtype(), T => {
-                let kernel = self.layer.kernel(g, self.arithmetic.conv_algorithm)?;
-                let gradients = {
-                    let ((x, x_layout), (weight, weight_layout)) =
-                        (x.storage_and_layout(), weight.storage_and_layout());
-                    let ((y, y_layout), (grad_y, grad_layout)) =
-                        (y.storage_and_layout(), grad_y.storage_and_layout());
-                    kernel.backward::<T>(
-                        (slice("conv2d", &x, x_layout)?, slice("conv2d", &weight, weight_layout)?),
-                        (slice("conv2d", &y, y_layout)?, argmax),
-                        slice("conv2d", &grad_y, grad_layout)?,
-                        wants_x,
-                    )
-                };
-                ParameterGradients::from_vecs(gradients, x, weight)
-            }),
+        let argmax = match self.saved.get() {
+            Some(Saved::Cpu { argmax }) => argmax,
             #[cfg(feature = "cuda")]
             Some(Saved::Cuda(saved)) => {
                 let layer = (self.layer, self.arithmetic);
-                cuda::backward(saved, layer, &g, (x, y, grad_y), wants_x)
+                return cuda::backward(saved, layer, &g, (x, y, grad_y), wants_x);
             }
-        }
+            None => bail!("conv2d: backward before forward"),
+        };
+        let kernel = self.layer.kernel(g, self.arithmetic.conv_algorithm)?;
+        with_dtype!("conv2d", x.dtype(), T => {
+            let tensors = [x, weight, y, grad_y];
+            let found = with_slices::<T, _, 4>("conv2d", tensors, |[x, weight, y, grad_y]| {
+                kernel.backward((x, weight), (y, argmax), grad_y, wants_x)
+            })?;
+            Ok(gradients(found, inputs))
+        })
     }
 }

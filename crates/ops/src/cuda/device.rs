@@ -3,8 +3,9 @@
 use super::graph::cudnn;
 use super::product::blas;
 use super::program::Program;
+use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::driver::{CudaContext, result, sys};
-use candle_core::{CudaDevice, Device, Error};
+use candle_core::{CudaDevice, DType, Device, Error};
 use std::any::Any;
 use std::fmt::Debug;
 use std::sync::{Mutex, PoisonError};
@@ -50,7 +51,7 @@ pub struct Memory {
     pub total: usize,
 }
 
-/// Opens GPU number `index` and everything that is needed to compute on it, so that what is missing is found
+/// Opens GPU number `index` and everything that is needed to compute on it, so that a missing part is found
 /// at once: driver, device, cuBLAS, cuRAND (candle opens it), cuDNN, and NVRTC with our kernels.
 ///
 /// The device is to be used from the thread that opened it: candle's stream is the thread's own.
@@ -70,18 +71,16 @@ pub fn open(index: usize) -> Result<Device, DeviceError> {
 }
 
 fn open_or_panic(index: usize) -> Result<Device, DeviceError> {
-    let no_device = |code| code == sys::CUresult::CUDA_ERROR_NO_DEVICE;
-    match result::init() {
-        Err(error) if no_device(error.0) => return Err(DeviceError::NoDevice),
-        Err(error) => return Err(DeviceError::Driver(format!("{:?}", error.0))),
-        Ok(()) => {}
-    }
-    let count = match CudaContext::device_count() {
-        Ok(0) => return Err(DeviceError::NoDevice),
-        Ok(count) => usize::try_from(count).unwrap_or(0),
-        Err(error) if no_device(error.0) => return Err(DeviceError::NoDevice),
-        Err(error) => return Err(DeviceError::Driver(format!("{:?}", error.0))),
+    let unusable = |error: result::DriverError| match error.0 {
+        sys::CUresult::CUDA_ERROR_NO_DEVICE => DeviceError::NoDevice,
+        code => DeviceError::Driver(format!("{code:?}")),
     };
+    result::init().map_err(unusable)?;
+    let count = CudaContext::device_count().map_err(unusable)?;
+    let count = usize::try_from(count).unwrap_or(0);
+    if count == 0 {
+        return Err(DeviceError::NoDevice);
+    }
     if index >= count {
         return Err(DeviceError::OutOfRange { index, count });
     }
@@ -94,40 +93,35 @@ fn open_or_panic(index: usize) -> Result<Device, DeviceError> {
         keep_memory(cuda).map_err(failed)?;
         cudnn(cuda).map_err(failed)?;
         blas(cuda).map_err(failed)?;
-        Program::packed::<f32>(4).prepare(cuda).map_err(failed)?;
+        let program = Program::packed(DType::F32, 4);
+        program.prepare(cuda).map_err(failed)?;
     }
     Ok(device)
 }
 
-/// Has the driver keep memory that was given back, for what is allocated next. Otherwise it returns it to the
-/// system whenever the GPU is waited for, and getting it again takes longer than a step.
+/// Lets the driver keep freed memory for later allocations. Otherwise it returns it to the system whenever the GPU is
+/// synchronised, and allocating it again takes longer than a step.
 fn keep_memory(device: &CudaDevice) -> candle_core::Result<()> {
     let stream = device.cuda_stream();
     let context = stream.context();
-    let failed = |error: result::DriverError| Error::Cuda(error.into());
     let pools = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
-    if context.attribute(pools).map_err(failed)? == 0 {
+    if context.attribute(pools).w()? == 0 {
         return Ok(());
     }
+    let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
     let mut pool = ptr::null_mut();
-    let mut threshold = u64::MAX;
+    let mut bytes = u64::MAX;
     // SAFETY: the device is open, the library writes a pointer to its pool, and reads the threshold, which is of the
     // type that the attribute has.
     unsafe {
-        sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device())
-            .result()
-            .map_err(failed)?;
-        sys::cuMemPoolSetAttribute(
-            pool,
-            sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
-            (&raw mut threshold).cast(),
-        )
-        .result()
-        .map_err(failed)
+        let got = sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device());
+        got.result().w()?;
+        let set = sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut bytes).cast());
+        set.result().w()
     }
 }
 
-/// The error that a panic stands for.
+/// The error of a panic.
 fn from_panic(panic: &(dyn Any + Send)) -> DeviceError {
     let text = panic
         .downcast_ref::<String>()
@@ -149,9 +143,7 @@ fn from_panic(panic: &(dyn Any + Send)) -> DeviceError {
 /// # Errors
 /// When the driver fails.
 pub fn name(device: &CudaDevice) -> candle_core::Result<String> {
-    let stream = device.cuda_stream();
-    let name = stream.context().name();
-    name.map_err(|error| Error::Cuda(error.into()))
+    device.cuda_stream().context().name().w()
 }
 
 /// A GPU's memory.
@@ -159,9 +151,7 @@ pub fn name(device: &CudaDevice) -> candle_core::Result<String> {
 /// # Errors
 /// When the driver fails.
 pub fn memory(device: &CudaDevice) -> candle_core::Result<Memory> {
-    let stream = device.cuda_stream();
-    let found = stream.context().mem_get_info();
-    let (free, total) = found.map_err(|error| Error::Cuda(error.into()))?;
+    let (free, total) = device.cuda_stream().context().mem_get_info().w()?;
     Ok(Memory { free, total })
 }
 

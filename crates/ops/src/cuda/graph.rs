@@ -2,15 +2,16 @@
 //! heuristics name engines, the fastest first. They look at sizes, types and the device alone, so that the choice
 //! is the same in every run; an engine that adds in an order that changes from run to run is passed over.
 
+use super::memory::Elements;
 use super::per_device::PerDevice;
+use super::workspace::with_workspace;
 use crate::arithmetic::{Arithmetic, Precision};
 use candle_core::cuda::cudarc::cudnn::{result, sys};
 use candle_core::cuda::cudarc::driver::CudaStream;
-use candle_core::{CudaDevice, Error, Result, bail};
+use candle_core::{CudaDevice, DType, Error, Result, bail};
 use kernels::conv2d::{ConvAlgorithm, Geometry};
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ffi::c_void;
 use std::ptr;
 use std::rc::Rc;
 use sys::cudnnBackendAttributeName_t as Name;
@@ -23,7 +24,7 @@ use sys::cudnnBackendNumericalNote_t as Note;
 pub(crate) struct Task {
     pub(crate) pass: Pass,
     pub(crate) geometry: Geometry,
-    pub(crate) bf16: bool,
+    pub(crate) dtype: DType,
     pub(crate) arithmetic: Arithmetic,
 }
 
@@ -43,7 +44,7 @@ fn failed(error: result::CudnnError) -> Error {
 }
 
 /// cuDNN on one device.
-pub(crate) struct Cudnn {
+pub(super) struct Cudnn {
     handle: Handle,
     /// The plan of each pass that was computed before.
     plans: RefCell<HashMap<Task, Rc<Plan>>>,
@@ -57,7 +58,7 @@ thread_local! {
 ///
 /// # Errors
 /// When it does not start.
-pub(crate) fn cudnn(device: &CudaDevice) -> Result<Rc<Cudnn>> {
+pub(super) fn cudnn(device: &CudaDevice) -> Result<Rc<Cudnn>> {
     let make = || {
         Ok(Cudnn {
             handle: Handle::new(&device.cuda_stream())?,
@@ -72,7 +73,7 @@ impl Cudnn {
     ///
     /// # Errors
     /// When the library has no engine for the task.
-    pub(crate) fn plan(&self, task: Task) -> Result<Rc<Plan>> {
+    fn plan(&self, task: Task) -> Result<Rc<Plan>> {
         let known = self.plans.borrow().get(&task).cloned();
         if let Some(plan) = known {
             return Ok(plan);
@@ -82,28 +83,42 @@ impl Cudnn {
         self.plans.borrow_mut().insert(task, plan.clone());
         Ok(plan)
     }
+}
 
-    /// Computes one of the three tensors at these addresses from the two others.
-    ///
-    /// # Safety
-    /// The addresses are those of tensors on the handle's device, as large as the task's geometry says, at
-    /// multiples of 16 bytes; the workspace has the plan's size; and all of it stays alive until the work
-    /// that is put on the stream is done.
-    ///
-    /// # Errors
-    /// When the library fails.
-    pub(crate) unsafe fn execute(
-        &self,
-        plan: &Plan,
-        addresses: [u64; 3],
-        workspace: u64,
-    ) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { plan.execute(&self.handle, addresses, workspace) }
+/// Computes one of the three tensors images, weight and result from the two others.
+///
+/// # Errors
+/// When the library has no engine for the task, or fails.
+pub(crate) fn convolve(task: Task, tensors: [Elements<'_>; 3]) -> Result<()> {
+    let g = &task.geometry;
+    let counts = [g.batch * g.image(), g.weights(), g.batch * g.out_image()];
+    for (tensor, count) in tensors.iter().zip(counts) {
+        assert!(tensor.count() == count && tensor.dtype == task.dtype);
+        if tensor.address % 16 != 0 {
+            bail!("conv2d: a tensor does not begin at a multiple of 16 bytes");
+        }
     }
+    let device = tensors[0].device;
+    let cudnn = cudnn(device)?;
+    let plan = cudnn.plan(task)?;
+    with_workspace(device, plan.workspace, |workspace| {
+        let addresses = tensors.map(|tensor| tensor.address);
+        let pack = Descriptor::new(Kind::CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR)?
+            .set(Name::CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, &[X, WEIGHT, Y])?
+            .set(Name::CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, &addresses)?
+            .set(Name::CUDNN_ATTR_VARIANT_PACK_WORKSPACE, &[workspace])?
+            .finalized()?;
+        // SAFETY: the plan and the pack are complete. The tensors are on the handle's device; their counts, types and
+        // alignment were checked, and the workspace has the plan's size. Freeing the memory is ordered behind the work,
+        // on the same stream.
+        unsafe { sys::cudnnBackendExecute(cudnn.handle.0, plan.plan.0, pack.0) }
+            .result()
+            .map_err(failed)
+    })
 }
 
 /// A handle of cuDNN, for the thread that made it.
+#[repr(transparent)]
 struct Handle(sys::cudnnHandle_t);
 
 impl Handle {
@@ -135,18 +150,46 @@ enum Target<'a> {
 /// A description in cuDNN.
 struct Descriptor(sys::cudnnBackendDescriptor_t);
 
-/// What an attribute of a description is set to.
-enum Value<'a> {
-    Integers(&'a [i64]),
-    Factor(f32),
-    DataType(sys::cudnnDataType_t),
-    Mode(sys::cudnnConvolutionMode_t),
-    Heuristics(sys::cudnnBackendHeurMode_t),
-    Parts(&'a [&'a Descriptor]),
-    Handle(&'a Handle),
-    Addresses(&'a [u64]),
-    #[cfg(test)]
-    Text(&'a [u8]),
+/// A type of attributes.
+///
+/// # Safety
+/// The type must have the layout of `KIND`.
+unsafe trait Attribute {
+    const KIND: Type;
+}
+
+// SAFETY: of all of these: the layouts are those in cuDNN's documentation of the kinds.
+unsafe impl Attribute for i64 {
+    const KIND: Type = Type::CUDNN_TYPE_INT64;
+}
+unsafe impl Attribute for f32 {
+    const KIND: Type = Type::CUDNN_TYPE_FLOAT;
+}
+unsafe impl Attribute for u64 {
+    const KIND: Type = Type::CUDNN_TYPE_VOID_PTR;
+}
+unsafe impl Attribute for sys::cudnnDataType_t {
+    const KIND: Type = Type::CUDNN_TYPE_DATA_TYPE;
+}
+unsafe impl Attribute for sys::cudnnConvolutionMode_t {
+    const KIND: Type = Type::CUDNN_TYPE_CONVOLUTION_MODE;
+}
+unsafe impl Attribute for sys::cudnnBackendHeurMode_t {
+    const KIND: Type = Type::CUDNN_TYPE_HEUR_MODE;
+}
+unsafe impl Attribute for Handle {
+    const KIND: Type = Type::CUDNN_TYPE_HANDLE;
+}
+unsafe impl Attribute for sys::cudnnBackendDescriptor_t {
+    const KIND: Type = Type::CUDNN_TYPE_BACKEND_DESCRIPTOR;
+}
+/// A note on an engine's arithmetic, `cudnnBackendNumericalNote_t`, of which later versions of the library may know more.
+unsafe impl Attribute for i32 {
+    const KIND: Type = Type::CUDNN_TYPE_NUMERICAL_NOTE;
+}
+#[cfg(test)]
+unsafe impl Attribute for u8 {
+    const KIND: Type = Type::CUDNN_TYPE_CHAR;
 }
 
 impl Descriptor {
@@ -158,38 +201,14 @@ impl Descriptor {
         Ok(Self(descriptor))
     }
 
-    fn set(&self, name: Name, value: &Value<'_>) -> Result<()> {
-        let pointers: Vec<sys::cudnnBackendDescriptor_t>;
-        let (kind, count, start): (Type, usize, *const c_void) = match value {
-            Value::Integers(values) => {
-                (Type::CUDNN_TYPE_INT64, values.len(), values.as_ptr().cast())
-            }
-            Value::Factor(value) => (Type::CUDNN_TYPE_FLOAT, 1, ptr::from_ref(value).cast()),
-            Value::DataType(value) => (Type::CUDNN_TYPE_DATA_TYPE, 1, ptr::from_ref(value).cast()),
-            Value::Mode(value) => {
-                let kind = Type::CUDNN_TYPE_CONVOLUTION_MODE;
-                (kind, 1, ptr::from_ref(value).cast())
-            }
-            Value::Heuristics(value) => {
-                (Type::CUDNN_TYPE_HEUR_MODE, 1, ptr::from_ref(value).cast())
-            }
-            Value::Parts(parts) => {
-                pointers = parts.iter().map(|part| part.0).collect();
-                let kind = Type::CUDNN_TYPE_BACKEND_DESCRIPTOR;
-                (kind, pointers.len(), pointers.as_ptr().cast())
-            }
-            Value::Handle(handle) => (Type::CUDNN_TYPE_HANDLE, 1, (&raw const handle.0).cast()),
-            Value::Addresses(values) => (
-                Type::CUDNN_TYPE_VOID_PTR,
-                values.len(),
-                values.as_ptr().cast(),
-            ),
-            #[cfg(test)]
-            Value::Text(text) => (Type::CUDNN_TYPE_CHAR, text.len(), text.as_ptr().cast()),
-        };
-        // SAFETY: `start` points to `count` values of `kind`, which the library copies.
-        let set = unsafe { sys::cudnnBackendSetAttribute(self.0, name, kind, count as i64, start) };
-        set.result().map_err(failed)
+    /// Sets an attribute.
+    fn set<T: Attribute>(self, name: Name, values: &[T]) -> Result<Self> {
+        let (count, start) = (values.len() as i64, values.as_ptr().cast());
+        // SAFETY: `start` points to `count` values of the kind, which the library copies.
+        unsafe { sys::cudnnBackendSetAttribute(self.0, name, T::KIND, count, start) }
+            .result()
+            .map_err(failed)?;
+        Ok(self)
     }
 
     /// Completes the description, which checks it.
@@ -201,50 +220,25 @@ impl Descriptor {
         Ok(self)
     }
 
-    fn with(kind: Kind, attributes: &[(Name, Value<'_>)]) -> Result<Self> {
-        let descriptor = Self::new(kind)?;
-        for (name, value) in attributes {
-            descriptor.set(*name, value)?;
-        }
-        descriptor.finalized()
+    /// Reads an attribute into `values`; gives how many values there were, at most as many as fit.
+    ///
+    /// # Safety
+    /// All bits must be valid values of `T`.
+    unsafe fn get<T: Attribute>(&self, name: Name, values: &mut [T]) -> Result<usize> {
+        let (most, mut count) = (values.len() as i64, 0);
+        let to = values.as_mut_ptr().cast();
+        // SAFETY: there is memory for `most` values of the kind.
+        unsafe { sys::cudnnBackendGetAttribute(self.0, name, T::KIND, most, &raw mut count, to) }
+            .result()
+            .map_err(failed)?;
+        Ok((count.max(0) as usize).min(values.len()))
     }
 
-    /// Reads integers or enumerations, at most `N`.
-    fn get<T: Copy + Default, const N: usize>(&self, name: Name, kind: Type) -> Result<Vec<T>> {
-        let mut values = [T::default(); N];
-        let mut count = 0;
-        // SAFETY: there is room for `N` values; callers ask for the type that `kind` says.
-        let got = unsafe {
-            sys::cudnnBackendGetAttribute(
-                self.0,
-                name,
-                kind,
-                N as i64,
-                &raw mut count,
-                values.as_mut_ptr().cast(),
-            )
-        };
-        got.result().map_err(failed)?;
-        Ok(values[..(count.max(0) as usize).min(N)].to_vec())
-    }
-
-    /// Has the library fill `parts`; gives how many it filled, of which there may be fewer.
+    /// Lets the library fill `parts`; gives how many it filled.
     fn fill(&self, name: Name, parts: &[Self]) -> Result<usize> {
         let mut pointers: Vec<_> = parts.iter().map(|part| part.0).collect();
-        let mut count = 0;
-        // SAFETY: there are as many descriptions as is said, which stay ours.
-        let got = unsafe {
-            sys::cudnnBackendGetAttribute(
-                self.0,
-                name,
-                Type::CUDNN_TYPE_BACKEND_DESCRIPTOR,
-                pointers.len() as i64,
-                &raw mut count,
-                pointers.as_mut_ptr().cast(),
-            )
-        };
-        got.result().map_err(failed)?;
-        Ok((count.max(0) as usize).min(parts.len()))
+        // SAFETY: a pointer may be anything. The descriptions are alive, and stay ours.
+        unsafe { self.get(name, &mut pointers) }
     }
 }
 
@@ -264,12 +258,12 @@ const Y: i64 = 3;
 const ENGINES: usize = 64;
 
 /// A convolution that is ready to be computed.
-pub(crate) struct Plan {
+struct Plan {
     plan: Descriptor,
     /// What the plan was made of.
     _parts: Vec<Descriptor>,
     /// Bytes that it needs.
-    pub(crate) workspace: usize,
+    workspace: usize,
 }
 
 impl Plan {
@@ -289,149 +283,80 @@ impl Plan {
                 if !is_allowed(&notes(&engine)?, task.arithmetic) {
                     continue;
                 }
-                let configuration = [&engine];
-                let of_target = match target {
-                    Target::Device(handle) => (
-                        Name::CUDNN_ATTR_EXECUTION_PLAN_HANDLE,
-                        Value::Handle(handle),
-                    ),
+                let plan = Descriptor::new(Kind::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR)?
+                    .set(Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, &[engine.0])?;
+                let plan = match target {
+                    Target::Device(handle) => {
+                        let name = Name::CUDNN_ATTR_EXECUTION_PLAN_HANDLE;
+                        plan.set(name, std::slice::from_ref(*handle))
+                    }
                     #[cfg(test)]
-                    Target::Described(device) => (
-                        Name::CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP,
-                        Value::Parts(std::slice::from_ref(device)),
-                    ),
+                    Target::Described(device) => {
+                        let name = Name::CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP;
+                        plan.set(name, &[device.0])
+                    }
                 };
-                let attributes = [
-                    (
-                        Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG,
-                        Value::Parts(&configuration),
-                    ),
-                    of_target,
-                ];
                 // Some engines turn out not to support the sizes.
-                let kind = Kind::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR;
-                let Ok(plan) = Descriptor::with(kind, &attributes) else {
+                let Ok(plan) = plan.and_then(Descriptor::finalized) else {
                     continue;
                 };
                 let name = Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE;
-                let bytes = plan.get::<i64, 1>(name, Type::CUDNN_TYPE_INT64)?;
+                let mut bytes = [0_i64];
+                // SAFETY: an integer may be anything.
+                unsafe { plan.get(name, &mut bytes)? };
                 parts.push(engine);
                 parts.push(graph);
                 return Ok(Self {
                     plan,
                     _parts: parts,
-                    workspace: bytes.first().map_or(0, |bytes| (*bytes).max(0) as usize),
+                    workspace: bytes[0].max(0) as usize,
                 });
             }
         }
         bail!("cuDNN has no engine for {task:?}")
     }
-
-    /// # Safety
-    /// As for [`Cudnn::execute`].
-    unsafe fn execute(
-        &self,
-        handle: &Handle,
-        [x, weight, y]: [u64; 3],
-        workspace: u64,
-    ) -> Result<()> {
-        let pack = Descriptor::with(
-            Kind::CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR,
-            &[
-                (
-                    Name::CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS,
-                    Value::Integers(&[X, WEIGHT, Y]),
-                ),
-                (
-                    Name::CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS,
-                    Value::Addresses(&[x, weight, y]),
-                ),
-                (
-                    Name::CUDNN_ATTR_VARIANT_PACK_WORKSPACE,
-                    Value::Addresses(&[workspace]),
-                ),
-            ],
-        )?;
-        // SAFETY: the plan and the pack are complete; the rest is the caller's promise.
-        unsafe { sys::cudnnBackendExecute(handle.0, self.plan.0, pack.0) }
-            .result()
-            .map_err(failed)
-    }
 }
 
 /// Images, weights or results, channels last; `sizes` are in the order of channels first.
-fn tensor(id: i64, bf16: bool, sizes: [usize; 4]) -> Result<Descriptor> {
+fn tensor(id: i64, dtype: DType, sizes: [usize; 4]) -> Result<Descriptor> {
     let [batch, channels, height, width] = sizes.map(|size| size as i64);
-    Descriptor::with(
-        Kind::CUDNN_BACKEND_TENSOR_DESCRIPTOR,
-        &[
-            (
-                Name::CUDNN_ATTR_TENSOR_DATA_TYPE,
-                Value::DataType(if bf16 {
-                    sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16
-                } else {
-                    sys::cudnnDataType_t::CUDNN_DATA_FLOAT
-                }),
-            ),
-            (
-                Name::CUDNN_ATTR_TENSOR_DIMENSIONS,
-                Value::Integers(&[batch, channels, height, width]),
-            ),
-            (
-                Name::CUDNN_ATTR_TENSOR_STRIDES,
-                Value::Integers(&[height * width * channels, 1, width * channels, channels]),
-            ),
-            (Name::CUDNN_ATTR_TENSOR_UNIQUE_ID, Value::Integers(&[id])),
-            (
-                Name::CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT,
-                Value::Integers(&[16]),
-            ),
-        ],
-    )
+    let dtype = match dtype {
+        DType::BF16 => sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16,
+        _ => sys::cudnnDataType_t::CUDNN_DATA_FLOAT,
+    };
+    let strides = [height * width * channels, 1, width * channels, channels];
+    Descriptor::new(Kind::CUDNN_BACKEND_TENSOR_DESCRIPTOR)?
+        .set(Name::CUDNN_ATTR_TENSOR_DATA_TYPE, &[dtype])?
+        .set(
+            Name::CUDNN_ATTR_TENSOR_DIMENSIONS,
+            &[batch, channels, height, width],
+        )?
+        .set(Name::CUDNN_ATTR_TENSOR_STRIDES, &strides)?
+        .set(Name::CUDNN_ATTR_TENSOR_UNIQUE_ID, &[id])?
+        .set(Name::CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, &[16_i64])?
+        .finalized()
 }
 
 /// The graph of one convolution, and what it is made of.
 fn graph(target: &Target<'_>, task: &Task) -> Result<(Descriptor, Vec<Descriptor>)> {
     let g = &task.geometry;
-    let x = tensor(X, task.bf16, [g.batch, g.in_channels, g.height, g.width])?;
+    let x = tensor(X, task.dtype, [g.batch, g.in_channels, g.height, g.width])?;
     let sizes = [g.out_channels, g.in_channels, g.kernel, g.kernel];
-    let weight = tensor(WEIGHT, task.bf16, sizes)?;
+    let weight = tensor(WEIGHT, task.dtype, sizes)?;
     let sizes = [g.batch, g.out_channels, g.out_height(), g.out_width()];
-    let y = tensor(Y, task.bf16, sizes)?;
+    let y = tensor(Y, task.dtype, sizes)?;
     let padding = [g.padding as i64; 2];
-    let convolution = Descriptor::with(
-        Kind::CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR,
-        &[
-            (
-                Name::CUDNN_ATTR_CONVOLUTION_COMP_TYPE,
-                Value::DataType(sys::cudnnDataType_t::CUDNN_DATA_FLOAT),
-            ),
-            (
-                Name::CUDNN_ATTR_CONVOLUTION_CONV_MODE,
-                Value::Mode(sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION),
-            ),
-            (
-                Name::CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS,
-                Value::Integers(&[2]),
-            ),
-            (
-                Name::CUDNN_ATTR_CONVOLUTION_DILATIONS,
-                Value::Integers(&[1, 1]),
-            ),
-            (
-                Name::CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES,
-                Value::Integers(&[1, 1]),
-            ),
-            (
-                Name::CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS,
-                Value::Integers(&padding),
-            ),
-            (
-                Name::CUDNN_ATTR_CONVOLUTION_POST_PADDINGS,
-                Value::Integers(&padding),
-            ),
-        ],
-    )?;
+    let compute = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
+    let mode = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
+    let convolution = Descriptor::new(Kind::CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR)?
+        .set(Name::CUDNN_ATTR_CONVOLUTION_COMP_TYPE, &[compute])?
+        .set(Name::CUDNN_ATTR_CONVOLUTION_CONV_MODE, &[mode])?
+        .set(Name::CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, &[2_i64])?
+        .set(Name::CUDNN_ATTR_CONVOLUTION_DILATIONS, &[1_i64, 1])?
+        .set(Name::CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, &[1_i64, 1])?
+        .set(Name::CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, &padding)?
+        .set(Name::CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, &padding)?
+        .finalized()?;
     let (kind, [alpha, beta, of, first, second, third]) = match task.pass {
         Pass::Forward => (
             Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR,
@@ -467,35 +392,26 @@ fn graph(target: &Target<'_>, task: &Task) -> Result<(Descriptor, Vec<Descriptor
             ],
         ),
     };
-    let operation = Descriptor::with(
-        kind,
-        &[
-            (alpha, Value::Factor(1.0)),
-            (beta, Value::Factor(0.0)),
-            (of, Value::Parts(&[&convolution])),
-            (first, Value::Parts(&[&x])),
-            (second, Value::Parts(&[&weight])),
-            (third, Value::Parts(&[&y])),
-        ],
-    )?;
-    let graph = Descriptor::new(Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR)?;
-    let operations = [&operation];
-    graph.set(
-        Name::CUDNN_ATTR_OPERATIONGRAPH_OPS,
-        &Value::Parts(&operations),
-    )?;
-    match target {
-        Target::Device(handle) => graph.set(
-            Name::CUDNN_ATTR_OPERATIONGRAPH_HANDLE,
-            &Value::Handle(handle),
-        )?,
+    let operation = Descriptor::new(kind)?
+        .set(alpha, &[1.0_f32])?
+        .set(beta, &[0.0_f32])?
+        .set(of, &[convolution.0])?
+        .set(first, &[x.0])?
+        .set(second, &[weight.0])?
+        .set(third, &[y.0])?
+        .finalized()?;
+    let graph = Descriptor::new(Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR)?
+        .set(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, &[operation.0])?;
+    let graph = match target {
+        Target::Device(handle) => {
+            let name = Name::CUDNN_ATTR_OPERATIONGRAPH_HANDLE;
+            graph.set(name, std::slice::from_ref(*handle))?
+        }
         #[cfg(test)]
-        Target::Described(_) => {}
-    }
-    Ok((
-        graph.finalized()?,
-        vec![operation, convolution, x, weight, y],
-    ))
+        Target::Described(_) => graph,
+    };
+    let parts = vec![operation, convolution, x, weight, y];
+    Ok((graph.finalized()?, parts))
 }
 
 /// The engines that the heuristics name, the fastest first.
@@ -504,20 +420,16 @@ fn engines(
     graph: &Descriptor,
     mode: sys::cudnnBackendHeurMode_t,
 ) -> Result<Vec<Descriptor>> {
-    let heuristics = Descriptor::new(Kind::CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR)?;
-    heuristics.set(
-        Name::CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH,
-        &Value::Parts(&[graph]),
-    )?;
-    heuristics.set(Name::CUDNN_ATTR_ENGINEHEUR_MODE, &Value::Heuristics(mode))?;
-    match target {
-        Target::Device(_) => {}
+    let heuristics = Descriptor::new(Kind::CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR)?
+        .set(Name::CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, &[graph.0])?
+        .set(Name::CUDNN_ATTR_ENGINEHEUR_MODE, &[mode])?;
+    let heuristics = match target {
+        Target::Device(_) => heuristics,
         #[cfg(test)]
-        Target::Described(device) => heuristics.set(
-            Name::CUDNN_ATTR_ENGINEHEUR_DEVICEPROP,
-            &Value::Parts(&[device]),
-        )?,
-    }
+        Target::Described(device) => {
+            heuristics.set(Name::CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, &[device.0])?
+        }
+    };
     let heuristics = heuristics.finalized()?;
     let mut engines = (0..ENGINES)
         .map(|_| Descriptor::new(Kind::CUDNN_BACKEND_ENGINECFG_DESCRIPTOR))
@@ -527,15 +439,16 @@ fn engines(
     Ok(engines)
 }
 
-/// The library's notes on an engine's arithmetic; of the type `cudnnBackendNumericalNote_t`, of which later versions
-/// of the library may know more.
+/// The library's notes on an engine's arithmetic.
 fn notes(engine: &Descriptor) -> Result<Vec<i32>> {
     let inner = [Descriptor::new(Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR)?];
     engine.fill(Name::CUDNN_ATTR_ENGINECFG_ENGINE, &inner)?;
-    inner[0].get::<i32, 32>(
-        Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE,
-        Type::CUDNN_TYPE_NUMERICAL_NOTE,
-    )
+    let mut notes = vec![0; 32];
+    let name = Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE;
+    // SAFETY: an integer may be anything.
+    let count = unsafe { inner[0].get(name, &mut notes)? };
+    notes.truncate(count);
+    Ok(notes)
 }
 
 /// Whether an engine with these notes gives the same bits in every run, and the precision asked for.
@@ -614,14 +527,12 @@ mod tests {
     #[test]
     #[ignore = "needs cuDNN 9.26 or later, but no GPU"]
     fn every_convolution_of_the_networks_has_a_plan() {
-        let device = Descriptor::with(
-            Kind::CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR,
-            &[(
-                Name::CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION,
-                Value::Text(H200.as_bytes()),
-            )],
-        )
-        .unwrap();
+        let device = Descriptor::new(Kind::CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR)
+            .and_then(|device| {
+                let name = Name::CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION;
+                device.set(name, H200.as_bytes())?.finalized()
+            })
+            .unwrap();
         // Height, channels in and out, kernel and padding.
         let layers = [
             [32, 3, 96, 4, 0],
@@ -638,12 +549,12 @@ mod tests {
         for [height, in_channels, out_channels, kernel, padding] in layers {
             for batch in [1, 20, 128, 500, 1000] {
                 for precision in Precision::ALL {
-                    let bf16 = precision == Precision::Bf16;
+                    let dtype = precision.activations();
                     let geometry = Geometry {
                         batch,
                         height,
                         width: height,
-                        in_channels: in_channels.next_multiple_of(if bf16 { 8 } else { 4 }),
+                        in_channels: in_channels.next_multiple_of(16 / dtype.size_in_bytes()),
                         out_channels,
                         kernel,
                         padding,
@@ -652,7 +563,7 @@ mod tests {
                         let task = Task {
                             pass,
                             geometry,
-                            bf16,
+                            dtype,
                             arithmetic: arithmetic(ConvAlgorithm::Winograd, precision),
                         };
                         let plan = Plan::new(&Target::Described(&device), &task).unwrap();

@@ -94,7 +94,7 @@ KERNEL(transpose)(const act *x, act *y, unsigned count, unsigned rows, unsigned 
   y[i] = x[(image * rows + row) * columns + column];
 }
 
-// Pixels of `from` channels as pixels of `to` channels: what is too much is dropped, what lacks is 0.
+// Pixels of `from` channels as pixels of `to` channels: the last ones are dropped, or channels of zeros are added.
 KERNEL(resize_channels)(const act *x, act *y, unsigned count, unsigned from, unsigned to) {
   unsigned i = INDEX;
   if (i >= count) return;
@@ -342,7 +342,7 @@ KERNEL(dropout)(const act *x, act *y, unsigned count, unsigned key0, unsigned ke
 // Softmax cross-entropy of each row of logits, in double precision. `gradient`, unless it is null, becomes the
 // gradient of the mean with labels smoothed by `smoothing`. To `metrics`, unless it is null, are added: the sum of
 // the losses (without smoothing) in units of 2^-24, the first step with a loss that is not finite, and the
-// confusion matrix [label, prediction], where the first of equal logits is predicted. All are whole numbers, so
+// confusion matrix [label, prediction], where the first of equal logits is predicted. All are integers, so
 // that the order of the additions does not matter.
 KERNEL(cross_entropy)(const float *logits, const unsigned *labels, float *gradient,
                       unsigned long long *metrics, unsigned batch, unsigned classes, float smoothing,
@@ -373,7 +373,7 @@ KERNEL(cross_entropy)(const float *logits, const unsigned *labels, float *gradie
     atomicMin(&metrics[1], step);
     return;
   }
-  // 2^39 is what the sum can hold; a loss beyond a thousandth of it counts as that.
+  // 2^39 is the most that the sum can be; a loss beyond a thousandth of it counts as that.
   if (loss > 549755813.0) loss = 549755813.0;
   atomicAdd(&metrics[0], (unsigned long long)((loss < 0.0 ? 0.0 : loss) * 16777216.0 + 0.5));
   atomicAdd(&metrics[2 + label * classes + predicted], 1ull);

@@ -1,16 +1,14 @@
 //! Matrix products by cuBLASLt.
 
-use super::Activations;
+use super::memory::{Buffer, Elements};
 use super::per_device::PerDevice;
 use super::workspace::with_workspace;
 use crate::arithmetic::Precision;
 use candle_core::cuda::cudarc::cublaslt::{result, sys};
-use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView, DevicePtr};
-use candle_core::{CudaDevice, Error, Result};
+use candle_core::{CudaDevice, DType, Error, Result};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::mem::size_of;
 use std::rc::Rc;
 
 /// Bytes of working memory: what the library's documentation recommends for Hopper.
@@ -23,18 +21,9 @@ pub(crate) enum Stored {
     Transposed,
 }
 
-/// `c = a b`, where `a` is `rows` by `depth`, `b` is `depth` by `columns` and `c` is `rows` by `columns`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Product {
-    pub(crate) rows: usize,
-    pub(crate) columns: usize,
-    pub(crate) depth: usize,
-    pub(crate) a: Stored,
-    pub(crate) b: Stored,
-}
-
-/// What the choice of an algorithm depends on: sizes, whether the factors and the result are `f32`, precision.
-type Key = (Product, bool, bool, Precision);
+/// What the choice of an algorithm depends on: rows, columns and depth, the layouts of the factors, the types of factors and
+/// result, precision.
+type Key = ([usize; 3], [Stored; 2], [DType; 2], Precision);
 
 /// cuBLASLt on one device.
 pub(super) struct Blas {
@@ -71,90 +60,75 @@ fn failed(error: result::CublasError) -> Error {
     Error::Msg(format!("cuBLASLt: {error:?}"))
 }
 
-/// A matrix's description, in column-major order.
-struct Matrix(sys::cublasLtMatrixLayout_t);
+/// A description of the library, and the function that destroys it.
+struct Description<T: Copy>(
+    T,
+    unsafe fn(T) -> std::result::Result<(), result::CublasError>,
+);
 
-impl Matrix {
-    /// `rows` and `columns` of a row-major matrix, which is its transpose in column-major order.
-    fn stored(kind: sys::cudaDataType, rows: usize, columns: usize) -> Result<Self> {
-        let made = result::create_matrix_layout(kind, columns as u64, rows as u64, columns as i64);
-        made.map(Self).map_err(failed)
-    }
-}
-
-impl Drop for Matrix {
+impl<T: Copy> Drop for Description<T> {
     fn drop(&mut self) {
-        // SAFETY: made by `create_matrix_layout`, and destroyed once.
-        let _ = unsafe { result::destroy_matrix_layout(self.0) };
+        // SAFETY: the description was made by the function's counterpart, and is destroyed once.
+        let _ = unsafe { (self.1)(self.0) };
     }
 }
 
-/// A product's description.
-struct Description(sys::cublasLtMatmulDesc_t);
+/// A row-major matrix of this shape. The library is column-major, in which it is its transpose.
+fn matrix(
+    dtype: DType,
+    rows: usize,
+    columns: usize,
+) -> Result<Description<sys::cublasLtMatrixLayout_t>> {
+    let kind = match dtype {
+        DType::BF16 => sys::cudaDataType::CUDA_R_16BF,
+        _ => sys::cudaDataType::CUDA_R_32F,
+    };
+    let made = result::create_matrix_layout(kind, columns as u64, rows as u64, columns as i64);
+    Ok(Description(
+        made.map_err(failed)?,
+        result::destroy_matrix_layout,
+    ))
+}
 
-impl Description {
-    fn new(precision: Precision, first: Stored, second: Stored) -> Result<Self> {
-        let compute = match precision {
-            Precision::Tf32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
-            Precision::F32 | Precision::Bf16 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-        };
-        let made = result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F);
-        let description = made.map(Self).map_err(failed)?;
-        use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        for (attribute, stored) in [
-            (Attribute::CUBLASLT_MATMUL_DESC_TRANSA, first),
-            (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, second),
-        ] {
-            // CUBLAS_OP_N and CUBLAS_OP_T.
-            let operation = i32::from(stored == Stored::Transposed);
-            // SAFETY: the attribute is an integer of 32 bits, which is copied.
-            unsafe {
-                result::set_matmul_desc_attribute(
-                    description.0,
-                    attribute,
-                    (&raw const operation).cast(),
-                    size_of::<i32>(),
-                )
-            }
+/// A product of factors with these layouts.
+fn operation(
+    precision: Precision,
+    layouts: [Stored; 2],
+) -> Result<Description<sys::cublasLtMatmulDesc_t>> {
+    use sys::cublasLtMatmulDescAttributes_t as Attribute;
+    let compute = match precision {
+        Precision::Tf32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+        Precision::F32 | Precision::Bf16 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+    };
+    let made = result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F);
+    let description = Description(made.map_err(failed)?, result::destroy_matmul_desc);
+    let attributes = [
+        Attribute::CUBLASLT_MATMUL_DESC_TRANSA,
+        Attribute::CUBLASLT_MATMUL_DESC_TRANSB,
+    ];
+    for (attribute, stored) in attributes.into_iter().zip(layouts) {
+        // CUBLAS_OP_N and CUBLAS_OP_T.
+        let value = i32::from(stored == Stored::Transposed);
+        let (value, size) = ((&raw const value).cast(), size_of::<i32>());
+        // SAFETY: the attribute is an integer of 32 bits, which is copied.
+        unsafe { result::set_matmul_desc_attribute(description.0, attribute, value, size) }
             .map_err(failed)?;
-        }
-        Ok(description)
     }
-}
-
-impl Drop for Description {
-    fn drop(&mut self) {
-        // SAFETY: made by `create_matmul_desc`, and destroyed once.
-        let _ = unsafe { result::destroy_matmul_desc(self.0) };
-    }
+    Ok(description)
 }
 
 /// What an algorithm may use.
-struct Preference(sys::cublasLtMatmulPreference_t);
-
-impl Preference {
-    fn new() -> Result<Self> {
-        let preference = result::create_matmul_pref().map(Self).map_err(failed)?;
-        let bytes = WORKSPACE;
-        // SAFETY: the attribute is a size, which is copied.
-        unsafe {
-            result::set_matmul_pref_attribute(
-                preference.0,
-                sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                (&raw const bytes).cast(),
-                size_of::<usize>(),
-            )
-        }
+fn preference() -> Result<Description<sys::cublasLtMatmulPreference_t>> {
+    let made = result::create_matmul_pref().map_err(failed)?;
+    let preference = Description(made, result::destroy_matmul_pref);
+    let attribute =
+        sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+    let bytes = WORKSPACE;
+    let (value, size) = ((&raw const bytes).cast(), size_of::<usize>());
+    // SAFETY: the attribute is a size, which is copied.
+    unsafe { result::set_matmul_pref_attribute(preference.0, attribute, value, size) }
         .map_err(failed)?;
-        Ok(preference)
-    }
-}
-
-impl Drop for Preference {
-    fn drop(&mut self) {
-        // SAFETY: made by `create_matmul_pref`, and destroyed once.
-        let _ = unsafe { result::destroy_matmul_pref(self.0) };
-    }
+    Ok(preference)
 }
 
 /// Computes `c = a b`, with the first algorithm of the library's heuristics. They depend on sizes, types and the device
@@ -162,43 +136,42 @@ impl Drop for Preference {
 ///
 /// # Errors
 /// When the library has no algorithm, or fails.
-pub(crate) fn product<T: Activations, R: Activations>(
-    device: &CudaDevice,
+pub(crate) fn product(
     precision: Precision,
-    product: Product,
-    (a, b): (&CudaView<'_, T>, &CudaView<'_, T>),
-    c: &mut CudaSlice<R>,
+    (a, a_stored): (Elements<'_>, Stored),
+    (b, b_stored): (Elements<'_>, Stored),
+    c: &Buffer,
 ) -> Result<()> {
-    let Product {
-        rows,
-        columns,
-        depth,
-        ..
-    } = product;
-    assert!(a.len() == rows * depth && b.len() == depth * columns && c.len() == rows * columns);
-    // The library is column-major, in which a row-major matrix is its transpose: so it computes c' = b' a'.
-    let stored = |stored, rows, columns| match stored {
-        Stored::AsIs => (rows, columns),
-        Stored::Transposed => (columns, rows),
+    let c = c.elements();
+    let (rows, columns) = c.shape.dims2()?;
+    let ((a_rows, a_columns), (b_rows, b_columns)) = (a.shape.dims2()?, b.shape.dims2()?);
+    let depth = match a_stored {
+        Stored::AsIs => a_columns,
+        Stored::Transposed => a_rows,
     };
-    let (b_rows, b_columns) = stored(product.b, depth, columns);
-    let (a_rows, a_columns) = stored(product.a, rows, depth);
-    let description = Description::new(precision, product.b, product.a)?;
-    let first = Matrix::stored(T::CUDA_TYPE, b_rows, b_columns)?;
-    let second = Matrix::stored(T::CUDA_TYPE, a_rows, a_columns)?;
-    let out = Matrix::stored(R::CUDA_TYPE, rows, columns)?;
-    let key = (product, T::PACK == 4, R::PACK == 4, precision);
-    let blas = blas(device)?;
+    assert!(a.count() == rows * depth && b.count() == depth * columns && a.dtype == b.dtype);
+    // In the library's order: c' = b' a'.
+    let operation = operation(precision, [b_stored, a_stored])?;
+    let first = matrix(b.dtype, b_rows, b_columns)?;
+    let second = matrix(a.dtype, a_rows, a_columns)?;
+    let out = matrix(c.dtype, rows, columns)?;
+    let key = (
+        [rows, columns, depth],
+        [a_stored, b_stored],
+        [a.dtype, c.dtype],
+        precision,
+    );
+    let blas = blas(c.device)?;
     let known = blas.algorithms.borrow().get(&key).copied();
     let algorithm = match known {
         Some(algorithm) => algorithm,
         None => {
-            let preference = Preference::new()?;
+            let preference = preference()?;
             // SAFETY: all descriptions are alive.
             let found = unsafe {
                 result::get_matmul_algo_heuristic(
                     blas.handle,
-                    description.0,
+                    operation.0,
                     first.0,
                     second.0,
                     out.0,
@@ -211,29 +184,29 @@ pub(crate) fn product<T: Activations, R: Activations>(
             found.algo
         }
     };
-    let stream = device.cuda_stream();
+    let stream = c.device.cuda_stream();
     let (one, zero) = (1.0_f32, 0.0_f32);
-    with_workspace(device, WORKSPACE, |workspace| {
-        let address = |at: u64| at as *const c_void;
-        let to = address(c.device_ptr(&stream).0).cast_mut();
+    with_workspace(c.device, WORKSPACE, |workspace| {
+        let [a, b, c, workspace] =
+            [a.address, b.address, c.address, workspace].map(|at| at as *mut c_void);
         // SAFETY: the descriptions are alive and fit the memory, whose lengths were checked; the workspace
         // is as large as the heuristics were told; the work is ordered on the stream of the memory.
         unsafe {
             result::matmul(
                 blas.handle,
-                description.0,
+                operation.0,
                 (&raw const one).cast(),
                 (&raw const zero).cast(),
-                address(b.device_ptr(&stream).0),
+                b,
                 first.0,
-                address(a.device_ptr(&stream).0),
+                a,
                 second.0,
-                to,
+                c,
                 out.0,
-                to,
+                c,
                 out.0,
                 &raw const algorithm,
-                address(workspace.device_ptr(&stream).0).cast_mut(),
+                workspace,
                 WORKSPACE,
                 stream.cu_stream().cast(),
             )

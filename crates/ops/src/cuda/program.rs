@@ -1,15 +1,16 @@
 //! Kernels of our own: compiled when they are first needed, and started.
 
-use super::Activations;
+use super::memory::{Buffer, Elements};
 use super::per_device::PerDevice;
 use super::table::Table;
+use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::driver::sys::CUdevice_attribute;
 use candle_core::cuda::cudarc::driver::{
-    CudaFunction, CudaSlice, CudaStream, CudaView, DevicePtr, LaunchArgs, LaunchConfig,
-    PushKernelArg,
+    CudaFunction, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
 };
 use candle_core::cuda::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use candle_core::{CudaDevice, DType, Error, Result, bail};
+use kernels::Windows;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -25,6 +26,11 @@ pub(super) const GROUP: usize = 64;
 /// Threads of a block.
 const THREADS: usize = 256;
 
+/// Elements of 16 bytes.
+pub(crate) fn pack(dtype: DType) -> usize {
+    16 / dtype.size_in_bytes()
+}
+
 /// The kernels compiled for a type of activations and a width of packs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Program {
@@ -33,40 +39,16 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// All programs.
-    #[cfg(test)]
-    pub(super) const ALL: [Self; 4] = [
-        Self {
-            bf16: false,
-            pack: 4,
-        },
-        Self {
-            bf16: false,
-            pack: 1,
-        },
-        Self {
-            bf16: true,
-            pack: 8,
-        },
-        Self {
-            bf16: true,
-            pack: 1,
-        },
-    ];
-
     /// With the widest packs into which the innermost dimension divides.
-    pub(crate) fn packed<T: Activations>(inner: usize) -> Self {
+    pub(crate) fn packed(dtype: DType, inner: usize) -> Self {
+        let pack = pack(dtype);
         Self {
-            bf16: T::DTYPE == DType::BF16,
-            pack: if inner.is_multiple_of(T::PACK) {
-                T::PACK
-            } else {
-                1
-            },
+            bf16: dtype == DType::BF16,
+            pack: if inner.is_multiple_of(pack) { pack } else { 1 },
         }
     }
 
-    /// How many packs hold `count` elements.
+    /// Packs of `count` elements.
     pub(crate) fn packs(self, count: usize) -> usize {
         count / self.pack
     }
@@ -81,36 +63,27 @@ impl Program {
         }
     }
 
-    /// What the compiler is told, `architecture` being that of the device or of a virtual one.
-    fn options(self, architecture: &str) -> Vec<String> {
-        let mut options = vec![
-            format!("--gpu-architecture={architecture}"),
-            format!("-DPACK={}", self.pack),
-        ];
-        if self.bf16 {
-            options.push("-DBF16".to_owned());
-        }
-        options
-    }
-
-    /// The program as PTX.
+    /// The program as PTX for the architecture of a device or a virtual one.
     ///
     /// # Errors
     /// When it does not compile.
     pub(super) fn compile(self, architecture: &str) -> Result<String> {
+        let mut options = vec![
+            format!("--gpu-architecture={architecture}"),
+            format!("-DPACK={}", self.pack),
+        ];
+        options.extend(self.bf16.then(|| "-DBF16".to_owned()));
         let options = CompileOptions {
-            options: self.options(architecture),
+            options,
             ..CompileOptions::default()
         };
-        let ptx = compile_ptx_with_opts(SOURCE, options).map_err(|error| {
-            Error::Msg(format!(
-                "NVRTC cannot compile the kernels for {architecture}: {error:?}"
-            ))
-        })?;
-        Ok(ptx.to_src())
+        match compile_ptx_with_opts(SOURCE, options) {
+            Ok(ptx) => Ok(ptx.to_src()),
+            Err(error) => bail!("NVRTC cannot compile the kernels for {architecture}: {error:?}"),
+        }
     }
 
-    /// Compiles it and hands it to the device, so that what is wrong is found.
+    /// Compiles and loads the program, so that an error is found at once.
     pub(super) fn prepare(self, device: &CudaDevice) -> Result<()> {
         let ptx = self.for_device(device)?;
         device.get_or_load_custom_func("transpose", self.name(), &ptx)?;
@@ -138,12 +111,7 @@ impl Program {
 /// The virtual architecture of a device, such as `compute_90`.
 fn architecture(device: &CudaDevice) -> Result<String> {
     let stream = device.cuda_stream();
-    let attribute = |attribute| {
-        stream
-            .context()
-            .attribute(attribute)
-            .map_err(|error| Error::Cuda(error.into()))
-    };
+    let attribute = |attribute| stream.context().attribute(attribute).w();
     let major = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
     let minor = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
     Ok(format!("compute_{major}{minor}"))
@@ -152,15 +120,11 @@ fn architecture(device: &CudaDevice) -> Result<String> {
 /// An argument of a kernel. A pointer borrows its memory until the kernel is started; later uses of the memory are
 /// ordered behind the kernel.
 #[derive(Clone, Copy)]
-pub(crate) struct Argument<'a> {
-    value: Value<'a>,
-    memory: PhantomData<&'a ()>,
-}
-
-#[derive(Clone, Copy)]
-enum Value<'a> {
-    Address(u64),
+pub(crate) enum Argument<'a> {
+    /// Memory that begins at a multiple of 16 bytes where a kernel reads packs; or 0 for none.
+    Address(u64, PhantomData<&'a ()>),
     Unsigned(u32),
+    /// A count that no kernel can take.
     TooLarge(usize),
     Long(u64),
     Signed(i32),
@@ -169,71 +133,70 @@ enum Value<'a> {
 }
 
 impl<'a> Argument<'a> {
-    fn new(value: Value<'a>) -> Self {
-        Self {
-            value,
-            memory: PhantomData,
-        }
-    }
-
-    /// Memory that the kernel reads.
-    pub(crate) fn read<T>(device: &CudaDevice, memory: &'a CudaView<'_, T>) -> Self {
-        Self::new(Value::Address(memory.device_ptr(&device.cuda_stream()).0))
-    }
-
     /// Memory that the kernel reads one element at a time, so that it may begin anywhere.
-    pub(crate) fn read_singly<T>(device: &CudaDevice, memory: &'a CudaView<'_, T>) -> Self {
-        Self::new(Value::Long(memory.device_ptr(&device.cuda_stream()).0))
+    pub(crate) fn singly(memory: Elements<'a>) -> Self {
+        Self::Long(memory.address)
     }
 
-    /// Memory that the kernel writes to, or changes.
-    pub(crate) fn write<T>(device: &CudaDevice, memory: &'a mut CudaSlice<T>) -> Self {
-        Self::new(Value::Address(memory.device_ptr(&device.cuda_stream()).0))
-    }
-
-    /// No memory.
-    pub(crate) fn null() -> Self {
-        Self::new(Value::Address(0))
+    /// Memory that the kernel changes.
+    pub(crate) fn slice<T>(memory: &'a mut CudaSlice<T>) -> Self {
+        let stream = memory.stream().clone();
+        Self::Address(memory.device_ptr(&stream).0, PhantomData)
     }
 
     /// Memory that the kernel reads, or null.
-    pub(crate) fn maybe<T>(device: &CudaDevice, memory: Option<&'a CudaView<'_, T>>) -> Self {
-        memory.map_or_else(Self::null, |memory| Self::read(device, memory))
+    pub(crate) fn maybe(memory: Option<Elements<'a>>) -> Self {
+        memory.map_or(Self::Address(0, PhantomData), Self::from)
     }
 
-    /// The parameters of a step, by value.
-    pub(crate) fn table(table: &'a Table) -> Self {
-        Self::new(Value::Table(table))
+    /// Height and width of images, rows and columns of their windows, and the windows' size and stride.
+    pub(crate) fn windows(windows: Windows) -> [Self; 6] {
+        let Windows {
+            pool,
+            height,
+            width,
+        } = windows;
+        let (rows, columns) = (windows.rows(), windows.columns());
+        [height, width, rows, columns, pool.kernel, pool.stride].map(Self::from)
     }
+}
 
-    /// An integer of 64 bits.
-    pub(crate) fn long(value: u64) -> Self {
-        Self::new(Value::Long(value))
+/// Memory that the kernel reads.
+impl<'a> From<Elements<'a>> for Argument<'a> {
+    fn from(memory: Elements<'a>) -> Self {
+        Self::Address(memory.address, PhantomData)
+    }
+}
+
+/// Memory that the kernel writes.
+impl<'a> From<&'a Buffer> for Argument<'a> {
+    fn from(memory: &'a Buffer) -> Self {
+        memory.elements().into()
     }
 }
 
 impl From<usize> for Argument<'_> {
     /// A count; [`launch`] refuses one that a kernel cannot take.
     fn from(count: usize) -> Self {
-        Self::new(u32::try_from(count).map_or(Value::TooLarge(count), Value::Unsigned))
+        u32::try_from(count).map_or(Self::TooLarge(count), Self::Unsigned)
     }
 }
 
 impl From<u32> for Argument<'_> {
     fn from(value: u32) -> Self {
-        Self::new(Value::Unsigned(value))
+        Self::Unsigned(value)
     }
 }
 
 impl From<bool> for Argument<'_> {
     fn from(value: bool) -> Self {
-        Self::new(Value::Signed(value.into()))
+        Self::Signed(value.into())
     }
 }
 
 impl From<f32> for Argument<'_> {
     fn from(value: f32) -> Self {
-        Self::new(Value::Float(value))
+        Self::Float(value)
     }
 }
 
@@ -261,17 +224,6 @@ pub(crate) fn launch(
     if threads == 0 {
         return Ok(());
     }
-    let packed = program.pack > 1;
-    let odd =
-        |argument: &Argument<'_>| matches!(argument.value, Value::Address(at) if at % 16 != 0);
-    if packed && arguments.iter().any(odd) {
-        bail!("{name}: a tensor does not begin at a multiple of 16 bytes");
-    }
-    for argument in arguments {
-        if let Value::TooLarge(count) = argument.value {
-            bail!("{name}: {count} is more than the GPU's kernels can count");
-        }
-    }
     let load = || {
         Ok(Loaded {
             stream: device.cuda_stream(),
@@ -290,7 +242,19 @@ pub(crate) fn launch(
     };
     let mut builder = loaded.stream.launch_builder(kernel);
     for argument in arguments {
-        push(&mut builder, argument);
+        match argument {
+            Argument::Address(address, _) if program.pack > 1 && address % 16 != 0 => {
+                bail!("{name}: a tensor does not begin at a multiple of 16 bytes")
+            }
+            Argument::TooLarge(count) => {
+                bail!("{name}: {count} is more than the GPU's kernels can count")
+            }
+            Argument::Address(value, _) | Argument::Long(value) => builder.arg(value),
+            Argument::Unsigned(value) => builder.arg(value),
+            Argument::Signed(value) => builder.arg(value),
+            Argument::Float(value) => builder.arg(value),
+            Argument::Table(value) => builder.arg(*value),
+        };
     }
     let blocks = u32::try_from(threads.div_ceil(THREADS)).map_err(Error::wrap)?;
     let config = LaunchConfig {
@@ -301,20 +265,8 @@ pub(crate) fn launch(
     // SAFETY: the arguments are those of the kernel, in order and type (the tests run each kernel through
     // the function that calls this), its memory is as large as the counts say, and every kernel returns at
     // once in threads beyond its count.
-    unsafe { builder.launch(config) }.map_err(|error| Error::Cuda(error.into()))?;
+    unsafe { builder.launch(config) }.w()?;
     Ok(())
-}
-
-fn push<'a>(builder: &mut LaunchArgs<'a>, argument: &'a Argument<'_>) {
-    match &argument.value {
-        Value::Address(value) | Value::Long(value) => builder.arg(value),
-        Value::Unsigned(value) => builder.arg(value),
-        // `launch` has refused it.
-        Value::TooLarge(_) => builder,
-        Value::Signed(value) => builder.arg(value),
-        Value::Float(value) => builder.arg(value),
-        Value::Table(value) => builder.arg(*value),
-    };
 }
 
 #[cfg(test)]
@@ -324,7 +276,10 @@ mod tests {
     #[test]
     #[ignore = "needs NVRTC, but no GPU"]
     fn the_kernels_compile_to_ptx() {
-        for program in Program::ALL {
+        let programs = [DType::F32, DType::BF16]
+            .into_iter()
+            .flat_map(|dtype| [0, 1].map(|inner| Program::packed(dtype, inner)));
+        for program in programs {
             for architecture in ["compute_80", "compute_90"] {
                 let ptx = program.compile(architecture).unwrap();
                 assert!(!ptx.is_empty(), "{program:?}");

@@ -1,53 +1,30 @@
 //! Sums of rows.
 
-use super::program::{Argument, GROUP, Program, launch};
-use super::{Activations, room, tensor};
-use candle_core::cuda::cudarc::driver::CudaView;
-use candle_core::{CudaDevice, Result, Tensor};
+use super::memory::{Elements, empty};
+use super::program::{GROUP, Program, launch};
+use candle_core::{DType, Result, Tensor};
 
 /// The sum of the rows of `x` `[rows, channels]`, in `f32`: over groups of rows, then over groups of their sums, always in
 /// order.
-pub(crate) fn sum_rows<T: Activations>(
-    device: &CudaDevice,
-    x: &CudaView<'_, T>,
-    (rows, channels): (usize, usize),
-) -> Result<Tensor> {
-    assert_eq!(x.len(), rows * channels);
-    let program = Program::packed::<T>(channels);
-    let mut left = rows.div_ceil(GROUP);
-    let mut sums = room::<f32>(device, left * channels)?;
-    let packs = program.packs(left * channels);
-    launch(
-        device,
-        program,
-        "sum_rows",
-        packs,
-        &[
-            Argument::read(device, x),
-            Argument::write(device, &mut sums),
-            packs.into(),
-            rows.into(),
-            channels.into(),
-        ],
-    )?;
+pub(crate) fn sum_rows(x: Elements<'_>, (rows, channels): (usize, usize)) -> Result<Tensor> {
+    assert_eq!(x.count(), rows * channels);
+    let groups = |kernel, x: Elements<'_>, program: Program, rows: usize| {
+        let left = rows.div_ceil(GROUP);
+        let sums = empty(x.device, DType::F32, left * channels)?;
+        let packs = program.packs(left * channels);
+        let sizes = [packs, rows, channels].map(Into::into);
+        let arguments = [&[x.into(), (&sums).into()], &sizes[..]].concat();
+        launch(x.device, program, kernel, packs, &arguments)?;
+        Ok::<_, candle_core::Error>((sums, left))
+    };
+    let (mut sums, mut left) = groups("sum_rows", x, Program::packed(x.dtype, channels), rows)?;
     while left > 1 {
-        let rows = left;
-        left = rows.div_ceil(GROUP);
-        let mut fewer = room::<f32>(device, left * channels)?;
-        launch(
-            device,
-            Program::packed::<T>(1),
+        (sums, left) = groups(
             "sum_sums",
-            left * channels,
-            &[
-                Argument::read(device, &sums.as_view()),
-                Argument::write(device, &mut fewer),
-                (left * channels).into(),
-                rows.into(),
-                channels.into(),
-            ],
+            sums.elements(),
+            Program::packed(x.dtype, 1),
+            left,
         )?;
-        sums = fewer;
     }
-    Ok(tensor(sums, channels, device))
+    Ok(sums.tensor())
 }

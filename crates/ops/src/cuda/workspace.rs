@@ -1,7 +1,7 @@
 //! Working memory for the libraries.
 
 use super::per_device::PerDevice;
-use candle_core::cuda::cudarc::driver::CudaSlice;
+use candle_core::cuda::cudarc::driver::{CudaSlice, DevicePtr};
 use candle_core::{CudaDevice, Result};
 use std::cell::RefCell;
 
@@ -10,26 +10,24 @@ thread_local! {
     static WORKSPACE: PerDevice<RefCell<Option<CudaSlice<u8>>>> = const { PerDevice::new() };
 }
 
-/// Runs `work` with at least `bytes` of memory of any content.
+/// Runs `work` with the address of at least `bytes` of uninitialised memory.
 ///
 /// # Errors
 /// When there is no memory, or `work` fails.
 pub(crate) fn with_workspace<R>(
     device: &CudaDevice,
     bytes: usize,
-    work: impl FnOnce(&mut CudaSlice<u8>) -> Result<R>,
+    work: impl FnOnce(u64) -> Result<R>,
 ) -> Result<R> {
-    let workspace = WORKSPACE.with(|all| all.get(device, || Ok(RefCell::new(None))))?;
+    let workspace = WORKSPACE.with(|all| all.get(device, || Ok(RefCell::default())))?;
     let mut workspace = workspace.borrow_mut();
-    let fits = workspace.as_ref().is_some_and(|slice| slice.len() >= bytes);
-    if !fits {
-        // The old one is freed first.
-        *workspace = None;
+    // The old one is freed first.
+    let old = workspace.take().filter(|slice| slice.len() >= bytes);
+    let slice = match old {
+        Some(slice) => slice,
         // SAFETY: the libraries read only what they wrote to it.
-        *workspace = Some(unsafe { device.alloc::<u8>(bytes.max(1))? });
-    }
-    match workspace.as_mut() {
-        Some(slice) => work(slice),
-        None => candle_core::bail!("there is no workspace"),
-    }
+        None => unsafe { device.alloc::<u8>(bytes.max(1))? },
+    };
+    let slice = workspace.insert(slice);
+    work(slice.device_ptr(&device.cuda_stream()).0)
 }
