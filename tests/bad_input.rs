@@ -436,7 +436,7 @@ fn pictures_that_are_none_are_named() {
     refused(
         &mut predict(&[good.clone(), bad.clone()]),
         1,
-        &["bad.png", "no PNG or JPEG"],
+        &["bad.png", "not a PNG or JPEG"],
     );
     let cut = fs::read(&good).unwrap();
     fs::write(&bad, &cut[..cut.len() / 2]).unwrap();
