@@ -83,25 +83,36 @@ impl Serialize for SplitMetrics {
 impl<'de> Deserialize<'de> for SplitMetrics {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let values = serde_json::Map::deserialize(deserializer)?;
-        let read = |split: EvaluationSplit| {
-            let value = |prefix: &str, metric: &str| {
-                values.get(&format!("{prefix}{split}_{metric}"))?.as_f64()
+        let splits = [EvaluationSplit::Test, EvaluationSplit::Validation];
+        let split = splits
+            .into_iter()
+            .find(|split| values.contains_key(&format!("{split}_loss")))
+            .ok_or_else(|| D::Error::custom("it has neither `test_loss` nor `validation_loss`"))?;
+        // Keys by their current name and by that of earlier versions.
+        let optional = |keys: &[String]| {
+            let value = keys.iter().find_map(|key| Some((key, values.get(key)?)));
+            let number = |(key, value): (&String, &serde_json::Value)| {
+                let error = || D::Error::custom(format_args!("`{key}` is {value}, not a number"));
+                value.as_f64().ok_or_else(error)
             };
-            // The second prefix is that of earlier versions.
-            let model_ema =
-                |metric| value("model_ema_", metric).or_else(|| value("average_", metric));
-            Some(Self {
-                split,
-                loss: value("", "loss")?,
-                accuracy: value("", "accuracy")?,
-                model_ema_loss: model_ema("loss"),
-                model_ema_accuracy: model_ema("accuracy"),
-                tta_accuracy: value("tta_", "accuracy").or_else(|| value("mirrored_", "accuracy")),
-            })
+            value.map(number).transpose()
         };
-        let metrics = read(EvaluationSplit::Test).or_else(|| read(EvaluationSplit::Validation));
-        metrics.ok_or_else(|| {
-            D::Error::custom("it needs numbers `test_loss` and `test_accuracy`, or `validation_loss` and `validation_accuracy`")
+        let required = |key: String| {
+            let missing = format!("`{key}` is missing");
+            optional(&[key])?.ok_or_else(|| D::Error::custom(missing))
+        };
+        let model_ema = |metric| {
+            optional(&["model_ema", "average"].map(|name| format!("{name}_{split}_{metric}")))
+        };
+        Ok(Self {
+            split,
+            loss: required(format!("{split}_loss"))?,
+            accuracy: required(format!("{split}_accuracy"))?,
+            model_ema_loss: model_ema("loss")?,
+            model_ema_accuracy: model_ema("accuracy")?,
+            tta_accuracy: optional(
+                &["tta", "mirrored"].map(|name| format!("{name}_{split}_accuracy")),
+            )?,
         })
     }
 }
@@ -255,13 +266,26 @@ mod tests {
 
     #[test]
     fn a_line_without_an_evaluation_is_refused() {
-        for rest in [
-            r#""test_loss":1"#,
-            r#""test_loss":1,"validation_accuracy":1"#,
-            r#""test_loss":null,"test_accuracy":1"#,
+        let good = r#""test_loss":1,"test_accuracy":1"#;
+        assert!(parse(good).is_ok());
+        for (rest, expected) in [
+            (r#""tta_test_accuracy":1"#, "neither `test_loss` nor"),
+            (r#""test_loss":1"#, "`test_accuracy` is missing"),
+            (
+                r#""test_loss":1,"validation_accuracy":1"#,
+                "`test_accuracy` is missing",
+            ),
+            (
+                r#""test_loss":null,"test_accuracy":1"#,
+                "`test_loss` is null, not a number",
+            ),
+            (
+                &format!(r#"{good},"tta_test_accuracy":"x""#),
+                r#"`tta_test_accuracy` is "x", not a number"#,
+            ),
         ] {
             let message = parse(rest).unwrap_err().to_string();
-            assert!(message.contains("needs numbers `test_loss`"), "{message}");
+            assert!(message.contains(expected), "{message}");
         }
     }
 
