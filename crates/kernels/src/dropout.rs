@@ -2,6 +2,7 @@
 
 use crate::instruction_set::arch;
 use crate::simd::Real;
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use rng::{Stream, unit};
 
@@ -16,29 +17,43 @@ pub fn apply<T: Real>(probability: f32, stream: Stream, layer: u16, values: &mut
         .par_chunks_mut(PART)
         .enumerate()
         .for_each(|(part, values)| {
-            let first = layer | (part * PART / 4) as u64;
-            mask(probability, stream, first, values);
+            arch().dispatch(Mask {
+                probability,
+                stream,
+                first: layer | (part * PART / 4) as u64,
+                values,
+            });
         });
 }
 
 /// Masks values with the blocks of random words from `first` on, four values for each.
-fn mask<T: Real>(probability: f32, stream: Stream, first: u64, values: &mut [T]) {
-    /// Blocks of random words that are generated at once.
-    const MANY: usize = 16;
-    arch().dispatch(
-        #[inline(always)]
-        || {
-            let scale = T::from_f64(1.0 / (1.0 - f64::from(probability)));
-            let firsts = (first..).step_by(MANY);
-            for (values, first) in values.chunks_mut(4 * MANY).zip(firsts) {
-                let words = stream.words_of::<MANY>(first);
-                for (values, n) in values.chunks_mut(4).zip(0..) {
-                    for (value, words) in values.iter_mut().zip(&words) {
-                        let kept = unit(words[n]) >= probability;
-                        *value = if kept { *value * scale } else { T::zero() };
-                    }
+struct Mask<'a, T> {
+    probability: f32,
+    stream: Stream,
+    first: u64,
+    values: &'a mut [T],
+}
+
+impl<T: Real> WithSimd for Mask<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        /// Blocks of random words that are generated at once.
+        const MANY: usize = 16;
+        let scale = T::from_f64(1.0 / (1.0 - f64::from(self.probability)));
+        for (values, first) in self
+            .values
+            .chunks_mut(4 * MANY)
+            .zip((self.first..).step_by(MANY))
+        {
+            let words = self.stream.words_of::<MANY>(first);
+            for (values, n) in values.chunks_mut(4).zip(0..) {
+                for (value, words) in values.iter_mut().zip(&words) {
+                    let kept = unit(words[n]) >= self.probability;
+                    *value = if kept { *value * scale } else { T::zero() };
                 }
             }
-        },
-    );
+        }
+    }
 }

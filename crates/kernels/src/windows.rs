@@ -59,16 +59,6 @@ impl Windows {
         (self.width - self.pool.kernel) / self.pool.stride + 1
     }
 
-    /// The pixels of window number `window`, row by row.
-    #[inline(always)]
-    pub(crate) fn pixels_of(self, window: usize) -> impl Iterator<Item = usize> {
-        let Pool { kernel, stride } = self.pool;
-        let top = window / self.columns() * stride;
-        let left = window % self.columns() * stride;
-        (0..kernel * kernel)
-            .map(move |index| (top + index / kernel) * self.width + left + index % kernel)
-    }
-
     /// The rows of windows that contain the row `at` of the image.
     #[inline]
     pub(crate) fn rows_around(&self, at: usize) -> Range<usize> {

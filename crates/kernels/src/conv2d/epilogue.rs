@@ -4,11 +4,12 @@
 use super::geometry::Geometry;
 use crate::activation::Activation;
 use crate::instruction_set::arch;
-use crate::max_pool2d;
+use crate::max_pool2d::{Maxima, Spread};
 use crate::parts::{Parts, Shared};
 use crate::scratch::Scratch;
 use crate::simd::Real;
 use crate::windows::Windows;
+use pulp::{Simd, WithSimd};
 use std::mem::MaybeUninit;
 
 /// The results of a convolution.
@@ -49,13 +50,22 @@ impl<'a, T: Real> Outputs<'a, T> {
         // Bias and ReLU are monotonic, so they may follow the pooling.
         if let Some((windows, argmax)) = &self.pooling {
             let mut maxima = Scratch::new(self.y.part());
-            let argmax = argmax.take(image);
-            max_pool2d::maxima(*windows, self.g.out_channels, &sums, &mut maxima, argmax);
+            arch().dispatch(Maxima {
+                windows: *windows,
+                channels: self.g.out_channels,
+                x: &sums,
+                y: &mut maxima,
+                argmax: argmax.take(image),
+            });
             sums = maxima;
         }
-        // SAFETY: `finish` writes all of them.
-        let y = unsafe { self.y.take_uninit(image) };
-        finish(self.bias, self.activation, &sums, y);
+        arch().dispatch(Finish {
+            bias: self.bias,
+            activation: self.activation,
+            sums: &sums,
+            // SAFETY: `Finish` writes all of them.
+            y: unsafe { self.y.take_uninit(image) },
+        });
     }
 
     /// The results `[batch, height, width, out_channels]` and, with pooling, for each the index of the maximum in
@@ -67,19 +77,27 @@ impl<'a, T: Real> Outputs<'a, T> {
 }
 
 /// Writes an image's results: bias and activation after the sums.
-fn finish<T: Real>(bias: &[T], activation: Activation, sums: &[T], y: &mut [MaybeUninit<T>]) {
-    assert_eq!(y.len(), sums.len());
-    arch().dispatch(
-        #[inline(always)]
-        || {
-            let channels = bias.len();
-            for (y, sums) in y.chunks_mut(channels).zip(sums.chunks(channels)) {
-                for ((y, sum), bias) in y.iter_mut().zip(sums).zip(bias) {
-                    y.write(activation.apply(*sum + *bias));
-                }
+struct Finish<'a, T> {
+    bias: &'a [T],
+    activation: Activation,
+    sums: &'a [T],
+    y: &'a mut [MaybeUninit<T>],
+}
+
+impl<T: Real> WithSimd for Finish<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        assert_eq!(self.y.len(), self.sums.len());
+        let channels = self.bias.len();
+        let pixels = self.y.chunks_mut(channels);
+        for (y, sums) in pixels.zip(self.sums.chunks(channels)) {
+            for ((y, sum), bias) in y.iter_mut().zip(sums).zip(self.bias) {
+                y.write(self.activation.apply(*sum + *bias));
             }
-        },
-    );
+        }
+    }
 }
 
 /// The gradients of a convolution's results.
@@ -134,36 +152,63 @@ impl<'a, T: Real> Gradients<'a, T> {
         let grad_y = &self.grad_y[image * length..][..length];
         let y = &self.y[image * length..][..length];
         let mut masked = Scratch::new(length);
-        mask(self.activation, grad_y, y, &mut masked, sums);
+        let mut gradient = Scratch::new(match self.windows {
+            Some(_) => self.g.out_image(),
+            None => 0,
+        });
+        arch().dispatch(Mask {
+            activation: self.activation,
+            grad_y,
+            y,
+            masked: &mut masked,
+            sums,
+        });
+        if let Some(windows) = self.windows {
+            arch().dispatch(Spread {
+                windows,
+                channels,
+                grad_y: &masked,
+                argmax: &self.argmax[image * length..][..length],
+                grad_x: &mut gradient,
+            });
+        }
         match self.windows {
-            Some(windows) => {
-                let argmax = &self.argmax[image * length..][..length];
-                let mut gradient = Scratch::new(self.g.out_image());
-                max_pool2d::spread(windows, channels, &masked, argmax, &mut gradient);
-                take(&gradient);
-            }
+            Some(_) => take(&gradient),
             None => take(&masked),
         }
     }
 }
 
 /// An image's gradients with respect to the activation's input, and their sums over the pixels.
-fn mask<T: Real>(activation: Activation, grad_y: &[T], y: &[T], masked: &mut [T], sums: &mut [T]) {
-    arch().dispatch(
-        #[inline(always)]
-        || {
-            let channels = sums.len();
-            let rows = masked
-                .chunks_exact_mut(channels)
-                .zip(grad_y.chunks_exact(channels))
-                .zip(y.chunks_exact(channels));
-            for ((masked, grad_y), y) in rows {
-                let sums = sums.iter_mut();
-                for (((masked, sum), grad_y), y) in masked.iter_mut().zip(sums).zip(grad_y).zip(y) {
-                    *masked = activation.gradient(*y, *grad_y);
-                    *sum += *masked;
-                }
+struct Mask<'a, T> {
+    activation: Activation,
+    grad_y: &'a [T],
+    y: &'a [T],
+    masked: &'a mut [T],
+    sums: &'a mut [T],
+}
+
+impl<T: Real> WithSimd for Mask<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let channels = self.sums.len();
+        let rows = self
+            .masked
+            .chunks_exact_mut(channels)
+            .zip(self.grad_y.chunks_exact(channels))
+            .zip(self.y.chunks_exact(channels));
+        for ((masked, grad_y), y) in rows {
+            for (((masked, sum), grad_y), y) in masked
+                .iter_mut()
+                .zip(self.sums.iter_mut())
+                .zip(grad_y)
+                .zip(y)
+            {
+                *masked = self.activation.gradient(*y, *grad_y);
+                *sum += *masked;
             }
-        },
-    );
+        }
+    }
 }
