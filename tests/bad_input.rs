@@ -405,7 +405,7 @@ fn a_diverging_run_stops_and_leaves_no_damaged_checkpoint() {
         .clone();
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(
-        message.contains("no longer finite") && message.contains("lower learning rate"),
+        message.contains("training diverged") && message.contains("lower learning rate"),
         "{message}"
     );
     for name in ["last.safetensors", "best.safetensors"] {

@@ -401,7 +401,7 @@ fn a_failed_run_does_not_stop_the_others() {
         "small-alexnet-reference-seed0 failed",
         "last.safetensors",
         "the end of",
-        "epoch ends",
+        "epoch finished",
         "seed1  epoch 2/2",
         "not in the report",
     ] {

@@ -208,7 +208,7 @@ fn a_run_that_diverges_says_at_which_step() {
     let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
     // The first step's loss is that of the initial weights.
     assert!(
-        message.contains("no longer finite in epoch 1 after 1 of its steps"),
+        message.contains("diverged in epoch 1, after 1 step:"),
         "{message}"
     );
     assert!(!runs.path().join("a/last.safetensors").exists());

@@ -28,7 +28,7 @@ fn everything_is_measured_and_written_down() {
     );
     let tables = String::from_utf8(output.stdout).unwrap();
     for part in [
-        "| network | pass | batch | threads | who |",
+        "| network | pass | batch | threads | engine |",
         "| small-alexnet | train | 2 | 1 | winograd |",
         "| small-alexnet | eval | 2 | 2 | direct |",
         "itself, 1 threads",

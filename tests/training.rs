@@ -89,7 +89,7 @@ fn a_run_leaves_everything_behind() {
     assert!(
         fs::read_to_string(run.join("log.txt"))
             .unwrap()
-            .contains("epoch ends")
+            .contains("epoch finished")
     );
     let record: toml::Table = fs::read_to_string(run.join("run.toml"))
         .unwrap()

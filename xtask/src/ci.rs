@@ -22,7 +22,7 @@ const CHECKS: [&str; 4] = [
 const CUDA_LINTS: &str = "clippy --features cuda --package ops --package models --package reference \
     --package engine --package trainer --package bench --all-targets -- -D warnings";
 
-/// The tests that run on the emulated GPU: those that compare a GPU with reference values or with the processor.
+/// The tests that run on the emulated GPU: those that compare a GPU with reference values or with the CPU.
 const CUDA_TESTS: &str = "test --features cuda --package ops --package reference gpu";
 
 /// Unit tests of the CUDA backend that need neither a GPU nor NVIDIA's libraries.

@@ -379,7 +379,7 @@ fn tables(report: &Report) -> String {
     if let Some(version) = &report.pytorch {
         let _ = writeln!(text, "PyTorch {version}");
     }
-    text += "\n| network | pass | batch | threads | who | images/s | rounds | peak MB | waiting for data |\n\
+    text += "\n| network | pass | batch | threads | engine | images/s | rounds | peak MB | waiting for data |\n\
              |---|---|---|---|---|---|---|---|---|\n";
     let or_none = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
     for row in &report.throughput {
@@ -403,7 +403,7 @@ fn tables(report: &Report) -> String {
         );
     }
     if !report.ratios.is_empty() {
-        text += "\n| network | pass | batch | threads | of | to | ratio | least to most | memory |\n\
+        text += "\n| network | pass | batch | threads | engine | compared with | ratio | range | memory ratio |\n\
                  |---|---|---|---|---|---|---|---|---|\n";
     }
     for ratio in &report.ratios {

@@ -50,7 +50,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The file or folder that cannot be read.
+    /// Adds the path to an error of the operating system.
     pub(crate) fn read(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         |source| Self::Read { path, source }

@@ -65,7 +65,11 @@ impl<'a> CheckpointWriter<'a> {
         for (_, tensor) in state.weights.iter().chain(&state.momentum_buffers) {
             if non_finite_value(tensor)?.is_some() {
                 let Position { epoch, step, .. } = progress.position;
-                return Err(Error::diverged("network", epoch, step));
+                return Err(Error::diverged(
+                    "value of a weight or momentum buffer",
+                    epoch,
+                    step,
+                ));
             }
         }
         let architecture = network.architecture();

@@ -1,6 +1,7 @@
 //! Errors of training, evaluation and checkpoints.
 
 use models::Architecture;
+use run::cli::count;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -9,8 +10,8 @@ use std::path::{Path, PathBuf};
 pub enum Error {
     /// The loss or the weights became infinite or NaN.
     #[error(
-        "the {what} is no longer finite in epoch {epoch} after {steps} of its steps: training diverged; \
-         use a lower learning rate"
+        "training diverged in epoch {epoch}, after {}: the {what} is infinite or NaN; use a lower learning rate",
+        count(*steps, "step")
     )]
     Diverged {
         /// What is not finite.
@@ -21,7 +22,10 @@ pub enum Error {
         steps: usize,
     },
     /// A training set smaller than a batch.
-    #[error("the batch size {batch_size} is larger than the training set of {images} images")]
+    #[error(
+        "the batch size {batch_size} is larger than the training set of {images} images; \
+         use --batch-size {images} or smaller"
+    )]
     BatchTooLarge {
         /// Images a batch.
         batch_size: usize,
@@ -80,9 +84,11 @@ pub enum Unusable {
     /// It is not a safetensors file, or is truncated; with the reason given by the parser.
     #[error("is not a complete safetensors file: {0}")]
     NotSafetensors(String),
-    /// It was written by a later version of this program, in the first format; the latest that can be read is the second.
-    #[error("has checkpoint format {0}, but this version reads up to {1}; use a newer version")]
-    FutureVersion(String, u32),
+    /// A later version of this program wrote it: the format of the file, and the latest one that can be read.
+    #[error(
+        "has format version {0}; this program reads versions up to {1}: use a later version of the program"
+    )]
+    LaterVersion(String, u32),
     /// It names another network than the expected one.
     #[error("contains weights of {0}, not of {1}")]
     OtherModel(String, Architecture),

@@ -29,7 +29,7 @@ pub use data_loader::{Batches, DataLoader};
 pub use error::{Error, Unusable};
 pub use evaluation::{Evaluation, Evaluator};
 pub use event::Event;
-pub use lr_finder::{InvalidLrRange, LrFinder, suggested_lr};
+pub use lr_finder::{LrFinder, suggested_lr};
 pub use optimiser::Sgd;
 pub use progress::{BestEpoch, Position, Progress};
 pub use span_times::{SpanKey, SpanTimes, SpanTotal};

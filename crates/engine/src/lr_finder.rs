@@ -5,7 +5,7 @@ use crate::data_loader::Batches;
 use crate::error::Error;
 use crate::progress::Position;
 use crate::training_step::TrainingStep;
-use run::LrFinderStep;
+use run::{LrFinderStep, OutOfRange};
 
 /// Learning rates to try, one per training step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -13,14 +13,6 @@ pub struct LrFinder {
     min_lr: f64,
     max_lr: f64,
     steps: u32,
-}
-
-/// Learning rates that cannot be tried.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("{found} is out of range: expected {expected}")]
-pub struct InvalidLrRange {
-    found: String,
-    expected: &'static str,
 }
 
 /// The decay of the moving average, as in Lightning and fastai.
@@ -34,14 +26,16 @@ impl LrFinder {
     ///
     /// # Errors
     /// When the learning rates are not positive or do not rise, or there are fewer than two steps.
-    pub fn new(min_lr: f64, max_lr: f64, steps: u32) -> Result<Self, InvalidLrRange> {
-        let invalid = |found, expected| Err(InvalidLrRange { found, expected });
+    pub fn new(min_lr: f64, max_lr: f64, steps: u32) -> Result<Self, OutOfRange> {
         if !(0.0 < min_lr && min_lr < max_lr && max_lr.is_finite()) {
             let expected = "two positive numbers, the second larger than the first";
-            return invalid(format!("{min_lr} to {max_lr}"), expected);
+            return Err(OutOfRange::new(
+                format_args!("{min_lr} to {max_lr}"),
+                expected,
+            ));
         }
         if steps < 2 {
-            return invalid(steps.to_string(), "at least 2 steps");
+            return Err(OutOfRange::new(steps, "at least 2 steps"));
         }
         Ok(Self {
             min_lr,

@@ -59,7 +59,7 @@ impl Position {
     }
 }
 
-/// The epoch with the best test accuracy, the first of equals.
+/// The epoch with the best test accuracy; ties go to the first.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BestEpoch {
     /// Its number, from 1.

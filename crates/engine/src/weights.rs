@@ -101,7 +101,7 @@ impl Weights {
                 .parse()
                 .is_ok_and(|version: u32| version <= FORMAT_VERSION)
         {
-            return Err(Unusable::FutureVersion(version.clone(), FORMAT_VERSION));
+            return Err(Unusable::LaterVersion(version.clone(), FORMAT_VERSION));
         }
         let architecture = match (metadata.get(key::MODEL), wanted) {
             (Some(named), Some(wanted)) if named != wanted.name => {

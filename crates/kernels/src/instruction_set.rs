@@ -69,6 +69,9 @@ impl InstructionSet {
 }
 
 /// The instruction set to use: the one that the environment selects, if the machine has it, or the best.
+///
+/// What it dispatches are types that implement `WithSimd`: as closures, the loops of pooling and dropout are not
+/// vectorised.
 #[inline]
 pub(crate) fn arch() -> Arch {
     static ARCH: OnceLock<Arch> = OnceLock::new();

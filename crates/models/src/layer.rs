@@ -112,7 +112,11 @@ impl Layer {
                 in_features,
                 out_features,
             } => Some([vec![out_features, in_features], vec![out_features]]),
-            _ => None,
+            Self::Relu
+            | Self::MaxPool2d { .. }
+            | Self::AvgPool2d { .. }
+            | Self::Dropout
+            | Self::Flatten => None,
         }
     }
 

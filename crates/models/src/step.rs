@@ -119,7 +119,11 @@ impl Step {
         let tensors = match self.operation {
             Operation::Flatten => 0,
             Operation::Conv2d(Conv2d { pool: Some(_), .. }) | Operation::MaxPool2d(_) => 2,
-            _ => 1,
+            Operation::Conv2d(_)
+            | Operation::Linear(_)
+            | Operation::Relu
+            | Operation::AvgPool2d(_)
+            | Operation::Dropout(_) => 1,
         };
         tensors * elements(self.output())
     }

@@ -1,7 +1,7 @@
 //! Differentiable operations that candle lacks, gets wrong or is slow at.
 //!
-//! Each operation is a function on tensors that candle's graph can differentiate (a `CustomOp3`), and a method of [`Tape`],
-//! which is faster for a chain of operations. [`kernels`] computes it on a CPU, in `f32` and `f64`, with bit-identical
+//! Each layer operation is a function on tensors that candle's graph can differentiate (a `CustomOp3`), and a method of
+//! [`Tape`], which is faster for a chain of operations. The loss, metrics, optimiser step, EMA and norm are functions. [`kernels`] computes it on a CPU, in `f32` and `f64`, with bit-identical
 //! results for any number of threads of the surrounding rayon pool and on every instruction set. On an NVIDIA GPU (feature
 //! `cuda`) it is computed in `f32` or `bf16`, with bit-identical results in every run on the same kind of device.
 //!

@@ -65,7 +65,7 @@ impl Metrics {
     }
 }
 
-/// The class with the largest logit, the first of equals.
+/// The class with the largest logit; ties go to the first.
 fn prediction<T: PartialOrd>(row: &[T]) -> usize {
     let mut best = 0;
     for class in 1..row.len() {

@@ -6,7 +6,7 @@ use run::settings::{Difference, Property};
 use run::{EvaluationSplit, Run};
 use std::collections::BTreeSet;
 
-/// Repetitions of one experiment: runs that differ only in settings with [`Property::MayDiffer`], such as the seed.
+/// Repetitions of one experiment: runs that differ only in settings with [`Property::VariesBetweenRepetitions`], such as the seed.
 #[derive(Clone, Debug)]
 pub struct Group {
     /// The network's name, and what else tells the group from the others.
@@ -184,7 +184,7 @@ fn data(run: &Run) -> String {
 fn differences(first: &Run, second: &Run) -> Result<Vec<Difference>, Error> {
     let mut differences = first
         .settings
-        .differences(&second.settings, Property::MayDiffer)?;
+        .differences(&second.settings, Property::VariesBetweenRepetitions)?;
     let [first, second] = [first, second].map(|run| run.made_by.precision.to_string());
     if first != second {
         differences.push(Difference {

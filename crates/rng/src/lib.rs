@@ -15,11 +15,11 @@ pub enum Purpose {
     Initialisation = 1,
     /// The order of the training images in an epoch.
     Order = 2,
-    /// Crop and flip of one image in one epoch.
+    /// Crop, flip and cutout of an image in an epoch; the index is that of the image.
     Augmentation = 3,
     /// Dropout masks; the epoch is the training step.
     Dropout = 4,
-    /// The images of the synthetic data set.
+    /// The images of the synthetic data set; the epoch is the split.
     Synthetic = 5,
     /// Which training images are held out for validation; the epoch is the class.
     Validation = 6,

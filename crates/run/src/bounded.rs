@@ -92,7 +92,7 @@ bounded!(
     Cutout(u8) in u32 as "u32", "a number of pixels, 0 to 32", side => side <= 32
 );
 
-/// A value for each of the channels red, green and blue; on the command line with commas between them.
+/// A value for each of the channels red, green and blue; comma-separated on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PerChannel<T>(pub [T; 3]);
@@ -103,7 +103,7 @@ impl<T: FromStr> FromStr for PerChannel<T> {
     fn from_str(text: &str) -> Result<Self, OutOfRange> {
         let values: Result<Vec<T>, _> = text.split(',').map(|value| value.trim().parse()).collect();
         let values = values.ok().and_then(|values| values.try_into().ok());
-        let expected = "three numbers with commas between them, one for each channel";
+        let expected = "three comma-separated numbers, one per channel";
         values
             .map(Self)
             .ok_or_else(|| OutOfRange::new(format_args!("`{text}`"), expected))

@@ -1,6 +1,7 @@
 //! What the programs print, and their exit codes.
 //!
-//! Only this module writes to standard output and standard error. A reader that closes the pipe does not stop a program.
+//! The programs print through this module; progress bars, warnings of the log and clap's messages go to standard error
+//! as well. A reader that closes the pipe does not stop a program.
 
 use std::error::Error;
 use std::io::{Write, stderr, stdout};
@@ -87,6 +88,13 @@ pub fn note(text: &str) {
 /// Prints the reason why a program fails to standard error.
 pub fn error(text: &str) {
     note(&format!("error: {text}"));
+}
+
+/// A number of things: `1 thread`, `2 threads`.
+#[must_use]
+pub fn count(number: usize, noun: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{ending}")
 }
 
 #[cfg(test)]

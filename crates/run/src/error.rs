@@ -27,7 +27,7 @@ pub enum Error {
     },
     /// A later version of the program wrote the file.
     #[error(
-        "`{}` has format version {found}; this program reads versions up to {known}, use a later one",
+        "`{}` has format version {found}; this program reads versions up to {known}: use a later version of the program",
         path.display()
     )]
     LaterVersion {
@@ -39,7 +39,7 @@ pub enum Error {
         known: u32,
     },
     /// A settings file or record is not TOML, or has an unknown key or a value out of range.
-    #[error("`{}` is wrong{place}: {reason}", path.display())]
+    #[error("`{}` is invalid{place}: {reason}", path.display())]
     Invalid {
         /// The file.
         path: PathBuf,

@@ -86,10 +86,10 @@ impl Predictions {
         predictions
     }
 
-    /// The predicted class of image `number`, the first of equals, and its probability.
+    /// The predicted class of the image at this index, and its probability; ties go to the first class.
     #[must_use]
-    pub fn predicted(&self, number: usize) -> (usize, f64) {
-        let logits = &self.logits[number];
+    pub fn predicted(&self, index: usize) -> (usize, f64) {
+        let logits = &self.logits[index];
         let larger = |best, class| {
             if logits[class] > logits[best] {
                 class

@@ -160,7 +160,7 @@ pub(crate) mod tests {
                 good.replace("model = \"alexnet\"\n", ""),
                 "is damaged: the setting `model` is missing",
             ),
-            (good.replace("seed = 0", "seed = -1"), "is wrong at line"),
+            (good.replace("seed = 0", "seed = -1"), "is invalid at line"),
             (
                 good.split_once("[made_by]").unwrap().0.to_owned(),
                 "is damaged: it has no table `made_by`",

@@ -11,6 +11,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use engine::{Error, Unusable};
 use models::Architecture;
 use run::cli::{self, Exit, UsageError};
+use run::settings::{Field, Property};
 
 /// Trains AlexNet, SmallAlexNet and LeNet on CIFAR-10; the same command gives the same bits.
 ///
@@ -33,12 +34,10 @@ enum Command {
         model: Architecture,
     },
     /// Find a learning rate: the loss while the rate rises from step to step.
-    ///
-    /// Settings without an effect on it, such as those of epochs and of the scheduler, are refused.
     LrFind(Box<LrFindArgs>),
     /// Evaluate a checkpoint on the test images.
     Eval(EvalArgs),
-    /// Classify pictures.
+    /// Classify images.
     Predict(PredictArgs),
     /// Compare runs in a report, as Markdown and as one HTML file.
     Report(ReportArgs),
@@ -62,7 +61,13 @@ impl Args {
 
     /// The command line, with all names and defaults in its help text.
     fn described() -> clap::Command {
-        with_names(Self::command()).mut_subcommand("lr-find", with_names)
+        with_names(Self::command()).mut_subcommand("lr-find", |lr_find| {
+            with_names(lr_find).mut_args(|arg| {
+                let field = Field::named(arg.get_id().as_str());
+                let refused = field.is_some_and(|field| field.has(Property::NotInLrFind));
+                arg.hide(refused)
+            })
+        })
     }
 
     /// Executes the command.

@@ -9,7 +9,7 @@ use run::cli::UsageError;
 use run::settings::{ConvAlgorithm, DevicePreference, Precision};
 use std::num::NonZeroUsize;
 
-/// Opens a device. `auto` is the first GPU if it works, else the processor; where a GPU seems to be present, a note says
+/// Opens a device. `auto` is the first GPU if it works, else the CPU; where a GPU seems to be present, a note says
 /// why it does not work.
 ///
 /// # Errors
@@ -53,10 +53,10 @@ fn first_gpu() -> Device {
     open(0).unwrap_or_else(|error| {
         cli::note(&match error {
             DeviceError::NoDriver | DeviceError::NoDevice => {
-                format!("{error}: computing on the processor")
+                format!("{error}: computing on the CPU")
             }
             error => {
-                format!("warning: computing on the processor, since the GPU does not work: {error}")
+                format!("warning: computing on the CPU, since the GPU does not work: {error}")
             }
         });
         Device::Cpu
@@ -111,7 +111,7 @@ pub(crate) fn use_threads(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
 }
 
 /// The arithmetic of a device. Unless a precision is asked for, it is TF32 on a GPU, as for PyTorch's convolutions, and
-/// f32 on a processor.
+/// f32 on a CPU.
 ///
 /// # Errors
 /// When the device does not have that precision.
@@ -123,7 +123,7 @@ pub(crate) fn arithmetic(
     let precision = match precision {
         Some(precision @ (Precision::Tf32 | Precision::Bf16)) if device.is_cpu() => {
             return Err(UsageError(format!(
-                "--precision {precision}: the processor computes in f32; use a GPU (--device cuda), or --precision f32"
+                "--precision {precision}: the CPU computes in f32; use a GPU (--device cuda), or --precision f32"
             )));
         }
         None if device.is_cpu() => ops::Precision::F32,
@@ -152,7 +152,7 @@ pub(crate) fn explained(error: anyhow::Error) -> anyhow::Error {
     error
 }
 
-/// A GPU's model name; `None` for a processor.
+/// A GPU's model name; `None` for a CPU.
 fn gpu_model(device: &Device) -> anyhow::Result<Option<String>> {
     match device {
         #[cfg(feature = "cuda")]
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_processor_computes_in_f32() {
+    fn the_cpu_computes_in_f32() {
         let arithmetic = |precision| arithmetic(ConvAlgorithm::Direct, precision, &Device::Cpu);
         for precision in [None, Some(Precision::F32)] {
             let arithmetic = arithmetic(precision).unwrap();

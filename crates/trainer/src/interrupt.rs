@@ -16,9 +16,7 @@ pub(crate) fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
         if asked.swap(true, Ordering::SeqCst) {
             process::exit(Exit::Interrupted as i32);
         }
-        cli::note(
-            "stopping after this step, with a checkpoint; press Ctrl-C again to stop at once",
-        );
+        cli::note("stopping after this step; press Ctrl-C again to stop at once");
     })
     .context("cannot watch for Ctrl-C")?;
     Ok(stop)

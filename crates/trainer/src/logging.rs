@@ -76,7 +76,7 @@ pub(crate) fn log(event: &Event<'_>) {
             learning_rate,
             ..
         } => {
-            tracing::info!(epoch, done, steps, learning_rate, "epoch begins");
+            tracing::info!(epoch, done, steps, learning_rate, "epoch started");
         }
         Event::Step {
             epoch,
@@ -98,7 +98,7 @@ pub(crate) fn log(event: &Event<'_>) {
                     accuracy = last.evaluated.accuracy,
                     seconds = last.seconds,
                     best = best.epoch,
-                    "epoch ends"
+                    "epoch finished"
                 );
             }
         }

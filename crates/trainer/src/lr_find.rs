@@ -73,7 +73,7 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
     }
     let suggestion = engine::suggested_lr(&steps);
     fs::create_dir_all(&args.out)
-        .with_context(|| format!("cannot make the folder `{}`", args.out.display()))?;
+        .with_context(|| format!("cannot create the folder `{}`", args.out.display()))?;
     let write = |name: &str, bytes: &[u8]| {
         let path = args.out.join(name);
         atomic_file::write(&path, bytes)
@@ -103,13 +103,13 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
             steps.len(),
             finder.steps()
         ),
-        None => "the first loss is not a number".to_owned(),
+        None => "the first loss is not finite".to_owned(),
     };
     let plot = args.out.join("lr-find.svg");
     let ended = format!("{ended}; plot in {}", plot.display());
     cli::line(&match suggestion {
         Some(rate) => format!(
-            "suggested learning rate: {rate:.2e}, a tenth of where the mean loss is lowest; {ended}"
+            "suggested learning rate: {rate:.2e}, a tenth of the learning rate with the lowest smoothed loss; {ended}"
         ),
         None => format!(
             "no suggestion: the loss did not fall; try another --min-lr or more --steps; {ended}"

@@ -1,4 +1,4 @@
-//! The command that classifies pictures.
+//! The command that classifies images.
 
 use crate::weights::{WeightArgs, load};
 use anyhow::Context;
@@ -16,11 +16,11 @@ pub(crate) struct PredictArgs {
     #[command(flatten)]
     pub(crate) weights: WeightArgs,
 
-    /// How many classes to print for a picture.
+    /// The number of classes to print for each image.
     #[arg(long, value_name = "N", default_value = "3")]
     pub(crate) top: NonZeroUsize,
 
-    /// PNG or JPEG files of any size; the largest square in the centre is used.
+    /// PNG or JPEG files of any size: the largest square in the centre, resized to 32 x 32.
     #[arg(required = true, value_name = "IMAGE")]
     pub(crate) images: Vec<PathBuf>,
 }

@@ -66,7 +66,7 @@ impl<'a> RunFiles<'a> {
         })
     }
 
-    /// Writes the metrics and curves of these epochs, whatever is there.
+    /// Writes the metrics and curves of these epochs, replacing the files that exist.
     pub(crate) fn rewrite(&mut self, history: &[EpochMetrics]) -> anyhow::Result<()> {
         self.write_metrics(history)?;
         self.draw_curves(history)
@@ -156,7 +156,7 @@ impl<'a> RunFiles<'a> {
         Ok(predictions.write(&self.folder.path().join(file::PREDICTIONS))?)
     }
 
-    /// Writes the layers and, on a processor, their times. A GPU computes asynchronously.
+    /// Writes the layers and, on a CPU, their times. A GPU computes asynchronously.
     fn write_layers(&self) -> anyhow::Result<()> {
         let times = self.span_times.take();
         let seconds = |pass: &'static str, layer: &str| {

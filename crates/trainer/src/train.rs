@@ -213,7 +213,8 @@ impl Session<'_> {
         if let Some(epochs) = args.stop_after
             && position.epoch >= epochs.get()
         {
-            cli::line(&format!("{} epochs are done already", position.epoch));
+            let done = cli::count(position.epoch as usize, "epoch");
+            cli::line(&format!("already trained for {done}"));
             return Ok(Exit::Success);
         }
         let data = &self.setup.data;
@@ -244,7 +245,7 @@ impl Session<'_> {
                 if let Some(last) = training.history().last() {
                     self.print_result(last);
                 }
-                tracing::info!("run ends");
+                tracing::info!("run finished");
                 Ok(Exit::Success)
             }
             Outcome::Interrupted => Ok(self.print_interruption(training.position())),
@@ -260,14 +261,14 @@ impl Session<'_> {
         } = self.setup;
         let (settings, architecture) = (&resolved.settings, resolved.architecture);
         cli::note(&format!(
-            "{architecture}: {} parameters, {} training and {} {} images, recipe {}, on {} with {} threads, in {}",
+            "{architecture}: {} parameters, {} training and {} {} images, recipe {}, on {} with {}, in {}",
             architecture.parameter_count(),
             data.train.len(),
             data.test.len(),
             data.evaluated,
             settings.recipe,
             backend.description(),
-            settings.threads,
+            cli::count(settings.threads.get(), "thread"),
             self.folder.path().display(),
         ));
         tracing::info!(
@@ -275,13 +276,14 @@ impl Session<'_> {
             recipe = settings.recipe,
             seed = settings.seed,
             data = data.digest,
-            "run begins"
+            "run started"
         );
         let Position { epoch, step, .. } = training.position();
         if training.position() != Position::default() {
             cli::note(&format!(
-                "resumed after {epoch} of {} epochs and {step} steps",
-                settings.epochs
+                "resumed after {epoch} of {} epochs and {}",
+                settings.epochs,
+                cli::count(step, "step")
             ));
             tracing::info!(epoch, step, "resumed");
         }
@@ -320,11 +322,12 @@ impl Session<'_> {
             ("stopped", Exit::Success)
         };
         cli::note(&format!(
-            "{verb} after {epoch} of {} epochs and {step} steps; resume with: cargo run -p trainer -- --resume {}",
+            "{verb} after {epoch} of {} epochs and {}; resume with: cargo run -p trainer -- --resume {}",
             self.setup.resolved.settings.epochs,
+            cli::count(step, "step"),
             self.folder.path().display()
         ));
-        tracing::info!(epoch, step, "interrupted");
+        tracing::info!(epoch, step, "{verb}");
         exit
     }
 }
@@ -334,7 +337,7 @@ fn run_name(text: &str) -> Result<String, UsageError> {
     let plain = |c: char| c.is_alphanumeric() || "-_.+=,".contains(c);
     if text.is_empty() || text.starts_with('.') || !text.chars().all(plain) {
         return Err(UsageError(
-            "a run's name consists of letters, digits and -_.+=, and does not start with a dot"
+            "a run's name consists of letters, digits and the characters `-_.+=,`, and does not start with a dot"
                 .to_owned(),
         ));
     }

@@ -34,7 +34,7 @@ pub(crate) struct WeightArgs {
     #[arg(long, value_enum, default_value = "winograd")]
     pub(crate) conv: ConvAlgorithm,
 
-    /// Number format of products on a GPU; a processor computes in f32 [default: tf32 on a GPU].
+    /// Precision of matrix products and convolutions on a GPU; the CPU computes in f32 [default: tf32 on a GPU].
     #[arg(long, value_enum)]
     pub(crate) precision: Option<Precision>,
 }

@@ -20,7 +20,7 @@ pub(crate) fn dry_run(trainer: &Trainer, plan: &[Planned]) -> anyhow::Result<()>
         let (name, epochs) = (&run.name, run.epochs());
         let state = match run.state {
             State::Missing => format!("to be trained, {epochs} epochs"),
-            State::Started(done) => format!("to be continued, {done} of {epochs} epochs are done"),
+            State::Started(done) => format!("to be resumed, {done} of {epochs} epochs are done"),
             State::Finished => {
                 cli::line(&format!("{name}: finished"));
                 continue;

@@ -29,13 +29,13 @@ impl Selection for Shared {
     const ACCEPTS: fn(&Field) -> bool = |field| !["model", "recipe", "seed"].contains(&field.key);
 }
 
-/// The settings that do not affect the result, such as the device and the data folder.
+/// The settings in which repetitions may differ, except the seed: data folder, device, threads, checkpoint interval.
 #[derive(Clone, Debug)]
 pub(crate) struct Environment;
 
 impl Selection for Environment {
     const ACCEPTS: fn(&Field) -> bool =
-        |field| field.has(Property::MayDiffer) && field.key != "seed";
+        |field| field.has(Property::VariesBetweenRepetitions) && field.key != "seed";
 }
 
 /// The settings that were given, of those that `S` selects.

@@ -78,7 +78,7 @@ pub(crate) fn train(
     });
     progress.finish();
     if stopped() {
-        cli::note("interrupted; run the same command again to continue");
+        cli::note("interrupted; run the same command again to resume");
         return Ok(None);
     }
     let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -96,8 +96,8 @@ impl Progress {
         });
         self.print(&match (run.state, done) {
             (State::Missing | State::Finished, _) => format!("{} starts", run.name),
-            (State::Started(_), 0) => format!("{} continues", run.name),
-            (State::Started(_), _) => format!("{} continues after epoch {done}", run.name),
+            (State::Started(_), 0) => format!("{} is resumed", run.name),
+            (State::Started(_), _) => format!("{} is resumed after epoch {done}", run.name),
         });
         self.show();
     }

@@ -7,7 +7,7 @@ use crate::files::{create_folder, write};
 use crate::trainer::{self, Trainer};
 use anyhow::bail;
 use rng::{Purpose, Stream, unit};
-use run::cli::{self, Exit, UsageError};
+use run::cli::{self, Exit, UsageError, count};
 use run::settings::{FIELDS, Field, Property};
 use run::{Run, Settings};
 use std::cmp::{Ordering, Reverse};
@@ -162,7 +162,8 @@ impl Values {
         match self {
             Self::Uniform(low, high) => rounded(low + fraction * (high - low)),
             Self::LogUniform(low, high) => {
-                rounded((low.ln() + fraction * (high.ln() - low.ln())).exp())
+                let (low, high) = (libm::log(*low), libm::log(*high));
+                rounded(libm::exp(low + fraction * (high - low)))
             }
             Self::Integer(low, high) => {
                 Value::Integer(low + below(high.abs_diff(*low).saturating_add(1)) as i64)
@@ -340,12 +341,6 @@ fn planned(
     arguments.extend(pool::arguments(flags, args.jobs, &args.flags));
     let name = format!("{name}-epochs{epochs}");
     Planned::new(trainer, &args.out, name, arguments)
-}
-
-/// `1 epoch`, `2 epochs`.
-fn count(number: usize, noun: &str) -> String {
-    let ending = if number == 1 { "" } else { "s" };
-    format!("{number} {noun}{ending}")
 }
 
 /// A Markdown table of the trials, in the order of `results`.

@@ -82,7 +82,7 @@ impl Scheduler {
     pub(crate) fn state(&self) -> Option<Plateau> {
         match self.schedule {
             Schedule::Plateau(plateau) => Some(plateau),
-            _ => None,
+            Schedule::Constant | Schedule::Cosine { .. } | Schedule::OneCycle { .. } => None,
         }
     }
 

@@ -25,7 +25,7 @@ pub enum Property {
     /// It may be changed when a run is resumed: it does not affect what was computed before.
     MayChangeOnResume,
     /// Runs that differ in it alone are repetitions of one experiment.
-    MayDiffer,
+    VariesBetweenRepetitions,
     /// It has no effect on a search for a learning rate.
     NotInLrFind,
     /// It is a path on this machine, which says nothing about the run.
@@ -83,9 +83,9 @@ macros::settings! {
         #[arg(value_name = "NAME")]
         dataset: String = "cifar10" [];
 
-        /// The folder of the data sets.
+        /// The folder with the data sets.
         #[arg(value_name = "DIR")]
-        data_dir: PathBuf = "data" [MayChangeOnResume, MayDiffer, LocalPath];
+        data_dir: PathBuf = "data" [MayChangeOnResume, VariesBetweenRepetitions, LocalPath];
 
         /// Use the first N training images only.
         #[arg(value_name = "N")]
@@ -117,7 +117,7 @@ macros::settings! {
         #[arg(value_name = "N")]
         batch_size: NonZeroUsize = "500" [Recipe];
 
-        /// Highest learning rate.
+        /// Peak learning rate.
         #[arg(value_name = "RATE")]
         #[serde(alias = "learning_rate")]
         lr: NonNegative = "0.01" [Recipe, NotInLrFind];
@@ -132,12 +132,12 @@ macros::settings! {
         #[serde(alias = "warmup_epochs")]
         lr_warmup_epochs: NonNegative = "0" [Recipe, NotInLrFind];
 
-        /// The learning rate of the first warm-up step, as a fraction of the highest.
+        /// The learning rate of the first warm-up step, as a fraction of the peak.
         #[arg(value_name = "FACTOR")]
         #[serde(alias = "warmup_start")]
         lr_warmup_start_factor: Fraction = "0" [Recipe, NotInLrFind];
 
-        /// The learning rate at the end of `cosine` and `one-cycle`, as a fraction of the highest.
+        /// The learning rate at the end of `cosine` and `one-cycle`, as a fraction of the peak.
         #[arg(value_name = "FACTOR")]
         #[serde(alias = "final_rate")]
         lr_final_factor: Fraction = "0" [Recipe, NotInLrFind];
@@ -150,7 +150,7 @@ macros::settings! {
         #[arg(value_name = "FACTOR")]
         plateau_factor: OpenFraction = "0.1" [Recipe, NotInLrFind];
 
-        /// The relative improvement of the test loss that `plateau` counts.
+        /// The smallest relative improvement that `plateau` counts, of the loss on the evaluated images.
         #[arg(value_name = "FRACTION")]
         plateau_threshold: Fraction = "0.0001" [Recipe, NotInLrFind];
 
@@ -173,7 +173,7 @@ macros::settings! {
         #[serde(alias = "average_decay")]
         model_ema_decay: Fraction = "0" [Recipe, NotInLrFind];
 
-        /// Stop after N epochs without a lower test loss; 0 switches early stopping off.
+        /// Stop after N epochs without a lower loss on the evaluated images; 0 switches early stopping off.
         #[arg(value_name = "N")]
         early_stopping: u32 = "0" [Recipe, NotInLrFind];
     }
@@ -236,27 +236,27 @@ macros::settings! {
     "Run" {
         /// Seed of all random numbers.
         #[arg(value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
-        seed: u64 = "0" [MayDiffer];
+        seed: u64 = "0" [VariesBetweenRepetitions];
 
         /// Minutes between checkpoints within an epoch.
         #[arg(value_name = "MINUTES")]
-        checkpoint_minutes: NonNegative = "10" [MayChangeOnResume, MayDiffer, NotInLrFind];
+        checkpoint_minutes: NonNegative = "10" [MayChangeOnResume, VariesBetweenRepetitions, NotInLrFind];
     }
 
     "Hardware" {
         /// Threads; they do not affect the result [default: one per core].
         #[arg(value_name = "N")]
-        threads: NonZeroUsize [MayChangeOnResume, MayDiffer];
+        threads: NonZeroUsize [MayChangeOnResume, VariesBetweenRepetitions];
 
         /// The device: auto, cpu, cuda or cuda:N.
         #[arg(value_name = "DEVICE")]
-        device: DevicePreference = "auto" [MayChangeOnResume, MayDiffer];
+        device: DevicePreference = "auto" [MayChangeOnResume, VariesBetweenRepetitions];
 
         /// How convolutions are computed.
         #[arg(value_enum)]
         conv: ConvAlgorithm = "winograd" [];
 
-        /// Number format of products on a GPU; a processor computes in f32 [default: tf32 on a GPU].
+        /// Precision of matrix products and convolutions on a GPU; the CPU computes in f32 [default: tf32 on a GPU].
         #[arg(value_enum)]
         precision: Option<Precision> [];
     }

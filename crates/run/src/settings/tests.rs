@@ -132,7 +132,7 @@ fn bad_settings_are_named() {
             Err(error) => error,
         };
         let text = error.to_string();
-        text.split_once("is wrong at ")
+        text.split_once("is invalid at ")
             .map_or(text.clone(), |(_, rest)| rest.to_owned())
     };
     assert!(
@@ -195,7 +195,9 @@ fn a_resumed_run_keeps_its_settings() {
 fn differences_leave_out_repetitions() {
     let first = settings("model = \"alexnet\"\nseed = 1");
     let second = settings("model = \"alexnet\"\nseed = 2\nlimit_test = 5\nlr = 0.5");
-    let differences = first.differences(&second, Property::MayDiffer).unwrap();
+    let differences = first
+        .differences(&second, Property::VariesBetweenRepetitions)
+        .unwrap();
     let keys: Vec<_> = differences
         .iter()
         .map(|difference| difference.key)

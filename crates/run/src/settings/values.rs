@@ -46,13 +46,13 @@ named_values! {
 named_values! {
     /// The scheduler of the learning rate after its warm-up.
     LrScheduler {
-        /// The learning rate stays constant.
+        /// The peak learning rate in every epoch.
         Constant,
-        /// It is reduced when the test loss stops improving (`ReduceLROnPlateau`).
+        /// Reduced when the loss on the evaluated images stops improving (`ReduceLROnPlateau`).
         Plateau,
-        /// It follows half a cosine down to the final factor (`CosineAnnealingLR`).
+        /// Half a cosine down to the final factor (`CosineAnnealingLR`).
         Cosine,
-        /// It falls linearly to the final factor (`OneCycleLR` with linear annealing).
+        /// Linear decay to the final factor (`OneCycleLR` with linear annealing).
         OneCycle,
     }
 }
@@ -61,7 +61,10 @@ impl LrScheduler {
     /// Whether the learning rate depends on the number of epochs.
     #[must_use]
     pub fn depends_on_epochs(self) -> bool {
-        matches!(self, Self::Cosine | Self::OneCycle)
+        match self {
+            Self::Constant | Self::Plateau => false,
+            Self::Cosine | Self::OneCycle => true,
+        }
     }
 }
 
@@ -78,7 +81,7 @@ named_values! {
 named_values! {
     /// Augmentation of training images.
     Augment {
-        /// None.
+        /// No augmentation.
         None,
         /// Pad by 4, random crop, horizontal flip and, where it is on, cutout.
         Standard,
@@ -88,10 +91,10 @@ named_values! {
 named_values! {
     /// Padding of images before a random crop.
     PaddingMode {
-        /// Black.
+        /// Zeros (black).
         #[serde(alias = "zero")]
         Constant,
-        /// The image's own rows and columns in reverse order, without repeating the outermost.
+        /// Reflection of the image, without repeating the edge.
         Reflect,
     }
 }
@@ -101,7 +104,7 @@ named_values! {
     Flip {
         /// With probability 1/2.
         Random,
-        /// With probability 1/2 in the first epoch, then in every other epoch.
+        /// Every image in every second epoch: half of them in even epochs, half in odd ones.
         Alternating,
     }
 }
@@ -109,7 +112,7 @@ named_values! {
 named_values! {
     /// How convolutions are computed.
     ConvAlgorithm {
-        /// Winograd's minimal filtering: fewer operations, slightly larger rounding errors.
+        /// Winograd's minimal filtering: fewer operations, relative errors of 1e-5 to 1e-4 instead of 1e-7.
         #[serde(alias = "fast")]
         Winograd,
         /// Directly, by the definition.
@@ -118,13 +121,13 @@ named_values! {
 }
 
 named_values! {
-    /// The number format of products. Weights, momentum buffers and the loss are `f32` in all of them.
+    /// The precision of matrix products and convolutions. Weights, momentum buffers and the loss are `f32` in all of them.
     Precision {
-        /// 24 bits of precision.
+        /// Single precision.
         F32,
-        /// Factors of 11 bits with the range of `f32`; sums in `f32`.
+        /// TensorFloat-32 operands (10-bit mantissa), accumulated in `f32`.
         Tf32,
-        /// Activations and gradients of 8 bits with the range of `f32`; sums in `f32`.
+        /// bfloat16 activations and gradients, accumulated in `f32`.
         Bf16,
     }
 }
@@ -133,9 +136,9 @@ named_values! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DevicePreference {
-    /// The first GPU where there is one that works, else the processor.
+    /// The first GPU where there is one that works, else the CPU.
     Auto,
-    /// The processor.
+    /// The CPU.
     Cpu,
     /// The GPU of this index.
     Cuda(usize),
