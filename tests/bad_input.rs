@@ -267,7 +267,7 @@ fn damaged_checkpoints_are_named() {
     refused(
         &mut eval(&future.write(&folder)),
         1,
-        &["format version 3", "newer version"],
+        &["format version 3", "later version"],
     );
 
     let path = small().write(&folder);
