@@ -26,6 +26,7 @@ fn wrong_flags_are_usage_errors() {
     let runs = runs.path();
     for (flag, value, part) in [
         ("--threads", "0", "--threads"),
+        ("--threads", "100000", "expected at most 1024"),
         ("--batch-size", "0", "--batch-size"),
         (
             "--batch-size",

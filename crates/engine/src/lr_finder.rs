@@ -25,10 +25,10 @@ impl LrFinder {
     /// `steps` learning rates from `min_lr` to `max_lr`, with a constant ratio between neighbours.
     ///
     /// # Errors
-    /// When the learning rates are not positive or do not rise, or there are fewer than two steps.
+    /// When the learning rates are not between 1e-12 and 1e12 or do not rise, or there are fewer than two steps.
     pub fn new(min_lr: f64, max_lr: f64, steps: u32) -> Result<Self, OutOfRange> {
-        if !(0.0 < min_lr && min_lr < max_lr && max_lr.is_finite()) {
-            let expected = "two positive numbers, the second larger than the first";
+        if !(1e-12 <= min_lr && min_lr < max_lr && max_lr <= 1e12) {
+            let expected = "two numbers from 1e-12 to 1e12, the second larger than the first";
             return Err(OutOfRange::new(
                 format_args!("{min_lr} to {max_lr}"),
                 expected,
@@ -161,6 +161,7 @@ mod tests {
         assert!(LrFinder::new(0.0, 1.0, 5).is_err());
         assert!(LrFinder::new(0.1, f64::NAN, 5).is_err());
         assert!(LrFinder::new(0.1, 1.0, 1).is_err());
+        assert!(LrFinder::new(1e-300, 1e300, 5).is_err());
     }
 
     /// ```python

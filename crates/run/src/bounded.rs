@@ -94,8 +94,18 @@ bounded!(
 
 /// A value for each of the channels red, green and blue; comma-separated on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "Vec<T>", bound(deserialize = "T: Deserialize<'de>"))]
 pub struct PerChannel<T>(pub [T; 3]);
+
+impl<T> TryFrom<Vec<T>> for PerChannel<T> {
+    type Error = OutOfRange;
+
+    fn try_from(values: Vec<T>) -> Result<Self, OutOfRange> {
+        let count = values.len();
+        let values = values.try_into().map(Self);
+        values.map_err(|_| OutOfRange::new(format_args!("an array of {count}"), "three numbers"))
+    }
+}
 
 impl<T: FromStr> FromStr for PerChannel<T> {
     type Err = OutOfRange;

@@ -12,8 +12,12 @@ pub use values::{
     Precision, WeightDecayOn, WeightInit,
 };
 
-use crate::bounded::{Cutout, Fraction, NonNegative, OpenFraction, PerChannel, Positive};
+use crate::bounded::{
+    Cutout, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive,
+};
 use crate::error::{Error, flag};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
@@ -59,6 +63,18 @@ impl Field {
     #[must_use]
     pub fn flag(&self) -> String {
         flag(self.key)
+    }
+}
+
+/// A seed from a file. TOML writes no larger integers.
+fn seed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let seed = u64::deserialize(deserializer)?;
+    match i64::try_from(seed) {
+        Ok(_) => Ok(Some(seed)),
+        Err(_) => Err(D::Error::custom(OutOfRange::new(
+            seed,
+            "an integer from 0 to 9223372036854775807",
+        ))),
     }
 }
 
@@ -236,6 +252,7 @@ macros::settings! {
     "Run" {
         /// Seed of all random numbers.
         #[arg(value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+        #[serde(default, deserialize_with = "seed")]
         seed: u64 = "0" [VariesBetweenRepetitions];
 
         /// Minutes between checkpoints within an epoch.

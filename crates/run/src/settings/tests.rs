@@ -242,3 +242,16 @@ fn the_record_of_a_later_version_is_refused() {
         "{error}"
     );
 }
+
+#[test]
+fn values_that_a_record_cannot_have_are_refused() {
+    for (text, expected) in [
+        ("seed = 9223372036854775808", "expected an integer from 0"),
+        ("mean = [1, 2, 3, 4]", "an array of 4 is out of range"),
+        ("std = [1, 2]", "an array of 2 is out of range"),
+    ] {
+        let message = overrides(text).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+    }
+    assert_eq!(settings("model = \"lenet\"\nseed = 7").seed, 7);
+}
