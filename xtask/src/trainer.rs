@@ -8,7 +8,10 @@ use run::{Overrides, Settings, folder};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
+use std::{fs, io};
+use tempfile::TempPath;
 
 /// Where the program is.
 #[derive(Clone, Debug, clap::Args)]
@@ -18,9 +21,12 @@ pub(crate) struct Args {
     program: Option<PathBuf>,
 }
 
-/// The built program.
+/// The program, and where it was built the copy that is removed at the end.
 #[derive(Clone, Debug)]
-pub(crate) struct Trainer(PathBuf);
+pub(crate) struct Trainer {
+    program: PathBuf,
+    _copy: Option<Arc<TempPath>>,
+}
 
 impl Trainer {
     /// The program that `args` name, or else the workspace's, built for `device`.
@@ -30,7 +36,10 @@ impl Trainer {
                 let error = format!("--trainer {}: no such file", program.display());
                 return Err(UsageError(error).into());
             }
-            return Ok(Self(program.clone()));
+            return Ok(Self {
+                program: program.clone(),
+                _copy: None,
+            });
         }
         let mut command = cargo();
         command.args(["build", "--package", "trainer"]);
@@ -50,14 +59,17 @@ impl Trainer {
             let message: serde_json::Value = serde_json::from_str(line).ok()?;
             Some(PathBuf::from(message.get("executable")?.as_str()?))
         });
-        program
-            .map(Self)
-            .context("cargo does not report where the program `trainer` is")
+        let program = program.context("cargo does not report where the program `trainer` is")?;
+        let copy = copy(&program).context("cannot copy the program `trainer`")?;
+        Ok(Self {
+            program: copy.to_path_buf(),
+            _copy: Some(Arc::new(copy)),
+        })
     }
 
     /// The program, with empty standard input.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(&self.0);
+        let mut command = Command::new(&self.program);
         command.stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
         command
     }
@@ -93,6 +105,19 @@ pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     })
 }
 
+/// A copy of a program beside it. All runs of a command start from the same program, also where `cargo build` replaces
+/// it meanwhile; on Windows it could not, since a program that runs cannot be replaced.
+fn copy(program: &Path) -> io::Result<TempPath> {
+    let folder = program.parent().unwrap_or(Path::new("."));
+    let copy = tempfile::Builder::new()
+        .prefix(".trainer-")
+        .suffix(env::consts::EXE_SUFFIX)
+        .tempfile_in(folder)?
+        .into_temp_path();
+    fs::copy(program, &copy)?;
+    Ok(copy)
+}
+
 /// How long another process may take to finish its step and its checkpoint.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -104,4 +129,22 @@ pub(crate) fn wait_for_writer(run: &Path) -> Result<(), run::Error> {
             "waiting for another process that writes to `{run}`"
         ));
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_start_from_a_copy_that_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("program");
+        fs::copy(env::current_exe().unwrap(), &program).unwrap();
+        let copy = copy(&program).unwrap();
+        fs::write(&program, "the next build").unwrap();
+        let output = Command::new(&copy).arg("--help").output().unwrap();
+        assert!(output.status.success());
+        drop(copy);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+    }
 }

@@ -1,10 +1,19 @@
 //! Files that are complete or absent: written beside their destination, flushed to disk and renamed.
+//!
+//! On Windows a virus scanner, a search index or a sync client may have a file open for a moment; meanwhile it cannot be
+//! replaced or removed. What this crate renames and removes is tried again until the file is free, for at most
+//! [`PATIENCE`].
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
+
+/// How long a file that another program has open is waited for.
+pub const PATIENCE: Duration = Duration::from_millis(2500);
 
 /// How the names of unfinished files begin.
 const UNFINISHED: &str = ".unfinished-";
@@ -53,7 +62,14 @@ impl Unfinished {
     /// When the disk is full; the temporary file is then removed.
     pub fn keep(self) -> io::Result<File> {
         self.file.as_file().sync_all()?;
-        let file = self.file.persist(&self.path)?;
+        let mut unfinished = Some(self.file);
+        let file = until_free(|| {
+            let file = unfinished.take().ok_or(io::ErrorKind::NotFound)?;
+            file.persist(&self.path).map_err(|error| {
+                unfinished = Some(error.file);
+                error.error
+            })
+        })?;
         sync_folder(folder(&self.path))?;
         Ok(file)
     }
@@ -85,10 +101,53 @@ pub fn remove_unfinished(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         if is_unfinished(&entry.file_name()) {
-            fs::remove_file(entry.path())?;
+            remove_file(&entry.path())?;
         }
     }
     Ok(())
+}
+
+/// Removes a file, as [`fs::remove_file`].
+///
+/// # Errors
+/// When it is missing, or may not be removed.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    until_free(|| fs::remove_file(path))
+}
+
+/// Renames a file or folder, as [`fs::rename`].
+///
+/// # Errors
+/// When it is missing, or may not be renamed.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    until_free(|| fs::rename(from, to))
+}
+
+/// Does `action` again while it fails because another program has the file open.
+fn until_free<T>(mut action: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let started = Instant::now();
+    loop {
+        match action() {
+            Err(error) if is_in_use(&error) && started.elapsed() < PATIENCE => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Whether an error may mean that another program has the file open. Windows also reports it as a denied permission, and
+/// other systems let an open file be replaced and removed.
+fn is_in_use(error: &io::Error) -> bool {
+    const ACCESS_DENIED: i32 = 5;
+    const SHARING_VIOLATION: i32 = 32;
+    const LOCK_VIOLATION: i32 = 33;
+    const USER_MAPPED_FILE: i32 = 1224;
+    cfg!(windows)
+        && matches!(
+            error.raw_os_error(),
+            Some(ACCESS_DENIED | SHARING_VIOLATION | LOCK_VIOLATION | USER_MAPPED_FILE)
+        )
 }
 
 /// Whether this is the name of an [`Unfinished`] file.
@@ -130,6 +189,36 @@ mod tests {
             .map(|e| e.unwrap().file_name())
             .collect();
         assert_eq!(names, ["whole"]);
+    }
+
+    /// What a virus scanner does.
+    #[cfg(windows)]
+    #[test]
+    fn a_file_that_another_program_has_open_is_waited_for() {
+        use std::os::windows::fs::OpenOptionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let hold = |time| {
+            write(&path, b"one").unwrap();
+            let mut options = fs::OpenOptions::new();
+            let held = options.read(true).share_mode(0).open(&path).unwrap();
+            thread::spawn(move || {
+                thread::sleep(time);
+                drop(held);
+            })
+        };
+        let holder = hold(Duration::from_millis(500));
+        write(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        holder.join().unwrap();
+        let holder = hold(Duration::from_millis(500));
+        remove_file(&path).unwrap();
+        holder.join().unwrap();
+        let holder = hold(2 * PATIENCE);
+        assert!(write(&path, b"two").is_err());
+        holder.join().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl Checkpoints {
             let name = name.to_string_lossy();
             if is_ours(&name)
                 && !current.iter().any(|current| *current == name)
-                && let Err(error) = fs::remove_file(entry.path())
+                && let Err(error) = atomic_file::remove_file(&entry.path())
             {
                 tracing::warn!(file = %entry.path().display(), %error, "cannot remove an older checkpoint's file");
             }

@@ -20,6 +20,13 @@ pub(crate) const ROWS: usize = 12;
 /// Rows of a register tile where there are 16 registers.
 const FEW_ROWS: usize = 6;
 
+/// Rows of a register tile where lanes of the left operand's rows are multiplied: 16 sums, 8 vectors and those of the
+/// left operand fit 32 registers.
+const LANE_ROWS: usize = 8;
+
+/// Lanes of a vector on the instruction sets that multiply by a lane.
+const MOST_LANES: usize = 4;
+
 /// Vectors in a row of a register tile.
 pub(crate) const VECTORS: usize = 2;
 
@@ -241,6 +248,9 @@ impl<T: Real> WithSimd for Run<'_, T> {
                 // SAFETY: each arm takes no more rows than are left over.
                 row += unsafe {
                     match left_over {
+                        LANE_ROWS.. if T::multiplies_by_lane::<S>() && left.depth_stride == 1 => {
+                            operands.row::<S, LANE_ROWS>(simd)
+                        }
                         ROWS.. if S::REGISTER_COUNT >= 32 => operands.row::<S, ROWS>(simd),
                         FEW_ROWS.. if S::REGISTER_COUNT < 32 => operands.row::<S, FEW_ROWS>(simd),
                         8.. => operands.row::<S, 8>(simd),
@@ -318,9 +328,44 @@ impl<T: Real> Operands<T> {
             }
         };
         let mut sums = [[T::splat(simd, T::zero()); VECTORS]; N];
-        for k in 0..self.depth {
+        let row = |k: usize| -> [_; VECTORS] {
             let row = right.wrapping_add(k * self.right_depth);
-            let right: [_; VECTORS] = std::array::from_fn(|vector| load(row, vector));
+            std::array::from_fn(|vector| load(row, vector))
+        };
+        let mut k = 0;
+        if T::multiplies_by_lane::<S>() && self.left_depth == 1 && N <= LANE_ROWS {
+            while k + lanes <= self.depth {
+                let right: [_; MOST_LANES] =
+                    std::array::from_fn(|lane| row(if lane < lanes { k + lane } else { k }));
+                for (n, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: steps `k` to `k + lanes` of row `n` of the left operand.
+                    let left = unsafe { T::load::<S>(self.left.add(n * self.left_row + k)) };
+                    for (lane, right) in right.into_iter().enumerate().take(lanes) {
+                        for (sum, right) in sums.iter_mut().zip(right) {
+                            *sum = T::fma_lane(simd, left, lane, right, *sum);
+                        }
+                    }
+                }
+                k += lanes;
+            }
+        } else if T::multiplies_by_lane::<S>() && self.left_row == 1 && N % lanes == 0 {
+            while k < self.depth {
+                let right = row(k);
+                for (block, sums) in sums.chunks_exact_mut(lanes).enumerate() {
+                    // SAFETY: step `k` of `lanes` of the `N` rows of the left operand.
+                    let left =
+                        unsafe { T::load::<S>(self.left.add(block * lanes + k * self.left_depth)) };
+                    for (lane, sums) in sums.iter_mut().enumerate() {
+                        for (sum, right) in sums.iter_mut().zip(right) {
+                            *sum = T::fma_lane(simd, left, lane, right, *sum);
+                        }
+                    }
+                }
+                k += 1;
+            }
+        }
+        for k in k..self.depth {
+            let right = row(k);
             for (n, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: row `n` and step `k` of the left operand.
                 let left = unsafe { *self.left.add(n * self.left_row + k * self.left_depth) };

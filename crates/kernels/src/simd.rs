@@ -36,6 +36,21 @@ pub trait Real:
     /// Values in a register.
     fn lanes<S: Simd>() -> usize;
 
+    /// Whether a fused multiply-add takes one lane of a register as a factor (NEON's `FMLA` by element), so that values
+    /// need not be broadcast one by one.
+    fn multiplies_by_lane<S: Simd>() -> bool {
+        cfg!(target_arch = "aarch64") && Self::lanes::<S>() > 1
+    }
+
+    /// `a[lane] * b + c`, rounded once.
+    fn fma_lane<S: Simd>(
+        simd: S,
+        a: Self::Vector<S>,
+        lane: usize,
+        b: Self::Vector<S>,
+        c: Self::Vector<S>,
+    ) -> Self::Vector<S>;
+
     /// A register with the same value in all lanes.
     fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
 
@@ -84,7 +99,7 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($real:ty, $vector:ident, $lanes:ident, $splat:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident, $load:ident, $store:ident) => {
+    ($real:ty, $vector:ident, $lanes:ident, $splat:ident, $add:ident, $sub:ident, $mul:ident, $fma:ident, $load:ident, $store:ident, $neon:ident) => {
         impl Real for $real {
             type Vector<S: Simd> = S::$vector;
 
@@ -134,6 +149,24 @@ macro_rules! real {
             }
 
             #[inline(always)]
+            fn fma_lane<S: Simd>(
+                simd: S,
+                a: S::$vector,
+                lane: usize,
+                b: S::$vector,
+                c: S::$vector,
+            ) -> S::$vector {
+                #[cfg(target_arch = "aarch64")]
+                if Self::multiplies_by_lane::<S>() {
+                    return neon::$neon(a, lane, b, c);
+                }
+                assert!(lane < S::$lanes);
+                // SAFETY: a vector is its lanes, one behind the other.
+                let a = unsafe { (&raw const a).cast::<Self>().add(lane).read() };
+                simd.$fma(simd.$splat(a), b, c)
+            }
+
+            #[inline(always)]
             fn load_some<S: Simd>(simd: S, from: &[Self]) -> S::$vector {
                 if from.len() >= S::$lanes {
                     // SAFETY: `from` has at least one element for each lane.
@@ -164,7 +197,8 @@ real!(
     mul_f32s,
     mul_add_f32s,
     partial_load_f32s,
-    partial_store_f32s
+    partial_store_f32s,
+    fma_lane_f32
 );
 real!(
     f64,
@@ -176,5 +210,35 @@ real!(
     mul_f64s,
     mul_add_f64s,
     partial_load_f64s,
-    partial_store_f64s
+    partial_store_f64s,
+    fma_lane_f64
 );
+
+/// NEON's multiply-add by element, which `pulp` has no generic function for.
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use std::arch::aarch64::{float32x4_t, float64x2_t, vfmaq_laneq_f32, vfmaq_laneq_f64};
+    use std::mem::{size_of, transmute_copy};
+
+    macro_rules! fma_lane {
+        ($name:ident, $vector:ty, $fma:ident, $($lane:literal)*) => {
+            /// `a[lane] * b + c` for vectors `V` of NEON.
+            #[inline(always)]
+            pub(super) fn $name<V: Copy>(a: V, lane: usize, b: V, c: V) -> V {
+                assert!(size_of::<V>() == size_of::<$vector>());
+                // SAFETY: vectors of one size, of which every bit pattern is valid; all 64-bit ARM processors have NEON.
+                unsafe {
+                    let [a, b, c] = [a, b, c].map(|vector| transmute_copy::<V, $vector>(&vector));
+                    let sum = match lane {
+                        $($lane => $fma::<$lane>(c, b, a),)*
+                        _ => unreachable!("a register has fewer lanes"),
+                    };
+                    transmute_copy::<$vector, V>(&sum)
+                }
+            }
+        };
+    }
+
+    fma_lane!(fma_lane_f32, float32x4_t, vfmaq_laneq_f32, 0 1 2 3);
+    fma_lane!(fma_lane_f64, float64x2_t, vfmaq_laneq_f64, 0 1);
+}

@@ -84,7 +84,7 @@ impl Partial {
 
     /// Removes the file.
     pub(crate) fn remove(self) -> anyhow::Result<()> {
-        fs::remove_file(&self.path)
+        atomic_file::remove_file(&self.path)
             .with_context(|| format!("cannot remove `{}`", self.path.display()))
     }
 

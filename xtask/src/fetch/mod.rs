@@ -109,7 +109,7 @@ fn install(archive: &Path, data_dir: &Path) -> anyhow::Result<()> {
     fs::create_dir(&new).with_context(cannot_write)?;
     archive::unpack(archive, &new)?;
     if folder.exists() {
-        fs::rename(&folder, beside.path().join("old")).with_context(cannot_write)?;
+        atomic_file::rename(&folder, &beside.path().join("old")).with_context(cannot_write)?;
     }
-    fs::rename(&new, &folder).with_context(cannot_write)
+    atomic_file::rename(&new, &folder).with_context(cannot_write)
 }
