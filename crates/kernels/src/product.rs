@@ -348,7 +348,7 @@ impl<T: Real> Operands<T> {
                 }
                 k += lanes;
             }
-        } else if T::multiplies_by_lane::<S>() && self.left_row == 1 && N % lanes == 0 {
+        } else if T::multiplies_by_lane::<S>() && self.left_row == 1 && N.is_multiple_of(lanes) {
             while k < self.depth {
                 let right = row(k);
                 for (block, sums) in sums.chunks_exact_mut(lanes).enumerate() {
