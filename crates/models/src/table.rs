@@ -8,7 +8,7 @@ use std::str::FromStr;
 impl Architecture {
     /// All networks.
     pub const ALL: &'static [Self] = &[
-        // AlexNet as the post adapts it to images of 32 by 32, and the same with fewer channels and features.
+        // AlexNet for 32 x 32 images, as in the post, and its variant with fewer channels and features.
         // Source: models/ of <https://github.com/gratus907/Pytorch-Cifar10>.
         Architecture {
             name: "alexnet",

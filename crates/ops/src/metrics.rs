@@ -130,7 +130,7 @@ impl MetricsAccumulator {
     ) -> Result<Tensor> {
         match self.record(logits, labels, Some(label_smoothing), step)? {
             Some(gradient) => Ok(gradient),
-            None => bail!("metrics: there is no gradient"),
+            None => bail!("metrics: no gradient was computed"),
         }
     }
 

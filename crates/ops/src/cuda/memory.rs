@@ -87,7 +87,7 @@ pub(crate) struct Buffer {
 /// Uninitialised memory.
 ///
 /// # Errors
-/// When the elements are too many for the kernels, or there is no memory.
+/// When the tensor has too many elements for the kernels, or the GPU is out of memory.
 pub(crate) fn empty(device: &CudaDevice, dtype: DType, shape: impl Into<Shape>) -> Result<Buffer> {
     let shape = shape.into();
     let count = shape.elem_count();
