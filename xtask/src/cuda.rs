@@ -3,6 +3,7 @@
 use crate::files::{create_folder, write};
 use crate::process::{self, cargo};
 use anyhow::{Context, bail};
+use run::NativePath;
 use run::cli::{self, Exit};
 use std::env;
 use std::ffi::OsString;
@@ -14,7 +15,7 @@ use std::process::Command;
 pub(crate) struct Args {
     /// The folder of the toolkit [default: target/cuda-toolkit].
     #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
+    dir: Option<NativePath>,
 }
 
 /// What cargo needs to build with the feature `cuda`.
@@ -54,8 +55,10 @@ const TARGET: &str = if cfg!(target_arch = "aarch64") {
 
 /// Assembles the toolkit and prints how to build with it.
 pub(crate) fn run_toolkit(args: &Args) -> anyhow::Result<Exit> {
-    let directory = args.dir.clone();
-    let build = toolkit(&directory.unwrap_or_else(|| target().join("cuda-toolkit")))?;
+    let build = match &args.dir {
+        Some(directory) => toolkit(directory),
+        None => toolkit(&target().join("cuda-toolkit")),
+    }?;
     for (name, value) in &build.variables {
         cli::line(&format!("export {name}=\"{}\"", value.to_string_lossy()));
     }

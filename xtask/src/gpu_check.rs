@@ -4,10 +4,11 @@ use crate::cuda::{Build, stub};
 use crate::files::create_folder;
 use crate::process;
 use anyhow::Context;
+use run::NativePath;
 use run::cli::{self, Exit};
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 /// Options of `gpu-check`.
@@ -16,7 +17,7 @@ pub(crate) struct Args {
     /// Only build, and copy the programs into this folder. On a machine without cargo, `DIR/bench gpu-check` runs the
     /// check.
     #[arg(long, value_name = "DIR", conflicts_with = "emulated")]
-    bundle: Option<PathBuf>,
+    bundle: Option<NativePath>,
 
     /// Check an emulated GPU, which is not a measure of speed.
     #[arg(long)]

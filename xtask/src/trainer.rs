@@ -4,7 +4,7 @@ use crate::process::cargo;
 use anyhow::{Context, bail};
 use run::cli::{self, Exit, UsageError};
 use run::settings::Source;
-use run::{Overrides, Settings, folder};
+use run::{NativePath, Overrides, Settings, folder};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,7 +18,7 @@ use tempfile::TempPath;
 pub(crate) struct Args {
     /// Use this program as `trainer` instead of building it.
     #[arg(long = "trainer", value_name = "FILE")]
-    program: Option<PathBuf>,
+    program: Option<NativePath>,
 }
 
 /// The program, and where it was built the copy that is removed at the end.
@@ -37,7 +37,7 @@ impl Trainer {
                 return Err(UsageError(error).into());
             }
             return Ok(Self {
-                program: program.clone(),
+                program: program.to_path_buf(),
                 _copy: None,
             });
         }

@@ -8,9 +8,9 @@ use candle_nn::Optimizer;
 use datasets::{Batch, DataLoader, Dataset, DatasetInfo};
 use models::{Architecture, DropoutMasks, Layer, NamedLayer, Network};
 use ops::{Activation, Conv2d, ConvAlgorithm, Pool, Tape, cross_entropy_gradient};
+use run::NativePath;
 use run::cli;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 
 /// The options.
 #[derive(Debug, clap::Args)]
@@ -25,7 +25,7 @@ pub(crate) struct Args {
 
     /// The folder with `cifar-10-batches-bin`.
     #[arg(long, value_name = "DIR", default_value = "data")]
-    data_dir: PathBuf,
+    data_dir: NativePath,
 
     /// Training steps before the comparison.
     #[arg(long, default_value_t = 50)]

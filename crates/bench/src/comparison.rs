@@ -8,12 +8,13 @@ use anyhow::{Context, bail};
 use atomic_file::Unfinished;
 use clap::ValueEnum;
 use models::Architecture;
+use run::NativePath;
 use run::cli;
 use serde::{Serialize, de::DeserializeOwned};
 use std::env;
 use std::fmt::Write;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::available_parallelism;
 
@@ -43,7 +44,7 @@ pub(crate) struct Args {
 
     /// Measure PyTorch as well, with this Python, in turn with ours.
     #[arg(long, value_name = "PYTHON")]
-    against_pytorch: Option<PathBuf>,
+    against_pytorch: Option<NativePath>,
 
     /// How often each is measured, in turn.
     #[arg(long, default_value = "2")]
@@ -59,7 +60,7 @@ pub(crate) struct Args {
 
     /// Write all figures to this file, as JSON.
     #[arg(long, value_name = "FILE", default_value = "bench.json")]
-    out: PathBuf,
+    out: NativePath,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

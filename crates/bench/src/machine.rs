@@ -1,11 +1,10 @@
 //! What the machine can do at most: matrix products and memory traffic.
 
 use candle_core::{DType, Device, Tensor, Var};
-use ops::{Activation, ConvAlgorithm, Tape};
+use ops::{Activation, ConvAlgorithm, InstructionSet, Tape};
 use rayon::prelude::*;
 use run::cli;
 use serde::{Deserialize, Serialize};
-use std::fs;
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
@@ -49,7 +48,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let gemms = SIZES.into_iter().map(gemm);
     let gemms = gemms.collect::<candle_core::Result<Vec<_>>>()?;
     let machine = Machine {
-        processor: processor(),
+        processor: format!(
+            "{} ({})",
+            ops::processor_name(),
+            InstructionSet::current().name()
+        ),
         threads: args.threads,
         gemm_gflops: gemms.into_iter().fold(0.0, f64::max),
         bandwidth_gb_s: bandwidth()?,
@@ -105,18 +108,4 @@ fn bandwidth() -> candle_core::Result<f64> {
         Ok(())
     })?;
     Ok((3 * LENGTH * 4) as f64 / seconds / 1e9)
-}
-
-/// The processor's name, where the system tells it.
-fn processor() -> String {
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = cpuinfo.lines().find(|line| line.starts_with(name))?;
-        Some(line.split_once(':')?.1.trim().to_owned())
-    };
-    let name = field("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned());
-    let flags = field("flags").unwrap_or_default();
-    let has = |flag: &str| flags.split(' ').any(|other| other == flag);
-    let vectors = ["avx512f", "avx2"].into_iter().find(|flag| has(flag));
-    vectors.map_or(name.clone(), |vectors| format!("{name} ({vectors})"))
 }

@@ -4,8 +4,9 @@ use crate::comparison::{Comparison, Group, accuracy, network_name};
 use crate::statistics::{PairedTest, mcnemar, paired_test};
 use datasets::DatasetInfo;
 use models::grouped;
+use run::cli::count;
 use run::settings::{FIELDS, Property};
-use run::{EpochMetrics, Predictions, Run, predictions::CLASSES};
+use run::{EpochMetrics, Predictions, Run, Session, predictions::CLASSES};
 
 /// A table. The first column names the rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -367,6 +368,49 @@ pub(crate) fn time_ratios(comparison: &Comparison) -> Vec<String> {
         )
     });
     pairs.chain(post).collect()
+}
+
+/// What runs of several sessions were trained on, a sentence for each run.
+pub(crate) fn sessions(comparison: &Comparison) -> Vec<String> {
+    let sentences = comparison.runs().filter_map(|run| {
+        let sessions = &run.made_by.sessions;
+        let first = sessions.first()?;
+        // Earlier versions did not record sessions.
+        let unknown = match (first.from_epoch, first.from_step) {
+            (0, 0) => None,
+            start => Some(format!("{} on an unknown machine", until(start))),
+        };
+        let on_machine = sessions.chunk_by(|a, b| a.machine == b.machine);
+        let on_machine = on_machine.filter_map(|sessions| {
+            let Session {
+                to_epoch,
+                to_step,
+                machine,
+                ..
+            } = sessions.last()?;
+            let end = to_epoch.zip(*to_step).unwrap_or((run.last().epoch, 0));
+            Some(format!("{} on {machine}", until(end)))
+        });
+        let stretches: Vec<_> = unknown.into_iter().chain(on_machine).collect();
+        let several = sessions.len() > 1 || stretches.len() > 1;
+        several.then(|| {
+            format!(
+                "The run {} was trained in {}: {}.",
+                run.name,
+                count(sessions.len(), "recorded session"),
+                stretches.join("; then ")
+            )
+        })
+    });
+    sentences.collect()
+}
+
+/// The end of a session, in words: finished epochs, and finished steps of the epoch after them.
+fn until((epoch, step): (u32, usize)) -> String {
+    match step {
+        0 => format!("to the end of epoch {epoch}"),
+        step => format!("to step {step} of epoch {}", epoch + 1),
+    }
 }
 
 /// The time of each layer in a training step.
@@ -779,6 +823,44 @@ mod tests {
         assert!(
             sentence(&[(1.0, 1.0, 0.2), (1.5, 1.25, 0.3)])
                 .contains("does not decrease after it either")
+        );
+    }
+
+    #[test]
+    fn runs_of_several_sessions_tell_what_they_ran_on() {
+        let session = |epoch, step, os: &str| {
+            let machine = format!(
+                "os = '{os}'\narch = 'x86_64'\ninstruction_set = 'avx2'\nprocessor = 'P'\ndevice = 'cpu'\n\
+                 threads = 2\nversion = '0.1.0'\ncommit = '0'"
+            );
+            Session::new(epoch, step, toml::from_str(&machine).unwrap())
+        };
+        let sentences = |sessions: Vec<Session>| {
+            let mut run = made_up("alexnet", 0, "epochs = 3", &[(1.0, 1.0, 0.8); 3]);
+            run.made_by.sessions = sessions.into_iter().fold(Vec::new(), run::session::resumed);
+            super::sessions(&Comparison::new(vec![run]).unwrap()).join("")
+        };
+        assert_eq!(sentences(Vec::new()), "");
+        assert_eq!(sentences(vec![session(0, 0, "linux")]), "");
+        let machine = "x86_64 (P, avx2, 2 threads, version 0.1.0, commit 0)";
+        assert_eq!(
+            sentences(vec![
+                session(0, 0, "linux"),
+                session(1, 0, "linux"),
+                session(1, 5, "windows"),
+            ]),
+            format!(
+                "The run alexnet-reference-seed0 was trained in 3 recorded sessions: to step 5 of epoch 2 on linux \
+                 {machine}; then to the end of epoch 3 on windows {machine}."
+            )
+        );
+        // Begun by a version that did not record sessions.
+        assert_eq!(
+            sentences(vec![session(1, 0, "linux")]),
+            format!(
+                "The run alexnet-reference-seed0 was trained in 1 recorded session: to the end of epoch 1 on an unknown \
+                 machine; then to the end of epoch 3 on linux {machine}."
+            )
         );
     }
 

@@ -51,7 +51,7 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                 (PreEscaped(format!("\n<!-- {TIMES_BEGIN} -->\n")))
                 h2 id="time" { "Time" }
                 div class="stacked" { (table(&contents::times(comparison))) }
-                (list(&contents::time_ratios(comparison)))
+                (list(&[contents::time_ratios(comparison), contents::sessions(comparison)].concat()))
                 div class="charts" { (wall_clock(comparison)) }
                 @for run in &networks {
                     @if let Some(times) = contents::layer_times(run) {

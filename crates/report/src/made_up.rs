@@ -28,6 +28,7 @@ pub(crate) fn run(model: &str, seed: u64, settings: &str, epochs: &[(f64, f64, f
             train_images: 50_000,
             test_images: 10_000,
             data_sha256: "00".to_owned(),
+            sessions: Vec::new(),
         },
         settings,
         epochs: (1..)

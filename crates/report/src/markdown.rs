@@ -17,7 +17,13 @@ pub fn markdown(comparison: &Comparison, written: &str) -> String {
         table(&contents::results(comparison)),
         list(contents::ratios(comparison)),
         table(&contents::times(comparison)),
-        list(contents::time_ratios(comparison)),
+        list(
+            [
+                contents::time_ratios(comparison),
+                contents::sessions(comparison)
+            ]
+            .concat()
+        ),
     );
     for run in &networks {
         if let Some(times) = contents::layer_times(run) {

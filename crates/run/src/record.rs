@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::file;
+use crate::session::Session;
 use crate::settings::{Overrides, Precision, Settings, Source};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -23,7 +24,7 @@ pub struct MadeBy {
     /// The version of the record's format: [`file::RECORD_VERSION`], or an earlier one.
     #[serde(default = "first_version")]
     pub record_version: u32,
-    /// The program's version.
+    /// The program's version, at the latest start.
     pub version: String,
     /// The commit it was built from.
     pub commit: String,
@@ -42,6 +43,9 @@ pub struct MadeBy {
     pub test_images: u64,
     /// SHA-256 of the data set.
     pub data_sha256: String,
+    /// The processes that trained the run, in order. Earlier versions did not record them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sessions: Vec<Session>,
 }
 
 /// The version of a record that has none.
@@ -90,6 +94,7 @@ impl Record {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::session;
     use proptest::prelude::*;
     use std::fs;
 
@@ -114,6 +119,10 @@ pub(crate) mod tests {
                 train_images: 50_000,
                 test_images: 10_000,
                 data_sha256: "00".to_owned(),
+                sessions: session::resumed(
+                    vec![Session::new(0, 0, session::tests::machine("linux"))],
+                    Session::new(1, 7, session::tests::machine("windows")),
+                ),
             },
         }
     }

@@ -2,11 +2,12 @@
 
 use candle_core::Device;
 use ops::Arithmetic;
-use run::Settings;
 #[cfg(feature = "cuda")]
 use run::cli;
 use run::cli::UsageError;
 use run::settings::{ConvAlgorithm, DevicePreference, Precision};
+use run::{Machine, Settings};
+use std::env::consts;
 use std::num::NonZeroUsize;
 
 /// Opens a device. `auto` is the first GPU if it works, else the CPU; where a GPU seems to be present, a note says
@@ -89,6 +90,21 @@ impl Backend {
             ops::Precision::F32 => Precision::F32,
             ops::Precision::Tf32 => Precision::Tf32,
             ops::Precision::Bf16 => Precision::Bf16,
+        }
+    }
+
+    /// This machine and this program.
+    pub(crate) fn machine(&self, threads: NonZeroUsize) -> Machine {
+        let device = device_name(&self.device).to_owned();
+        Machine {
+            os: consts::OS.to_owned(),
+            arch: consts::ARCH.to_owned(),
+            instruction_set: ops::InstructionSet::current().name().to_owned(),
+            processor: ops::processor_name(),
+            device: self.gpu.clone().unwrap_or(device),
+            threads,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: env!("BUILT_FROM").to_owned(),
         }
     }
 

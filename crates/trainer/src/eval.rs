@@ -7,11 +7,11 @@ use anyhow::Context;
 use datasets::DatasetInfo;
 use engine::Evaluator;
 use models::Architecture;
+use run::NativePath;
 use run::cli::{self, UsageError};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 
 /// Arguments of `eval`.
 #[derive(Debug, clap::Args)]
@@ -25,7 +25,7 @@ pub(crate) struct EvalArgs {
 
     /// The folder of the data sets.
     #[arg(long, value_name = "DIR", default_value = "data")]
-    pub(crate) data_dir: PathBuf,
+    pub(crate) data_dir: NativePath,
 
     /// Use the first N test images only.
     #[arg(long, value_name = "N")]

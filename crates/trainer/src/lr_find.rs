@@ -8,10 +8,9 @@ use anyhow::Context;
 use engine::LrFinder;
 use run::cli::{self, Exit, UsageError};
 use run::settings::Property;
-use run::{LrFinderStep, Overrides, Positive};
+use run::{LrFinderStep, NativePath, Overrides, Positive};
 use serde::Serialize;
 use std::fs;
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 /// Arguments of `lr-find`.
@@ -22,7 +21,7 @@ pub(crate) struct LrFindArgs {
 
     /// Read settings from this TOML file: the output of --dry-run, or the run.toml of a run.
     #[arg(long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
+    pub(crate) config: Option<NativePath>,
 
     /// The number of steps.
     #[arg(long, value_name = "N", default_value = "100")]
@@ -38,7 +37,7 @@ pub(crate) struct LrFindArgs {
 
     /// The folder for lr-find.svg, lr-find.png and lr-find.json.
     #[arg(long, value_name = "DIR", default_value = "runs/lr-find")]
-    pub(crate) out: PathBuf,
+    pub(crate) out: NativePath,
 }
 
 /// The content of `lr-find.json`.
@@ -72,7 +71,7 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
         return Ok(Exit::Interrupted);
     }
     let suggestion = engine::suggested_lr(&steps);
-    fs::create_dir_all(&args.out)
+    fs::create_dir_all(&*args.out)
         .with_context(|| format!("cannot create the folder `{}`", args.out.display()))?;
     let write = |name: &str, bytes: &[u8]| {
         let path = args.out.join(name);

@@ -5,10 +5,11 @@ use anyhow::Context;
 use image::imageops::FilterType;
 use image::{DynamicImage, ImageReader};
 use ops::Tape;
+use run::NativePath;
 use run::cli;
 use run::predictions::softmax;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Arguments of `predict`.
 #[derive(Debug, clap::Args)]
@@ -22,7 +23,7 @@ pub(crate) struct PredictArgs {
 
     /// PNG or JPEG files of any size: the largest square in the centre, resized to 32 x 32.
     #[arg(required = true, value_name = "IMAGE")]
-    pub(crate) images: Vec<PathBuf>,
+    pub(crate) images: Vec<NativePath>,
 }
 
 /// Height and width of the networks' images.

@@ -5,11 +5,12 @@ use crate::settings::Resolved;
 use crate::setup::Setup;
 use anyhow::Context;
 use candle_core::Device;
-use engine::{Evaluation, Event, SpanTimes};
+use engine::{Evaluation, Event, Position, SpanTimes};
 use models::Network;
 use run::layers::Layer;
 use run::predictions::{Filters, PICTURE_BYTES};
-use run::{EpochMetrics, MadeBy, Predictions, Record, RunFolder, file};
+use run::{EpochMetrics, MadeBy, Predictions, Record, RunFolder, Session, file, session};
+use std::mem;
 use std::time::{Duration, Instant};
 
 /// The minimum time between two drawings of the curves. On a GPU an epoch may take little longer than a drawing, for
@@ -21,6 +22,7 @@ pub(crate) struct RunFiles<'a> {
     folder: &'a RunFolder,
     setup: &'a Setup,
     span_times: &'a SpanTimes,
+    record: Record,
     /// When the curves were last drawn.
     drawn: Option<Instant>,
     /// Whether they have all epochs.
@@ -28,23 +30,32 @@ pub(crate) struct RunFiles<'a> {
 }
 
 impl<'a> RunFiles<'a> {
-    /// The files of a run with these settings. Writes its record and its table of layers.
+    /// The files of a run with these settings, whose training starts at `position`. Writes its record and its table of
+    /// layers.
     pub(crate) fn create(
         folder: &'a RunFolder,
         setup: &'a Setup,
         span_times: &'a SpanTimes,
+        position: Position,
     ) -> anyhow::Result<Self> {
         let Setup {
             resolved,
             data,
             backend,
         } = setup;
+        let earlier = match Record::read(folder.path()) {
+            Ok(record) => record.made_by.sessions,
+            Err(run::Error::NoRecord(_)) => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        let machine = backend.machine(resolved.settings.threads);
+        let session = Session::new(position.epoch, position.step, machine.clone());
         let record = Record {
             settings: resolved.settings.clone(),
             made_by: MadeBy {
                 record_version: file::RECORD_VERSION,
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                commit: env!("BUILT_FROM").to_owned(),
+                version: machine.version,
+                commit: machine.commit,
                 device: device_name(&backend.device).to_owned(),
                 gpu: backend.gpu.clone(),
                 precision: backend.precision(),
@@ -52,6 +63,7 @@ impl<'a> RunFiles<'a> {
                 train_images: data.train.len() as u64,
                 test_images: data.test.len() as u64,
                 data_sha256: data.digest.clone(),
+                sessions: session::resumed(earlier, session),
             },
         };
         folder.write(file::RECORD, record.to_toml()?.as_bytes())?;
@@ -61,6 +73,7 @@ impl<'a> RunFiles<'a> {
             folder,
             setup,
             span_times,
+            record,
             drawn: None,
             up_to_date: true,
         })
@@ -98,8 +111,16 @@ impl<'a> RunFiles<'a> {
         Ok(())
     }
 
-    /// Draws the curves where they lack epochs.
-    pub(crate) fn finish(&mut self, history: &[EpochMetrics]) -> anyhow::Result<()> {
+    /// Records where the training ended, and draws the curves where they lack epochs.
+    pub(crate) fn finish(
+        &mut self,
+        position: Position,
+        history: &[EpochMetrics],
+    ) -> anyhow::Result<()> {
+        let sessions = mem::take(&mut self.record.made_by.sessions);
+        self.record.made_by.sessions = session::ended(sessions, position.epoch, position.step);
+        let record = self.record.to_toml()?;
+        self.folder.write(file::RECORD, record.as_bytes())?;
         if self.up_to_date {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use crate::setup::Setup;
 use anyhow::Context;
 use engine::{Event, Outcome, Position, SpanTimes, Training};
 use run::cli::{self, Exit, UsageError};
-use run::{EpochMetrics, Overrides, RunFolder, file};
+use run::{EpochMetrics, NativePath, Overrides, RunFolder, file};
 use std::cell::Cell;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
@@ -26,11 +26,11 @@ pub(crate) struct TrainArgs {
 
     /// Read settings from this TOML file: the output of --dry-run, or the run.toml of a run.
     #[arg(long, value_name = "FILE", help_heading = "Run")]
-    pub(crate) config: Option<PathBuf>,
+    pub(crate) config: Option<NativePath>,
 
     /// Resume this run: its folder, or its name in the folder of runs.
     #[arg(long, value_name = "RUN", help_heading = "Run", conflicts_with_all = ["config", "name", "init"])]
-    pub(crate) resume: Option<PathBuf>,
+    pub(crate) resume: Option<NativePath>,
 
     /// Stop, with a checkpoint, when this process has trained for TIME: 90s, 30m, 2h 15m, or DD:HH:MM:SS.
     #[arg(long, value_name = "TIME", help_heading = "Run")]
@@ -59,7 +59,7 @@ pub(crate) struct TrainArgs {
         help_heading = "Output",
         default_value = "runs"
     )]
-    pub(crate) run_dir: PathBuf,
+    pub(crate) run_dir: NativePath,
 
     /// The run's name, which is the name of its folder [default: model, recipe and seed, numbered].
     #[arg(long, help_heading = "Output", value_parser = run_name)]
@@ -81,7 +81,7 @@ pub(crate) struct TrainArgs {
 
     /// Write a trace to this file, for Chrome's trace viewer or Perfetto.
     #[arg(long, value_name = "FILE", help_heading = "Output")]
-    pub(crate) trace: Option<PathBuf>,
+    pub(crate) trace: Option<NativePath>,
 }
 
 /// A time span.
@@ -188,7 +188,8 @@ fn run_with(
         folder: &folder,
         stop: &stop,
     };
-    session.train(training, RunFiles::create(&folder, &setup, &span_times)?)
+    let files = RunFiles::create(&folder, &setup, &span_times, training.position())?;
+    session.train(training, files)
 }
 
 /// A run that is ready to train.
@@ -215,6 +216,7 @@ impl Session<'_> {
         {
             let done = cli::count(position.epoch as usize, "epoch");
             cli::line(&format!("already trained for {done}"));
+            files.finish(position, training.history())?;
             return Ok(Exit::Success);
         }
         let data = &self.setup.data;
@@ -239,7 +241,7 @@ impl Session<'_> {
             },
         );
         drop(progress);
-        files.finish(training.history())?;
+        files.finish(training.position(), training.history())?;
         match outcome.inspect_err(|error| tracing::error!("{error}"))? {
             Outcome::Finished => {
                 if let Some(last) = training.history().last() {

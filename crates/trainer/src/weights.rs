@@ -6,17 +6,16 @@ use candle_core::Device;
 use engine::{Inputs, Weights};
 use models::{Architecture, Network};
 use ops::Arithmetic;
-use run::Overrides;
 use run::settings::{ConvAlgorithm, DevicePreference, Precision};
+use run::{NativePath, Overrides};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 
 /// Weights, and the device to run them on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct WeightArgs {
     /// A checkpoint, or a safetensors file of weights made by PyTorch.
     #[arg(long, value_name = "FILE")]
-    pub(crate) checkpoint: PathBuf,
+    pub(crate) checkpoint: NativePath,
 
     /// The network; needed where the file does not name it.
     #[arg(long, value_name = "NAME", value_parser = architecture())]

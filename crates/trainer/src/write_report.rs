@@ -2,25 +2,24 @@
 
 use anyhow::Context;
 use report::Comparison;
-use run::Run;
 use run::cli;
 use run::folder::find;
-use std::path::PathBuf;
+use run::{NativePath, Run};
 
 /// Arguments of `report`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ReportArgs {
     /// The runs: their folders, or their names in the folder of runs.
     #[arg(required = true, value_name = "RUN")]
-    pub(crate) runs: Vec<PathBuf>,
+    pub(crate) runs: Vec<NativePath>,
 
     /// The folder of runs.
     #[arg(long, value_name = "DIR", default_value = "runs")]
-    pub(crate) run_dir: PathBuf,
+    pub(crate) run_dir: NativePath,
 
     /// The folder for report.md and report.html.
     #[arg(long, value_name = "DIR", default_value = "runs/report")]
-    pub(crate) out: PathBuf,
+    pub(crate) out: NativePath,
 }
 
 /// Writes the report, and prints where it is.

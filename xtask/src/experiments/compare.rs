@@ -9,11 +9,11 @@ use crate::trainer::{self, Trainer};
 use anyhow::{Context, bail};
 use report::Comparison;
 use run::cli::{self, Exit, UsageError};
-use run::{EvaluationSplit, Run};
+use run::{EvaluationSplit, NativePath, Run};
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path};
 
 /// Options of `compare`.
 #[derive(Clone, Debug, clap::Args)]
@@ -39,7 +39,7 @@ pub(crate) struct Args {
 
     /// The folder for the runs, report.md and report.html.
     #[arg(long, value_name = "DIR", default_value = "runs/compare")]
-    pub(crate) out: PathBuf,
+    pub(crate) out: NativePath,
 
     /// Train nothing; report on the finished runs.
     #[arg(long, conflicts_with = "dry_run")]
@@ -172,11 +172,21 @@ fn write_report(args: &Args, names: &[String]) -> anyhow::Result<()> {
             100.0 * accuracies.sum::<f64>() / runs as f64
         ));
     }
-    let page = html.canonicalize().unwrap_or(html);
+    let page = path::absolute(&html).unwrap_or(html);
     cli::line(&format!(
-        "The report is in {0}. Open it in a browser: file://{0}\nThe same as Markdown: {1}",
+        "The report is in {}. Open it in a browser: {}\nThe same as Markdown: {}",
         page.display(),
+        file_url(&page),
         markdown.display()
     ));
     Ok(())
+}
+
+/// The address of a file for a browser.
+fn file_url(path: &Path) -> String {
+    let path = path.display().to_string();
+    match cfg!(windows) {
+        true => format!("file:///{}", path.replace('\\', "/")),
+        false => format!("file://{path}"),
+    }
 }

@@ -4,6 +4,7 @@ use crate::experiments::compare;
 use crate::experiments::flags::{Environment, SettingFlags};
 use crate::fetch;
 use crate::trainer;
+use run::NativePath;
 use run::cli::{self, Exit};
 use std::ffi::OsStr;
 use std::num::NonZeroUsize;
@@ -27,7 +28,7 @@ pub(crate) struct Args {
     /// The folder for the runs, report.md and report.html [default: runs/reproduce, and runs/reproduce-quick with
     /// --quick].
     #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    out: Option<NativePath>,
 
     #[command(flatten)]
     trainer: trainer::Args,
@@ -61,7 +62,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         ("sprint", vec![0, 1], "runs/reproduce-quick")
     } else {
         let data = settings.get("data_dir").unwrap_or(OsStr::new("data"));
-        fetch::run(&fetch::Args::into(data.into()))?;
+        fetch::run(&fetch::Args::into(data.to_owned().into()))?;
         ("reference", vec![0, 1, 2], "runs/reproduce")
     };
     compare::run(&compare::Args {
@@ -69,7 +70,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         seeds: args.seeds.clone().unwrap_or(seeds),
         recipe: vec![recipe.to_owned()],
         jobs: args.jobs,
-        out: args.out.clone().unwrap_or_else(|| out.into()),
+        out: args
+            .out
+            .clone()
+            .unwrap_or_else(|| PathBuf::from(out).into()),
         report_only: false,
         dry_run: false,
         trainer: args.trainer.clone(),

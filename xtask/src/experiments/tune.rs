@@ -9,13 +9,12 @@ use anyhow::bail;
 use rng::{Purpose, Stream, unit};
 use run::cli::{self, Exit, UsageError, count};
 use run::settings::{FIELDS, Field, Property};
-use run::{Run, Settings};
+use run::{NativePath, Run, Settings};
 use std::cmp::{Ordering, Reverse};
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::PathBuf;
 use std::str::FromStr;
 use toml::{Table, Value};
 
@@ -48,7 +47,7 @@ pub(crate) struct Args {
 
     /// The folder for the runs, tune.md and best.toml.
     #[arg(long, value_name = "DIR", default_value = "runs/tune")]
-    out: PathBuf,
+    out: NativePath,
 
     /// List the trials.
     #[arg(long)]

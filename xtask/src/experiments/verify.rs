@@ -5,9 +5,9 @@ use crate::trainer::{self, Trainer};
 use anyhow::{Context, ensure};
 use run::checkpoint::{finished_epochs, weights_difference};
 use run::cli::{self, Exit, UsageError};
-use run::{EpochMetrics, Run, file, folder};
+use run::{EpochMetrics, NativePath, Run, file, folder};
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 
 /// Options of `verify`.
@@ -15,7 +15,7 @@ use std::thread;
 pub(crate) struct Args {
     /// The run: its folder, or its name in runs/.
     #[arg(value_name = "RUN")]
-    run: PathBuf,
+    run: NativePath,
 
     /// Train the first N epochs only [default: all that are done].
     #[arg(long, value_name = "N")]
@@ -23,7 +23,7 @@ pub(crate) struct Args {
 
     /// The folder with the data sets [default: the run's].
     #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
+    data_dir: Option<NativePath>,
 
     /// Threads; they do not affect the result [default: one per core].
     #[arg(long, value_name = "N")]
@@ -130,7 +130,7 @@ fn train_again(
     // Not `--epochs`: the learning rate may depend on their number.
     command.args(["--stop-after", &epochs.to_string()]);
     if let Some(data_dir) = &args.data_dir {
-        command.arg("--data-dir").arg(data_dir);
+        command.arg("--data-dir").arg(data_dir.as_os_str());
     }
     // Not those of the record, which may be from another machine.
     let threads = args.threads.map_or_else(thread::available_parallelism, Ok);

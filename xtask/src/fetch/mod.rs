@@ -7,9 +7,10 @@ use anyhow::Context;
 use archive::{OFFICIAL, parse_sha256};
 use datasets::cifar10;
 use download::{Partial, address, check_file};
+use run::NativePath;
 use run::cli::{self, Exit};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Addresses of the official archive: fast mirrors first, the original site last.
 const MIRRORS: [&str; 3] = [
@@ -27,7 +28,7 @@ pub(crate) struct Args {
 
     /// Use this archive instead of downloading one.
     #[arg(long, value_name = "ARCHIVE", conflicts_with = "mirrors")]
-    from_file: Option<PathBuf>,
+    from_file: Option<NativePath>,
 
     /// The SHA-256 of the archive [default: the official archive's].
     #[arg(long, value_name = "HEX", value_parser = parse_sha256)]
@@ -35,7 +36,7 @@ pub(crate) struct Args {
 
     /// The data folder.
     #[arg(long, value_name = "DIR", default_value = "data")]
-    data_dir: PathBuf,
+    data_dir: NativePath,
 
     /// Fetch the data even if they are present.
     #[arg(long)]
@@ -44,7 +45,7 @@ pub(crate) struct Args {
 
 impl Args {
     /// Options to download from the known addresses into this folder.
-    pub(crate) fn into(data_dir: PathBuf) -> Self {
+    pub(crate) fn into(data_dir: NativePath) -> Self {
         Self {
             data_dir,
             ..Self::default()
@@ -54,7 +55,7 @@ impl Args {
 
 /// Fetches the data, unless they are present.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
-    let data_dir = &args.data_dir;
+    let data_dir: &Path = &args.data_dir;
     let folder = data_dir.join(cifar10::FOLDER);
     fs::create_dir_all(data_dir)
         .with_context(|| format!("cannot create the data folder `{}`", data_dir.display()))?;

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use models::Architecture;
 use ops::{Arithmetic, ConvAlgorithm};
+use run::NativePath;
 use run::cli;
 use run::settings::Precision;
 use serde::Serialize;
@@ -51,15 +52,15 @@ pub(crate) struct Args {
 
     /// The folder that holds `cifar-10-batches-bin`; without it, training is on the synthetic set.
     #[arg(long, value_name = "DIR", default_value = "data")]
-    data_dir: PathBuf,
+    data_dir: NativePath,
 
     /// A Python with PyTorch, which is measured in turn with ours where it is there.
     #[arg(long, value_name = "PYTHON", default_value = "python3")]
-    python: PathBuf,
+    python: NativePath,
 
     /// The trainer, built with the feature `cuda` [default: beside this program].
     #[arg(long, value_name = "FILE")]
-    trainer: Option<PathBuf>,
+    trainer: Option<NativePath>,
 
     /// Images a batch.
     #[arg(long, value_delimiter = ',', default_value = "128,500,1024")]
@@ -79,11 +80,11 @@ pub(crate) struct Args {
 
     /// The folder for the runs that are trained; kept.
     #[arg(long, value_name = "DIR", default_value = "runs/gpu-check")]
-    run_dir: PathBuf,
+    run_dir: NativePath,
 
     /// Write everything to this file, as JSON, as it is found.
     #[arg(long, value_name = "FILE", default_value = "gpu-check.json")]
-    out: PathBuf,
+    out: NativePath,
 }
 
 impl Args {

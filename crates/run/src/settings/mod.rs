@@ -16,10 +16,10 @@ use crate::bounded::{
     Cutout, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive,
 };
 use crate::error::{Error, flag};
+use crate::native_path::NativePath;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::PathBuf;
 
 /// A property of a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ macros::settings! {
 
         /// Start from the weights in this file: a checkpoint, or a safetensors file made by PyTorch.
         #[arg(value_name = "FILE")]
-        init: Option<PathBuf> [];
+        init: Option<NativePath> [];
     }
 
     "Data" {
@@ -101,7 +101,7 @@ macros::settings! {
 
         /// The folder with the data sets.
         #[arg(value_name = "DIR")]
-        data_dir: PathBuf = "data" [MayChangeOnResume, VariesBetweenRepetitions, LocalPath];
+        data_dir: NativePath = "data" [MayChangeOnResume, VariesBetweenRepetitions, LocalPath];
 
         /// Use the first N training images only.
         #[arg(value_name = "N")]
