@@ -6,6 +6,7 @@ use end_to_end::{SHORT, kill_times, path, program, refused, short_run};
 use models::Architecture;
 use safetensors::SafeTensors;
 use std::collections::BTreeSet;
+use std::env::consts::{ARCH, OS};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -29,6 +30,12 @@ fn state(run: &Path) -> Vec<Vec<u8>> {
                 .collect::<Vec<_>>()
         })
         .collect()
+}
+
+/// The record of a run.
+fn record(run: &Path) -> toml::Table {
+    let text = fs::read_to_string(run.join("run.toml")).unwrap();
+    text.parse().unwrap()
 }
 
 /// What is known of every epoch, but for the time it took.
@@ -72,6 +79,7 @@ fn a_run_leaves_everything_behind() {
         "curves.svg",
         "last.safetensors",
         "layers.json",
+        "lock",
         "log.txt",
         "metrics.jsonl",
         "momentum-2-0.safetensors",
@@ -91,10 +99,7 @@ fn a_run_leaves_everything_behind() {
             .unwrap()
             .contains("epoch finished")
     );
-    let record: toml::Table = fs::read_to_string(run.join("run.toml"))
-        .unwrap()
-        .parse()
-        .unwrap();
+    let record = record(&run);
     for key in ["version", "commit", "device", "precision", "data_sha256"] {
         assert!(record["made_by"].get(key).is_some(), "{key}");
     }
@@ -407,6 +412,38 @@ fn a_longer_run_goes_on_from_a_shorter_one() {
     let output = String::from_utf8(resume("2")).unwrap();
     assert!(output.contains("done"), "{output}");
     assert!(before == fs::read(runs.path().join("short/last.safetensors")).unwrap());
+    // Each process that trained is recorded, with what it trained and ran on.
+    let record = record(&runs.path().join("short"));
+    let sessions = record["made_by"]["sessions"].as_array().unwrap();
+    let covered = sessions.iter().map(|session| {
+        let keys = ["from_epoch", "from_step", "to_epoch", "to_step"];
+        keys.map(|key| session[key].as_integer().unwrap())
+    });
+    assert!(covered.eq([[0, 0, 1, 0], [1, 0, 2, 0]]), "{sessions:?}");
+    let texts = [("os", OS), ("arch", ARCH), ("device", "cpu")];
+    for session in sessions {
+        for (key, expected) in texts {
+            assert_eq!(session[key].as_str(), Some(expected), "{key}");
+        }
+        for key in ["instruction_set", "processor", "version", "commit"] {
+            assert!(
+                session[key].as_str().is_some_and(|text| !text.is_empty()),
+                "{key}"
+            );
+        }
+    }
+    assert_eq!(sessions[1]["threads"].as_integer(), Some(1));
+    let out = runs.path().join("report");
+    let mut report = program("trainer");
+    report
+        .arg("report")
+        .arg(runs.path().join("short"))
+        .arg("--out")
+        .arg(&out);
+    report.assert().success();
+    let text = fs::read_to_string(out.join("report.md")).unwrap();
+    let sentence = "was trained in 2 recorded sessions: to the end of epoch 1 on";
+    assert!(text.contains(sentence), "{text}");
 }
 
 #[cfg(unix)]

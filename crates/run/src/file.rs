@@ -18,8 +18,11 @@ pub const CURVES_PNG: &str = "curves.png";
 /// The layers of the network as text.
 pub const SUMMARY: &str = "summary.txt";
 
-/// The log. The process that writes to the folder locks it.
+/// The log.
 pub const LOG: &str = "log.txt";
+
+/// The process that writes to the folder locks this file, which is empty. On Windows a locked file cannot be read.
+pub const LOCK: &str = "lock";
 
 /// The weights after the last step, from which training resumes.
 pub const LAST_WEIGHTS: &str = "last.safetensors";

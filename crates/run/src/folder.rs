@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The folder of a run, locked by this process. The lock is on the log, and ends with the process.
+/// The folder of a run, locked by this process. The lock ends with the process.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
     log: File,
+    _lock: File,
 }
 
 impl RunFolder {
@@ -60,22 +61,26 @@ impl RunFolder {
     /// # Errors
     /// When another process has locked it, or the folder cannot be written to.
     pub fn lock(path: &Path) -> Result<Self, Error> {
-        let log_path = path.join(file::LOG);
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&log_path)
-            .map_err(Error::file("write", &log_path))?;
-        match log.try_lock() {
+        let append = |name| {
+            let path = path.join(name);
+            let file = OpenOptions::new().create(true).append(true).open(&path);
+            file.map_err(Error::file("write", &path))
+        };
+        let lock = append(file::LOCK)?;
+        match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Error::InUse(path.to_owned())),
-            Err(TryLockError::Error(error)) => return Err(Error::file("lock", &log_path)(error)),
+            Err(TryLockError::Error(error)) => {
+                return Err(Error::file("lock", &path.join(file::LOCK))(error));
+            }
         }
+        let log = append(file::LOG)?;
         atomic_file::remove_unfinished(path)
             .map_err(Error::file("remove unfinished files in", path))?;
         Ok(Self {
             path: path.to_owned(),
             log,
+            _lock: lock,
         })
     }
 
@@ -141,19 +146,21 @@ pub fn wait_until_unlocked(
     Ok(())
 }
 
-/// Whether a folder has no more than a log and unfinished files.
+/// Whether a folder has no more than a lock, a log and unfinished files.
 fn is_unused(path: &Path) -> bool {
     let is_expected = |entry: io::Result<DirEntry>| {
         let name = entry.map(|entry| entry.file_name());
-        name.is_ok_and(|name| name == file::LOG || atomic_file::is_unfinished(&name))
+        name.is_ok_and(|name| {
+            name == file::LOCK || name == file::LOG || atomic_file::is_unfinished(&name)
+        })
     };
     fs::read_dir(path).is_ok_and(|mut entries| entries.all(is_expected))
 }
 
 /// Whether another process writes to the folder.
 fn is_locked(path: &Path) -> bool {
-    File::open(path.join(file::LOG))
-        .is_ok_and(|log| matches!(log.try_lock(), Err(TryLockError::WouldBlock)))
+    File::open(path.join(file::LOCK))
+        .is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
 #[cfg(test)]
