@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
 
-use end_to_end::{SHORT, kill_times, path, program, refused, short_run};
+use end_to_end::{SHORT, kill_times, path, program, refused, short_run, xtask};
 use models::Architecture;
 use safetensors::SafeTensors;
 use std::collections::BTreeSet;
@@ -709,4 +709,67 @@ fn both_ways_to_convolve_train_alike_and_leave_a_trace() {
         2,
         &["quick", "winograd", "direct"],
     );
+}
+
+/// Training of LeNet in the working directory `folder`, which takes a moment.
+fn moment(folder: &Path) -> assert_cmd::Command {
+    let mut command = program("trainer");
+    command.current_dir(folder);
+    command.args(["--model", "lenet", "--dataset", "synthetic"]);
+    command.args(["--limit-train", "20", "--limit-test", "10"]);
+    command.args(["--batch-size", "10", "--epochs", "1"]);
+    command
+}
+
+#[test]
+fn paths_are_printed_as_the_system_writes_them_and_recorded_with_slashes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = moment(folder.path());
+    run.args(["--run-dir", "r/x", "--name", "a", "--data-dir", "d/e"]);
+    let output = run.assert().success().get_output().clone();
+    let output = [output.stdout, output.stderr].concat();
+    let output = String::from_utf8(output).unwrap();
+    let run = Path::new("r").join("x").join("a");
+    for path in [&run, &run.join("curves.svg")] {
+        let path = path.display().to_string();
+        assert!(output.contains(&path), "{path} is not in: {output}");
+    }
+    let recorded = record(&folder.path().join(&run));
+    assert_eq!(recorded["data_dir"].as_str(), Some("d/e"));
+}
+
+#[test]
+fn a_console_without_utf8_shows_what_is_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = || moment(folder.path());
+    let mut commands = [
+        run(),
+        program("trainer"),
+        program("trainer"),
+        xtask("compare"),
+    ];
+    commands[1].args(["summary", "--model", "alexnet"]);
+    commands[2].arg("--help");
+    commands[3].arg("--help");
+    for command in &mut commands {
+        let output = command.assert().success().get_output().clone();
+        for text in [output.stdout, output.stderr] {
+            // No colours either, where the output is not a terminal.
+            let legible = text.is_ascii() && !text.contains(&0x1b);
+            assert!(legible, "{}", String::from_utf8_lossy(&text));
+        }
+    }
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_reported_before_training() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), "").unwrap();
+    let mut run = moment(folder.path());
+    let message = refused(
+        run.args(["--run-dir", "file"]),
+        1,
+        &["cannot create the folder `file`"],
+    );
+    assert!(!message.contains("epoch"), "{message}");
 }

@@ -36,9 +36,9 @@ pub(crate) use named_values;
 named_values! {
     /// Weight initialisation. All distributions are uniform around 0.
     WeightInit {
-        /// PyTorch's default: weights and biases in `±1/sqrt(fan_in)`.
+        /// PyTorch's default: weights and biases are uniform in `[-a, a]`, a = `1/sqrt(fan_in)`.
         Pytorch,
-        /// Kaiming's bounds for ReLU, `±sqrt(6/fan_in)`, and biases of 0.
+        /// Kaiming's bounds for ReLU: weights are uniform in `[-a, a]`, a = `sqrt(6/fan_in)`, and biases are 0.
         Kaiming,
     }
 }
