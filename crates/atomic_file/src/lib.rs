@@ -1,8 +1,8 @@
 //! Files that are complete or absent: written beside their destination, flushed to disk and renamed.
 //!
 //! On Windows a virus scanner, a search index or a sync client may have a file open for a moment; meanwhile it cannot be
-//! replaced or removed. What this crate renames and removes is tried again until the file is free, for at most
-//! [`PATIENCE`].
+//! replaced or removed. What this crate renames, removes and appends to is tried again until the file is free, for at
+//! most [`PATIENCE`].
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -91,6 +91,18 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     unfinished.write_all(bytes)?;
     unfinished.keep()?;
     Ok(())
+}
+
+/// Appends `bytes` to the file at `path`, which is created if it is missing, in one piece: a process that reads meanwhile
+/// finds all of them or none, but a crash of the system may leave a part.
+///
+/// # Errors
+/// When the folder is missing or read-only, or the disk is full.
+pub fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let open = || File::options().create(true).append(true).open(path);
+    let mut file = until_free(open)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 /// Removes the unfinished files of a killed process from `folder`. Only for the one process that writes there.

@@ -17,6 +17,7 @@ pub mod record;
 mod run;
 pub mod session;
 pub mod settings;
+pub mod stop;
 
 pub use bounded::{Cutout, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive};
 pub use error::Error;
