@@ -7,6 +7,7 @@ use models::Architecture;
 use safetensors::SafeTensors;
 use std::collections::BTreeSet;
 use std::fs;
+#[cfg(unix)]
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -381,6 +382,31 @@ fn a_killed_run_ends_as_one_that_was_not() {
     );
 }
 
+/// A virus scanner opens the checkpoint for moments in which it cannot be replaced.
+#[cfg(windows)]
+#[test]
+fn a_scanner_does_not_end_a_run() {
+    use std::os::windows::fs::OpenOptionsExt;
+    const FILE_SHARE_READ: u32 = 1;
+    let runs = tempfile::tempdir().unwrap();
+    let checkpoint = runs.path().join("a/last.safetensors");
+    let mut run = start(runs.path(), "a");
+    let mut scans = 0;
+    while run.try_wait().unwrap().is_none() {
+        let mut options = fs::File::options();
+        let file = options
+            .read(true)
+            .share_mode(FILE_SHARE_READ)
+            .open(&checkpoint);
+        thread::sleep(Duration::from_millis(60));
+        scans += u32::from(file.is_ok());
+        drop(file);
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(run.wait().unwrap().success());
+    assert!(scans > 5, "{scans}");
+}
+
 #[test]
 fn a_longer_run_goes_on_from_a_shorter_one() {
     let runs = tempfile::tempdir().unwrap();
@@ -419,6 +445,7 @@ fn interrupt(child: &Child) {
 }
 
 /// Waits until a run has made its first checkpoint.
+#[cfg(unix)]
 fn wait_for_checkpoint(run: &Path) {
     let started = Instant::now();
     while !run.join("last.safetensors").exists() {
