@@ -21,15 +21,21 @@ fn with_signals(name: &str) -> Command {
 
 /// Training that takes longer than the test, with many checkpoints.
 fn long_run(command: &mut Command, runs: &Path) -> Child {
-    command.args(SHORT).args(["--epochs", "1000", "--name", "a"]);
-    command.args(["--checkpoint-minutes", "0", "--run-dir"]).arg(runs);
+    command
+        .args(SHORT)
+        .args(["--epochs", "1000", "--name", "a"]);
+    command
+        .args(["--checkpoint-minutes", "0", "--run-dir"])
+        .arg(runs);
     command.spawn().unwrap()
 }
 
 /// Sends a signal.
 fn kill(child: &Child, signal: &str) {
     let signal = format!("-{signal}");
-    let status = Command::new("kill").args([&signal, &child.id().to_string()]).status();
+    let status = Command::new("kill")
+        .args([&signal, &child.id().to_string()])
+        .status();
     assert!(status.unwrap().success());
 }
 
@@ -37,7 +43,10 @@ fn kill(child: &Child, signal: &str) {
 fn wait_until(what: &str, is_done: impl Fn() -> bool) {
     let started = Instant::now();
     while !is_done() {
-        assert!(started.elapsed() < Duration::from_secs(120), "{what} did not come");
+        assert!(
+            started.elapsed() < Duration::from_secs(120),
+            "{what} did not come"
+        );
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -55,7 +64,10 @@ fn epochs(run: &Path) -> usize {
 /// The exit code and the messages of a program that ends.
 fn ended(child: Child) -> (Option<i32>, String) {
     let output = child.wait_with_output().unwrap();
-    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    (
+        output.status.code(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
 }
 
 #[test]
@@ -64,8 +76,13 @@ fn signals_that_were_ignored_at_the_start_stay_ignored() {
         let runs = tempfile::tempdir().unwrap();
         // As `nohup`, and as a shell with its jobs in the background.
         let mut command = Command::new("env");
-        command.arg("--default-signal=TERM").arg(format!("--ignore-signal={signal}"));
-        command.arg(path("trainer")).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .arg("--default-signal=TERM")
+            .arg(format!("--ignore-signal={signal}"));
+        command
+            .arg(path("trainer"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let child = long_run(&mut command, runs.path());
         let run = runs.path().join("a");
         wait_for_checkpoint(&run);
@@ -90,7 +107,11 @@ fn signals_of_the_system_are_one_request_in_any_order() {
     }
     let (code, message) = ended(child);
     assert_eq!(code, Some(130), "{message}");
-    assert_eq!(message.matches("stopping after this step").count(), 1, "{message}");
+    assert_eq!(
+        message.matches("stopping after this step").count(),
+        1,
+        "{message}"
+    );
     assert!(message.contains("resume with"), "{message}");
 }
 
@@ -99,9 +120,18 @@ fn a_stopped_search_for_a_learning_rate_writes_its_curve() {
     let out = tempfile::tempdir().unwrap();
     let mut command = with_signals("trainer");
     command.args(["lr-find", "--model", "lenet", "--dataset", "synthetic"]);
-    command.args(["--limit-train", "100", "--batch-size", "10", "--steps", "100000"]);
+    command.args([
+        "--limit-train",
+        "100",
+        "--batch-size",
+        "10",
+        "--steps",
+        "100000",
+    ]);
     // The loss does not explode meanwhile.
-    command.args(["--min-lr", "1e-9", "--max-lr", "1e-8", "--out"]).arg(out.path());
+    command
+        .args(["--min-lr", "1e-9", "--max-lr", "1e-8", "--out"])
+        .arg(out.path());
     let child = command.spawn().unwrap();
     thread::sleep(Duration::from_secs(2));
     kill(&child, "INT");
@@ -118,9 +148,25 @@ fn a_terminated_comparison_stops_its_runs_with_checkpoints() {
     let out = folder.path().join("c");
     let mut command = with_signals("xtask");
     command.arg("compare").arg("--trainer").arg(path("trainer"));
-    command.args(["--models", "small-alexnet", "--seeds", "0", "--dataset", "synthetic"]);
-    command.args(["--limit-train", "12", "--limit-test", "10", "--batch-size", "6"]);
-    command.args(["--epochs", "1000", "--checkpoint-minutes", "0", "--out"]).arg(&out);
+    command.args([
+        "--models",
+        "small-alexnet",
+        "--seeds",
+        "0",
+        "--dataset",
+        "synthetic",
+    ]);
+    command.args([
+        "--limit-train",
+        "12",
+        "--limit-test",
+        "10",
+        "--batch-size",
+        "6",
+    ]);
+    command
+        .args(["--epochs", "1000", "--checkpoint-minutes", "0", "--out"])
+        .arg(&out);
     let child = command.spawn().unwrap();
     let run = out.join("small-alexnet-reference-seed0");
     wait_for_checkpoint(&run);

@@ -11,6 +11,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
+#[cfg(windows)]
+use std::time::Duration;
 use std::time::Instant;
 
 /// The numbers that a run ended with: weights and momentum.
@@ -383,6 +385,31 @@ fn a_killed_run_ends_as_one_that_was_not() {
         fs::read(whole.join("best.safetensors")).unwrap()
             == fs::read(killed.join("best.safetensors")).unwrap()
     );
+}
+
+/// A virus scanner opens the checkpoint for moments in which it cannot be replaced.
+#[cfg(windows)]
+#[test]
+fn a_scanner_does_not_end_a_run() {
+    use std::os::windows::fs::OpenOptionsExt;
+    const FILE_SHARE_READ: u32 = 1;
+    let runs = tempfile::tempdir().unwrap();
+    let checkpoint = runs.path().join("a/last.safetensors");
+    let mut run = start(runs.path(), "a");
+    let mut scans = 0;
+    while run.try_wait().unwrap().is_none() {
+        let mut options = fs::File::options();
+        let file = options
+            .read(true)
+            .share_mode(FILE_SHARE_READ)
+            .open(&checkpoint);
+        thread::sleep(Duration::from_millis(60));
+        scans += u32::from(file.is_ok());
+        drop(file);
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(run.wait().unwrap().success());
+    assert!(scans > 5, "{scans}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::{env, fs, io};
 use tempfile::TempPath;
 
 /// Where the program is.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Args {
     /// Use this program as `trainer` instead of building it.
     #[arg(long = "trainer", value_name = "FILE")]
