@@ -61,7 +61,7 @@ impl Unfinished {
     /// # Errors
     /// When the disk is full; the temporary file is then removed.
     pub fn keep(self) -> io::Result<File> {
-        self.file.as_file().sync_all()?;
+        sync(self.file.as_file())?;
         let mut unfinished = Some(self.file);
         let file = until_free(|| {
             let file = unfinished.take().ok_or(io::ErrorKind::NotFound)?;
@@ -102,7 +102,7 @@ pub fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let open = || File::options().create(true).append(true).open(path);
     let mut file = until_free(open)?;
     file.write_all(bytes)?;
-    file.sync_all()
+    sync(&file)
 }
 
 /// Removes the unfinished files of a killed process from `folder`. Only for the one process that writes there.
@@ -168,12 +168,46 @@ pub fn is_unfinished(name: &OsStr) -> bool {
     name.to_string_lossy().starts_with(UNFINISHED)
 }
 
-/// Flushes renames in `folder` to disk, where the system can.
+/// Flushes a file to disk, where the file system can.
+fn sync(file: &File) -> io::Result<()> {
+    file.sync_all()
+        .or_else(|error| match is_unsupported(&error) {
+            true => Ok(()),
+            false => Err(error),
+        })
+}
+
+/// Flushes renames in `folder` to disk, where the system can and it may be read.
 fn sync_folder(folder: &Path) -> io::Result<()> {
-    if cfg!(unix) {
-        File::open(folder)?.sync_all()?;
+    if cfg!(windows) {
+        return Ok(());
     }
-    Ok(())
+    match File::open(folder) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        folder => sync(&folder?),
+    }
+}
+
+/// Whether an error means that the file system does not have a function, such as locks or flushing, as opposed to a
+/// function that failed.
+#[must_use]
+pub fn is_unsupported(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    let codes = [
+        libc::ENOSYS,
+        libc::ENOTSUP,
+        libc::EOPNOTSUPP,
+        libc::EINVAL,
+        libc::ENOTTY,
+        libc::ENOLCK,
+    ];
+    // ERROR_INVALID_FUNCTION, ERROR_NOT_SUPPORTED
+    #[cfg(not(unix))]
+    let codes = [1, 50];
+    error.kind() == io::ErrorKind::Unsupported
+        || error
+            .raw_os_error()
+            .is_some_and(|code| codes.contains(&code))
 }
 
 #[cfg(test)]

@@ -183,6 +183,12 @@ fn run_with(
             (training, RunFolder::create(run_dir, name, &default_name)?)
         }
     };
+    if !folder.is_locked() {
+        cli::note(&format!(
+            "warning: the file system of `{}` has no locks: do not train this run in two processes at once",
+            folder.path().display()
+        ));
+    }
     let span_times = SpanTimes::within("step");
     let _trace_until_the_end = logging::start(&folder, args.log_level, trace, &span_times)?;
     let session = Session {
