@@ -313,6 +313,26 @@ fn a_fast_dev_run_leaves_no_files() {
         said.contains("epoch 1/1") && said.contains("everything works"),
         "{said}"
     );
+    assert!(!said.contains("curves in"), "{said}");
+    // What the real run would be refused for.
+    for (flags, part) in [
+        (["--validation", "60000"], "--validation 60000"),
+        (["--limit-train", "3"], "batch"),
+    ] {
+        let mut refused_run = program("trainer");
+        refused_run.args(["--model", "lenet", "--dataset", "synthetic"]);
+        refused_run
+            .args(["--batch-size", "4", "--fast-dev-run"])
+            .args(flags);
+        let message = refused(&mut refused_run, 2, &[part]);
+        let mut real_run = program("trainer");
+        real_run.args(["--model", "lenet", "--dataset", "synthetic"]);
+        real_run
+            .args(["--batch-size", "4", "--run-dir"])
+            .arg(&runs)
+            .args(flags);
+        assert_eq!(refused(&mut real_run, 2, &[part]), message);
+    }
     assert!(!runs.exists());
 }
 

@@ -4,9 +4,11 @@ use crate::backend::Backend;
 use crate::data::{Data, Limits};
 use crate::settings::Resolved;
 use anyhow::bail;
+use datasets::Split;
 use engine::{Checkpoints, Inputs, Training, TrainingSetup, Weights};
 use models::{Network, initial_parameters};
 use run::{Record, RunFolder};
+use std::num::NonZeroU32;
 
 /// What training needs: the settings of a run, its images, and what it computes with.
 pub(crate) struct Setup {
@@ -32,6 +34,16 @@ impl Setup {
             resolved,
             backend,
         })
+    }
+
+    /// The same with the images of one batch, and one epoch.
+    pub(crate) fn of_one_batch(mut self) -> anyhow::Result<Self> {
+        let batch_size = self.resolved.settings.batch_size.get();
+        let first = |split: &Split| split.clone().first(batch_size.min(split.len()));
+        self.data.train = first(&self.data.train)?;
+        self.data.test = first(&self.data.test)?;
+        self.resolved.settings.epochs = NonZeroU32::MIN;
+        Ok(self)
     }
 
     /// Training from the first step.

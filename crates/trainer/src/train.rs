@@ -10,7 +10,7 @@ use engine::{Event, Outcome, Position, SpanTimes, Training};
 use run::cli::{self, Exit, UsageError};
 use run::{EpochMetrics, NativePath, Overrides, RunFolder, file, stop};
 use std::cell::Cell;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -134,15 +134,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
 }
 
 /// Trains one step, evaluates one batch and writes all files, in a folder that is then removed.
-fn fast_dev_run(args: &TrainArgs, mut resolved: Resolved) -> anyhow::Result<Exit> {
-    let settings = &mut resolved.settings;
-    let batch = settings.batch_size;
-    let one_batch = |limit: Option<NonZeroUsize>| limit.map_or(batch, |limit| limit.min(batch));
-    settings.epochs = NonZeroU32::MIN;
-    settings.limit_train = Some(one_batch(settings.limit_train));
-    settings.limit_test = Some(one_batch(settings.limit_test));
-    settings.validation = None;
-    settings.overfit_batches = None;
+fn fast_dev_run(args: &TrainArgs, resolved: Resolved) -> anyhow::Result<Exit> {
     let folder = tempfile::tempdir().context("cannot make a folder for the run")?;
     let ended = run_with(args, resolved, None, folder.path())?;
     if ended == Exit::Success {
@@ -168,7 +160,12 @@ fn run_with(
     }
     // Before the data are loaded, which takes time.
     let resumed = resumed.map(|run| RunFolder::lock(&run)).transpose()?;
-    let setup = Setup::new(resolved)?;
+    let mut setup = Setup::new(resolved)?;
+    if args.fast_dev_run {
+        // What a run with these settings would be refused for.
+        setup.start()?;
+        setup = setup.of_one_batch()?;
+    }
     let (training, folder) = match resumed {
         Some(folder) => {
             let training = setup.resume(&folder)?;
@@ -283,7 +280,10 @@ impl Session<'_> {
         files.finish(training.position(), training.history())?;
         match outcome.inspect_err(|error| tracing::error!("{error}"))? {
             Outcome::Finished => {
-                if let Some(last) = training.history().last() {
+                // The curves of a test are not kept.
+                if let Some(last) = training.history().last()
+                    && !args.fast_dev_run
+                {
                     self.print_result(last);
                 }
                 tracing::info!("run finished");
