@@ -760,3 +760,33 @@ fn metrics_grow_line_by_line() {
     resume.assert().success();
     assert_eq!(metrics(&folder.path().join("r/a")).len(), 3);
 }
+
+/// Training under a limit on the address space, which stands for the memory of a machine.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_batch_that_does_not_fit_into_the_memory_is_refused_with_one_that_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let limited = |batch_size: usize| {
+        let mut shell = assert_cmd::Command::new("sh");
+        let size = batch_size.to_string();
+        shell.args(["-c", "ulimit -v 800000; exec \"$@\"", "sh"]);
+        shell
+            .arg(path("trainer"))
+            .args(["--model", "small-alexnet"]);
+        shell.args(["--dataset", "synthetic", "--limit-test", "10"]);
+        shell.args(["--limit-train", &size, "--batch-size", &size]);
+        shell
+            .args(["--epochs", "1", "--run-dir"])
+            .arg(folder.path());
+        shell
+    };
+    let message = refused(
+        &mut limited(1000),
+        2,
+        &["--batch-size 1000: training takes"],
+    );
+    let (_, fits) = message.trim().rsplit_once(' ').unwrap();
+    let fits: usize = fits.parse().unwrap();
+    assert!(fits > 100, "{message}");
+    limited(fits).assert().success();
+}

@@ -5,8 +5,9 @@ use crate::data::{Data, Limits};
 use crate::settings::Resolved;
 use anyhow::bail;
 use datasets::Split;
-use engine::{Checkpoints, Inputs, Training, TrainingSetup, Weights};
+use engine::{Checkpoints, Inputs, Training, TrainingMemory, TrainingSetup, Weights};
 use models::{Network, initial_parameters};
+use run::cli::UsageError;
 use run::{Record, RunFolder};
 use std::num::NonZeroU32;
 
@@ -29,11 +30,39 @@ impl Setup {
             validation: run.validation.map(|images| (images, run.seed)),
             overfit: overfit.map(|batches| batches.saturating_mul(run.batch_size)),
         };
-        Ok(Self {
+        let setup = Self {
             data: Data::load(resolved.dataset, &run.data_dir, limits)?,
             resolved,
             backend,
-        })
+        };
+        setup.check_memory()?;
+        Ok(setup)
+    }
+
+    /// Checks that a training step on a CPU fits into the memory that is left. A GPU reports an error when it does not.
+    fn check_memory(&self) -> Result<(), UsageError> {
+        let settings = &self.resolved.settings;
+        let has_ema = settings.model_ema_decay.get() > 0.0;
+        let memory = TrainingMemory::of(self.resolved.architecture, has_ema);
+        let batch_size = settings.batch_size.get();
+        let needed = memory.of_batch(batch_size);
+        let available = match self.backend.device.is_cpu() {
+            true => ops::available_memory().unwrap_or(u64::MAX),
+            false => u64::MAX,
+        };
+        if needed <= available {
+            return Ok(());
+        }
+        let fits = match memory.largest_batch(available) {
+            0 => "not even a batch of one image fits beside the weights".to_owned(),
+            fits => format!("use --batch-size {fits}"),
+        };
+        let mib = |bytes: u64| bytes / (1 << 20);
+        Err(UsageError(format!(
+            "--batch-size {batch_size}: training takes about {} MiB of memory, and {} MiB are free; {fits}",
+            mib(needed),
+            mib(available)
+        )))
     }
 
     /// The same with the images of one batch, and one epoch.
