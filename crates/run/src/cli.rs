@@ -29,8 +29,7 @@ impl Exit {
             Ok(exit) => return exit,
             Err(failure) => failure,
         };
-        let messages: Vec<_> = chain(failure.as_ref()).map(ToString::to_string).collect();
-        error(&messages.join(": "));
+        error(&message(failure.as_ref()));
         let is_usage_error = |cause: &(dyn Error + 'static)| {
             let of_run = cause.downcast_ref::<crate::error::Error>();
             cause.is::<UsageError>() || of_run.is_some_and(crate::error::Error::is_usage_error)
@@ -46,6 +45,29 @@ impl Exit {
 /// An error, its cause, the cause of that, and so on.
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     iter::successors(Some(error), |cause| (*cause).source())
+}
+
+/// The message of an error with its causes, each once: some errors of libraries repeat their cause.
+#[must_use]
+pub fn message(error: &(dyn Error + 'static)) -> String {
+    chain(error).fold(String::new(), |message, cause| {
+        let cause = without_backtrace(&cause.to_string());
+        match message.as_str() {
+            "" => cause,
+            text if text.contains(&cause) => message,
+            text => format!("{text}: {cause}"),
+        }
+    })
+}
+
+/// The text without a backtrace, which candle's errors contain where `RUST_BACKTRACE` is set.
+fn without_backtrace(text: &str) -> String {
+    let is_frame = |line: &&str| {
+        let number = line.trim_start().split_once(": ").map(|(number, _)| number);
+        number.is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    let lines: Vec<_> = text.lines().take_while(|line| !is_frame(line)).collect();
+    lines.join("\n")
 }
 
 impl From<ExitStatus> for Exit {

@@ -92,7 +92,7 @@ impl Args {
             Some(Command::Summary { model }) => cli::text(&models::summary(model)),
             Some(Command::LrFind(args)) => return lr_find::run(&args),
             Some(Command::Eval(args)) => eval::run(&args)?,
-            Some(Command::Predict(args)) => predict::run(&args)?,
+            Some(Command::Predict(args)) => return predict::run(&args),
             Some(Command::Report(args)) => write_report::run(&args)?,
             Some(Command::Completions { shell }) => {
                 let mut script = Vec::new();

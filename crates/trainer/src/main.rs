@@ -7,6 +7,7 @@ mod eval;
 mod interrupt;
 mod logging;
 mod lr_find;
+mod picture;
 mod predict;
 mod progress;
 mod run_files;
