@@ -499,3 +499,86 @@ fn outputs_that_are_not_finite_are_errors() {
         assert!(eval.output().unwrap().stdout.is_empty());
     }
 }
+
+#[test]
+fn weights_from_elsewhere_are_taken_with_notes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ddp = Weights::new("small-alexnet".parse().unwrap());
+    for (name, _, _) in &mut ddp.tensors {
+        name.insert_str(0, "module._orig_mod.");
+    }
+    ddp.metadata = [("model".to_owned(), "AlexNet-CIFAR".to_owned())].into();
+    let weights = ddp.write(&folder);
+    let picture = folder.path().join("picture.png");
+    image::RgbImage::new(32, 32).save(&picture).unwrap();
+    let mut predict = program("trainer");
+    predict
+        .arg("predict")
+        .arg(&picture)
+        .arg("--checkpoint")
+        .arg(&weights);
+    let mut train = trainer(folder.path());
+    train.args(["--epochs", "1", "--init"]).arg(&weights);
+    for mut command in [eval(&weights), predict, train] {
+        command.args(["--model", "small-alexnet"]);
+        let notes = |command: &mut assert_cmd::Command| {
+            let output = command.assert().success().get_output().clone();
+            String::from_utf8(output.stderr).unwrap()
+        };
+        let found = notes(&mut command);
+        for part in [
+            "`module._orig_mod.`",
+            "`AlexNet-CIFAR`",
+            "mean 0.485,0.456,0.406 and std 0.229,0.224,0.225",
+        ] {
+            assert_eq!(found.matches(part).count(), 1, "{found}");
+        }
+        let found = notes(command.args(["--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]));
+        assert!(!found.contains("assumed"), "{found}");
+    }
+    for (flag, value) in [
+        ("--mean", "0,nan,0"),
+        ("--mean", "0.5"),
+        ("--std", "1,0,1"),
+        ("--std", "1,1e-50,1"),
+    ] {
+        refused(eval(&weights).arg(format!("{flag}={value}")), 2, &[flag]);
+    }
+    refused(&mut eval(&weights), 2, &["`AlexNet-CIFAR`", "--model"]);
+}
+
+/// Weights that are used with another normalisation than their own have other results.
+#[test]
+fn mean_and_std_replace_those_of_the_file() {
+    let runs = tempfile::tempdir().unwrap();
+    short_run(runs.path(), "a")
+        .args(["--epochs", "1", "--mean", "0.5,0.5,0.5"])
+        .assert()
+        .success();
+    let weights = runs.path().join("a").join("last.safetensors");
+    let eval = |flags: &[&str]| {
+        let output = eval(&weights).arg("--json").args(flags).output().unwrap();
+        assert!(output.status.success());
+        (output.stdout, String::from_utf8(output.stderr).unwrap())
+    };
+    let (own, notes) = eval(&[]);
+    assert_eq!(notes, "");
+    assert_eq!(eval(&["--mean", "0.5,0.5,0.5"]), (own.clone(), notes));
+    let (other, notes) = eval(&["--mean", "0,0,0"]);
+    assert_ne!(other, own);
+    assert!(
+        notes.contains("was trained with mean 0.5,0.5,0.5"),
+        "{notes}"
+    );
+    // Training from these weights notes the difference as well.
+    let output = trainer(runs.path())
+        .args(["--epochs", "1", "--init"])
+        .arg(&weights)
+        .output()
+        .unwrap();
+    let notes = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        notes.contains("was trained with mean 0.5,0.5,0.5"),
+        "{notes}"
+    );
+}

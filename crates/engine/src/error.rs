@@ -88,13 +88,19 @@ pub enum Unusable {
     #[error(
         "has format version {0}; this program reads versions up to {1}: use a later version of the program"
     )]
-    LaterVersion(String, u32),
+    LaterVersion(u32, u32),
     /// It names another network than the expected one.
     #[error("contains weights of {0}, not of {1}")]
     OtherModel(String, Architecture),
-    /// Neither the file nor the caller names the network of the weights.
-    #[error("does not say which network it belongs to: name it with --model")]
-    UnknownModel,
+    /// Neither the caller nor the file names a network that is known; with the name in the file.
+    #[error(
+        "{}: name the network with --model",
+        match .0 {
+            Some(name) => format!("is of `{name}`, which is not a network of this program"),
+            None => "does not say which network it belongs to".to_owned(),
+        }
+    )]
+    UnknownModel(Option<String>),
     /// The tensors are not those of the network.
     #[error("does not fit the network: {0}")]
     Misfit(String),

@@ -112,6 +112,21 @@ pub fn error(text: &str) {
     note(&format!("error: {text}"));
 }
 
+/// The text with escapes for characters that would control a terminal or change the order of the others, such as those of
+/// a file's name. Line breaks and tabs stay. In JSON the escapes are valid.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let printable = |c: char| match c {
+        '\n' | '\t' => c.to_string(),
+        // Line separators and directional formatting after the controls.
+        '\0'..='\x1f' | '\x7f'..='\u{9f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+            format!("\\u{:04x}", u32::from(c))
+        }
+        c => c.to_string(),
+    };
+    text.chars().map(printable).collect()
+}
+
 /// A number of things: `1 thread`, `2 threads`.
 #[must_use]
 pub fn count(number: usize, noun: &str) -> String {
@@ -155,6 +170,47 @@ mod tests {
         assert_eq!(
             Exit::of(Ok::<_, Context>(Exit::Interrupted)),
             Exit::Interrupted
+        );
+    }
+
+    #[test]
+    fn control_characters_are_escaped() {
+        for (text, expected) in [
+            ("a\tb\nc \u{e9}", "a\tb\nc \u{e9}"),
+            ("\x1b[2J\r", "\\u001b[2J\\u000d"),
+            ("\u{9b}\u{202e}", "\\u009b\\u202e"),
+        ] {
+            assert_eq!(printable(text), expected);
+        }
+    }
+
+    #[test]
+    fn each_reason_is_given_once() {
+        let context = |cause: &str| Context(cause.into());
+        assert_eq!(message(&context("disk full")), "cannot start: disk full");
+        assert_eq!(
+            message(&context("cannot start: no file")),
+            "cannot start: cannot start: no file"
+        );
+        // What libraries do whose errors contain their cause.
+        let repeated = UsageError("disk full: out of space".to_owned());
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot write: {0}")]
+        struct Repeating(#[source] UsageError);
+        assert_eq!(
+            message(&Repeating(repeated)),
+            "cannot write: disk full: out of space"
+        );
+    }
+
+    #[test]
+    fn backtraces_are_no_part_of_a_message() {
+        let backtrace = std::backtrace::Backtrace::force_capture();
+        let error = UsageError(format!("no memory\n{backtrace}"));
+        assert_eq!(message(&error), "no memory");
+        assert_eq!(
+            message(&UsageError("line 1\nline 2: 3".to_owned())),
+            "line 1\nline 2: 3"
         );
     }
 }

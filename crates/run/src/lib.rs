@@ -19,7 +19,9 @@ mod run;
 pub mod session;
 pub mod settings;
 
-pub use bounded::{Cutout, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive};
+pub use bounded::{
+    Cutout, Finite, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive,
+};
 pub use error::Error;
 pub use folder::RunFolder;
 pub use metrics::{EpochMetrics, EvaluationSplit, LrFinderStep, SplitMetrics};

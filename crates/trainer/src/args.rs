@@ -78,7 +78,7 @@ impl Args {
                 Some(
                     Error::BatchTooLarge { .. }
                     | Error::Unusable {
-                        reason: Unusable::UnknownModel,
+                        reason: Unusable::UnknownModel(_),
                         ..
                     },
                 ) => UsageError(error.to_string()).into(),

@@ -16,6 +16,8 @@ pub(crate) struct Resolved {
     pub(crate) settings: Settings,
     pub(crate) architecture: Architecture,
     pub(crate) dataset: DatasetInfo,
+    /// Whether flags or a file set the mean and the standard deviation of images.
+    pub(crate) normalisation_is_given: bool,
 }
 
 /// Resolves the settings of flags and, below them, of a file.
@@ -65,6 +67,8 @@ fn resolve_layers(
             .ok_or_else(|| unknown("--recipe", &name, source, recipes::names()))?;
         layers.push((Source::Recipe(name), recipe));
     }
+    let normalisation_is_given =
+        last(&given, |layer| layer.mean).is_some() && last(&given, |layer| layer.std).is_some();
     layers.extend(given);
     if let (Some((first, _)), Some((second, _))) = (
         last(&layers, |layer| layer.validation),
@@ -84,6 +88,7 @@ fn resolve_layers(
         settings,
         architecture,
         dataset,
+        normalisation_is_given,
     })
 }
 
