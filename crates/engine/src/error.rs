@@ -47,20 +47,20 @@ pub enum Error {
         fits: usize,
     },
     /// A file of weights cannot be read.
-    #[error("cannot read `{}`: {source}", path.display())]
+    #[error("cannot read `{}`: {reason}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// The reason given by the operating system.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A file cannot be written; its previous content is unchanged.
-    #[error("cannot write `{}`: {source}; what was saved before is unchanged", path.display())]
+    #[error("cannot write `{}`: {reason}; what was saved before is unchanged", path.display())]
     Write {
         /// The file.
         path: PathBuf,
         /// The reason given by the operating system.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A file of weights cannot be used.
     #[error("`{}` {reason}", path.display())]

@@ -92,9 +92,9 @@ impl Weights {
     /// When the file is unreadable, incomplete, of a later format or of another network; when a tensor is missing,
     /// unknown, of another shape or type, or has a value that is not finite.
     pub fn read(path: &Path, architecture: Option<Architecture>) -> Result<Self, Error> {
-        let bytes = fs::read(path).map_err(|source| Error::Read {
+        let bytes = fs::read(path).map_err(|reason| Error::Read {
             path: path.to_owned(),
-            source,
+            reason,
         })?;
         Self::parse(&bytes, architecture).map_err(|reason| reason.at(path))
     }
@@ -194,9 +194,9 @@ pub(crate) fn write(
         let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(io::Error::other)?;
         atomic_file::write(path, &sorted(bytes)?)
     };
-    write().map_err(|source| Error::Write {
+    write().map_err(|reason| Error::Write {
         path: path.to_owned(),
-        source,
+        reason,
     })
 }
 

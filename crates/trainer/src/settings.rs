@@ -3,7 +3,7 @@
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use datasets::DatasetInfo;
 use models::Architecture;
-use run::cli::UsageError;
+use run::cli::{self, UsageError};
 use run::settings::{Source, last, with_defaults_in_help};
 use run::{Overrides, Settings, recipes};
 use std::num::NonZeroUsize;
@@ -36,7 +36,7 @@ pub(crate) fn resolve_resumed(flags: &Overrides, record: &Path) -> Result<Resolv
 }
 
 fn usage(error: run::Error) -> UsageError {
-    UsageError(error.to_string())
+    UsageError(cli::message(&error))
 }
 
 /// Resolves the settings of flags and a file, with the network's defaults and the recipe below them.
