@@ -415,7 +415,7 @@ fn a_diverging_run_stops_and_leaves_no_damaged_checkpoint() {
 }
 
 #[test]
-fn pictures_that_are_none_are_named() {
+fn each_picture_is_classified_or_named() {
     let folder = tempfile::tempdir().unwrap();
     let weights = Weights::new("small-alexnet".parse().unwrap()).write(&folder);
     let predict = |images: &[PathBuf]| {
@@ -431,23 +431,154 @@ fn pictures_that_are_none_are_named() {
     image::RgbImage::new(50, 40).save(&good).unwrap();
     let jpeg = folder.path().join("good.jpg");
     image::RgbImage::new(1, 1).save(&jpeg).unwrap();
-    predict(&[good.clone(), jpeg]).assert().success();
-    let bad = folder.path().join("bad.png");
-    fs::write(&bad, "no picture").unwrap();
-    refused(
-        &mut predict(&[good.clone(), bad.clone()]),
-        1,
-        &["bad.png", "not a PNG or JPEG"],
-    );
-    let cut = fs::read(&good).unwrap();
-    fs::write(&bad, &cut[..cut.len() / 2]).unwrap();
-    refused(&mut predict(std::slice::from_ref(&bad)), 1, &["bad.png"]);
-    fs::write(&bad, "").unwrap();
-    refused(&mut predict(&[bad]), 1, &["bad.png"]);
-    refused(
-        &mut predict(&[folder.path().join("none.png")]),
-        1,
-        &["none.png"],
+    predict(&[good.clone(), jpeg.clone()]).assert().success();
+    let bad = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path
+    };
+    let whole = fs::read(&good).unwrap();
+    let images = [
+        bad("text.png", b"no picture"),
+        good,
+        bad("cut.png", &whole[..whole.len() / 2]),
+        bad("empty.jpg", b""),
+        folder.path().join("none.png"),
+        jpeg,
+    ];
+    let message = refused(&mut predict(&images), 1, &["not a PNG or JPEG"]);
+    let lines: Vec<_> = message.lines().collect();
+    assert_eq!(lines.len(), 4, "{message}");
+    for (line, name) in lines
+        .iter()
+        .zip(["text.png", "cut.png", "empty.jpg", "none.png"])
+    {
+        assert!(line.starts_with("error: ") && line.contains(name), "{line}");
+    }
+    let output = predict(&images).output().unwrap().stdout;
+    let output = String::from_utf8(output).unwrap();
+    let lines: Vec<_> = output.lines().collect();
+    assert_eq!(lines.len(), 2, "{output}");
+    assert!(
+        lines[0].contains("good.png: ") && lines[1].contains("good.jpg: "),
+        "{output}"
     );
     refused(&mut predict(&[]), 2, &["IMAGE"]);
+}
+
+#[test]
+fn outputs_that_are_not_finite_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut weights = Weights::new("small-alexnet".parse().unwrap());
+    for (_, _, bytes) in &mut weights.tensors {
+        for value in bytes.as_chunks_mut().0 {
+            *value = 1e30_f32.to_le_bytes();
+        }
+    }
+    let weights = weights.write(&folder);
+    let picture = folder.path().join("white.png");
+    image::RgbImage::from_pixel(32, 32, image::Rgb([255; 3]))
+        .save(&picture)
+        .unwrap();
+    let mut predict = program("trainer");
+    predict
+        .arg("predict")
+        .arg("--checkpoint")
+        .arg(&weights)
+        .arg(&picture);
+    refused(&mut predict, 1, &["white.png", "infinite or NaN"]);
+    assert!(predict.output().unwrap().stdout.is_empty());
+    for flags in [&["--json"][..], &["--tta"], &[]] {
+        let mut eval = eval(&weights);
+        eval.args(flags);
+        refused(
+            &mut eval,
+            1,
+            &["weights.safetensors", "infinite or NaN for 10 of 10 images"],
+        );
+        assert!(eval.output().unwrap().stdout.is_empty());
+    }
+}
+
+#[test]
+fn weights_from_elsewhere_are_taken_with_notes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ddp = Weights::new("small-alexnet".parse().unwrap());
+    for (name, _, _) in &mut ddp.tensors {
+        name.insert_str(0, "module._orig_mod.");
+    }
+    ddp.metadata = [("model".to_owned(), "AlexNet-CIFAR".to_owned())].into();
+    let weights = ddp.write(&folder);
+    let picture = folder.path().join("picture.png");
+    image::RgbImage::new(32, 32).save(&picture).unwrap();
+    let mut predict = program("trainer");
+    predict
+        .arg("predict")
+        .arg(&picture)
+        .arg("--checkpoint")
+        .arg(&weights);
+    let mut train = trainer(folder.path());
+    train.args(["--epochs", "1", "--init"]).arg(&weights);
+    for mut command in [eval(&weights), predict, train] {
+        command.args(["--model", "small-alexnet"]);
+        let notes = |command: &mut assert_cmd::Command| {
+            let output = command.assert().success().get_output().clone();
+            String::from_utf8(output.stderr).unwrap()
+        };
+        let found = notes(&mut command);
+        for part in [
+            "`module._orig_mod.`",
+            "`AlexNet-CIFAR`",
+            "mean 0.485,0.456,0.406 and std 0.229,0.224,0.225",
+        ] {
+            assert_eq!(found.matches(part).count(), 1, "{found}");
+        }
+        let found = notes(command.args(["--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]));
+        assert!(!found.contains("assumed"), "{found}");
+    }
+    for (flag, value) in [
+        ("--mean", "0,nan,0"),
+        ("--mean", "0.5"),
+        ("--std", "1,0,1"),
+        ("--std", "1,1e-50,1"),
+    ] {
+        refused(eval(&weights).arg(format!("{flag}={value}")), 2, &[flag]);
+    }
+    refused(&mut eval(&weights), 2, &["`AlexNet-CIFAR`", "--model"]);
+}
+
+/// Weights that are used with another normalisation than their own have other results.
+#[test]
+fn mean_and_std_replace_those_of_the_file() {
+    let runs = tempfile::tempdir().unwrap();
+    short_run(runs.path(), "a")
+        .args(["--epochs", "1", "--mean", "0.5,0.5,0.5"])
+        .assert()
+        .success();
+    let weights = runs.path().join("a").join("last.safetensors");
+    let eval = |flags: &[&str]| {
+        let output = eval(&weights).arg("--json").args(flags).output().unwrap();
+        assert!(output.status.success());
+        (output.stdout, String::from_utf8(output.stderr).unwrap())
+    };
+    let (own, notes) = eval(&[]);
+    assert_eq!(notes, "");
+    assert_eq!(eval(&["--mean", "0.5,0.5,0.5"]), (own.clone(), notes));
+    let (other, notes) = eval(&["--mean", "0,0,0"]);
+    assert_ne!(other, own);
+    assert!(
+        notes.contains("was trained with mean 0.5,0.5,0.5"),
+        "{notes}"
+    );
+    // Training from these weights notes the difference as well.
+    let output = trainer(runs.path())
+        .args(["--epochs", "1", "--init"])
+        .arg(&weights)
+        .output()
+        .unwrap();
+    let notes = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        notes.contains("was trained with mean 0.5,0.5,0.5"),
+        "{notes}"
+    );
 }

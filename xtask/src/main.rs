@@ -13,7 +13,7 @@ mod trainer;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use experiments::{compare, reproduce, tune, verify};
-use run::cli::Exit;
+use run::cli::{self, Exit};
 
 /// Downloads CIFAR-10, runs experiments and runs the project's checks.
 #[derive(Debug, Parser)]
@@ -48,7 +48,7 @@ enum Command {
 }
 
 fn main() -> Exit {
-    Exit::of(match Args::parse().command {
+    Exit::of(match cli::parsed(Args::try_parse()).command {
         Command::FetchData(args) => fetch::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Reproduce(args) => reproduce::run(&args),

@@ -43,7 +43,7 @@ impl Unfinished {
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
         Ok(Self {
-            file: builder.tempfile_in(folder(path))?,
+            file: builder.tempfile_in(folder(path)).map_err(without_path)?,
             path: path.to_owned(),
         })
     }
@@ -53,7 +53,7 @@ impl Unfinished {
     /// # Errors
     /// When the disk is full.
     pub fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)
+        self.file.write_all(bytes).map_err(without_path)
     }
 
     /// Replaces the file at the path, and returns the new one, which may be written further.
@@ -72,6 +72,16 @@ impl Unfinished {
         })?;
         sync_folder(folder(&self.path))?;
         Ok(file)
+    }
+}
+
+/// The error of the operating system, without the path of a temporary file, which tells a person nothing.
+fn without_path(error: io::Error) -> io::Error {
+    let cause = error.get_ref().and_then(|error| error.source());
+    let cause = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
+    match cause.and_then(io::Error::raw_os_error) {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => error,
     }
 }
 
@@ -270,6 +280,8 @@ mod tests {
     #[test]
     fn a_missing_folder_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(write(&folder.path().join("missing/file"), b"").is_err());
+        let error = write(&folder.path().join("missing/file"), b"").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(!error.to_string().contains(UNFINISHED), "{error}");
     }
 }

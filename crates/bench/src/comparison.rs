@@ -153,8 +153,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                 contestants.extend(layouts.map(|layout| Contestant::PyTorch(python, *layout)));
             }
             Err(error) => cli::note(&format!(
-                "{error:#}; measuring this program alone. PyTorch comes with `pip install torch` in a \
-                 virtual environment"
+                "{}; measuring this program alone. PyTorch comes with `pip install torch` in a virtual environment",
+                cli::message(error.as_ref())
             )),
         }
     }

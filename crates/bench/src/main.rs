@@ -15,7 +15,7 @@ mod rival;
 mod throughput;
 
 use clap::{Parser, Subcommand};
-use run::cli::Exit;
+use run::cli::{self, Exit};
 
 /// Measures the networks on this machine: throughput, layers, the fraction of the machine's peak, and PyTorch in turn.
 #[derive(Debug, Parser)]
@@ -53,7 +53,7 @@ enum Command {
 
 fn main() -> Exit {
     ops::keep_freed_memory();
-    let args = Args::parse();
+    let args = cli::parsed(Args::try_parse());
     let result = match &args.command {
         None => comparison::run(&args.comparison),
         Some(Command::Accuracy(args)) => accuracy::run(args),

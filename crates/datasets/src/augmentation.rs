@@ -216,7 +216,7 @@ impl Normalisation {
 impl From<&Settings> for Normalisation {
     fn from(settings: &Settings) -> Self {
         Self::new(
-            settings.mean.0.map(|value| value as f32),
+            settings.mean.0.map(|value| value.get() as f32),
             settings.std.0.map(|value| value.get() as f32),
         )
     }

@@ -7,6 +7,7 @@ use crate::dataset::Dataset;
 use crate::error::Error;
 use crate::info::{DatasetInfo, Images};
 use crate::records::{CLASSES, IMAGE_BYTES, Records};
+use run::cli::quoted;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -165,7 +166,7 @@ fn remedy(data_dir: &Path) -> String {
     let flag = if data_dir == Path::new("data") {
         String::new()
     } else {
-        format!(" --data-dir {}", data_dir.display())
+        format!(" --data-dir {}", quoted(data_dir))
     };
     format!(
         "no usable CIFAR-10 in `{}`; fetch it with `cargo xtask fetch-data{flag}`, or use --dataset synthetic",

@@ -36,16 +36,16 @@ pub enum Error {
         label: u8,
     },
     /// A file cannot be read.
-    #[error("cannot read `{}`: {source}", path.display())]
+    #[error("cannot read `{}`: {reason}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// The system's reason.
-        source: io::Error,
+        reason: io::Error,
     },
     /// The tensors cannot be created.
     #[cfg(feature = "tensors")]
-    #[error("cannot create the images' tensors: {0}")]
+    #[error("cannot create the images' tensors")]
     Tensor(#[from] candle_core::Error),
 }
 
@@ -53,6 +53,6 @@ impl Error {
     /// Adds the path to an error of the operating system.
     pub(crate) fn read(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        |source| Self::Read { path, source }
+        |reason| Self::Read { path, reason }
     }
 }

@@ -47,20 +47,20 @@ pub enum Error {
         fits: usize,
     },
     /// A file of weights cannot be read.
-    #[error("cannot read `{}`: {source}", path.display())]
+    #[error("cannot read `{}`: {reason}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// The reason given by the operating system.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A file cannot be written; its previous content is unchanged.
-    #[error("cannot write `{}`: {source}; what was saved before is unchanged", path.display())]
+    #[error("cannot write `{}`: {reason}; what was saved before is unchanged", path.display())]
     Write {
         /// The file.
         path: PathBuf,
         /// The reason given by the operating system.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A file of weights cannot be used.
     #[error("`{}` {reason}", path.display())]
@@ -88,13 +88,19 @@ pub enum Unusable {
     #[error(
         "has format version {0}; this program reads versions up to {1}: use a later version of the program"
     )]
-    LaterVersion(String, u32),
+    LaterVersion(u32, u32),
     /// It names another network than the expected one.
     #[error("contains weights of {0}, not of {1}")]
     OtherModel(String, Architecture),
-    /// Neither the file nor the caller names the network of the weights.
-    #[error("does not say which network it belongs to: name it with --model")]
-    UnknownModel,
+    /// Neither the caller nor the file names a network that is known; with the name in the file.
+    #[error(
+        "{}: name the network with --model",
+        match .0 {
+            Some(name) => format!("is of `{name}`, which is not a network of this program"),
+            None => "does not say which network it belongs to".to_owned(),
+        }
+    )]
+    UnknownModel(Option<String>),
     /// The tensors are not those of the network.
     #[error("does not fit the network: {0}")]
     Misfit(String),

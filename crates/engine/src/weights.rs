@@ -2,12 +2,15 @@
 //!
 //! A file has the parameters of a network under PyTorch's names and in PyTorch's shapes, and no other tensors, so that
 //! `load_state_dict` takes it as it is. The rest is JSON in the metadata: the format version, the network and its inputs.
+//!
+//! Files from elsewhere are read as well: without metadata or with other people's, and with a prefix before all names, as
+//! `DistributedDataParallel` (`module.`), `torch.compile` (`_orig_mod.`) and Lightning (`model.`) leave it.
 
 use crate::error::{Error, Unusable};
 use crate::named_tensors::{NamedTensors, non_finite_value, to_device};
 use candle_core::{DType, Device, Tensor};
 use models::{Architecture, CLASSES, Network};
-use run::Positive;
+use run::{Finite, Positive, cli};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -29,7 +32,7 @@ mod key {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Inputs {
     /// Mean of each channel, which is subtracted from images on a scale of 0 to 1.
-    pub mean: [f64; 3],
+    pub mean: [Finite; 3],
     /// Standard deviation of each channel, by which images are divided.
     #[serde(alias = "standard_deviation")]
     pub std: [Positive; 3],
@@ -43,10 +46,22 @@ impl Inputs {
         (key::INPUTS, serde_json::to_string(self))
     }
 
+    fn parse(text: &str) -> Result<Self, String> {
+        let inputs: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let is_printable =
+            |name: &String| cli::printable(name) == *name && !name.contains(['\n', '\t']);
+        match inputs.class_names.iter().find(|name| !is_printable(name)) {
+            Some(name) => Err(format!(
+                "the class name {name:?} has characters that cannot be printed"
+            )),
+            None => Ok(inputs),
+        }
+    }
+
     #[cfg(test)]
     pub(crate) fn example() -> Self {
         Self {
-            mean: [0.5, 0.25, 0.75],
+            mean: [0.5, 0.25, 0.75].map(|value: f64| value.try_into().unwrap()),
             std: [0.25; 3].map(|value: f64| value.try_into().unwrap()),
             class_names: std::array::from_fn(|class| class.to_string()),
         }
@@ -59,14 +74,15 @@ pub struct Weights {
     pub architecture: Architecture,
     /// The inputs it was trained for; `None` in a file of plain weights.
     pub inputs: Option<Inputs>,
+    /// What the names of all tensors in the file begin with, such as `module.`; empty where they are the network's.
+    pub prefix: String,
+    /// The network that the metadata names, where it is another one than the caller's, whose shapes the tensors have.
+    pub other_model: Option<String>,
     /// All parameters by name, in the order of the network, `f32`, on the CPU.
     pub tensors: NamedTensors,
     /// All metadata of the file.
     pub(crate) metadata: HashMap<String, String>,
 }
-
-/// The first bytes of a file of `torch.save`, which is a zip archive.
-const ZIP: &[u8] = b"PK\x03\x04";
 
 impl Weights {
     /// Reads a checkpoint, or a file of plain weights as written by `safetensors.torch.save_file`.
@@ -76,58 +92,70 @@ impl Weights {
     /// When the file is unreadable, incomplete, of a later format or of another network; when a tensor is missing,
     /// unknown, of another shape or type, or has a value that is not finite.
     pub fn read(path: &Path, architecture: Option<Architecture>) -> Result<Self, Error> {
-        let bytes = fs::read(path).map_err(|source| Error::Read {
+        let bytes = fs::read(path).map_err(|reason| Error::Read {
             path: path.to_owned(),
-            source,
+            reason,
         })?;
         Self::parse(&bytes, architecture).map_err(|reason| reason.at(path))
     }
 
     fn parse(bytes: &[u8], wanted: Option<Architecture>) -> Result<Self, Unusable> {
         let damaged = |error: safetensors::SafeTensorError| {
-            Unusable::NotSafetensors(if bytes.starts_with(ZIP) {
-                "it was made by torch.save; save the weights with safetensors.torch.save_file instead"
-                    .to_owned()
-            } else {
-                error.to_string()
-            })
+            let reason = recognised(bytes).map(|description| format!("it {description}"));
+            Unusable::NotSafetensors(reason.unwrap_or_else(|| error.to_string()))
         };
         let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
         let metadata = header.metadata().clone().unwrap_or_default();
-        // A file of plain weights has no version.
-        if let Some(version) = metadata.get(key::VERSION)
-            && !version
-                .parse()
-                .is_ok_and(|version: u32| version <= FORMAT_VERSION)
+        // Files of plain weights have no version; those of other programs may have anything.
+        let version = metadata.get(key::VERSION);
+        let version = version.and_then(|version| version.parse::<u32>().ok());
+        if let Some(version) = version
+            && version > FORMAT_VERSION
         {
-            return Err(Unusable::LaterVersion(version.clone(), FORMAT_VERSION));
+            return Err(Unusable::LaterVersion(version, FORMAT_VERSION));
         }
-        let architecture = match (metadata.get(key::MODEL), wanted) {
-            (Some(named), Some(wanted)) if named != wanted.name => {
-                return Err(Unusable::OtherModel(named.clone(), wanted));
+        let named = metadata.get(key::MODEL).cloned();
+        let architecture = match (wanted, &named) {
+            (Some(wanted), _) => wanted,
+            (None, Some(name)) => {
+                let known = name.parse();
+                known.map_err(|_| Unusable::UnknownModel(named.clone()))?
             }
-            (_, Some(wanted)) => wanted,
-            (Some(named), None) => named.parse().map_err(misfit)?,
-            (None, None) => return Err(Unusable::UnknownModel),
+            (None, None) => return Err(Unusable::UnknownModel(None)),
         };
-        let tensors = architecture.in_order(tensors.tensors(), |view| view.shape());
-        let tensors = tensors.map_err(misfit)?.into_iter().map(|(name, view)| {
+        let other_model = named.filter(|name| name != architecture.name);
+        let prefix = prefix(&tensors, architecture);
+        let tensors = tensors.tensors().into_iter().map(|(name, view)| {
+            let name = name.strip_prefix(&prefix).unwrap_or(&name).to_owned();
+            (name, view)
+        });
+        let tensors = architecture.in_order(tensors, |view| view.shape());
+        let tensors = tensors.map_err(|mismatch| match &other_model {
+            Some(name) if name.parse::<Architecture>().is_ok() => {
+                Unusable::OtherModel(name.clone(), architecture)
+            }
+            _ => misfit(mismatch),
+        })?;
+        let tensors = tensors.into_iter().map(|(name, view)| {
             let tensor = tensor(&name, &view)?;
             Ok((name, tensor))
         });
         let tensors = tensors.collect::<Result<_, _>>()?;
-        let inputs = metadata
-            .get(key::INPUTS)
-            .map(|text| serde_json::from_str(text));
-        let inputs = inputs.transpose().map_err(|error| {
+        let inputs = metadata.get(key::INPUTS);
+        // Other programs may use the key for something else.
+        let inputs = inputs.filter(|text| version.is_some() || text.contains("\"mean\""));
+        let inputs = inputs.map(|text| Inputs::parse(text)).transpose();
+        let inputs = inputs.map_err(|reason| {
             misfit(format!(
-                "its description of the inputs is damaged ({error})"
+                "its description of the inputs is damaged ({reason})"
             ))
         })?;
         Ok(Self {
             architecture,
             inputs,
+            prefix,
+            other_model,
             tensors,
             metadata,
         })
@@ -166,9 +194,9 @@ pub(crate) fn write(
         let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(io::Error::other)?;
         atomic_file::write(path, &sorted(bytes)?)
     };
-    write().map_err(|source| Error::Write {
+    write().map_err(|reason| Error::Write {
         path: path.to_owned(),
-        source,
+        reason,
     })
 }
 
@@ -195,6 +223,33 @@ fn sorted(mut bytes: Vec<u8>) -> io::Result<Vec<u8>> {
         padding.fill(b' ');
     }
     Ok(bytes)
+}
+
+/// What a file of weights is instead; `None` where that is unknown.
+fn recognised(bytes: &[u8]) -> Option<String> {
+    match bytes {
+        // `torch.save` writes a zip archive; before PyTorch 1.6 it wrote pickles. A pickle begins with its protocol and an
+        // opcode: that of a dictionary, list, class, long integer or frame.
+        [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, b'}' | b']' | b'c' | 0x8a | 0x95, ..] => Some(
+            "was made by torch.save or pickle; in Python, save the weights with \
+             safetensors.torch.save_file(model.state_dict(), FILE) instead"
+                .to_owned(),
+        ),
+        // The beginning of a safetensors file, which may look like a text.
+        [_, rest @ ..] if rest.len() < 7 => None,
+        _ => run::recognised(bytes),
+    }
+}
+
+/// What the name of the network's first parameter, and of all other tensors, begins with.
+fn prefix(tensors: &SafeTensors<'_>, architecture: Architecture) -> String {
+    let parameters = architecture.parameters();
+    let first = parameters.first().map_or("", |parameter| &parameter.name);
+    let names = tensors.names();
+    let mut prefixes = names.iter().filter_map(|name| name.strip_suffix(first));
+    let prefix = prefixes
+        .find(|prefix| prefix.ends_with('.') && names.iter().all(|name| name.starts_with(prefix)));
+    prefix.unwrap_or_default().to_owned()
 }
 
 fn misfit(reason: impl ToString) -> Unusable {

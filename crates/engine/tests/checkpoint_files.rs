@@ -7,6 +7,7 @@ use models::Architecture;
 use proptest::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -16,14 +17,14 @@ fn lenet() -> Architecture {
     "lenet".parse().unwrap()
 }
 
-/// A file of plain weights in half precision: small, and read as `f32`.
-static WEIGHTS: LazyLock<Vec<u8>> = LazyLock::new(|| {
+/// A file of weights in half precision: small, and read as `f32`.
+fn file(prefix: &str, metadata: &[(&str, &str)]) -> Vec<u8> {
     let tensors: Vec<_> = lenet()
         .parameters()
         .into_iter()
         .map(|parameter| {
             let zeros = vec![0; 2 * parameter.shape.iter().product::<usize>()];
-            (parameter.name, parameter.shape, zeros)
+            (prefix.to_owned() + &parameter.name, parameter.shape, zeros)
         })
         .collect();
     let views = tensors.iter().map(|(name, shape, bytes)| {
@@ -32,8 +33,13 @@ static WEIGHTS: LazyLock<Vec<u8>> = LazyLock::new(|| {
             TensorView::new(Dtype::F16, shape.clone(), bytes).unwrap(),
         )
     });
-    safetensors::serialize(views, None).unwrap()
-});
+    let metadata = metadata.iter();
+    let metadata = metadata.map(|(key, value)| (key.to_string(), value.to_string()));
+    let metadata: HashMap<_, _> = metadata.collect();
+    safetensors::serialize(views, (!metadata.is_empty()).then_some(metadata)).unwrap()
+}
+
+static WEIGHTS: LazyLock<Vec<u8>> = LazyLock::new(|| file("", &[]));
 
 fn written(bytes: &[u8]) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
@@ -59,10 +65,138 @@ fn weights_in_half_precision_are_read() {
     );
 }
 
+fn refused(bytes: &[u8]) -> String {
+    read(bytes).err().unwrap().to_string()
+}
+
 #[test]
-fn a_file_of_torch_save_is_refused_with_a_remedy() {
-    let error = read(b"PK\x03\x04 and so on").err().unwrap().to_string();
-    assert!(error.contains("safetensors.torch.save_file"), "{error}");
+fn files_that_are_something_else_are_refused_with_a_remedy() {
+    for (bytes, expected) in [
+        (&b"PK\x03\x04 and so on"[..], "safetensors.torch.save_file"),
+        // `torch.save(..., _use_new_zipfile_serialization=False)` and `pickle.dump`.
+        (
+            b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
+            "safetensors.torch.save_file",
+        ),
+        (
+            b"\x80\x04\x95\x10\0\0\0\0\0\0\0}",
+            "safetensors.torch.save_file",
+        ),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+            "git lfs pull",
+        ),
+        (b"<!DOCTYPE html><html>", "HTML page"),
+        (b"", "it is empty"),
+        (
+            b"Repository not found",
+            "begins with `Repository not found`",
+        ),
+    ] {
+        let error = refused(bytes);
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_prefix_of_all_names_is_removed() {
+    for prefix in [
+        "",
+        "module.",
+        "_orig_mod.",
+        "model.",
+        "module._orig_mod.",
+        "_orig_mod.model.",
+        "net.",
+    ] {
+        let weights = read(&file(prefix, &[])).unwrap();
+        assert_eq!(weights.prefix, prefix);
+        let names = weights.tensors.into_iter().map(|(name, _)| name);
+        let expected = lenet()
+            .parameters()
+            .into_iter()
+            .map(|parameter| parameter.name);
+        assert!(names.eq(expected));
+    }
+    // Not of all names, or no prefix of Python attributes.
+    let mut mixed = file("module.", &[]);
+    let place = mixed
+        .windows(7)
+        .position(|name| name == b"module.")
+        .unwrap();
+    mixed[place] = b'M';
+    assert!(refused(&mixed).contains("is not a parameter of lenet"));
+    assert!(refused(&file("module", &[])).contains("is not a parameter of lenet"));
+}
+
+#[test]
+fn the_callers_network_decides_where_shapes_fit() {
+    for name in ["AlexNet-CIFAR", "alexnet"] {
+        let bytes = file(
+            "",
+            &[
+                ("model", name),
+                ("format_version", "1.0 beta"),
+                ("inputs", "image"),
+            ],
+        );
+        let weights = read(&bytes).unwrap();
+        assert_eq!(weights.other_model.as_deref(), Some(name));
+        assert!(weights.inputs.is_none());
+    }
+    let (_folder, path) = written(&file("", &[("model", "AlexNet-CIFAR")]));
+    let error = Weights::read(&path, None).err().unwrap().to_string();
+    assert!(
+        error.contains("`AlexNet-CIFAR`") && error.contains("--model"),
+        "{error}"
+    );
+    let small = "small-alexnet".parse().unwrap();
+    let error = Weights::read(&path, Some(small)).err().unwrap().to_string();
+    assert!(error.contains("does not fit the network"), "{error}");
+    let (_folder, path) = written(&file("", &[("model", "lenet")]));
+    let error = Weights::read(&path, Some(small)).err().unwrap().to_string();
+    assert!(
+        error.contains("contains weights of lenet, not of small-alexnet"),
+        "{error}"
+    );
+}
+
+#[test]
+fn inputs_are_checked() {
+    let inputs = |mean: &str, std: &str, class: &str| {
+        let classes = format!("[\"{class}\"{}]", ",\"b\"".repeat(9));
+        format!("{{\"mean\":{mean},\"std\":{std},\"class_names\":{classes}}}")
+    };
+    let good = inputs("[0,0.5,1]", "[1,2,3]", "a b");
+    assert!(
+        read(&file("", &[("inputs", &good)]))
+            .unwrap()
+            .inputs
+            .is_some()
+    );
+    for bad in [
+        inputs("[0,0.5,1e39]", "[1,2,3]", "a"),
+        inputs("[0,0.5,null]", "[1,2,3]", "a"),
+        inputs("[0,0.5,1]", "[1,0,3]", "a"),
+        inputs("[0,0.5,1]", "[1,-2,3]", "a"),
+        inputs("[0,0.5,1]", "[1,1e-60,3]", "a"),
+        inputs("[0,0.5]", "[1,2,3]", "a"),
+        inputs("[0,0.5,1]", "[1,2,3]", "\\u001b[2J"),
+        inputs("[0,0.5,1]", "[1,2,3]", "a\\nb"),
+        inputs("[0,0.5,1]", "[1,2,3]", "\\u202eb"),
+    ] {
+        for metadata in [
+            &[("inputs", bad.as_str())][..],
+            &[("inputs", &bad), ("format_version", "2")],
+        ] {
+            let error = refused(&file("", metadata));
+            assert!(
+                error.contains("description of the inputs is damaged"),
+                "{error}"
+            );
+            assert!(!error.contains(char::is_control), "{error}");
+        }
+    }
 }
 
 proptest! {
@@ -79,6 +213,13 @@ proptest! {
         let mut bytes = WEIGHTS.clone();
         bytes[place] = byte;
         if let Ok(weights) = read(&bytes) {
+            prop_assert_eq!(weights.tensors.len(), 10);
+        }
+    }
+
+    #[test]
+    fn any_metadata_are_read_or_refused(key in "model|inputs|format_version|format", value: String, prefix in "[a-z.]{0,5}") {
+        if let Ok(weights) = read(&file(&prefix, &[(&key, &value)])) {
             prop_assert_eq!(weights.tensors.len(), 10);
         }
     }

@@ -49,7 +49,7 @@ fn start(setup: TrainingSetup) -> Training {
 
 fn checkpoints(folder: &Path) -> Checkpoints {
     let inputs = Inputs {
-        mean: [0.5; 3],
+        mean: [0.5; 3].map(|value: f64| value.try_into().unwrap()),
         std: [0.25; 3].map(|value: f64| value.try_into().unwrap()),
         class_names: std::array::from_fn(|class| class.to_string()),
     };

@@ -19,15 +19,15 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The reference values cannot be parsed.
-    #[error("cannot parse the reference values: {0}")]
+    #[error("cannot parse the reference values")]
     Golden(#[from] serde_json::Error),
     /// The file with the reference values cannot be read.
-    #[error("cannot read `{}`: {source}", path.display())]
+    #[error("cannot read `{}`: {reason}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// The system's reason.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// A reference value is missing.
     #[error("there is no reference value for {0}")]

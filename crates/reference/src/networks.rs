@@ -62,7 +62,7 @@ pub struct NetworkDeviations {
 fn golden(architecture: Architecture) -> Result<String, Error> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/golden");
     let path = PathBuf::from(format!("{folder}/{architecture}.json"));
-    fs::read_to_string(&path).map_err(|source| Error::Read { path, source })
+    fs::read_to_string(&path).map_err(|reason| Error::Read { path, reason })
 }
 
 /// The reference value of a parameter.

@@ -39,6 +39,12 @@ macro_rules! bounded {
             }
         }
 
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
         impl TryFrom<$wire> for $name {
             type Error = OutOfRange;
 
@@ -79,8 +85,12 @@ bounded!(
     Fraction(f64) in f64 as "f64", "a number of at least 0 and below 1", value => (0.0..1.0).contains(&value)
 );
 bounded!(
-    /// A finite number above 0.
-    Positive(f64) in f64 as "f64", "a finite number above 0", value => value.is_finite() && value > 0.0
+    /// A number that is finite in single precision, in which networks compute.
+    Finite(f64) in f64 as "f64", "a finite number", value => (value as f32).is_finite()
+);
+bounded!(
+    /// A number that is finite and above 0 in single precision.
+    Positive(f64) in f64 as "f64", "a finite number above 0", value => (value as f32).is_finite() && value as f32 > 0.0
 );
 bounded!(
     /// A number above 0 and below 1.
@@ -107,16 +117,24 @@ impl<T> TryFrom<Vec<T>> for PerChannel<T> {
     }
 }
 
-impl<T: FromStr> FromStr for PerChannel<T> {
+impl<T: FromStr<Err = OutOfRange>> FromStr for PerChannel<T> {
     type Err = OutOfRange;
 
     fn from_str(text: &str) -> Result<Self, OutOfRange> {
-        let values: Result<Vec<T>, _> = text.split(',').map(|value| value.trim().parse()).collect();
-        let values = values.ok().and_then(|values| values.try_into().ok());
-        let expected = "three comma-separated numbers, one per channel";
-        values
-            .map(Self)
-            .ok_or_else(|| OutOfRange::new(format_args!("`{text}`"), expected))
+        let parts: Vec<_> = text.split(',').map(str::trim).collect();
+        let parts: [&str; 3] = parts.try_into().map_err(|_| {
+            let expected = "three comma-separated numbers, one per channel";
+            OutOfRange::new(format_args!("`{text}`"), expected)
+        })?;
+        let [red, green, blue] = parts.map(str::parse);
+        Ok(Self([red?, green?, blue?]))
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for PerChannel<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [red, green, blue] = &self.0;
+        write!(f, "{red},{green},{blue}")
     }
 }
 
@@ -131,7 +149,12 @@ mod tests {
         assert!("nan".parse::<Fraction>().is_err());
         assert!("1".parse::<Fraction>().is_err());
         assert!("0".parse::<OpenFraction>().is_err());
-        assert!("0".parse::<Positive>().is_err());
+        for text in ["0", "1e-50", "1e39", "inf", "nan"] {
+            assert!(text.parse::<Positive>().is_err(), "{text}");
+        }
+        for text in ["1e39", "-inf", "nan", "0,1", ""] {
+            assert!(text.parse::<Finite>().is_err(), "{text}");
+        }
         assert!("33".parse::<Cutout>().is_err());
         assert!("-1".parse::<Cutout>().is_err());
         assert!(Cutout::try_from(256 + 8).is_err());

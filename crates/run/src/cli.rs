@@ -1,12 +1,15 @@
 //! What the programs print, and their exit codes.
 //!
 //! The programs print through this module; progress bars, warnings of the log and clap's messages go to standard error
-//! as well. A reader that closes the pipe does not stop a program.
+//! as well. A reader that closes the pipe does not stop a program; any other result that cannot be printed is an error.
 
+use std::borrow::Cow;
 use std::error::Error;
-use std::io::{Write, stderr, stdout};
+use std::io::{self, Write, stderr, stdout};
 use std::iter;
-use std::process::{ExitCode, ExitStatus, Termination};
+use std::path::Path;
+use std::process::{self, ExitCode, ExitStatus, Termination};
+use std::sync::OnceLock;
 
 /// The exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,11 +29,10 @@ impl Exit {
     /// The exit code of a command with this result. Prints the error, if there is one.
     pub fn of<E: AsRef<dyn Error>>(result: Result<Self, E>) -> Self {
         let failure = match result {
-            Ok(exit) => return exit,
+            Ok(exit) => return exit.unless_lost(),
             Err(failure) => failure,
         };
-        let messages: Vec<_> = chain(failure.as_ref()).map(ToString::to_string).collect();
-        error(&messages.join(": "));
+        error(&message(failure.as_ref()));
         let is_usage_error = |cause: &(dyn Error + 'static)| {
             let of_run = cause.downcast_ref::<crate::error::Error>();
             cause.is::<UsageError>() || of_run.is_some_and(crate::error::Error::is_usage_error)
@@ -41,11 +43,45 @@ impl Exit {
             Self::Failure
         }
     }
+
+    /// This, or a failure where a result could not be printed.
+    fn unless_lost(self) -> Self {
+        match (self, LOST.get()) {
+            (Self::Success, Some(reason)) => {
+                error(&format!("cannot write to standard output: {reason}"));
+                Self::Failure
+            }
+            _ => self,
+        }
+    }
 }
 
 /// An error, its cause, the cause of that, and so on.
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     iter::successors(Some(error), |cause| (*cause).source())
+}
+
+/// The message of an error with its causes, each once: some errors of libraries repeat their cause.
+#[must_use]
+pub fn message(error: &(dyn Error + 'static)) -> String {
+    chain(error).fold(String::new(), |message, cause| {
+        let cause = without_backtrace(&cause.to_string());
+        match message.as_str() {
+            "" => cause,
+            text if text.contains(&cause) => message,
+            text => format!("{text}: {cause}"),
+        }
+    })
+}
+
+/// The text without a backtrace, which candle's errors contain where `RUST_BACKTRACE` is set.
+fn without_backtrace(text: &str) -> String {
+    let is_frame = |line: &&str| {
+        let number = line.trim_start().split_once(": ").map(|(number, _)| number);
+        number.is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    let lines: Vec<_> = text.lines().take_while(|line| !is_frame(line)).collect();
+    lines.join("\n")
 }
 
 impl From<ExitStatus> for Exit {
@@ -69,25 +105,86 @@ impl Termination for Exit {
 #[error("{0}")]
 pub struct UsageError(pub String);
 
-/// Prints a line of a result to standard output.
-pub fn line(text: &str) {
-    let _ = writeln!(stdout(), "{text}");
+/// The first error of standard output, apart from a reader that closed the pipe.
+static LOST: OnceLock<io::Error> = OnceLock::new();
+
+/// Prints a line of a result to standard output. If it cannot be written, the program fails in [`Exit::of`].
+pub fn line(line: &str) {
+    text(&format!("{line}\n"));
 }
 
-/// Prints a result that ends with its own line break to standard output.
+/// Prints a result that ends with its own line break to standard output, as [`line`].
 pub fn text(text: &str) {
-    let _ = write!(stdout(), "{text}");
-    let _ = stdout().flush();
+    let mut stdout = stdout().lock();
+    let written = stdout.write_all(printable(text).as_bytes());
+    keep_error(written.and_then(|()| stdout.flush()));
+}
+
+fn keep_error(written: io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        // Only the first one.
+        let _ = LOST.set(error);
+    }
+}
+
+/// A command line that is parsed. Otherwise prints the help that was asked for, or what is wrong, and ends the process.
+pub fn parsed<T>(command_line: Result<T, clap::Error>) -> T {
+    command_line.unwrap_or_else(|error| {
+        let printed = error.print();
+        if error.use_stderr() {
+            process::exit(Exit::Usage as i32);
+        }
+        keep_error(printed);
+        process::exit(Exit::Success.unless_lost() as i32)
+    })
 }
 
 /// Prints a line about progress to standard error.
 pub fn note(text: &str) {
-    let _ = writeln!(stderr(), "{text}");
+    let _ = writeln!(stderr(), "{}", printable(text));
 }
 
 /// Prints the reason why a program fails to standard error.
 pub fn error(text: &str) {
     note(&format!("error: {text}"));
+}
+
+/// The text with escapes for characters that would control a terminal or change the order of the others, such as those of
+/// a file's name. Line breaks and tabs stay. In JSON the escapes are valid.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let printable = |c: char| match c {
+        '\n' | '\t' => c.to_string(),
+        // Line separators and directional formatting after the controls.
+        '\0'..='\x1f' | '\x7f'..='\u{9f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+            format!("\\u{:04x}", u32::from(c))
+        }
+        c => c.to_string(),
+    };
+    text.chars().map(printable).collect()
+}
+
+/// A path as a word of a command that is printed, to be pasted into a shell.
+#[must_use]
+pub fn quoted(path: &Path) -> String {
+    let mut text = path.display().to_string();
+    if text.starts_with('-') {
+        // Not a flag.
+        text.insert_str(0, "./");
+    }
+    if cfg!(windows) {
+        // Both of its shells know double quotes, which are no part of a path.
+        let plain = |c: char| c.is_alphanumeric() || "-_.+:/\\".contains(c);
+        return match text.chars().all(plain) {
+            true => text,
+            false => format!("\"{text}\""),
+        };
+    }
+    // No path has the character NUL, which cannot be quoted.
+    let quoted = shlex::try_quote(&text).map(Cow::into_owned);
+    quoted.unwrap_or(text)
 }
 
 /// A number of things: `1 thread`, `2 threads`.
@@ -133,6 +230,69 @@ mod tests {
         assert_eq!(
             Exit::of(Ok::<_, Context>(Exit::Interrupted)),
             Exit::Interrupted
+        );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn paths_are_quoted_for_the_shell() {
+        for path in [
+            "runs/a",
+            "my runs/a",
+            "it's",
+            "$HOME/`id`",
+            "\"a\"",
+            "-r/a",
+            "a;b & c",
+            "\u{e9} \u{e9}",
+            "!x",
+        ] {
+            let quoted = quoted(Path::new(path));
+            let words = shlex::split(&quoted).unwrap();
+            assert_eq!(words.len(), 1, "{quoted}");
+            assert_eq!(words[0].trim_start_matches("./"), path, "{quoted}");
+        }
+        assert_eq!(quoted(Path::new("runs/a-1_2.x")), "runs/a-1_2.x");
+    }
+
+    #[test]
+    fn control_characters_are_escaped() {
+        for (text, expected) in [
+            ("a\tb\nc \u{e9}", "a\tb\nc \u{e9}"),
+            ("\x1b[2J\r", "\\u001b[2J\\u000d"),
+            ("\u{9b}\u{202e}", "\\u009b\\u202e"),
+        ] {
+            assert_eq!(printable(text), expected);
+        }
+    }
+
+    #[test]
+    fn each_reason_is_given_once() {
+        let context = |cause: &str| Context(cause.into());
+        assert_eq!(message(&context("disk full")), "cannot start: disk full");
+        assert_eq!(
+            message(&context("cannot start: no file")),
+            "cannot start: cannot start: no file"
+        );
+        // What libraries do whose errors contain their cause.
+        let repeated = UsageError("disk full: out of space".to_owned());
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot write: {0}")]
+        struct Repeating(#[source] UsageError);
+        assert_eq!(
+            message(&Repeating(repeated)),
+            "cannot write: disk full: out of space"
+        );
+    }
+
+    #[test]
+    fn backtraces_are_no_part_of_a_message() {
+        let backtrace = std::backtrace::Backtrace::force_capture();
+        let error = UsageError(format!("no memory\n{backtrace}"));
+        assert_eq!(message(&error), "no memory");
+        assert_eq!(
+            message(&UsageError("line 1\nline 2: 3".to_owned())),
+            "line 1\nline 2: 3"
         );
     }
 }

@@ -1,5 +1,6 @@
 //! What can be wrong with the settings or the folder of a run.
 
+use crate::cli::quoted;
 use crate::file;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,14 +9,14 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or folder cannot be read, written or locked.
-    #[error("cannot {action} `{}`: {source}", path.display())]
+    #[error("cannot {action} `{}`: {reason}", path.display())]
     File {
         /// What was tried, such as `read`.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
         /// The operating system's error.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A file has other content than this program writes.
     #[error("`{}` is damaged: {reason}", path.display())]
@@ -84,7 +85,7 @@ pub enum Error {
         wanted: u32,
     },
     /// The settings cannot be written as TOML.
-    #[error("cannot write the settings: {0}")]
+    #[error("cannot write the settings")]
     Write(#[from] toml::ser::Error),
     /// The folder has no record.
     #[error(
@@ -95,8 +96,9 @@ pub enum Error {
     NoRecord(PathBuf),
     /// No epoch is finished.
     #[error(
-        "the run `{folder}` has no finished epoch; resume it with `cargo run -p trainer -- --resume {folder}`",
-        folder = .0.display()
+        "the run `{}` has no finished epoch; resume it with: cargo run -p trainer -- --resume {}",
+        .0.display(),
+        quoted(.0)
     )]
     NoEpochs(PathBuf),
     /// No run has this name.
@@ -114,8 +116,9 @@ pub enum Error {
     },
     /// A new run has the name of one that exists.
     #[error(
-        "the run `{folder}` exists; give another --name, or resume it with --resume {folder}",
-        folder = .0.display()
+        "the run `{}` exists; give another --name, or resume it with --resume {}",
+        .0.display(),
+        quoted(.0)
     )]
     Exists(PathBuf),
     /// Another process writes to the folder.
@@ -136,10 +139,10 @@ impl Error {
     /// Gives the error of the operating system its context.
     pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::File {
+        move |reason| Self::File {
             action,
             path,
-            source,
+            reason,
         }
     }
 

@@ -13,18 +13,22 @@ pub mod metrics;
 mod native_path;
 pub mod predictions;
 pub mod recipes;
+mod recognised;
 pub mod record;
 mod run;
 pub mod session;
 pub mod settings;
 pub mod stop;
 
-pub use bounded::{Cutout, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive};
+pub use bounded::{
+    Cutout, Finite, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive,
+};
 pub use error::Error;
 pub use folder::RunFolder;
 pub use metrics::{EpochMetrics, EvaluationSplit, LrFinderStep, SplitMetrics};
 pub use native_path::NativePath;
 pub use predictions::Predictions;
+pub use recognised::recognised;
 pub use record::{MadeBy, Record};
 pub use run::Run;
 pub use session::{Machine, Session};

@@ -61,9 +61,9 @@ impl Record {
     pub fn read(folder: &Path) -> Result<Self, Error> {
         let path = folder.join(file::RECORD);
         let mut overrides = match Overrides::read(&path) {
-            Err(Error::File { source, .. })
+            Err(Error::File { reason, .. })
                 if matches!(
-                    source.kind(),
+                    reason.kind(),
                     io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
                 ) =>
             {

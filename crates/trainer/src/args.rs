@@ -12,6 +12,7 @@ use engine::{Error, Unusable};
 use models::Architecture;
 use run::cli::{self, Exit, UsageError};
 use run::settings::{Field, Property};
+use std::env;
 
 /// Trains AlexNet, SmallAlexNet and LeNet on CIFAR-10; the same command gives the same bits.
 ///
@@ -55,8 +56,9 @@ impl Args {
     /// Parses the command line. Exits where it is wrong, or asks for help.
     pub(crate) fn from_command_line() -> Self {
         let mut command = Self::described();
-        let matches = command.get_matches_mut();
-        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+        let matches = cli::parsed(command.try_get_matches_from_mut(env::args_os()));
+        let args = Self::from_arg_matches(&matches);
+        cli::parsed(args.map_err(|error| error.format(&mut command)))
     }
 
     /// The command line, with all names and defaults in its help text.
@@ -78,7 +80,7 @@ impl Args {
                 Some(
                     Error::BatchTooLarge { .. }
                     | Error::Unusable {
-                        reason: Unusable::UnknownModel,
+                        reason: Unusable::UnknownModel(_),
                         ..
                     },
                 ) => UsageError(error.to_string()).into(),
@@ -92,7 +94,7 @@ impl Args {
             Some(Command::Summary { model }) => cli::text(&models::summary(model)),
             Some(Command::LrFind(args)) => return lr_find::run(&args),
             Some(Command::Eval(args)) => eval::run(&args)?,
-            Some(Command::Predict(args)) => predict::run(&args)?,
+            Some(Command::Predict(args)) => return predict::run(&args),
             Some(Command::Report(args)) => write_report::run(&args)?,
             Some(Command::Completions { shell }) => {
                 let mut script = Vec::new();

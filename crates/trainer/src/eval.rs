@@ -3,7 +3,7 @@
 use crate::data::{Data, Limits};
 use crate::settings::dataset;
 use crate::weights::{WeightArgs, load};
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use datasets::DatasetInfo;
 use engine::Evaluator;
 use models::Architecture;
@@ -73,6 +73,15 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         let tta = evaluator.evaluate_tta(network, &evaluation, || false)?;
         evaluation = tta.context(stopped)?;
     }
+    let is_finite = |logits: &[f32]| logits.iter().all(|logit| logit.is_finite());
+    let finite = evaluation.logits.iter().filter(|logits| is_finite(*logits));
+    let not_finite = images - finite.count();
+    ensure!(
+        not_finite == 0 && evaluation.loss.is_finite(),
+        "the outputs of the network are infinite or NaN for {not_finite} of {images} images; the weights in `{}` are too \
+         large, or --std is too small",
+        args.weights.checkpoint.display()
+    );
     let result = EvalResult {
         model: loaded.network.architecture(),
         images,

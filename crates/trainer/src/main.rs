@@ -6,6 +6,7 @@ mod data;
 mod eval;
 mod logging;
 mod lr_find;
+mod picture;
 mod predict;
 mod progress;
 mod run_files;

@@ -1,12 +1,13 @@
 //! The command that classifies images.
 
-use crate::weights::{WeightArgs, load};
-use anyhow::Context;
+use crate::picture;
+use crate::weights::{Loaded, WeightArgs, load};
+use anyhow::{Context, ensure};
+use image::DynamicImage;
 use image::imageops::FilterType;
-use image::{DynamicImage, ImageReader};
 use ops::Tape;
 use run::NativePath;
-use run::cli;
+use run::cli::{self, Exit};
 use run::predictions::softmax;
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -29,50 +30,55 @@ pub(crate) struct PredictArgs {
 /// Height and width of the networks' images.
 const SIDE: u32 = 32;
 
-/// Predicts, and prints the most probable classes of each picture.
-pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<()> {
-    // First, so that nothing is printed if a picture cannot be read.
-    let pictures = args.images.iter().map(|path| read(path));
-    let pictures = pictures.collect::<anyhow::Result<Vec<_>>>()?;
+/// Predicts, and prints the most probable classes of each picture. A picture that cannot be classified does not prevent
+/// the others from being.
+pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
     let loaded = load(&args.weights)?;
-    let normalisation = loaded.normalisation();
-    for (path, picture) in args.images.iter().zip(pictures) {
-        let images = datasets::picture(&picture, &normalisation)?.to_device(&loaded.device)?;
-        let mut tape = Tape::no_grad(loaded.arithmetic);
-        let logits = loaded.network.forward(&mut tape, &images, None)?;
-        let logits = logits.flatten_all()?.to_vec1::<f32>()?;
-        let [logits] = logits.as_chunks().0 else {
-            anyhow::bail!("the network has other than {} outputs", models::CLASSES);
-        };
-        let probabilities = softmax::<{ models::CLASSES }>(logits);
-        let mut classes: Vec<_> = loaded
-            .inputs
-            .class_names
-            .iter()
-            .zip(probabilities)
-            .collect();
-        classes.sort_by(|a, b| b.1.total_cmp(&a.1));
-        classes.truncate(args.top.get());
-        let classes = classes
-            .iter()
-            .map(|(name, probability)| format!("{name} {:.1} %", 100.0 * probability));
-        let classes: Vec<_> = classes.collect();
-        cli::line(&format!("{}: {}", path.display(), classes.join(", ")));
+    let mut exit = Exit::Success;
+    for path in &args.images {
+        match predict(path, &loaded, args.top.get()) {
+            Ok(classes) => cli::line(&format!("{}: {classes}", path.display())),
+            Err(error) => {
+                cli::error(&cli::message(error.as_ref()));
+                exit = Exit::Failure;
+            }
+        }
     }
-    Ok(())
+    Ok(exit)
+}
+
+/// The `top` most probable classes of a picture.
+fn predict(path: &Path, loaded: &Loaded, top: usize) -> anyhow::Result<String> {
+    let picture =
+        picture::read(path).with_context(|| format!("cannot classify `{}`", path.display()))?;
+    let images = datasets::picture(&square(&picture), &loaded.normalisation())?;
+    let mut tape = Tape::no_grad(loaded.arithmetic);
+    let logits = loaded
+        .network
+        .forward(&mut tape, &images.to_device(&loaded.device)?, None)?;
+    let logits = logits.flatten_all()?.to_vec1::<f32>()?;
+    let [logits] = logits.as_chunks().0 else {
+        anyhow::bail!("the network has other than {} outputs", models::CLASSES);
+    };
+    ensure!(
+        logits.iter().all(|logit| logit.is_finite()),
+        "cannot classify `{}`: the outputs of the network are infinite or NaN; its weights are too large, or --std is too small",
+        path.display()
+    );
+    let probabilities = softmax::<{ models::CLASSES }>(logits);
+    let mut classes: Vec<_> = loaded
+        .inputs
+        .class_names
+        .iter()
+        .zip(probabilities)
+        .collect();
+    classes.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let classes = classes.iter().take(top);
+    let classes = classes.map(|(name, probability)| format!("{name} {:.1} %", 100.0 * probability));
+    Ok(classes.collect::<Vec<_>>().join(", "))
 }
 
 /// The picture's largest square in the middle, 32 by 32 pixels, as `[3, 32, 32]` bytes.
-fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let cannot_read = || format!("cannot read `{}`", path.display());
-    let reader = ImageReader::open(path).with_context(cannot_read)?;
-    let reader = reader.with_guessed_format().with_context(cannot_read)?;
-    let picture = reader
-        .decode()
-        .with_context(|| format!("`{}` is not a PNG or JPEG picture", path.display()))?;
-    Ok(square(&picture))
-}
-
 fn square(picture: &DynamicImage) -> Vec<u8> {
     let side = picture.width().min(picture.height());
     let (left, top) = ((picture.width() - side) / 2, (picture.height() - side) / 2);

@@ -3,7 +3,7 @@
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use datasets::DatasetInfo;
 use models::Architecture;
-use run::cli::UsageError;
+use run::cli::{self, UsageError};
 use run::settings::{Source, last, with_defaults_in_help};
 use run::{Overrides, Settings, recipes};
 use std::path::Path;
@@ -14,6 +14,8 @@ pub(crate) struct Resolved {
     pub(crate) settings: Settings,
     pub(crate) architecture: Architecture,
     pub(crate) dataset: DatasetInfo,
+    /// Whether flags or a file set the mean and the standard deviation of images.
+    pub(crate) normalisation_is_given: bool,
 }
 
 /// Resolves the settings of flags and, below them, of a file.
@@ -44,7 +46,7 @@ fn read(path: &Path) -> Result<Overrides, UsageError> {
 }
 
 fn usage(error: run::Error) -> UsageError {
-    UsageError(error.to_string())
+    UsageError(cli::message(&error))
 }
 
 /// Resolves the settings of flags and a file, with the network's defaults and the recipe below them.
@@ -74,6 +76,8 @@ fn resolve_layers(
             .ok_or_else(|| unknown("--recipe", &name, source, recipes::names()))?;
         layers.push((Source::Recipe(name), recipe));
     }
+    let normalisation_is_given =
+        last(&given, |layer| layer.mean).is_some() && last(&given, |layer| layer.std).is_some();
     layers.extend(given);
     if let (Some((first, _)), Some((second, _))) = (
         last(&layers, |layer| layer.validation),
@@ -93,6 +97,7 @@ fn resolve_layers(
         settings,
         architecture,
         dataset,
+        normalisation_is_given,
     })
 }
 

@@ -3,9 +3,10 @@
 use crate::backend::Backend;
 use crate::data::{Data, Limits};
 use crate::settings::Resolved;
+use crate::weights;
 use anyhow::bail;
 use datasets::Split;
-use engine::{Checkpoints, Inputs, Training, TrainingMemory, TrainingSetup, Weights};
+use engine::{Checkpoints, Inputs, Training, TrainingMemory, TrainingSetup};
 use models::{Network, initial_parameters};
 use run::cli::UsageError;
 use run::{Record, RunFolder};
@@ -81,7 +82,12 @@ impl Setup {
         let architecture = self.resolved.architecture;
         let device = &self.backend.device;
         let network = match &run.init {
-            Some(path) => Weights::read(path, Some(architecture))?.into_network(device)?,
+            Some(path) => {
+                let weights = weights::read(path, Some(architecture))?;
+                let is_given = self.resolved.normalisation_is_given;
+                weights::note_normalisation(path, &weights, &self.inputs(), is_given);
+                weights.into_network(device)?
+            }
             None => {
                 let parameters =
                     initial_parameters(architecture, run.weight_init, run.seed, device)?;
@@ -121,12 +127,16 @@ impl Setup {
 
     /// The checkpoints in a run's folder.
     pub(crate) fn checkpoints(&self, folder: &RunFolder) -> Checkpoints {
+        Checkpoints::new(folder.path(), self.inputs())
+    }
+
+    /// What the weights are trained for.
+    fn inputs(&self) -> Inputs {
         let settings = &self.resolved.settings;
-        let inputs = Inputs {
+        Inputs {
             mean: settings.mean.0,
             std: settings.std.0,
             class_names: self.data.class_names.map(str::to_owned),
-        };
-        Checkpoints::new(folder.path(), inputs)
+        }
     }
 }

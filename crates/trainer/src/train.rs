@@ -278,7 +278,7 @@ impl Session<'_> {
         );
         drop(progress);
         files.finish(training.position(), training.history())?;
-        match outcome.inspect_err(|error| tracing::error!("{error}"))? {
+        match outcome.inspect_err(|error| tracing::error!("{}", cli::message(error)))? {
             Outcome::Finished => {
                 // The curves of a test are not kept.
                 if let Some(last) = training.history().last()
@@ -366,7 +366,7 @@ impl Session<'_> {
             "{verb} after {epoch} of {} epochs and {}; resume with: cargo run -p trainer -- --resume {}",
             self.setup.resolved.settings.epochs,
             cli::count(step, "step"),
-            self.folder.path().display()
+            cli::quoted(self.folder.path())
         ));
         tracing::info!(epoch, step, "{verb}");
         exit

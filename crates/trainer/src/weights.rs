@@ -6,9 +6,11 @@ use candle_core::Device;
 use engine::{Inputs, Weights};
 use models::{Architecture, Network};
 use ops::Arithmetic;
+use run::cli;
 use run::settings::{ConvAlgorithm, DevicePreference, Precision};
-use run::{NativePath, Overrides};
+use run::{Finite, NativePath, Overrides, PerChannel, Positive};
 use std::num::NonZeroUsize;
+use std::path::Path;
 
 /// Weights, and the device to run them on.
 #[derive(Debug, clap::Args)]
@@ -20,6 +22,14 @@ pub(crate) struct WeightArgs {
     /// The network; needed where the file does not name it.
     #[arg(long, value_name = "NAME", value_parser = architecture())]
     pub(crate) model: Option<Architecture>,
+
+    /// Mean of each channel, subtracted from pixels of 0 to 1 [default: the file's, or else ImageNet's].
+    #[arg(long, value_name = "R,G,B", allow_negative_numbers = true)]
+    pub(crate) mean: Option<PerChannel<Finite>>,
+
+    /// Standard deviation of each channel, by which pixels are divided [default: the file's, or else ImageNet's].
+    #[arg(long, value_name = "R,G,B", allow_negative_numbers = true)]
+    pub(crate) std: Option<PerChannel<Positive>>,
 
     /// Threads [default: one per core].
     #[arg(long, value_name = "N")]
@@ -48,17 +58,21 @@ pub(crate) struct Loaded {
     pub(crate) arithmetic: Arithmetic,
 }
 
-/// Reads the weights of a command.
+/// Reads the weights of a command, and notes what is assumed about them.
 pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
     backend::use_threads(args.threads)?;
     let device = backend::open(args.device)?;
     let arithmetic = backend::arithmetic(args.conv, args.precision, &device)?;
-    let weights = Weights::read(&args.checkpoint, args.model)?;
-    let inputs_are_known = weights.inputs.is_some();
-    let inputs = match &weights.inputs {
+    let weights = read(&args.checkpoint, args.model)?;
+    let mut inputs = match &weights.inputs {
         Some(inputs) => inputs.clone(),
         None => reference_inputs(weights.architecture)?,
     };
+    inputs.mean = args.mean.map_or(inputs.mean, |mean| mean.0);
+    inputs.std = args.std.map_or(inputs.std, |std| std.0);
+    let is_given = args.mean.is_some() && args.std.is_some();
+    note_normalisation(&args.checkpoint, &weights, &inputs, is_given);
+    let inputs_are_known = weights.inputs.is_some();
     let network = weights.into_network(&device)?;
     Ok(Loaded {
         network,
@@ -67,6 +81,46 @@ pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
         device,
         arithmetic,
     })
+}
+
+/// Reads a file of weights, and notes what is unusual about it.
+pub(crate) fn read(path: &Path, model: Option<Architecture>) -> Result<Weights, engine::Error> {
+    let weights = Weights::read(path, model)?;
+    let path = path.display();
+    if !weights.prefix.is_empty() {
+        let prefix = &weights.prefix;
+        cli::note(&format!(
+            "note: the names of all tensors in `{path}` begin with `{prefix}`, which is removed"
+        ));
+    }
+    if let Some(other) = &weights.other_model {
+        let model = weights.architecture;
+        cli::note(&format!(
+            "note: `{path}` says that it is of `{other}`; its tensors have the names and shapes of {model}"
+        ));
+    }
+    Ok(weights)
+}
+
+/// Notes the normalisation of images for weights from a file, where it is not the one that the file says. `is_given` tells
+/// whether a person gave it.
+pub(crate) fn note_normalisation(path: &Path, weights: &Weights, used: &Inputs, is_given: bool) {
+    let text = |inputs: &Inputs| {
+        let (mean, std) = (PerChannel(inputs.mean), PerChannel(inputs.std));
+        format!("mean {mean} and std {std}")
+    };
+    let (path, used_text) = (path.display(), text(used));
+    match &weights.inputs {
+        None if !is_given => cli::note(&format!(
+            "note: `{path}` does not say for which normalisation and classes it was trained; assumed: {used_text}, and the \
+             classes of the data set; give --mean and --std if it was another normalisation"
+        )),
+        Some(own) if (own.mean, own.std) != (used.mean, used.std) => cli::note(&format!(
+            "note: `{path}` was trained with {}; images are normalised with {used_text} (--mean, --std)",
+            text(own)
+        )),
+        _ => {}
+    }
 }
 
 /// The inputs of weights made elsewhere: those of the reference recipe.
@@ -87,7 +141,7 @@ impl Loaded {
     /// The normalisation that the weights were trained with.
     pub(crate) fn normalisation(&self) -> datasets::Normalisation {
         datasets::Normalisation::new(
-            self.inputs.mean.map(|value| value as f32),
+            self.inputs.mean.map(|value| value.get() as f32),
             self.inputs.std.map(|value| value.get() as f32),
         )
     }

@@ -59,7 +59,11 @@ pub(crate) fn train(
                     if let Err(error) = train_one(trainer, run, &progress, &stopped)
                         && !stopped()
                     {
-                        progress.print(&format!("{} failed: {error:#}", run.name));
+                        progress.print(&format!(
+                            "{} failed: {}",
+                            run.name,
+                            cli::message(error.as_ref())
+                        ));
                         let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
                         failed.insert(index, run.name.clone());
                     }

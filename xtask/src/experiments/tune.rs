@@ -283,13 +283,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     };
     let table = table(&args.search, &base, &trials, &results);
     write(&args.out.join("tune.md"), &table)?;
-    write(&args.out.join("best.toml"), &trials[best.trial].to_string())?;
+    let settings = trials[best.trial].to_string();
+    let best = args.out.join("best.toml");
+    write(&best, &settings)?;
     cli::line(&table);
     cli::line(&format!(
-        "the best settings are in {0}; train with them: cargo run -p trainer -- --model {1} --recipe {2} --config {0}",
-        args.out.join("best.toml").display(),
+        "the best settings are in {}; train with them: cargo run -p trainer -- --model {} --recipe {} --config {}",
+        best.display(),
         base.model,
-        base.recipe
+        base.recipe,
+        cli::quoted(&best)
     ));
     Ok(Exit::Success)
 }

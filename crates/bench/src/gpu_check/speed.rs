@@ -92,7 +92,10 @@ pub(super) fn measure(args: &Args, report: &mut Report) -> anyhow::Result<()> {
     let pytorch = pytorch_version(args);
     match &pytorch {
         Ok(version) => cli::note(&format!("PyTorch {version} in turn with ours")),
-        Err(error) => cli::note(&format!("without PyTorch: {error:#}")),
+        Err(error) => cli::note(&format!(
+            "without PyTorch: {}",
+            cli::message(error.as_ref())
+        )),
     }
     for model in args.architectures() {
         for batch_size in batch_sizes(args) {

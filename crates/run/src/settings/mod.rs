@@ -13,7 +13,7 @@ pub use values::{
 };
 
 use crate::bounded::{
-    Cutout, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive,
+    Cutout, Finite, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive,
 };
 use crate::error::{Error, flag};
 use crate::native_path::NativePath;
@@ -241,7 +241,7 @@ macros::settings! {
 
         /// Mean of each channel, subtracted from pixels of 0 to 1. The default is ImageNet's.
         #[arg(value_name = "R,G,B")]
-        mean: PerChannel<f64> = "0.485,0.456,0.406" [Recipe];
+        mean: PerChannel<Finite> = "0.485,0.456,0.406" [Recipe];
 
         /// Standard deviation of each channel, by which pixels are divided. The default is ImageNet's.
         #[arg(value_name = "R,G,B")]

@@ -43,7 +43,7 @@ fn the_defaults_are_those_of_the_original() {
     assert_eq!(defaults.augment, Augment::Standard);
     assert_eq!(defaults.padding_mode, PaddingMode::Constant);
     assert_eq!(defaults.flip, Flip::Random);
-    assert_eq!(defaults.mean.0, [0.485, 0.456, 0.406]);
+    assert_eq!(defaults.mean.0.map(Finite::get), [0.485, 0.456, 0.406]);
     assert_eq!(defaults.std.0.map(Positive::get), [0.229, 0.224, 0.225]);
     for off in [
         defaults.lr_warmup_epochs.get(),

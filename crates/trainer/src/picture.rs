@@ -1,0 +1,422 @@
+//! Pictures from PNG and JPEG files, as people see them: upright, and on white where they are transparent.
+
+use image::codecs::png::PngDecoder;
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, RgbImage};
+use std::io::{self, Cursor};
+use std::path::Path;
+use std::{fs, result};
+use zune_core::bytestream::ZCursor;
+use zune_core::options::DecoderOptions;
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::errors::DecodeErrors;
+
+/// The most bytes of pixels that are decoded: more than a phone's 200 megapixels have.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// Why a file cannot be used as a picture.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PictureError {
+    /// It cannot be read.
+    #[error("it cannot be read")]
+    Read(#[source] io::Error),
+    /// It is something else, as the text says.
+    #[error("it is not a PNG or JPEG picture; it {0}")]
+    Other(String),
+    /// It is neither PNG nor JPEG.
+    #[error("it is not a PNG or JPEG picture")]
+    Unknown,
+    /// It ends too early.
+    #[error("it is incomplete: the file ends before the picture does; download or copy it again")]
+    Truncated,
+    /// Its pixels need too much memory.
+    #[error("it has {0} x {1} pixels, which are too many; make it smaller")]
+    TooLarge(u32, u32),
+    /// The decoder cannot decode it; with the decoder's reason.
+    #[error(
+        "it is damaged, or of an unsupported kind ({0}); save it again as a PNG or JPEG picture"
+    )]
+    Undecodable(String),
+}
+
+type Result<T> = result::Result<T, PictureError>;
+
+/// Reads a picture.
+pub(crate) fn read(path: &Path) -> Result<DynamicImage> {
+    decode(&fs::read(path).map_err(PictureError::Read)?)
+}
+
+fn decode(bytes: &[u8]) -> Result<DynamicImage> {
+    let (mut picture, exif) = match image::guess_format(bytes) {
+        Ok(ImageFormat::Png) => png(bytes)?,
+        Ok(ImageFormat::Jpeg) => jpeg(bytes)?,
+        Ok(other) => {
+            let name = format!("{other:?}").to_uppercase();
+            return Err(PictureError::Other(format!("is a {name} picture")));
+        }
+        // The container of HEIC, in which phones store photos.
+        Err(_) if bytes.get(4..8) == Some(b"ftyp") => {
+            return Err(PictureError::Other(
+                "is a HEIF picture or a film".to_owned(),
+            ));
+        }
+        Err(_) => {
+            return Err(match run::recognised(bytes) {
+                Some(description) => PictureError::Other(description),
+                None => PictureError::Unknown,
+            });
+        }
+    };
+    // Some programs write the prefix of a JPEG segment into PNG chunks as well.
+    let exif = exif.strip_prefix(b"Exif\0\0").unwrap_or(&exif);
+    if let Some(orientation) = Orientation::from_exif_chunk(exif) {
+        picture.apply_orientation(orientation);
+    }
+    Ok(if picture.color().has_alpha() {
+        on_white(&picture)
+    } else {
+        picture
+    })
+}
+
+/// Decodes a PNG picture, and returns its EXIF data, which may be empty.
+fn png(bytes: &[u8]) -> Result<(DynamicImage, Vec<u8>)> {
+    // To the end of the file, where there may be EXIF data: `image` reads no further than the pixels.
+    let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info()?;
+    reader.finish()?;
+    let exif = reader.info().exif_metadata.as_deref().map(<[u8]>::to_vec);
+    let decoder = PngDecoder::new(Cursor::new(bytes))?;
+    let (width, height) = decoder.dimensions();
+    check_size(width, height, decoder.total_bytes())?;
+    Ok((
+        DynamicImage::from_decoder(decoder)?,
+        exif.unwrap_or_default(),
+    ))
+}
+
+impl From<png::DecodingError> for PictureError {
+    fn from(error: png::DecodingError) -> Self {
+        match error {
+            png::DecodingError::IoError(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Self::Truncated
+            }
+            error => Self::Undecodable(error.to_string()),
+        }
+    }
+}
+
+impl From<ImageError> for PictureError {
+    fn from(error: ImageError) -> Self {
+        Self::Undecodable(error.to_string())
+    }
+}
+
+/// Decodes a JPEG picture, and returns its EXIF data, which may be empty. `image` decodes damaged ones without an error.
+fn jpeg(bytes: &[u8]) -> Result<(DynamicImage, Vec<u8>)> {
+    if !has_end_of_image(bytes) {
+        return Err(PictureError::Truncated);
+    }
+    let lenient = DecoderOptions::default()
+        .set_strict_mode(false)
+        .set_max_width(usize::MAX)
+        .set_max_height(usize::MAX);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), lenient);
+    decoder.decode_headers()?;
+    let exif = decoder.exif().cloned().unwrap_or_default();
+    let (width, height) = decoder.dimensions().unwrap_or_default();
+    // A JPEG file has 16 bits for each.
+    let (width, height) = (width as u32, height as u32);
+    check_size(width, height, 3 * u64::from(width) * u64::from(height))?;
+    // Cameras add to headers what the standard does not allow; the pixels must be sound.
+    decoder.set_options(lenient.set_strict_mode(true));
+    let picture = RgbImage::from_raw(width, height, decoder.decode()?);
+    let other_size = || PictureError::Undecodable("the number of its pixels is wrong".to_owned());
+    Ok((picture.ok_or_else(other_size)?.into(), exif))
+}
+
+impl From<DecodeErrors> for PictureError {
+    fn from(error: DecodeErrors) -> Self {
+        Self::Undecodable(error.to_string().trim_matches('"').to_owned())
+    }
+}
+
+/// Whether a JPEG file has its marker "end of image", which a truncated one lacks. Those of thumbnails are inside of
+/// segments, and files may have other data after it.
+fn has_end_of_image(bytes: &[u8]) -> bool {
+    const END_OF_IMAGE: u8 = 0xD9;
+    let mut rest = bytes;
+    loop {
+        // A marker is 0xFF and its code. In compressed data, a 0 follows 0xFF; between segments, 0xFF may be repeated.
+        let is_marker = |pair: &[u8]| pair[0] == 0xFF && !matches!(pair[1], 0 | 0xFF);
+        let Some(start) = rest.windows(2).position(is_marker) else {
+            return false;
+        };
+        let code = rest[start + 1];
+        rest = &rest[start + 2..];
+        match code {
+            END_OF_IMAGE => return true,
+            // Those without a segment.
+            0x01 | 0xD0..=0xD8 => {}
+            _ => {
+                let length = rest.first_chunk().map(|bytes| u16::from_be_bytes(*bytes));
+                let Some(after) = length.and_then(|length| rest.get(length.into()..)) else {
+                    return false;
+                };
+                rest = after;
+            }
+        }
+    }
+}
+
+fn check_size(width: u32, height: u32, bytes: u64) -> Result<()> {
+    if bytes > MOST_BYTES {
+        return Err(PictureError::TooLarge(width, height));
+    }
+    Ok(())
+}
+
+/// The picture on a white background.
+fn on_white(picture: &DynamicImage) -> DynamicImage {
+    let pixels = picture.to_rgba8();
+    let mut opaque = RgbImage::new(pixels.width(), pixels.height());
+    for (to, from) in opaque.pixels_mut().zip(pixels.pixels()) {
+        let [colour @ .., alpha] = from.0.map(u32::from);
+        to.0 = colour.map(|value| ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8);
+    }
+    opaque.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::codecs::jpeg::JpegEncoder;
+    use image::codecs::png::PngEncoder;
+    use image::{ExtendedColorType, ImageEncoder, Rgb, Rgba, RgbaImage};
+    use proptest::prelude::*;
+
+    /// EXIF data with an orientation: a TIFF header, and a directory of one entry.
+    fn exif(orientation: u8) -> Vec<u8> {
+        let mut bytes =
+            b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\0\0\0\0\0\0\0".to_vec();
+        bytes[19] = orientation;
+        bytes
+    }
+
+    /// Four quarters of different colours, wider than high.
+    fn quarters() -> RgbImage {
+        RgbImage::from_fn(48, 32, |x, y| match (x < 24, y < 16) {
+            (true, true) => Rgb([250, 0, 0]),
+            (false, true) => Rgb([0, 250, 0]),
+            (true, false) => Rgb([0, 0, 250]),
+            (false, false) => Rgb([250, 250, 0]),
+        })
+    }
+
+    fn encode(mut encoder: impl ImageEncoder, picture: &RgbImage, exif: Option<Vec<u8>>) {
+        if let Some(exif) = exif {
+            encoder.set_exif_metadata(exif).unwrap();
+        }
+        let (width, height) = picture.dimensions();
+        encoder
+            .write_image(picture, width, height, ExtendedColorType::Rgb8)
+            .unwrap();
+    }
+
+    fn jpeg_file(picture: &RgbImage, exif: Option<Vec<u8>>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode(
+            JpegEncoder::new_with_quality(&mut bytes, 100),
+            picture,
+            exif,
+        );
+        bytes
+    }
+
+    fn png_file(picture: &RgbImage, exif: Option<Vec<u8>>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode(PngEncoder::new(&mut bytes), picture, exif);
+        bytes
+    }
+
+    /// A PNG file whose EXIF data follow the pixels.
+    fn png_file_with_late_exif(picture: &RgbImage, exif: Vec<u8>) -> Vec<u8> {
+        let early = png_file(picture, Some(exif));
+        let start = early.windows(4).position(|name| name == b"eXIf").unwrap() - 4;
+        let length = 12
+            + early[start..]
+                .first_chunk()
+                .map(|b| u32::from_be_bytes(*b))
+                .unwrap();
+        let end = start + length as usize;
+        let iend = early.len() - 12;
+        [
+            &early[..start],
+            &early[end..iend],
+            &early[start..end],
+            &early[iend..],
+        ]
+        .concat()
+    }
+
+    /// The colours in the middle of the quarters, row by row.
+    fn colours(picture: &DynamicImage) -> [char; 4] {
+        let pixels = picture.to_rgb8();
+        let (width, height) = pixels.dimensions();
+        [(1, 1), (3, 1), (1, 3), (3, 3)].map(|(x, y)| {
+            match pixels
+                .get_pixel(x * width / 4, y * height / 4)
+                .0
+                .map(|value| value > 128)
+            {
+                [true, false, false] => 'r',
+                [false, true, false] => 'g',
+                [false, false, true] => 'b',
+                [true, true, false] => 'y',
+                other => panic!("{other:?}"),
+            }
+        })
+    }
+
+    #[test]
+    fn pictures_are_upright() {
+        // What `PIL.ImageOps.exif_transpose` gives.
+        for (orientation, expected) in [
+            (1, "rgby"),
+            (2, "gryb"),
+            (3, "ybgr"),
+            (4, "byrg"),
+            (5, "rbgy"),
+            (6, "bryg"),
+            (7, "ygbr"),
+            (8, "gyrb"),
+            (0, "rgby"),
+            (9, "rgby"),
+        ] {
+            let exif = exif(orientation);
+            let prefixed = [b"Exif\0\0", &exif[..]].concat();
+            for file in [
+                jpeg_file(&quarters(), Some(exif.clone())),
+                png_file(&quarters(), Some(exif.clone())),
+                png_file(&quarters(), Some(prefixed)),
+                png_file_with_late_exif(&quarters(), exif),
+            ] {
+                let picture = decode(&file).unwrap();
+                let found: String = colours(&picture).iter().collect();
+                assert_eq!(found, expected, "orientation {orientation}");
+                assert_eq!(
+                    picture.width() < picture.height(),
+                    (5..=8).contains(&orientation)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn transparent_pictures_are_on_white() {
+        for hidden in [[0, 0, 0], [0, 255, 0]] {
+            let [red, green, blue] = hidden;
+            let picture = RgbaImage::from_fn(3, 1, |x, _| match x {
+                0 => Rgba([red, green, blue, 0]),
+                1 => Rgba([200, 100, 0, 255]),
+                _ => Rgba([0, 100, 200, 51]),
+            });
+            let mut png = Cursor::new(Vec::new());
+            picture.write_to(&mut png, ImageFormat::Png).unwrap();
+            let DynamicImage::ImageRgb8(found) = decode(png.get_ref()).unwrap() else {
+                panic!("the picture is transparent");
+            };
+            assert_eq!(found.as_raw(), &[255, 255, 255, 200, 100, 0, 204, 224, 244]);
+        }
+    }
+
+    #[test]
+    fn truncated_pictures_are_refused_wherever_they_are_cut() {
+        let noise = RgbImage::from_fn(40, 30, |x, y| {
+            Rgb([(x * y * 37) as u8, (x * 91 + y * 57) as u8, y as u8])
+        });
+        let thumbnail = [exif(6), jpeg_file(&quarters(), None)].concat();
+        for whole in [
+            jpeg_file(&noise, None),
+            jpeg_file(&noise, Some(thumbnail)),
+            png_file(&noise, None),
+            png_file_with_late_exif(&noise, exif(6)),
+        ] {
+            decode(&whole).unwrap();
+            // What follows the end is not part of the picture.
+            decode(&[&whole[..], b"more"].concat()).unwrap();
+            for length in 0..whole.len() {
+                assert!(
+                    decode(&whole[..length]).is_err(),
+                    "{length} of {}",
+                    whole.len()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_pictures_are_refused() {
+        let noise = RgbImage::from_fn(80, 60, |x, y| {
+            Rgb([(x * y * 37) as u8, (x * 91 + y * 57) as u8, y as u8])
+        });
+        let mut png = png_file(&noise, None);
+        let middle = png.len() / 2;
+        png[middle] ^= 1;
+        assert!(matches!(decode(&png), Err(PictureError::Undecodable(_))));
+        // Bits that are no code of the picture.
+        let mut jpeg = jpeg_file(&noise, None);
+        let middle = jpeg.len() / 2;
+        for pair in jpeg[middle..middle + 100].as_chunks_mut().0 {
+            *pair = [0xFF, 0];
+        }
+        assert!(matches!(decode(&jpeg), Err(PictureError::Undecodable(_))));
+    }
+
+    #[test]
+    fn other_files_are_named() {
+        for (bytes, expected) in [
+            (&b""[..], "it is empty"),
+            (b"RIFF\x24\0\0\0WEBPVP8 ", "it is a WEBP picture"),
+            (b"\0\0\0\x18ftypheic\0\0\0\0", "it is a HEIF picture"),
+            (b"<html>", "it is an HTML page"),
+            (b"\x01\x02", "not a PNG or JPEG"),
+        ] {
+            let message = decode(bytes).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn pictures_that_need_too_much_memory_are_refused() {
+        let mut jpeg = jpeg_file(&quarters(), None);
+        let frame = jpeg
+            .windows(2)
+            .position(|marker| marker == [0xFF, 0xC0])
+            .unwrap();
+        jpeg[frame + 5..frame + 9].fill(0xFF);
+        assert!(matches!(
+            decode(&jpeg),
+            Err(PictureError::TooLarge(65535, 65535))
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_decoded_or_refused(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            place in 0_usize..100_000,
+            kind in 0..3,
+        ) {
+            let _ = decode(&bytes);
+            let mut file = match kind {
+                0 => jpeg_file(&quarters(), Some(exif(6))),
+                1 => png_file(&quarters(), Some(exif(6))),
+                _ => png_file_with_late_exif(&quarters(), exif(6)),
+            };
+            let place = place % file.len();
+            let end = file.len().min(place + bytes.len().min(4));
+            file[place..end].copy_from_slice(&bytes[..end - place]);
+            let _ = decode(&file);
+        }
+    }
+}
