@@ -26,6 +26,7 @@ impl Setup {
             test: run.limit_test,
             validation: run.validation.map(|images| (images, run.seed)),
             overfit: overfit.map(|batches| batches.saturating_mul(run.batch_size)),
+            ..Limits::default()
         };
         Ok(Self {
             data: Data::load(resolved.dataset, &run.data_dir, limits)?,
