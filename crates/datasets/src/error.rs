@@ -14,7 +14,7 @@ pub enum Error {
     #[error("`{}` is not a folder", .0.display())]
     NotAFolder(PathBuf),
     /// There is a link, but not what it leads to.
-    #[error("`{}` is a link to `{}`, which does not exist", path.display(), target.display())]
+    #[error("`{}` is a link to `{}`, which does not exist: create that, or remove the link", path.display(), target.display())]
     DanglingLink {
         /// The link.
         path: PathBuf,
