@@ -6,8 +6,10 @@
 use crate::dataset::Dataset;
 use crate::error::Error;
 use crate::info::{DatasetInfo, Images};
-use crate::records::{CLASSES, IMAGE_BYTES, Records};
+use crate::records::{CLASSES, IMAGE_BYTES, Records, hexadecimal};
 use run::cli::quoted;
+use sha2::{Digest, Sha256};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -34,7 +36,7 @@ pub(crate) const INFO: DatasetInfo = DatasetInfo {
     max_generated: None,
     remedy,
     #[cfg(feature = "tensors")]
-    load: |data_dir, _| load(data_dir),
+    load,
 };
 
 /// The folder that the official archive unpacks to.
@@ -52,6 +54,50 @@ pub const TRAINING_FILES: [&str; 5] = [
 /// The file of the test set.
 pub const TEST_FILE: &str = "test_batch.bin";
 
+/// SHA-256 of the files of the official archive, in hexadecimal.
+const SHA256: [(&str, &str); 6] = [
+    (
+        TRAINING_FILES[0],
+        "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+    ),
+    (
+        TRAINING_FILES[1],
+        "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+    ),
+    (
+        TRAINING_FILES[2],
+        "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+    ),
+    (
+        TRAINING_FILES[3],
+        "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+    ),
+    (
+        TRAINING_FILES[4],
+        "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+    ),
+    (
+        TEST_FILE,
+        "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+    ),
+];
+
+/// Folders of other archives, which people take for this one, and what is in them.
+const OTHER_ARCHIVES: [(&str, &str); 4] = [
+    ("cifar-10-batches-py", "the Python version of CIFAR-10"),
+    ("cifar-10-batches-mat", "the MATLAB version of CIFAR-10"),
+    ("cifar-100-binary", "CIFAR-100"),
+    ("cifar-100-python", "CIFAR-100"),
+];
+
+/// What is in a folder with the name of another archive's; `None` for other names.
+#[must_use]
+pub fn other_archive(folder: &OsStr) -> Option<&'static str> {
+    let mut known = OTHER_ARCHIVES.iter();
+    let (_, content) = known.find(|(name, _)| *name == folder)?;
+    Some(content)
+}
+
 /// Bytes per record: the label and the image.
 pub const RECORD_BYTES: usize = 1 + IMAGE_BYTES;
 
@@ -61,32 +107,47 @@ pub const RECORDS: usize = 10_000;
 /// Bytes per file.
 pub const FILE_BYTES: usize = RECORDS * RECORD_BYTES;
 
+/// A file of the data set, with the right size and labels.
+struct CheckedFile {
+    records: Records,
+    sha256: String,
+}
+
+impl CheckedFile {
+    fn read(path: &Path) -> Result<Self, Error> {
+        let file = File::open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                Error::dangling_link(path).unwrap_or_else(|| Error::MissingFile(path.to_owned()))
+            }
+            _ => Error::read(path)(error),
+        })?;
+        // One byte more than expected, to notice a longer file.
+        let mut bytes = Vec::with_capacity(FILE_BYTES + 1);
+        let mut first = (&file).take(FILE_BYTES as u64 + 1);
+        first.read_to_end(&mut bytes).map_err(Error::read(path))?;
+        if bytes.len() != FILE_BYTES {
+            return Err(Error::Size {
+                path: path.to_owned(),
+                found: file.metadata().map_err(Error::read(path))?.len(),
+                expected: FILE_BYTES,
+            });
+        }
+        let records = parse(&bytes).map_err(|BadLabel { record, label }| Error::Label {
+            path: path.to_owned(),
+            record,
+            label,
+        })?;
+        let sha256 = hexadecimal(&Sha256::digest(&bytes));
+        Ok(Self { records, sha256 })
+    }
+}
+
 /// Reads one file of the data set and checks its size and labels.
 ///
 /// # Errors
 /// When it is missing, has the wrong size, or contains a label above 9.
 pub fn read_file(path: &Path) -> Result<Records, Error> {
-    let read_error = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => Error::MissingFile(path.to_owned()),
-        _ => Error::read(path)(source),
-    };
-    let file = File::open(path).map_err(read_error)?;
-    // One byte more than expected, to notice a longer file.
-    let mut bytes = Vec::with_capacity(FILE_BYTES + 1);
-    let mut first = (&file).take(FILE_BYTES as u64 + 1);
-    first.read_to_end(&mut bytes).map_err(read_error)?;
-    if bytes.len() != FILE_BYTES {
-        return Err(Error::Size {
-            path: path.to_owned(),
-            found: file.metadata().map_err(read_error)?.len(),
-            expected: FILE_BYTES,
-        });
-    }
-    parse(&bytes).map_err(|BadLabel { record, label }| Error::Label {
-        path: path.to_owned(),
-        record,
-        label,
-    })
+    Ok(CheckedFile::read(path)?.records)
 }
 
 /// A label above 9.
@@ -99,17 +160,16 @@ struct BadLabel {
 /// Splits records into labels and pixels. A last, incomplete record is ignored.
 fn parse(bytes: &[u8]) -> Result<Records, BadLabel> {
     let count = bytes.len() / RECORD_BYTES;
-    let mut labels = Vec::with_capacity(count);
-    let mut pixels = Vec::with_capacity(count * IMAGE_BYTES);
+    let mut records = Records::with_capacity(count);
     for (record, bytes) in bytes.chunks_exact(RECORD_BYTES).enumerate() {
         let label = bytes[0];
         if usize::from(label) >= CLASSES {
             return Err(BadLabel { record, label });
         }
-        labels.push(label);
-        pixels.extend_from_slice(&bytes[1..]);
+        records.labels.push(label);
+        records.pixels.extend_from_slice(&bytes[1..]);
     }
-    Ok(Records { labels, pixels })
+    Ok(records)
 }
 
 /// The folder of the data set in `data_dir`.
@@ -120,7 +180,9 @@ pub fn folder(data_dir: &Path) -> Result<PathBuf, Error> {
     let folder = data_dir.join(FOLDER);
     for path in [data_dir, &folder] {
         let metadata = fs::metadata(path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::MissingFolder(folder.clone()),
+            io::ErrorKind::NotFound => Error::dangling_link(path)
+                .or_else(|| other_archive_in(data_dir))
+                .unwrap_or_else(|| Error::MissingFolder(folder.clone())),
             _ => Error::read(path)(error),
         })?;
         if !metadata.is_dir() {
@@ -130,48 +192,103 @@ pub fn folder(data_dir: &Path) -> Result<PathBuf, Error> {
     Ok(folder)
 }
 
+/// The error that names another archive unpacked in `data_dir`, if there is one.
+fn other_archive_in(data_dir: &Path) -> Option<Error> {
+    let mut folders = OTHER_ARCHIVES.iter();
+    let (name, content) = folders.find(|(name, _)| data_dir.join(name).is_dir())?;
+    Some(Error::OtherArchive {
+        path: data_dir.join(name),
+        content,
+    })
+}
+
+/// Checks that all six files are in `folder`, with the right sizes and labels. Returns their names and their SHA-256, in
+/// hexadecimal.
+///
+/// # Errors
+/// As for [`read_file`], for the first bad file.
+pub fn digests(folder: &Path) -> Result<Vec<(&'static str, String)>, Error> {
+    let names = SHA256.iter().map(|(name, _)| *name);
+    names
+        .map(|name| Ok((name, CheckedFile::read(&folder.join(name))?.sha256)))
+        .collect()
+}
+
 /// Checks that all six files are in `folder`, with the right sizes and labels.
 ///
 /// # Errors
 /// As for [`read_file`], for the first bad file.
 pub fn check(folder: &Path) -> Result<(), Error> {
-    for name in TRAINING_FILES.iter().chain([&TEST_FILE]) {
-        read_file(&folder.join(name))?;
-    }
-    Ok(())
+    digests(folder).map(drop)
 }
 
-/// Reads all images of `data_dir`.
+/// Whether this is the SHA-256, in hexadecimal, of the file of this name in the official archive.
+#[must_use]
+pub fn is_official(name: &str, sha256: &str) -> bool {
+    SHA256.contains(&(name, sha256))
+}
+
+/// Reads the images of `data_dir`: all of them, or the test images alone where no training images are wanted.
 ///
 /// # Errors
 /// As for [`read_file`].
 #[cfg(feature = "tensors")]
-fn load(data_dir: &Path) -> Result<Dataset, Error> {
+fn load(data_dir: &Path, wanted: Images) -> Result<Dataset, Error> {
+    use rayon::prelude::*;
     let folder = folder(data_dir)?;
-    let mut training = Records {
-        labels: Vec::with_capacity(INFO.images.training),
-        pixels: Vec::with_capacity(INFO.images.training * IMAGE_BYTES),
+    let names = match wanted.training {
+        0 => &SHA256[TRAINING_FILES.len()..],
+        _ => &SHA256[..],
     };
-    for name in TRAINING_FILES {
-        let mut records = read_file(&folder.join(name))?;
-        training.labels.append(&mut records.labels);
-        training.pixels.append(&mut records.pixels);
+    // At once, for the SHA-256 of 184 MB take longest.
+    let files: Vec<_> = names
+        .par_iter()
+        .map(|(name, _)| CheckedFile::read(&folder.join(name)))
+        .collect();
+    let mut foreign = Vec::new();
+    let mut training = Records::with_capacity(RECORDS * (names.len() - 1));
+    let mut test = Records::with_capacity(RECORDS);
+    for ((name, _), file) in names.iter().zip(files) {
+        let mut file = file?;
+        if !is_official(name, &file.sha256) {
+            foreign.push(*name);
+        }
+        let split = if *name == TEST_FILE {
+            &mut test
+        } else {
+            &mut training
+        };
+        split.labels.append(&mut file.records.labels);
+        split.pixels.append(&mut file.records.pixels);
     }
-    let test = read_file(&folder.join(TEST_FILE))?;
-    Dataset::new(training, test, *INFO.class_names)
+    let mut dataset = Dataset::new(training, test, *INFO.class_names)?;
+    dataset.warning = (!foreign.is_empty()).then(|| {
+        format!(
+            "in `{}`, the SHA-256 of {} is not that of CIFAR-10; `cargo xtask fetch-data{}` fetches the official files",
+            folder.display(),
+            foreign.join(", "),
+            data_dir_flag(data_dir)
+        )
+    });
+    Ok(dataset)
 }
 
 /// Where the files should be, and how to get them.
 fn remedy(data_dir: &Path) -> String {
-    let flag = if data_dir == Path::new("data") {
+    format!(
+        "no usable CIFAR-10 in `{}`; fetch it with `cargo xtask fetch-data{}`, or use --dataset synthetic",
+        data_dir.join(FOLDER).display(),
+        data_dir_flag(data_dir)
+    )
+}
+
+/// The flag of `cargo xtask fetch-data` for this data folder.
+fn data_dir_flag(data_dir: &Path) -> String {
+    if data_dir == Path::new("data") {
         String::new()
     } else {
         format!(" --data-dir {}", quoted(data_dir))
-    };
-    format!(
-        "no usable CIFAR-10 in `{}`; fetch it with `cargo xtask fetch-data{flag}`, or use --dataset synthetic",
-        data_dir.join(FOLDER).display()
-    )
+    }
 }
 
 #[cfg(test)]
@@ -254,5 +371,65 @@ mod tests {
         assert!(matches!(folder(dir.path()), Err(Error::MissingFolder(_))));
         fs::write(dir.path().join(FOLDER), "").unwrap();
         assert!(matches!(folder(dir.path()), Err(Error::NotAFolder(_))));
+    }
+
+    #[test]
+    fn other_archives_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("cifar-10-batches-py")).unwrap();
+        let error = folder(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("cifar-10-batches-py` is the Python version of CIFAR-10"),
+            "{error}"
+        );
+        fs::create_dir(dir.path().join(FOLDER)).unwrap();
+        folder(dir.path()).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_that_lead_nowhere_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = |path: &Path| std::os::unix::fs::symlink("/nonexistent", path).unwrap();
+        let name = dir.path().join(FOLDER);
+        link(&name);
+        let named = |error: Error| {
+            let error = error.to_string();
+            assert!(
+                error.contains("is a link to `/nonexistent`, which does not exist"),
+                "{error}"
+            );
+        };
+        named(folder(dir.path()).unwrap_err());
+        named(folder(&name).unwrap_err());
+        let file = dir.path().join(TEST_FILE);
+        link(&file);
+        named(read_file(&file).err().unwrap());
+    }
+
+    #[cfg(feature = "tensors")]
+    #[test]
+    fn test_images_are_read_alone_and_other_files_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let set = dir.path().join(FOLDER);
+        fs::create_dir(&set).unwrap();
+        fs::write(set.join(TEST_FILE), vec![0; FILE_BYTES]).unwrap();
+        let test_only = Images {
+            training: 0,
+            test: 1,
+        };
+        let dataset = load(dir.path(), test_only).unwrap();
+        assert_eq!(
+            (dataset.training().len(), dataset.test().len()),
+            (0, 10_000)
+        );
+        let warning = dataset.warning().unwrap();
+        assert!(
+            warning.contains("the SHA-256 of test_batch.bin is not that of CIFAR-10"),
+            "{warning}"
+        );
+        // The first missing file, although all are read at once.
+        let error = load(dir.path(), INFO.images).err().unwrap().to_string();
+        assert!(error.contains("data_batch_1.bin` is missing"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! A data set in memory: all images and labels as `u8`.
 
 use crate::error::Error;
-use crate::records::{CLASSES, Records};
+use crate::records::{CLASSES, Records, hexadecimal};
 use candle_core::{Device, Result as TensorResult, Tensor};
 use candle_datasets::vision;
 use rng::{Purpose, Stream};
@@ -12,6 +12,7 @@ pub struct Dataset {
     training: Split,
     test: Split,
     class_names: [&'static str; CLASSES],
+    pub(crate) warning: Option<String>,
 }
 
 impl Dataset {
@@ -24,6 +25,7 @@ impl Dataset {
             training: Split::new(training)?,
             test: Split::new(test)?,
             class_names,
+            warning: None,
         })
     }
 
@@ -57,6 +59,12 @@ impl Dataset {
         self.class_names
     }
 
+    /// For files that are not those of the data set: which, and what to do about it.
+    #[must_use]
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
+    }
+
     /// SHA-256, in hexadecimal, of the concatenated training labels, training pixels, test labels and test pixels.
     ///
     /// # Errors
@@ -69,8 +77,7 @@ impl Dataset {
                 hasher.update(pixels);
             })?;
         }
-        let digest = hasher.finalize();
-        Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hexadecimal(&hasher.finalize()))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Why a data set cannot be read.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,22 @@ pub enum Error {
     /// The path is not a folder.
     #[error("`{}` is not a folder", .0.display())]
     NotAFolder(PathBuf),
+    /// There is a link, but not what it leads to.
+    #[error("`{}` is a link to `{}`, which does not exist: create that, or remove the link", path.display(), target.display())]
+    DanglingLink {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads to.
+        target: PathBuf,
+    },
+    /// There is only the folder of another archive.
+    #[error("`{}` is {content}, but the binary version of CIFAR-10 is needed", path.display())]
+    OtherArchive {
+        /// The other folder.
+        path: PathBuf,
+        /// What is in it.
+        content: &'static str,
+    },
     /// A file of the data set does not exist.
     #[error("the file `{}` is missing", .0.display())]
     MissingFile(PathBuf),
@@ -50,6 +67,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// The error for a path that is a link to nothing; `None` for other paths.
+    #[must_use]
+    pub fn dangling_link(path: &Path) -> Option<Self> {
+        let target = fs::read_link(path).ok()?;
+        (!path.exists()).then(|| Self::DanglingLink {
+            path: path.to_owned(),
+            target,
+        })
+    }
+
     /// Adds the path to an error of the operating system.
     pub(crate) fn read(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();

@@ -38,7 +38,8 @@ pub struct Images {
 }
 
 impl DatasetInfo {
-    /// Reads all images in `data_dir`; where the data set is generated, generates `images`.
+    /// Reads the images in `data_dir`: all of them, or the test images alone where `images` has no training images. Where
+    /// the data set is generated, generates `images`.
     ///
     /// # Errors
     /// When files are missing or damaged.

@@ -1,4 +1,4 @@
-//! Labelled images as bytes.
+//! Labelled images as bytes, and their digests.
 
 /// The number of classes.
 pub(crate) const CLASSES: usize = 10;
@@ -12,4 +12,19 @@ pub struct Records {
     pub labels: Vec<u8>,
     /// Images of 3,072 bytes, `[3, 32, 32]`.
     pub pixels: Vec<u8>,
+}
+
+impl Records {
+    /// No images, with memory for `images` of them.
+    pub(crate) fn with_capacity(images: usize) -> Self {
+        Self {
+            labels: Vec::with_capacity(images),
+            pixels: Vec::with_capacity(images * IMAGE_BYTES),
+        }
+    }
+}
+
+/// The bytes of a digest, in hexadecimal.
+pub(crate) fn hexadecimal(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -2,24 +2,54 @@
 
 use candle_core::DType;
 use datasets::DatasetInfo;
+use datasets::cifar10::{FOLDER, TEST_FILE, TRAINING_FILES};
 use std::env;
+use std::fs;
 use std::io::{Write, stderr};
 use std::path::{Path, PathBuf};
 
-#[test]
-fn images_and_labels_match_candle() -> candle_core::Result<()> {
+/// The data folder; `None` where it has no CIFAR-10.
+fn cifar10_dir() -> Option<PathBuf> {
     let data = env::var_os("CIFAR10_DIR").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data"),
         PathBuf::from,
     );
-    let folder = data.join(datasets::cifar10::FOLDER);
-    if !folder.is_dir() {
-        // Written directly, since the test harness captures what is printed.
-        let _ = writeln!(stderr(), "skipped: no CIFAR-10 in `{}`", data.display());
-        return Ok(());
+    if data.join(FOLDER).is_dir() {
+        return Some(data);
     }
+    // Written directly, since the test harness captures what is printed.
+    let _ = writeln!(stderr(), "skipped: no CIFAR-10 in `{}`", data.display());
+    None
+}
+
+#[test]
+fn a_file_copied_over_another_is_named() {
+    let Some(data) = cifar10_dir() else { return };
+    let cifar10: DatasetInfo = "cifar10".parse().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let folder = copy.path().join(FOLDER);
+    fs::create_dir(&folder).unwrap();
+    for name in TRAINING_FILES {
+        fs::copy(data.join(FOLDER).join(name), folder.join(name)).unwrap();
+    }
+    fs::copy(folder.join(TRAINING_FILES[0]), folder.join(TEST_FILE)).unwrap();
+    let set = cifar10.load(copy.path(), cifar10.images).unwrap();
+    let warning = set.warning().unwrap();
+    assert!(
+        warning.contains("the SHA-256 of test_batch.bin is not that of CIFAR-10"),
+        "{warning}"
+    );
+}
+
+#[test]
+fn images_and_labels_match_candle() -> candle_core::Result<()> {
+    let Some(data) = cifar10_dir() else {
+        return Ok(());
+    };
+    let folder = data.join(FOLDER);
     let cifar10: DatasetInfo = "cifar10".parse().unwrap();
     let ours = cifar10.load(&data, cifar10.images).unwrap();
+    assert_eq!(ours.warning(), None);
     let theirs = candle_datasets::vision::cifar::load_dir(&folder)?;
     let ours = ours.tensors();
     assert_eq!(ours.labels, theirs.labels);

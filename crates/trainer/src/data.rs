@@ -3,13 +3,15 @@
 use anyhow::Context;
 use datasets::{DatasetInfo, Images, Split};
 use run::EvaluationSplit;
-use run::cli::UsageError;
+use run::cli::{self, UsageError};
 use std::num::NonZeroUsize;
 use std::path::Path;
 
 /// The part of a data set to load.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Limits {
+    /// No training images: the command evaluates only.
+    pub(crate) test_only: bool,
     /// The first training images only.
     pub(crate) train: Option<NonZeroUsize>,
     /// The first test images only.
@@ -36,7 +38,10 @@ impl Data {
     pub(crate) fn load(info: DatasetInfo, data_dir: &Path, limits: Limits) -> anyhow::Result<Self> {
         let count = |limit: Option<NonZeroUsize>, all| limit.map_or(all, NonZeroUsize::get);
         let images = Images {
-            training: count(limits.train, info.images.training),
+            training: match limits.test_only {
+                true => 0,
+                false => count(limits.train, info.images.training),
+            },
             test: count(limits.test, info.images.test),
         };
         if let Some(most) = info.max_generated {
@@ -75,6 +80,9 @@ impl Data {
             train = limited("--overfit-batches", train, Some(images))?;
             test = train.clone();
             evaluated = EvaluationSplit::Validation;
+        }
+        if let Some(warning) = dataset.warning() {
+            cli::note(&format!("warning: {warning}"));
         }
         Ok(Self {
             train,

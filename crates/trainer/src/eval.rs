@@ -44,8 +44,7 @@ pub(crate) struct EvalArgs {
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let loaded = load(&args.weights)?;
     let limits = Limits {
-        // A generated data set needs no training images here.
-        train: args.dataset.max_generated.map(|_| NonZeroUsize::MIN),
+        test_only: true,
         test: args.limit_test,
         ..Limits::default()
     };

@@ -30,6 +30,7 @@ impl Setup {
             test: run.limit_test,
             validation: run.validation.map(|images| (images, run.seed)),
             overfit: overfit.map(|batches| batches.saturating_mul(run.batch_size)),
+            ..Limits::default()
         };
         let setup = Self {
             data: Data::load(resolved.dataset, &run.data_dir, limits)?,

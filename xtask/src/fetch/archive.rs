@@ -1,11 +1,12 @@
 //! The official archive: its digest, and unpacking it.
 
-use anyhow::{Context, bail, ensure};
-use datasets::cifar10::{FILE_BYTES, FOLDER, TEST_FILE, TRAINING_FILES};
+use super::space;
+use anyhow::{bail, ensure};
+use datasets::cifar10::{FILE_BYTES, FOLDER, TEST_FILE, TRAINING_FILES, other_archive};
 use flate2::read::GzDecoder;
 use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Component, Path};
 use tar::EntryType;
 
@@ -21,6 +22,9 @@ pub(crate) const MAX_ARCHIVE_BYTES: u64 = 1 << 28;
 
 /// Maximum size in bytes of the small files in the archive: a list of classes and a page about the data set.
 const MAX_SMALL_FILE: u64 = 1 << 20;
+
+/// Bytes that the unpacked files take on disk, with some for the small files.
+pub(crate) const UNPACKED_BYTES: u64 = 6 * FILE_BYTES as u64 + (1 << 16);
 
 /// Maximum number of bytes read from an archive: the six files, the small files and the tar headers.
 const MAX_UNPACKED: u64 = 6 * FILE_BYTES as u64 + (8 << 20);
@@ -49,34 +53,56 @@ pub(crate) fn parse_sha256(text: &str) -> Result<String, String> {
     }
 }
 
-/// Unpacks the files of CIFAR-10 from the gzipped tar archive at `path` into the empty folder `folder`, and checks them.
+/// Unpacks the files of CIFAR-10 from the tar archive at `path`, which may be compressed with gzip, into the empty folder
+/// `folder`. What a Mac adds to archives is skipped.
 ///
 /// # Errors
 /// When the archive is damaged, when it has anything else than files directly in `cifar-10-batches-bin` (another path, a
-/// link), when a file is too large, or when the files are not those of CIFAR-10.
+/// link), when a file is too large, or when the files cannot be written.
 pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
-    let file = File::open(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let bytes = GzDecoder::new(io::BufReader::new(file)).take(MAX_UNPACKED);
-    let damaged = || {
-        format!(
-            "`{}` is damaged, or not an archive of CIFAR-10",
-            path.display()
-        )
+    let shown = path.display();
+    let unreadable = |error: io::Error| {
+        let context = match error.raw_os_error() {
+            Some(_) => format!("cannot read `{shown}`"),
+            None => format!("`{shown}` is damaged, or not an archive of CIFAR-10"),
+        };
+        anyhow::Error::new(error).context(context)
     };
-    let mut archive = tar::Archive::new(bytes);
-    for entry in archive.entries().with_context(damaged)? {
-        let mut entry = entry.with_context(damaged)?;
-        let name = entry.path().with_context(damaged)?.into_owned();
-        let shown = name.display().to_string();
-        if entry.header().entry_type() == EntryType::Directory {
+    let file = File::open(path).map_err(unreadable)?;
+    let mut bytes = BufReader::new(file);
+    // Browsers may remove the compression, and leave the name.
+    let is_gzip = bytes
+        .fill_buf()
+        .map_err(unreadable)?
+        .starts_with(b"\x1f\x8b");
+    let bytes: Box<dyn Read> = match is_gzip {
+        true => Box::new(GzDecoder::new(bytes)),
+        false => Box::new(bytes),
+    };
+    let mut archive = tar::Archive::new(bytes.take(MAX_UNPACKED));
+    for entry in archive.entries().map_err(unreadable)? {
+        let mut entry = entry.map_err(unreadable)?;
+        let name = entry.path().map_err(unreadable)?.into_owned();
+        let kind = entry.header().entry_type();
+        if matches!(kind, EntryType::Directory | EntryType::XGlobalHeader) || is_of_a_mac(&name) {
             continue;
         }
+        let shown = name.display();
         ensure!(
-            entry.header().entry_type() == EntryType::Regular,
+            kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse(),
             "the archive is refused: `{shown}` is not a regular file"
         );
         let Some(name) = file_name(&name) else {
-            bail!("the archive is refused: `{shown}` is not directly in {FOLDER}");
+            let other = name
+                .components()
+                .find_map(|part| other_archive(part.as_os_str()));
+            bail!(match other {
+                Some(content) => format!(
+                    "the archive is refused: it is {content}, but the binary version of CIFAR-10 is needed: \
+                     cifar-10-binary.tar.gz"
+                ),
+                None => format!("the archive is refused: `{shown}` is not directly in {FOLDER}"),
+            });
         };
         let image_file = TRAINING_FILES.contains(&name) || name == TEST_FILE;
         let max = if image_file {
@@ -84,18 +110,35 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
         } else {
             MAX_SMALL_FILE
         };
+        let size = entry.size();
         ensure!(
-            entry.size() <= max,
-            "the archive is refused: `{shown}` has {} bytes, more than {max}",
-            entry.size()
+            size <= max,
+            "the archive is refused: `{shown}` has {size} bytes, more than {max}"
         );
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).map_err(unreadable)?;
+        if content.len() as u64 != size {
+            return Err(unreadable(io::ErrorKind::UnexpectedEof.into()));
+        }
         let target = folder.join(name);
-        let cannot_write = || format!("cannot write `{}`", target.display());
-        let mut out = File::create_new(&target).with_context(cannot_write)?;
-        io::copy(&mut entry, &mut out).with_context(damaged)?;
-        out.sync_all().with_context(cannot_write)?;
+        write(&target, &content).map_err(space::cannot_write(&target, UNPACKED_BYTES))?;
     }
-    datasets::cifar10::check(folder).context("the archive is refused")
+    Ok(())
+}
+
+/// Writes a file and flushes it to disk.
+fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+/// Whether a file has what a Mac knows about another one, or about a folder.
+fn is_of_a_mac(path: &Path) -> bool {
+    path.components().any(|part| {
+        let name = part.as_os_str();
+        name.as_encoded_bytes().starts_with(b"._") || name == "__MACOSX" || name == ".DS_Store"
+    })
 }
 
 /// The name of a file directly in `cifar-10-batches-bin`; `None` for another path.
@@ -111,6 +154,7 @@ fn file_name(path: &Path) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use anyhow::Context;
     use flate2::Compression;
     use flate2::write::GzEncoder;
     use proptest::prelude::*;
@@ -144,7 +188,8 @@ mod tests {
         let outside = tempfile::tempdir().unwrap();
         let folder = outside.path().join("folder");
         fs::create_dir(&folder).unwrap();
-        let result = unpack(archive(entries).path(), &folder);
+        let result = unpack(archive(entries).path(), &folder)
+            .and_then(|()| datasets::cifar10::check(&folder).context("the archive is refused"));
         let message = result.map_or_else(|error| format!("{error:#}"), |()| "fine".to_owned());
         let outside = fs::read_dir(&outside).unwrap().count() - 1;
         (

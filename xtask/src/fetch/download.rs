@@ -1,15 +1,17 @@
 //! Downloads that resume after an interruption.
 
 use super::archive::{self, MAX_ARCHIVE_BYTES, OFFICIAL, OFFICIAL_BYTES};
-use anyhow::{Context, anyhow, bail, ensure};
+use super::{space, tls};
+use anyhow::{Context, anyhow, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use run::cli;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
+use ureq::Agent;
 
 /// Timeout for connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -23,23 +25,29 @@ const MAX_FRUITLESS: u32 = 3;
 /// Size of a read in bytes.
 const CHUNK: usize = 1 << 16;
 
-/// The file of a download, which may be incomplete. It is locked: only this process writes to it.
+/// The file of a download, which may be incomplete.
 pub(crate) struct Partial {
     path: PathBuf,
     file: File,
     /// The digest of the whole archive.
     sha256: String,
+    /// Bytes on the same disk that are needed after the download.
+    needed_after: u64,
 }
 
-/// A transfer that is complete, or was interrupted, so that another attempt may resume it.
-type Transfer = Result<(), anyhow::Error>;
-
-/// The context of errors of the local file, such as a full disk.
-const CANNOT_STORE: &str = "cannot write the received data";
+/// Why an archive was not received.
+enum Failure {
+    /// The connection was interrupted: another attempt may resume.
+    Interrupted(anyhow::Error),
+    /// This mirror cannot be used.
+    Mirror(anyhow::Error),
+    /// No mirror can be used, because of the file here.
+    Local(anyhow::Error),
+}
 
 impl Partial {
     /// Opens the file that an earlier process left at `path`, or creates it.
-    pub(crate) fn open(path: PathBuf, sha256: String) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: PathBuf, sha256: String, needed_after: u64) -> anyhow::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -47,23 +55,31 @@ impl Partial {
             .truncate(false)
             .open(&path)
             .with_context(|| format!("cannot write `{}`", path.display()))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { path, file, sha256 }),
-            Err(TryLockError::WouldBlock) => {
-                bail!("another download to `{}` is running", path.display())
-            }
-            Err(TryLockError::Error(error)) => {
-                Err(error).with_context(|| format!("cannot lock `{}`", path.display()))
-            }
-        }
+        Ok(Self {
+            path,
+            file,
+            sha256,
+            needed_after,
+        })
     }
 
     /// Downloads the archive from the first of `mirrors` that has it, and returns its path.
     pub(crate) fn complete(&mut self, mirrors: &[String]) -> anyhow::Result<&Path> {
+        let agent: Agent = Agent::config_builder()
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_recv_response(Some(READ_TIMEOUT))
+            .http_status_as_error(false)
+            .user_agent("cargo xtask fetch-data")
+            .tls_config(tls::config()?)
+            .build()
+            .into();
         for mirror in mirrors {
-            match self.complete_from(mirror) {
+            match self.complete_from(&agent, mirror) {
                 Ok(()) => return Ok(&self.path),
-                Err(error) => cli::note(&format!("{mirror}: {error:#}")),
+                Err(Failure::Interrupted(error) | Failure::Mirror(error)) => {
+                    cli::note(&format!("{mirror}: {error:#}"));
+                }
+                Err(Failure::Local(error)) => return Err(error),
             }
         }
         Err(anyhow!(
@@ -75,10 +91,9 @@ impl Partial {
 
     /// Removes the file if it is empty; otherwise the next call resumes the download.
     pub(crate) fn remove_empty(self) -> anyhow::Result<()> {
-        if self.length()? == 0 {
-            self.remove()
-        } else {
-            Ok(())
+        match self.file.metadata() {
+            Ok(metadata) if metadata.len() == 0 => self.remove(),
+            _ => Ok(()),
         }
     }
 
@@ -88,38 +103,39 @@ impl Partial {
             .with_context(|| format!("cannot remove `{}`", self.path.display()))
     }
 
-    fn complete_from(&mut self, mirror: &str) -> anyhow::Result<()> {
+    fn complete_from(&mut self, agent: &Agent, mirror: &str) -> Result<(), Failure> {
         let resumed = self.length()? > 0;
-        self.receive(mirror)?;
-        let mut found = archive::sha256(&self.path)?;
+        self.receive(agent, mirror)?;
+        let mut found = self.found_sha256()?;
         if found != self.sha256 && resumed {
             self.clear()?;
             cli::note("the data received before are not from this archive; starting again");
-            self.receive(mirror)?;
-            found = archive::sha256(&self.path)?;
+            self.receive(agent, mirror)?;
+            found = self.found_sha256()?;
         }
         let matches = check("what it sent", &found, &self.sha256);
         if matches.is_err() {
             self.clear()?;
         }
-        matches
+        matches.map_err(Failure::Mirror)
     }
 
     /// Receives data until the archive is complete. Resumes after every interruption.
-    fn receive(&mut self, mirror: &str) -> anyhow::Result<()> {
+    fn receive(&mut self, agent: &Agent, mirror: &str) -> Result<(), Failure> {
         if Some(self.length()?) == self.expected_bytes() {
             return Ok(());
         }
         let mut fruitless = 0;
         loop {
             let before = self.length()?;
-            let Err(error) = self.receive_once(mirror)? else {
-                return Ok(());
+            let error = match self.receive_once(agent, mirror) {
+                Err(Failure::Interrupted(error)) => error,
+                result => return result,
             };
             let have = self.length()?;
             fruitless = if have > before { 0 } else { fruitless + 1 };
             if fruitless == MAX_FRUITLESS {
-                return Err(error);
+                return Err(Failure::Interrupted(error));
             }
             let next = match have {
                 0 => "trying again".to_owned(),
@@ -131,31 +147,19 @@ impl Partial {
     }
 
     /// Requests the missing data once.
-    ///
-    /// # Errors
-    /// When this mirror cannot be used.
-    fn receive_once(&mut self, mirror: &str) -> anyhow::Result<Transfer> {
+    fn receive_once(&mut self, agent: &Agent, mirror: &str) -> Result<(), Failure> {
+        let unusable = |message: String| Err(Failure::Mirror(anyhow!(message)));
+        let interrupted = |message: String| Err(Failure::Interrupted(anyhow!(message)));
         let mut have = self.length()?;
-        let agent: ureq::Agent = ureq::Agent::config_builder()
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(READ_TIMEOUT))
-            .http_status_as_error(false)
-            .user_agent("cargo xtask fetch-data")
-            .build()
-            .into();
         let mut request = agent.get(mirror);
         if have > 0 {
             request = request.header("Range", format!("bytes={have}-"));
         }
-        let response = match request.call() {
-            Ok(response) => response,
-            Err(
-                error @ (ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::HostNotFound),
-            ) => {
-                return Err(error.into());
-            }
-            Err(error) => return Ok(Err(error.into())),
-        };
+        let response = request.call().map_err(|error| match tls::refusal(&error) {
+            Some(refusal) => Failure::Mirror(refusal),
+            None if is_lasting(&error) => Failure::Mirror(error.into()),
+            None => Failure::Interrupted(error.into()),
+        })?;
         let header = |name| response.headers().get(name)?.to_str().ok();
         let total = match response.status().as_u16() {
             200 => {
@@ -165,38 +169,46 @@ impl Partial {
             }
             206 => {
                 let range = header("Content-Range").and_then(content_range);
-                let (start, total) =
-                    range.context("it sent a range without a valid Content-Range")?;
-                ensure!(
-                    start == have,
-                    "it sent a range from byte {start}, not from {have}"
-                );
+                let Some((start, total)) = range else {
+                    return unusable("it sent a range without a valid Content-Range".to_owned());
+                };
+                if start != have {
+                    return unusable(format!(
+                        "it sent a range from byte {start}, not from {have}"
+                    ));
+                }
                 total
             }
             416 => {
                 // The range is empty: the file here is complete, or is another one.
-                if archive::sha256(&self.path)? != self.sha256 {
+                if self.found_sha256()? != self.sha256 {
                     self.clear()?;
-                    return Ok(Err(anyhow!(
-                        "it has no more bytes than were received before"
-                    )));
+                    return interrupted(
+                        "it has no more bytes than were received before".to_owned(),
+                    );
                 }
-                return Ok(Ok(()));
+                return Ok(());
             }
-            status => bail!("it answered with status {status}"),
+            status => return unusable(format!("it answered with status {status}")),
         };
-        if let (Some(total), Some(expected)) = (total, self.expected_bytes()) {
-            ensure!(
-                total == expected,
+        if let (Some(total), Some(expected)) = (total, self.expected_bytes())
+            && total != expected
+        {
+            return unusable(format!(
                 "it has an archive of {total} bytes, the official one has {expected}; \
                  if you trust it, give its digest with --sha256"
-            );
+            ));
         }
         let total = total.or(self.expected_bytes());
-        self.file.set_len(have).context(CANNOT_STORE)?;
         self.file
-            .seek(SeekFrom::Start(have))
-            .context(CANNOT_STORE)?;
+            .set_len(have)
+            .and_then(|()| self.file.seek(SeekFrom::Start(have)))
+            .map_err(self.local())?;
+        let missing = total.map_or(0, |total| total.saturating_sub(have));
+        let needed = missing
+            .min(MAX_ARCHIVE_BYTES)
+            .saturating_add(self.needed_after);
+        space::check(&self.path, needed).map_err(Failure::Local)?;
         let bar = bar(total, have);
         cli::note(&match have {
             0 => format!("{mirror}: receiving"),
@@ -209,27 +221,28 @@ impl Partial {
                     have += chunk.len() as u64;
                     if have > total.unwrap_or(u64::MAX).min(MAX_ARCHIVE_BYTES) {
                         self.clear()?;
-                        bail!("it sent more bytes than expected");
+                        return unusable("it sent more bytes than expected".to_owned());
                     }
-                    self.file.write_all(&chunk).context(CANNOT_STORE)?;
+                    self.file.write_all(&chunk).map_err(|error| {
+                        Failure::Local(space::cannot_write(&self.path, needed)(error))
+                    })?;
                     bar.inc(chunk.len() as u64);
                 }
-                Ok(Err(error)) => return Ok(Err(error).context("the connection was interrupted")),
+                Ok(Err(error)) => {
+                    return interrupted(format!("the connection was interrupted: {error}"));
+                }
                 Err(RecvTimeoutError::Timeout) => {
                     let seconds = READ_TIMEOUT.as_secs();
-                    return Ok(Err(anyhow!("it sent nothing for {seconds} s")));
+                    return interrupted(format!("it sent nothing for {seconds} s"));
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         bar.finish_and_clear();
         if total.is_some_and(|total| have < total) {
-            return Ok(Err(anyhow!(
-                "the connection was interrupted after {have} bytes"
-            )));
+            return interrupted(format!("the connection was interrupted after {have} bytes"));
         }
-        self.file.sync_all().context(CANNOT_STORE)?;
-        Ok(Ok(()))
+        self.file.sync_all().map_err(self.local())
     }
 
     /// The size of the archive in bytes, if it is the official one.
@@ -237,13 +250,36 @@ impl Partial {
         (self.sha256 == OFFICIAL).then_some(OFFICIAL_BYTES)
     }
 
-    fn clear(&mut self) -> anyhow::Result<()> {
-        self.file.set_len(0).context(CANNOT_STORE)
+    fn clear(&self) -> Result<(), Failure> {
+        self.file.set_len(0).map_err(self.local())
     }
 
-    fn length(&self) -> anyhow::Result<u64> {
-        Ok(self.file.metadata().context(CANNOT_STORE)?.len())
+    fn length(&self) -> Result<u64, Failure> {
+        Ok(self.file.metadata().map_err(self.local())?.len())
     }
+
+    fn found_sha256(&self) -> Result<String, Failure> {
+        archive::sha256(&self.path).map_err(self.local())
+    }
+
+    /// An error of the file.
+    fn local(&self) -> impl FnOnce(io::Error) -> Failure + use<> {
+        let path = self.path.clone();
+        move |error| Failure::Local(space::cannot_write(&path, 0)(error))
+    }
+}
+
+/// Whether another request would fail as well.
+fn is_lasting(error: &ureq::Error) -> bool {
+    matches!(
+        error,
+        ureq::Error::BadUri(_)
+            | ureq::Error::Http(_)
+            | ureq::Error::HostNotFound
+            | ureq::Error::InvalidProxyUrl
+            | ureq::Error::TooManyRedirects
+            | ureq::Error::Tls(_)
+    )
 }
 
 /// Checks the digest of an archive, which `what` names in the error.

@@ -2,11 +2,17 @@
 
 mod archive;
 mod download;
+mod installation;
+mod lock;
+mod space;
+mod tls;
 
 use anyhow::Context;
-use archive::{OFFICIAL, parse_sha256};
-use datasets::cifar10;
+use archive::{OFFICIAL, UNPACKED_BYTES, parse_sha256};
+use datasets::{Error, cifar10};
 use download::{Partial, address, check_file};
+use installation::{Digests, Installation, first_unofficial};
+use lock::Lock;
 use run::NativePath;
 use run::cli::{self, Exit};
 use std::fs;
@@ -30,7 +36,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ARCHIVE", conflicts_with = "mirrors")]
     from_file: Option<NativePath>,
 
-    /// The SHA-256 of the archive [default: the official archive's].
+    /// The SHA-256 of the archive [default: the official archive's; with --from-file, the official files' decide].
     #[arg(long, value_name = "HEX", value_parser = parse_sha256)]
     sha256: Option<String>,
 
@@ -51,66 +57,115 @@ impl Args {
             ..Self::default()
         }
     }
+
+    /// The SHA-256 of the archive.
+    fn sha256(&self) -> &str {
+        self.sha256.as_deref().unwrap_or(OFFICIAL)
+    }
 }
 
 /// Fetches the data, unless they are present.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let data_dir: &Path = &args.data_dir;
-    let folder = data_dir.join(cifar10::FOLDER);
     fs::create_dir_all(data_dir)
+        .map_err(|error| match Error::dangling_link(data_dir) {
+            Some(link) => anyhow::Error::new(link),
+            None => error.into(),
+        })
         .with_context(|| format!("cannot create the data folder `{}`", data_dir.display()))?;
-    if folder.exists() && !args.force {
-        match cifar10::check(&folder) {
-            Ok(()) => {
-                cli::line(&format!(
-                    "CIFAR-10 is in `{}`: complete and verified (60,000 images, 6 files)",
-                    folder.display()
-                ));
-                return Ok(Exit::Success);
-            }
-            Err(error) => cli::note(&format!("{error}; fetching CIFAR-10 again")),
-        }
+    if is_present(args)? {
+        return Ok(Exit::Success);
     }
-    let sha256 = args.sha256.as_deref().unwrap_or(OFFICIAL);
-    if let Some(archive) = &args.from_file {
-        check_file(archive, sha256)?;
-        install(archive, data_dir)?;
-    } else {
-        let mirrors = match args.mirrors.as_slice() {
-            [] => &MIRRORS.map(str::to_owned),
-            mirrors => mirrors,
-        };
-        let path = data_dir.join("cifar-10-binary.tar.gz.part");
-        let mut partial = Partial::open(path, sha256.to_owned())?;
-        match partial.complete(mirrors) {
-            Ok(archive) => install(archive, data_dir)?,
-            Err(error) => {
-                partial.remove_empty()?;
-                return Err(error);
-            }
-        }
-        partial.remove()?;
+    let lock = Lock::wait(data_dir, cli::note)?;
+    if lock.waited && is_present(args)? {
+        return Ok(Exit::Success);
     }
+    let installation = Installation::prepare(data_dir)?;
+    let folder = installation.folder().to_owned();
+    let digests = match &args.from_file {
+        Some(archive) => install_file(args, archive, installation)?,
+        None => download(args, installation)?,
+    };
     cli::line(&format!(
         "CIFAR-10 is in `{}`: 60,000 images, 6 files",
         folder.display()
     ));
+    if let Some((name, _)) = first_unofficial(&digests) {
+        cli::note(&format!(
+            "warning: `{name}` is not the official file of this name, but the archive has the SHA-256 of --sha256"
+        ));
+    }
     Ok(Exit::Success)
 }
 
-/// Unpacks into a temporary folder, checks the files, and only then moves them into place.
-fn install(archive: &Path, data_dir: &Path) -> anyhow::Result<()> {
-    let folder = data_dir.join(cifar10::FOLDER);
-    let cannot_write = || format!("cannot write to the data folder `{}`", data_dir.display());
-    let beside = tempfile::Builder::new()
-        .prefix(".unpacking-")
-        .tempdir_in(data_dir)
-        .with_context(cannot_write)?;
-    let new = beside.path().join("new");
-    fs::create_dir(&new).with_context(cannot_write)?;
-    archive::unpack(archive, &new)?;
-    if folder.exists() {
-        atomic_file::rename(&folder, &beside.path().join("old")).with_context(cannot_write)?;
+/// Whether the data are present and need not be fetched. Prints what is found.
+///
+/// # Errors
+/// When something is in the way.
+fn is_present(args: &Args) -> anyhow::Result<bool> {
+    let folder = match cifar10::folder(&args.data_dir) {
+        Ok(folder) => folder,
+        Err(Error::MissingFolder(_) | Error::OtherArchive { .. }) => return Ok(false),
+        Err(error) => {
+            let data_dir = args.data_dir.display();
+            let context = format!("cannot write to the data folder `{data_dir}`");
+            return Err(anyhow::Error::new(error).context(context));
+        }
+    };
+    if args.force {
+        return Ok(false);
     }
-    atomic_file::rename(&new, &folder).with_context(cannot_write)
+    let verified = installation::verify(&folder, args.sha256());
+    match &verified {
+        Ok(()) => cli::line(&format!(
+            "CIFAR-10 is in `{}`: complete and verified (60,000 images, 6 files)",
+            folder.display()
+        )),
+        Err(error) => cli::note(&format!("{error:#}; fetching CIFAR-10 again")),
+    }
+    Ok(verified.is_ok())
+}
+
+/// Installs the files of a local archive. Without `--sha256`, any archive of the official files will do.
+fn install_file(
+    args: &Args,
+    archive: &Path,
+    installation: Installation,
+) -> anyhow::Result<Digests> {
+    if let Some(sha256) = &args.sha256 {
+        check_file(archive, sha256)?;
+    }
+    space::check(installation.folder(), UNPACKED_BYTES)?;
+    let digests = installation.unpack(archive)?;
+    if let (None, Some((name, _))) = (&args.sha256, first_unofficial(&digests)) {
+        check_file(archive, OFFICIAL)
+            .with_context(|| format!("the archive is refused: its `{name}` is not CIFAR-10's"))?;
+    }
+    installation.finish(&digests, args.sha256())?;
+    Ok(digests)
+}
+
+/// Downloads the archive, and installs its files.
+fn download(args: &Args, installation: Installation) -> anyhow::Result<Digests> {
+    let mirrors = match args.mirrors.as_slice() {
+        [] => &MIRRORS.map(str::to_owned),
+        mirrors => mirrors,
+    };
+    space::check(installation.folder(), UNPACKED_BYTES)?;
+    let needed_after = match space::is_shared(&args.data_dir, installation.folder()) {
+        true => UNPACKED_BYTES,
+        false => 0,
+    };
+    let path = args.data_dir.join("cifar-10-binary.tar.gz.part");
+    let mut partial = Partial::open(path, args.sha256().to_owned(), needed_after)?;
+    let digests = match partial.complete(mirrors) {
+        Ok(archive) => installation.unpack(archive)?,
+        Err(error) => {
+            partial.remove_empty()?;
+            return Err(error);
+        }
+    };
+    installation.finish(&digests, args.sha256())?;
+    partial.remove()?;
+    Ok(digests)
 }

@@ -1,0 +1,215 @@
+//! The folder of the data set: what is in it, and new files for it.
+
+use super::archive;
+use anyhow::{Context, bail, ensure};
+use datasets::cifar10::{self, FOLDER, TEST_FILE, TRAINING_FILES};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+/// The file with the SHA-256 of files that are not the official ones, in the format of the program `sha256sum`.
+const DIGESTS: &str = "SHA256SUMS";
+
+/// How the name of the folder begins in which files are unpacked.
+const UNPACKING: &str = ".unpacking-";
+
+/// The names of the six files and their SHA-256.
+pub(crate) type Digests = Vec<(&'static str, String)>;
+
+/// The first of these that is not the official file.
+pub(crate) fn first_unofficial(digests: &Digests) -> Option<&(&'static str, String)> {
+    digests
+        .iter()
+        .find(|(name, sha256)| !cifar10::is_official(name, sha256))
+}
+
+/// Checks that the files in `folder` are the official ones, or were unpacked from the archive with this SHA-256.
+///
+/// # Errors
+/// The error names the first file that is not.
+pub(crate) fn verify(folder: &Path, archive_sha256: &str) -> anyhow::Result<()> {
+    let digests = cifar10::digests(folder)?;
+    let Some(mut wrong) = first_unofficial(&digests) else {
+        return Ok(());
+    };
+    let kept = kept_digests(folder);
+    let mut kept = kept.lines();
+    if kept.next() == Some(&first_line(archive_sha256)) {
+        let kept: Vec<_> = kept.collect();
+        let mut files = digests.iter();
+        match files.find(|(name, sha256)| !kept.contains(&line(name, sha256).as_str())) {
+            None => return Ok(()),
+            Some(changed) => wrong = changed,
+        }
+    }
+    let (name, sha256) = wrong;
+    bail!(
+        "`{}` is not the file of this name in CIFAR-10: it has SHA-256 {sha256}",
+        folder.join(name).display()
+    )
+}
+
+/// The file with the digests, if there is one.
+fn kept_digests(folder: &Path) -> String {
+    let mut text = String::new();
+    // Without a readable file, the official digests decide.
+    let _ =
+        File::open(folder.join(DIGESTS)).and_then(|file| file.take(4096).read_to_string(&mut text));
+    text
+}
+
+fn first_line(archive_sha256: &str) -> String {
+    format!("# Files of the archive with SHA-256 {archive_sha256}")
+}
+
+fn line(name: &str, sha256: &str) -> String {
+    format!("{sha256}  {name}")
+}
+
+/// New files, which are unpacked inside the folder of the data set and then moved into place one by one. So the folder
+/// may be a link, or a mount point.
+pub(crate) struct Installation {
+    // Dropped before its folder.
+    unpacked: TempDir,
+    folder: PathBuf,
+    _new: Option<RemovedIfEmpty>,
+}
+
+/// A folder that is removed when this is dropped, if it is empty.
+struct RemovedIfEmpty(PathBuf);
+
+impl Drop for RemovedIfEmpty {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+impl Installation {
+    /// Makes the folder of the data set, and one to unpack in. Whatever is in the way is found now, before a download.
+    pub(crate) fn prepare(data_dir: &Path) -> anyhow::Result<Self> {
+        let folder = data_dir.join(FOLDER);
+        let cannot_write = || format!("cannot write to `{}`", folder.display());
+        let new = match fs::create_dir(&folder) {
+            Ok(()) => Some(RemovedIfEmpty(folder.clone())),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
+            Err(error) => return Err(error).with_context(cannot_write),
+        };
+        for name in TRAINING_FILES.iter().chain([&TEST_FILE]) {
+            let file = folder.join(name);
+            ensure!(
+                !file.is_dir(),
+                "cannot write `{}`: it is a folder; remove it",
+                file.display()
+            );
+        }
+        // What a killed process left.
+        for entry in fs::read_dir(&folder).with_context(cannot_write)? {
+            let entry = entry.with_context(cannot_write)?;
+            if entry.file_name().to_string_lossy().starts_with(UNPACKING) {
+                fs::remove_dir_all(entry.path()).with_context(cannot_write)?;
+            }
+        }
+        let unpacked = tempfile::Builder::new()
+            .prefix(UNPACKING)
+            .tempdir_in(&folder)
+            .with_context(cannot_write)?;
+        Ok(Self {
+            unpacked,
+            folder,
+            _new: new,
+        })
+    }
+
+    /// The folder of the data set.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Unpacks an archive, and checks the sizes and labels of its files.
+    pub(crate) fn unpack(&self, archive: &Path) -> anyhow::Result<Digests> {
+        archive::unpack(archive, self.unpacked.path())?;
+        cifar10::digests(self.unpacked.path()).context("the archive is refused")
+    }
+
+    /// Moves the files into place. Keeps the digests of those that are not official, for [`verify`].
+    pub(crate) fn finish(self, digests: &Digests, archive_sha256: &str) -> anyhow::Result<()> {
+        let cannot_write = || format!("cannot write to `{}`", self.folder.display());
+        let kept = self.folder.join(DIGESTS);
+        if first_unofficial(digests).is_some() {
+            let lines = digests.iter().map(|(name, sha256)| line(name, sha256));
+            let lines: Vec<_> = [first_line(archive_sha256)]
+                .into_iter()
+                .chain(lines)
+                .collect();
+            atomic_file::write(&kept, (lines.join("\n") + "\n").as_bytes())
+                .with_context(cannot_write)?;
+        } else if kept.exists() {
+            atomic_file::remove_file(&kept).with_context(cannot_write)?;
+        }
+        for entry in fs::read_dir(self.unpacked.path()).with_context(cannot_write)? {
+            let entry = entry.with_context(cannot_write)?;
+            let target = self.folder.join(entry.file_name());
+            atomic_file::rename(&entry.path(), &target).with_context(cannot_write)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use datasets::cifar10::FILE_BYTES;
+    use proptest::prelude::*;
+
+    #[test]
+    fn digests_of_other_archives_are_kept() {
+        let data = tempfile::tempdir().unwrap();
+        let installation = Installation::prepare(data.path()).unwrap();
+        for (number, name) in (0..).zip(TRAINING_FILES.iter().chain([&TEST_FILE])) {
+            fs::write(
+                installation.unpacked.path().join(name),
+                vec![number; FILE_BYTES],
+            )
+            .unwrap();
+        }
+        let folder = installation.folder().to_owned();
+        let digests = cifar10::digests(installation.unpacked.path()).unwrap();
+        installation.finish(&digests, "of an archive").unwrap();
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 7);
+        verify(&folder, "of an archive").unwrap();
+        let named = |archive, file| {
+            let error = verify(&folder, archive).unwrap_err().to_string();
+            assert!(error.contains(file), "{error}");
+        };
+        named("of another archive", "data_batch_1.bin");
+        fs::copy(folder.join(TRAINING_FILES[0]), folder.join(TEST_FILE)).unwrap();
+        named("of an archive", "test_batch.bin");
+        fs::remove_file(folder.join(DIGESTS)).unwrap();
+        named("of an archive", "data_batch_1.bin");
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_found_first() {
+        let data = tempfile::tempdir().unwrap();
+        drop(Installation::prepare(data.path()).unwrap());
+        assert_eq!(fs::read_dir(data.path()).unwrap().count(), 0);
+        let file = data.path().join(FOLDER).join(TEST_FILE);
+        fs::create_dir_all(file).unwrap();
+        fs::create_dir(data.path().join(FOLDER).join(".unpacking-killed")).unwrap();
+        let error = Installation::prepare(data.path()).err().unwrap();
+        assert!(error.to_string().contains("it is a folder"), "{error}");
+        fs::remove_dir(data.path().join(FOLDER).join(TEST_FILE)).unwrap();
+        drop(Installation::prepare(data.path()).unwrap());
+        assert_eq!(fs::read_dir(data.path().join(FOLDER)).unwrap().count(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_kept_digests_are_read(bytes in prop::collection::vec(any::<u8>(), 0..10_000)) {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join(DIGESTS), &bytes).unwrap();
+            prop_assert!(kept_digests(folder.path()).len() <= 4096);
+        }
+    }
+}

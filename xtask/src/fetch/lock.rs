@@ -1,0 +1,120 @@
+//! One `fetch-data` at a time in a data folder.
+
+use anyhow::Context;
+use same_file::Handle;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The name of the file that is locked.
+const NAME: &str = ".fetch-data.lock";
+
+/// The lock of a data folder. Its file is removed with it; after a killed process it stays, unlocked.
+pub(crate) struct Lock {
+    path: PathBuf,
+    _file: File,
+    /// Whether another process had the lock before, and has done its work since.
+    pub(crate) waited: bool,
+}
+
+impl Lock {
+    /// Locks the data folder, as soon as no other process has it. Goes on without a lock where the file system has none.
+    /// `note` prints a line about that.
+    pub(crate) fn wait(data_dir: &Path, note: impl Fn(&str)) -> anyhow::Result<Self> {
+        let path = data_dir.join(NAME);
+        let cannot_lock = || format!("cannot lock `{}`", path.display());
+        let mut waited = false;
+        loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)
+                .with_context(|| format!("cannot write `{}`", path.display()))?;
+            let locked = match file.try_lock() {
+                Err(TryLockError::WouldBlock) => {
+                    if !waited {
+                        note(&format!(
+                            "another fetch-data is running in `{}`; waiting for it",
+                            data_dir.display()
+                        ));
+                    }
+                    waited = true;
+                    file.lock()
+                }
+                Err(TryLockError::Error(error)) => Err(error),
+                Ok(()) => Ok(()),
+            };
+            match locked {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if is_unsupported(&error) => note(&format!(
+                    "warning: {} ({error}): do not run a second fetch-data there at the same time",
+                    cannot_lock()
+                )),
+                Err(error) => return Err(error).with_context(cannot_lock),
+            }
+            // The process that had the lock before may have removed the file, and a third one may have made a new one.
+            let ours = Handle::from_file(file.try_clone().with_context(cannot_lock)?);
+            let is_removed = match Handle::from_path(&path) {
+                Ok(current) => current != ours.with_context(cannot_lock)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+                Err(error) => return Err(error).with_context(cannot_lock),
+            };
+            if !is_removed {
+                return Ok(Self {
+                    path,
+                    _file: file,
+                    waited,
+                });
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // A file that stays does no harm.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Whether the file system has no locks: some network and user-space file systems.
+fn is_unsupported(error: &io::Error) -> bool {
+    /// "No locks available": NFS without a lock daemon.
+    const ENOLCK: i32 = if cfg!(target_vendor = "apple") {
+        77
+    } else {
+        37
+    };
+    error.kind() == io::ErrorKind::Unsupported
+        || (cfg!(unix) && error.raw_os_error() == Some(ENOLCK))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+
+    #[test]
+    fn one_at_a_time_has_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let running = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let lock = Lock::wait(folder.path(), |_| ()).unwrap();
+                        assert_eq!(running.fetch_add(1, Ordering::SeqCst), 0);
+                        thread::yield_now();
+                        running.fetch_sub(1, Ordering::SeqCst);
+                        drop(lock);
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,66 @@
+//! Free space on disk.
+
+use anyhow::{anyhow, bail};
+use std::io;
+use std::path::Path;
+
+/// Checks that there is space for `needed` bytes at `path`, where the system tells.
+pub(crate) fn check(path: &Path, needed: u64) -> anyhow::Result<()> {
+    match fs4::statvfs(path) {
+        // Some network and user-space file systems answer with zeros.
+        Ok(stats) if stats.total_space() > 0 && stats.available_space() < needed => bail!(
+            "cannot write `{}`: no space left: {} MB are needed, and {} MB are free; free some, or choose another \
+             folder with --data-dir",
+            path.display(),
+            megabytes(needed),
+            stats.available_space() / 1_000_000
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Whether two folders seem to be on the same file system: it has the same size and the same free space.
+pub(crate) fn is_shared(one: &Path, other: &Path) -> bool {
+    let space = |folder| {
+        let stats = fs4::statvfs(folder).ok()?;
+        Some((stats.total_space(), stats.available_space()))
+    };
+    space(one) == space(other)
+}
+
+/// The error of a write to `path`, for which `needed` bytes are needed in all.
+pub(crate) fn cannot_write(path: &Path, needed: u64) -> impl FnOnce(io::Error) -> anyhow::Error {
+    move |error| {
+        let cannot_write = format!("cannot write `{}`", path.display());
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => anyhow!(
+                "{cannot_write}: no space left: {} MB are needed ({error})",
+                megabytes(needed)
+            ),
+            _ => anyhow::Error::new(error).context(cannot_write),
+        }
+    }
+}
+
+fn megabytes(bytes: u64) -> u64 {
+    bytes.div_ceil(1_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_needed_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        check(path, 1).unwrap();
+        let error = check(path, u64::MAX).unwrap_err();
+        let start = format!("cannot write `{}`: no space left: ", path.display());
+        assert!(error.to_string().starts_with(&start), "{error}");
+        let full = cannot_write(path, 1_500_000)(io::ErrorKind::StorageFull.into());
+        let start = start + "2 MB are needed";
+        assert!(full.to_string().starts_with(&start), "{full}");
+        assert!(is_shared(path, path));
+    }
+}
