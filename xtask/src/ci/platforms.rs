@@ -42,6 +42,9 @@ const LEFT_OUT: &str = "-- --skip on_all_instruction_sets";
 
 const CHECK: &str = "check --package trainer --package xtask";
 
+/// Saves minutes of compiling; the tests under QEMU take no longer.
+const FASTER_BUILD: &str = "--config profile.dev.package.candle-core.opt-level=1";
+
 /// The checks that take minutes. They are skipped where something is missing and cannot be installed.
 pub(super) fn quick() -> anyhow::Result<()> {
     if let Err(error) = install(&[ARM_PACKAGES]) {
@@ -49,7 +52,7 @@ pub(super) fn quick() -> anyhow::Result<()> {
         return Ok(());
     }
     let folder = folder()?;
-    let test = format!("test --tests {LAYERS} {LEFT_OUT}");
+    let test = format!("test {FASTER_BUILD} --tests {LAYERS} {LEFT_OUT}");
     check(
         &format!("cargo {test} (ARM)"),
         &mut cargo(&folder, &test, &[ARM]),
@@ -96,6 +99,15 @@ pub(super) fn run() -> anyhow::Result<Exit> {
             logged(&log, &mut cargo(&folder, arguments, &[target])),
         );
     }
+
+    let mut scalar = cargo(
+        &folder,
+        &format!("test {arm} {LEFT_OUT} digests_are"),
+        &[ARM],
+    );
+    scalar.env("KERNELS_ISA", "scalar");
+    let log = folder.join("ARM-scalar.log");
+    found("ARM, scalar code", logged(&log, &mut scalar));
 
     let native = Trainer::new(&trainer::Args::default(), None)?;
     let built = |runner: &str, target: &str, program: &str| {
