@@ -7,6 +7,7 @@ use run::NativePath;
 use run::cli::{self, Exit};
 use std::env;
 use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -21,11 +22,6 @@ pub(crate) struct Args {
 /// What cargo needs to build with the feature `cuda`.
 pub(crate) struct Build {
     variables: Vec<(&'static str, OsString)>,
-    /// A configuration with which the program opens CUDA's libraries at run time, so that it starts on any machine;
-    /// `None` where it is linked with an installed CUDA.
-    configuration: Option<PathBuf>,
-    /// The target folder of cargo.
-    target: PathBuf,
 }
 
 /// A path in the folder of this crate.
@@ -46,13 +42,6 @@ pub(crate) fn target() -> PathBuf {
     target.map_or_else(|| path("../target"), PathBuf::from)
 }
 
-/// The target is named to cargo, so that its flags do not apply to build scripts.
-const TARGET: &str = if cfg!(target_arch = "aarch64") {
-    "aarch64-unknown-linux-gnu"
-} else {
-    "x86_64-unknown-linux-gnu"
-};
-
 /// Assembles the toolkit and prints how to build with it.
 pub(crate) fn run_toolkit(args: &Args) -> anyhow::Result<Exit> {
     let build = match &args.dir {
@@ -62,19 +51,13 @@ pub(crate) fn run_toolkit(args: &Args) -> anyhow::Result<Exit> {
     for (name, value) in &build.variables {
         cli::line(&format!("export {name}=\"{}\"", value.to_string_lossy()));
     }
-    if let Some(configuration) = &build.configuration {
-        cli::note(&format!(
-            "build with: cargo build --config {} --package trainer --features cuda\n\
-             the program is then target/{TARGET}/debug/trainer",
-            configuration.display()
-        ));
-    }
+    cli::note("then build with: cargo build --package trainer --features cuda");
     Ok(Exit::Success)
 }
 
 /// Assembles NVIDIA's compiler in `directory`.
 pub(crate) fn toolkit(directory: &Path) -> anyhow::Result<Build> {
-    if TARGET != "x86_64-unknown-linux-gnu" || !cfg!(target_os = "linux") {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         bail!("the toolkit is for Linux on x86-64; install CUDA 13 with cuDNN 9 instead");
     }
     let directory = made(directory)?;
@@ -109,8 +92,6 @@ impl Build {
         if installed || env::var_os("CUDA_HOME").is_some() || env::var_os("NVCC").is_some() {
             return Ok(Self {
                 variables: Vec::new(),
-                configuration: None,
-                target: target(),
             });
         }
         cli::note("nvcc is not installed: assembling one in target/cuda-toolkit");
@@ -118,14 +99,15 @@ impl Build {
     }
 
     fn without_cuda(directory: &Path, home: &Path, compiler: &Path) -> anyhow::Result<Self> {
-        // candle enables `dynamic-linking` of its CUDA bindings, whose build script refuses `dynamic-loading` as well.
-        // As a compiler flag it reaches the bindings, which then open the libraries at run time, but not the build
-        // script, because a target is named.
-        let configuration = directory.join("cargo.toml");
-        let text = format!(
-            "[build]\ntarget = \"{TARGET}\"\n[target.{TARGET}]\nrustflags = ['--cfg', 'feature=\"dynamic-loading\"']\n"
-        );
-        write(&configuration, &text)?;
+        // candle enables `dynamic-linking` of its CUDA bindings, whose build script refuses `dynamic-loading` as well. As
+        // a compiler flag it reaches the bindings alone, which then open the libraries at run time, so that the program
+        // starts on any machine.
+        let wrapper = directory.join("rustc-wrapper");
+        let script = "#!/bin/sh\ncase \" $* \" in\n\
+            *' --crate-name cudarc '*) exec \"$@\" --cfg 'feature=\"dynamic-loading\"' ;;\n\
+            *) exec \"$@\" ;;\nesac\n";
+        write(&wrapper, script)?;
+        process::run("chmod", Command::new("chmod").arg("+x").arg(&wrapper))?;
         Ok(Self {
             variables: vec![
                 ("CUDA_HOME", home.into()),
@@ -133,29 +115,32 @@ impl Build {
                 ("NVCC", compiler.into()),
                 ("CUDA_COMPUTE_CAP", "90".into()),
                 ("CUDARC_CUDA_VERSION", "13000".into()),
+                ("RUSTC_WRAPPER", wrapper.into()),
             ],
-            configuration: Some(configuration),
-            // A separate one, because cargo rebuilds candle when the compiler changes.
-            target: directory.join("target"),
         })
     }
 
     /// Cargo with `arguments`, the first of which is its command.
     pub(crate) fn cargo(&self, arguments: &str) -> Command {
         let mut command = cargo();
-        let mut arguments = arguments.split_whitespace();
-        command.args(arguments.next());
-        if let Some(configuration) = &self.configuration {
-            command.arg("--config").arg(configuration);
-        }
-        command.arg("--target-dir").arg(&self.target);
-        command.args(arguments).envs(self.variables.clone());
+        command.args(arguments.split_whitespace());
+        command.envs(self.variables.clone());
         command
     }
 
-    /// The folder of the built programs.
-    pub(crate) fn programs(&self) -> PathBuf {
-        let target = self.configuration.as_ref().map_or("", |_| TARGET);
-        self.target.join(target).join("debug")
+    /// Builds the programs `trainer` and `bench`, and copies them into a folder, which is returned: the next build
+    /// without CUDA replaces them.
+    pub(crate) fn programs(&self) -> anyhow::Result<PathBuf> {
+        let mut cargo = self.cargo("build --features cuda --package bench --package trainer");
+        process::run("cargo", &mut cargo)
+            .context("the programs cannot be built with the feature `cuda`")?;
+        let folder = target().join("cuda");
+        create_folder(&folder)?;
+        for program in ["bench", "trainer"] {
+            let to = folder.join(program);
+            fs::copy(target().join("debug").join(program), &to)
+                .with_context(|| format!("cannot write `{}`", to.display()))?;
+        }
+        Ok(folder.canonicalize()?)
     }
 }

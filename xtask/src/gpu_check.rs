@@ -2,7 +2,6 @@
 
 use crate::cuda::{Build, stub};
 use crate::files::create_folder;
-use crate::process;
 use anyhow::Context;
 use run::NativePath;
 use run::cli::{self, Exit};
@@ -54,10 +53,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         true => stub().map(|(build, emulator)| (build, Some(emulator)))?,
         false => (Build::any()?, None),
     };
-    let mut cargo = build.cargo("build --features cuda --package bench --package trainer");
-    process::run("cargo", &mut cargo)
-        .context("the programs cannot be built with the feature `cuda`")?;
-    let programs = build.programs();
+    let programs = build.programs()?;
     if let Some(bundle) = &args.bundle {
         create_folder(bundle)?;
         for program in ["bench", "trainer"] {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize, Serializer};
 use std::convert::Infallible;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -40,6 +40,18 @@ impl Deref for NativePath {
     type Target = Path;
 
     fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl AsRef<OsStr> for NativePath {
+    fn as_ref(&self) -> &OsStr {
+        self.0.as_os_str()
+    }
+}
+
+impl AsRef<Path> for NativePath {
+    fn as_ref(&self) -> &Path {
         &self.0
     }
 }

@@ -71,7 +71,7 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
         return Ok(Exit::Interrupted);
     }
     let suggestion = engine::suggested_lr(&steps);
-    fs::create_dir_all(&*args.out)
+    fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot create the folder `{}`", args.out.display()))?;
     let write = |name: &str, bytes: &[u8]| {
         let path = args.out.join(name);

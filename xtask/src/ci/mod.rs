@@ -90,15 +90,12 @@ fn cuda_checks() -> anyhow::Result<()> {
         cli::note("--- skipped: what needs NVRTC and cuDNN, which python3 does not have");
         check_cargo(UNIT_TESTS, None)?;
     }
-    check_cargo(
-        "build --features cuda --package bench --package trainer",
-        None,
-    )?;
+    let programs = build.programs()?;
     let mut behaviour = cargo();
     behaviour
         // The same packages as before, so that nothing is rebuilt.
         .args(["test", "--workspace", "--test", "gpu"])
-        .env("CUDA_TRAINER", build.programs().join("trainer"))
+        .env("CUDA_TRAINER", programs.join("trainer"))
         .env("CUDA_EMULATOR", &emulator);
     check(
         "cargo test --workspace --test gpu (on an emulated GPU)",

@@ -132,7 +132,7 @@ fn train_again(
     // Not `--epochs`: the learning rate may depend on their number.
     command.args(["--stop-after", &epochs.to_string()]);
     if let Some(data_dir) = &args.data_dir {
-        command.arg("--data-dir").arg(data_dir.as_os_str());
+        command.arg("--data-dir").arg(data_dir);
     }
     // Not those of the record, which may be from another machine.
     let threads = args.threads.map_or_else(thread::available_parallelism, Ok);

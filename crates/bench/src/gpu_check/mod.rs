@@ -188,7 +188,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         command: env::args().skip(1).collect(),
         gpu: ops::cuda::name(gpu)?,
         memory_bytes: ops::cuda::memory(gpu)?.total,
-        out: args.out.clone(),
+        out: args.out.to_path_buf(),
         ..Report::default()
     };
     report.save()?;
@@ -231,7 +231,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 /// The trainer: the one that was named, or the one beside this program.
 fn trainer(args: &Args) -> anyhow::Result<PathBuf> {
     let path = match &args.trainer {
-        Some(path) => path.clone(),
+        Some(path) => path.to_path_buf(),
         None => env::current_exe()?.with_file_name("trainer"),
     };
     if !path.is_file() {
