@@ -574,10 +574,12 @@ fn where_there_are_no_locks_it_goes_on() {
     assert_fetched(&data);
 }
 
-/// Starts a server with TLS. Returns its address, the certificate of its authority in PEM format, and the number of
-/// connections.
-fn serve_tls() -> (String, String, Arc<AtomicUsize>) {
+/// Starts a server with TLS and an authority of this name. Returns its address, the certificate of its authority in PEM
+/// format, and the number of connections.
+fn serve_tls(name: &str) -> (String, String, Arc<AtomicUsize>) {
     let mut authority = rcgen::CertificateParams::default();
+    let common_name = rcgen::DnType::CommonName;
+    authority.distinguished_name.push(common_name, name);
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let key = rcgen::KeyPair::generate().unwrap();
     let authority = rcgen::CertifiedIssuer::self_signed(authority, key).unwrap();
@@ -615,7 +617,7 @@ fn a_companys_certificates_are_trusted_and_no_others() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let file = folder.path().join("ca.pem");
-    let (server, authority, connections) = serve_tls();
+    let (server, authority, connections) = serve_tls("Company");
     let with = |certificates: &str| {
         fs::write(&file, certificates).unwrap();
         let mut command = fetch(&data, &[&server]);
@@ -624,7 +626,7 @@ fn a_companys_certificates_are_trusted_and_no_others() {
             .env_remove("SSL_CERT_DIR");
         command
     };
-    let (_, other, _) = serve_tls();
+    let (_, other, _) = serve_tls("Another company");
     refused_after_notes(
         &mut with(&other),
         &[
