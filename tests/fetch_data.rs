@@ -2,13 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Also in helpers of the tests.
 
+use datasets::cifar10::{FILE_BYTES, FOLDER, TEST_FILE, TRAINING_FILES};
 use end_to_end::{program, refused};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use sha2::{Digest, Sha256};
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -83,13 +84,13 @@ fn serve(kind: Server) -> (String, Arc<Mutex<Vec<String>>>) {
 
 fn answer(
     kind: Server,
-    mut stream: TcpStream,
+    mut stream: impl Read + Write,
     number: usize,
     seen: &Mutex<Vec<String>>,
 ) -> std::io::Result<()> {
     let mut from = 0;
     let mut request = String::new();
-    for line in BufReader::new(stream.try_clone()?).lines() {
+    for line in BufReader::new(&mut stream).lines() {
         let line = line?.to_ascii_lowercase();
         if let Some(range) = line.strip_prefix("range: bytes=") {
             from = range.trim_end_matches('-').parse().unwrap();
@@ -345,26 +346,349 @@ fn an_archive_that_is_not_the_official_one_needs_its_digest() {
     assert_fetched(&data.path().join("data"));
 }
 
+/// What a command prints on standard error, after it succeeded.
+fn messages(command: &mut assert_cmd::Command) -> String {
+    let output = command.assert().success().get_output().clone();
+    String::from_utf8(output.stderr).unwrap()
+}
+
 #[test]
-fn present_files_with_a_valid_structure_are_accepted() {
+fn changed_files_are_named_and_fetched_again() {
     let data = tempfile::tempdir().unwrap();
     let (good, requests) = serve(Server::Good);
     fetch(data.path(), &[&good]).assert().success();
-    let file = data
-        .path()
-        .join(datasets::cifar10::FOLDER)
-        .join("data_batch_2.bin");
-    let mut bytes = fs::read(&file).unwrap();
-    bytes[5] ^= 1;
-    fs::write(&file, &bytes).unwrap();
-    fetch(data.path(), &[&good]).assert().success();
-    assert_eq!(requests.lock().unwrap().len(), 1);
-    // A label of 10 is invalid: the data set is fetched again.
-    bytes[0] = 10;
-    fs::write(&file, &bytes).unwrap();
-    fetch(data.path(), &[&good]).assert().success();
+    let file = |name| data.path().join(FOLDER).join(name);
+    fs::copy(file("data_batch_1.bin"), file("test_batch.bin")).unwrap();
+    let printed = messages(&mut fetch(data.path(), &[&good]));
+    assert!(
+        printed.contains("test_batch.bin` is not the file"),
+        "{printed}"
+    );
     assert_eq!(requests.lock().unwrap().len(), 2);
+    for (offset, byte) in [(5, 255), (0, 10)] {
+        let mut bytes = fs::read(file("data_batch_2.bin")).unwrap();
+        bytes[offset] = byte;
+        fs::write(file("data_batch_2.bin"), &bytes).unwrap();
+        let printed = messages(&mut fetch(data.path(), &[&good]));
+        assert!(printed.contains("data_batch_2.bin"), "{printed}");
+    }
+    assert_eq!(requests.lock().unwrap().len(), 4);
     assert_fetched(data.path());
+    // Without the digest of their archive, they are not known.
+    let mut command = program("xtask");
+    command.arg("fetch-data").arg("--data-dir").arg(data.path());
+    refused_after_notes(
+        command.args(["--mirror", &good]),
+        &["data_batch_1.bin", "fetching CIFAR-10 again", "--sha256"],
+    );
+}
+
+/// Runs a command that must fail with exit code 1 after notes, all of which contain `parts`.
+fn refused_after_notes(command: &mut assert_cmd::Command, parts: &[&str]) -> String {
+    let output = command.assert().code(1).get_output().clone();
+    let message = String::from_utf8(output.stderr).unwrap();
+    for part in parts {
+        assert!(message.contains(part), "`{part}` is not in: {message}");
+    }
+    message
+}
+
+#[test]
+fn archives_of_the_official_files_need_no_digest() {
+    let real = std::env::var_os("CIFAR10_DIR")
+        .map_or_else(|| end_to_end::root().join("data"), Into::into)
+        .join(FOLDER);
+    if !real.is_dir() {
+        let message = format!("skipped: no CIFAR-10 in `{}`\n", real.display());
+        let _ = std::io::stderr().write_all(message.as_bytes());
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let archive = data.path().join("unzipped by the browser.tar");
+    let mut builder = tar::Builder::new(fs::File::create(&archive).unwrap());
+    for name in TRAINING_FILES.iter().chain([&TEST_FILE]) {
+        let path = format!("./{FOLDER}/{name}");
+        builder
+            .append_path_with_name(real.join(name), path)
+            .unwrap();
+    }
+    builder.finish().unwrap();
+    let from_file = || {
+        let mut command = program("xtask");
+        command.arg("fetch-data").arg("--from-file").arg(&archive);
+        command.arg("--data-dir").arg(data.path().join("data"));
+        command
+    };
+    assert_eq!(messages(&mut from_file()), "");
+    assert_fetched(&data.path().join("data"));
+    let set = data.path().join("data").join(FOLDER);
+    assert_eq!(fs::read_dir(&set).unwrap().count(), 6);
+    fs::copy(set.join("data_batch_1.bin"), set.join("test_batch.bin")).unwrap();
+    let printed = messages(&mut from_file());
+    assert!(
+        printed.contains("test_batch.bin` is not the file"),
+        "{printed}"
+    );
+    let output = from_file().assert().success().get_output().clone();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(printed.contains("complete and verified"), "{printed}");
+}
+
+#[test]
+fn a_second_fetch_data_waits_for_the_first() {
+    let data = tempfile::tempdir().unwrap();
+    let (slow, requests) = serve(Server::Slow);
+    program("xtask"); // Built before the clock runs.
+    let printed: Vec<String> = thread::scope(|scope| {
+        let both = [(); 2].map(|()| scope.spawn(|| messages(&mut fetch(data.path(), &[&slow]))));
+        both.map(|one| one.join().unwrap()).into()
+    });
+    assert_eq!(requests.lock().unwrap().len(), 1);
+    let waiting = printed
+        .iter()
+        .filter(|text| text.contains("waiting for it"));
+    assert_eq!(waiting.count(), 1, "{printed:?}");
+    assert_fetched(data.path());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_to_nothing_is_found_before_downloading() {
+    let data = tempfile::tempdir().unwrap();
+    let (good, requests) = serve(Server::Good);
+    let link = data.path().join(FOLDER);
+    std::os::unix::fs::symlink("/nonexistent", &link).unwrap();
+    let words = "is a link to `/nonexistent`, which does not exist";
+    refused(
+        &mut fetch(data.path(), &[&good]),
+        1,
+        &[FOLDER, words, "remove the link"],
+    );
+    refused(
+        &mut fetch(&link, &[&good]),
+        1,
+        &["cannot create the data folder", words],
+    );
+    assert_eq!(requests.lock().unwrap().len(), 0);
+    // A link to a folder on another disk.
+    let disk = tempfile::tempdir().unwrap();
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(disk.path(), &link).unwrap();
+    fetch(data.path(), &[&good]).assert().success();
+    assert_fetched(data.path());
+    assert!(link.is_symlink() && disk.path().join(TEST_FILE).is_file());
+}
+
+/// A library that makes system calls fail, for `LD_PRELOAD`: `flock` where `NO_FLOCK` is set, and `write` above 1 MB of
+/// files that have `FULL` in their path.
+#[cfg(target_os = "linux")]
+fn faults(folder: &Path) -> std::path::PathBuf {
+    let source = folder.join("faults.c");
+    fs::write(
+        &source,
+        r#"
+        #define _GNU_SOURCE
+        #include <errno.h>
+        #include <stdio.h>
+        #include <stdlib.h>
+        #include <string.h>
+        #include <sys/syscall.h>
+        #include <unistd.h>
+        int flock(int file, int operation) {
+            if (getenv("NO_FLOCK")) { errno = ENOSYS; return -1; }
+            return syscall(SYS_flock, file, operation);
+        }
+        ssize_t write(int file, const void *bytes, size_t count) {
+            char link[64], path[4096];
+            snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+            ssize_t length = readlink(link, path, sizeof path - 1);
+            path[length > 0 ? length : 0] = 0;
+            const char *full = getenv("FULL");
+            if (full && strstr(path, full) && lseek(file, 0, SEEK_CUR) + (off_t)count > 1000000) {
+                errno = ENOSPC;
+                return -1;
+            }
+            return syscall(SYS_write, file, bytes, count);
+        }
+        "#,
+    )
+    .unwrap();
+    let library = folder.join("faults.so");
+    let mut compiler = std::process::Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-o"]).arg(&library);
+    assert!(compiler.arg(&source).status().unwrap().success());
+    library
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = faults(folder.path());
+    let data = folder.path().join("data");
+    let (good, requests) = serve(Server::Good);
+    for (full, resumes) in [(".part", true), ("test_batch.bin", false)] {
+        let mut command = fetch(&data, &[&good]);
+        command.env("LD_PRELOAD", &library).env("FULL", full);
+        let message = refused_after_notes(
+            &mut command,
+            &[
+                "error: cannot write `",
+                full,
+                "no space left: ",
+                "MB are needed",
+            ],
+        );
+        assert!(
+            !message.contains("damaged") && !message.contains("no mirror"),
+            "{message}"
+        );
+        let part = data.join("cifar-10-binary.tar.gz.part");
+        assert_eq!(
+            fs::metadata(part).unwrap().len() < ARCHIVE.0.len() as u64,
+            resumes
+        );
+    }
+    // One for each part of the archive.
+    assert_eq!(requests.lock().unwrap().len(), 2);
+    assert_eq!(fs::read_dir(&data).unwrap().count(), 1);
+    fetch(&data, &[&good]).assert().success();
+    assert_fetched(&data);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn where_there_are_no_locks_it_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = faults(folder.path());
+    let data = folder.path().join("data");
+    let (good, _) = serve(Server::Good);
+    let mut command = fetch(&data, &[&good]);
+    command.env("LD_PRELOAD", &library).env("NO_FLOCK", "1");
+    let printed = messages(&mut command);
+    assert_eq!(
+        printed.matches("warning: cannot lock").count(),
+        1,
+        "{printed}"
+    );
+    assert_fetched(&data);
+}
+
+/// Starts a server with TLS and an authority of this name. Returns its address, the certificate of its authority in PEM
+/// format, and the number of connections.
+fn serve_tls(name: &str) -> (String, String, Arc<AtomicUsize>) {
+    let mut authority = rcgen::CertificateParams::default();
+    let common_name = rcgen::DnType::CommonName;
+    authority.distinguished_name.push(common_name, name);
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let authority = rcgen::CertifiedIssuer::self_signed(authority, key).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    let certificate = certificate.signed_by(&key, &authority).unwrap();
+    let provider = rustls::crypto::ring::default_provider();
+    let config = rustls::ServerConfig::builder_with_provider(provider.into())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key.into())
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!(
+        "https://localhost:{}/x",
+        listener.local_addr().unwrap().port()
+    );
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = connections.clone();
+    thread::spawn(move || {
+        for stream in listener.incoming().take(50) {
+            let number = count.fetch_add(1, Ordering::SeqCst);
+            let connection = rustls::ServerConnection::new(config.clone()).unwrap();
+            let stream = rustls::StreamOwned::new(connection, stream.unwrap());
+            let _ = answer(Server::Good, stream, number, &Mutex::default());
+        }
+    });
+    (address, authority.pem(), connections)
+}
+
+#[test]
+fn a_companys_certificates_are_trusted_and_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let file = folder.path().join("ca.pem");
+    let (server, authority, connections) = serve_tls("Company");
+    let with = |certificates: &str| {
+        fs::write(&file, certificates).unwrap();
+        let mut command = fetch(&data, &[&server]);
+        command
+            .env("SSL_CERT_FILE", &file)
+            .env_remove("SSL_CERT_DIR");
+        command
+    };
+    let (_, other, _) = serve_tls("Another company");
+    refused_after_notes(
+        &mut with(&other),
+        &[
+            "certificate is refused (UnknownIssuer",
+            "SSL_CERT_FILE",
+            "--from-file",
+        ],
+    );
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+    refused(
+        &mut with(""),
+        1,
+        &["SSL_CERT_FILE", "ca.pem`, where no certificates"],
+    );
+    let mut systems = fetch(&data, &[&server]);
+    systems
+        .env_remove("SSL_CERT_FILE")
+        .env_remove("SSL_CERT_DIR");
+    refused_after_notes(&mut systems, &["UnknownIssuer"]);
+    assert_eq!(connections.load(Ordering::SeqCst), 2);
+    with(&authority).assert().success();
+    assert_fetched(&data);
+}
+
+#[test]
+fn the_trainer_warns_of_other_files_and_eval_reads_the_test_images_alone() {
+    let data = tempfile::tempdir().unwrap();
+    let set = data.path().join(FOLDER);
+    fs::create_dir(&set).unwrap();
+    for name in TRAINING_FILES.iter().chain([&TEST_FILE]) {
+        fs::write(set.join(name), vec![0; FILE_BYTES]).unwrap();
+    }
+    let trainer = |arguments: &[&str]| {
+        let mut command = program("trainer");
+        command.args(arguments).args(["--limit-test", "10"]);
+        command
+            .arg("--data-dir")
+            .arg(data.path())
+            .current_dir(data.path());
+        messages(&mut command)
+    };
+    let warning = "warning: in `";
+    let printed = trainer(&[
+        "--model",
+        "small-alexnet",
+        "--limit-train",
+        "12",
+        "--batch-size",
+        "6",
+        "--epochs",
+        "1",
+        "--name",
+        "a",
+    ]);
+    assert_eq!(printed.matches(warning).count(), 1, "{printed}");
+    assert!(printed.contains("data_batch_1.bin, "), "{printed}");
+    fs::remove_file(set.join("data_batch_3.bin")).unwrap();
+    let printed = trainer(&["eval", "--checkpoint", "runs/a/last.safetensors"]);
+    assert!(
+        printed.contains(warning) && printed.contains("SHA-256 of test_batch.bin is not"),
+        "{printed}"
+    );
 }
 
 #[test]

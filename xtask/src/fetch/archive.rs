@@ -80,6 +80,7 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
         false => Box::new(bytes),
     };
     let mut archive = tar::Archive::new(bytes.take(MAX_UNPACKED));
+    let mut is_empty = true;
     for entry in archive.entries().map_err(unreadable)? {
         let mut entry = entry.map_err(unreadable)?;
         let name = entry.path().map_err(unreadable)?.into_owned();
@@ -122,7 +123,12 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
         }
         let target = folder.join(name);
         write(&target, &content).map_err(space::cannot_write(&target, UNPACKED_BYTES))?;
+        is_empty = false;
     }
+    ensure!(
+        !is_empty,
+        "`{shown}` is empty, or not an archive of CIFAR-10"
+    );
     Ok(())
 }
 
@@ -223,6 +229,60 @@ mod tests {
             message,
             "the archive is refused: the file `DIR/data_batch_4.bin` is missing"
         );
+    }
+
+    #[test]
+    fn what_a_mac_and_git_add_is_skipped() {
+        let junk: &[(&str, EntryType)] = &[
+            ("pax_global_header", EntryType::XGlobalHeader),
+            ("./._cifar-10-batches-bin", EntryType::Regular),
+            ("cifar-10-batches-bin/._test_batch.bin", EntryType::Regular),
+            ("cifar-10-batches-bin/.DS_Store", EntryType::Regular),
+            ("__MACOSX/cifar-10-batches-bin/._x", EntryType::Regular),
+        ];
+        let pax: &[u8] = b"19 comment=a value\n";
+        let mut entries: Vec<_> = junk
+            .iter()
+            .map(|(path, kind)| (*path, *kind, pax))
+            .collect();
+        entries.push(("cifar-10-batches-bin/a.html", EntryType::Regular, b"about"));
+        let folder = tempfile::tempdir().unwrap();
+        unpack(archive(&entries).path(), folder.path()).unwrap();
+        let names = fs::read_dir(&folder).unwrap();
+        let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["a.html"]);
+    }
+
+    #[test]
+    fn other_versions_of_the_set_are_named() {
+        for (folder, named) in [
+            ("cifar-10-batches-py", "the Python version of CIFAR-10"),
+            ("cifar-100-binary", "CIFAR-100"),
+        ] {
+            let path = format!("{folder}/data_batch_1");
+            let (message, _) = unpacked(&[(&path, EntryType::Regular, b"")]);
+            assert!(message.contains(named), "{message}");
+        }
+    }
+
+    #[test]
+    fn an_archive_may_lack_compression_and_is_not_cut() {
+        let compressed = archive(&[("cifar-10-batches-bin/a", EntryType::Regular, &[1; 3000])]);
+        let mut plain = Vec::new();
+        let mut decoder = GzDecoder::new(compressed.as_file());
+        decoder.read_to_end(&mut plain).unwrap();
+        let path = compressed.path().with_extension("tar");
+        for length in [0, 1, 511, 512, 513, 512 + 2999, plain.len()] {
+            fs::write(&path, &plain[..length]).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let result = unpack(&path, folder.path());
+            assert_eq!(
+                result.is_ok(),
+                length == plain.len(),
+                "{length}: {result:?}"
+            );
+        }
+        fs::remove_file(path).unwrap();
     }
 
     #[test]

@@ -16,7 +16,7 @@ use lock::Lock;
 use run::NativePath;
 use run::cli::{self, Exit};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Addresses of the official archive: fast mirrors first, the original site last.
 const MIRRORS: [&str; 3] = [
@@ -73,12 +73,27 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
             None => error.into(),
         })
         .with_context(|| format!("cannot create the data folder `{}`", data_dir.display()))?;
-    if is_present(args)? {
-        return Ok(Exit::Success);
-    }
-    let lock = Lock::wait(data_dir, cli::note)?;
-    if lock.waited && is_present(args)? {
-        return Ok(Exit::Success);
+    let mut present = Present::find(args)?;
+    let _lock = match present {
+        Present::Verified(_) => None,
+        _ => {
+            let lock = Lock::wait(data_dir, cli::note)?;
+            if lock.waited {
+                present = Present::find(args)?;
+            }
+            Some(lock)
+        }
+    };
+    match present {
+        Present::Verified(folder) => {
+            cli::line(&format!(
+                "CIFAR-10 is in `{}`: complete and verified (60,000 images, 6 files)",
+                folder.display()
+            ));
+            return Ok(Exit::Success);
+        }
+        Present::Unusable(error) => cli::note(&format!("{error:#}; fetching CIFAR-10 again")),
+        Present::Nothing => {}
     }
     let installation = Installation::prepare(data_dir)?;
     let folder = installation.folder().to_owned();
@@ -98,32 +113,34 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Whether the data are present and need not be fetched. Prints what is found.
-///
-/// # Errors
-/// When something is in the way.
-fn is_present(args: &Args) -> anyhow::Result<bool> {
-    let folder = match cifar10::folder(&args.data_dir) {
-        Ok(folder) => folder,
-        Err(Error::MissingFolder(_) | Error::OtherArchive { .. }) => return Ok(false),
-        Err(error) => {
-            let data_dir = args.data_dir.display();
-            let context = format!("cannot write to the data folder `{data_dir}`");
-            return Err(anyhow::Error::new(error).context(context));
+/// What is in the data folder.
+enum Present {
+    /// The data set, in this folder.
+    Verified(PathBuf),
+    /// Files that are to be replaced, since they are not those of the data set.
+    Unusable(anyhow::Error),
+    /// Nothing that counts.
+    Nothing,
+}
+
+impl Present {
+    /// # Errors
+    /// When something is in the way.
+    fn find(args: &Args) -> anyhow::Result<Self> {
+        match cifar10::folder(&args.data_dir) {
+            Ok(_) if args.force => Ok(Self::Nothing),
+            Ok(folder) => Ok(match installation::verify(&folder, args.sha256()) {
+                Ok(()) => Self::Verified(folder),
+                Err(error) => Self::Unusable(error),
+            }),
+            Err(Error::MissingFolder(_) | Error::OtherArchive { .. }) => Ok(Self::Nothing),
+            Err(error) => {
+                let data_dir = args.data_dir.display();
+                let context = format!("cannot write to the data folder `{data_dir}`");
+                Err(anyhow::Error::new(error).context(context))
+            }
         }
-    };
-    if args.force {
-        return Ok(false);
     }
-    let verified = installation::verify(&folder, args.sha256());
-    match &verified {
-        Ok(()) => cli::line(&format!(
-            "CIFAR-10 is in `{}`: complete and verified (60,000 images, 6 files)",
-            folder.display()
-        )),
-        Err(error) => cli::note(&format!("{error:#}; fetching CIFAR-10 again")),
-    }
-    Ok(verified.is_ok())
 }
 
 /// Installs the files of a local archive. Without `--sha256`, any archive of the official files will do.
