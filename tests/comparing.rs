@@ -5,6 +5,7 @@
 use assert_cmd::Command;
 use end_to_end::{kill_times, path, program, refused, xtask};
 use std::collections::BTreeMap;
+use std::env::consts::OS;
 use std::fs;
 use std::path::Path;
 use std::process::{self, Stdio};
@@ -208,6 +209,10 @@ fn verified(run: &Path) {
     lines[1]["weights_sha256"] = "0".repeat(64).into();
     let changed: String = lines.iter().map(|line| format!("{line}\n")).collect();
     fs::write(&metrics, changed).unwrap();
+    let record = run.join("run.toml");
+    let recorded = fs::read_to_string(&record).unwrap();
+    let elsewhere = recorded.replace(&format!("os = \"{OS}\""), "os = \"plan9\"");
+    fs::write(&record, elsewhere).unwrap();
     let output = xtask("verify")
         .arg(run)
         .assert()
@@ -220,7 +225,11 @@ fn verified(run: &Path) {
             && said.contains("0 of 12417098 weights differ"),
         "{said}"
     );
+    // What was not the same around it comes first.
+    let conditions = format!("the conditions differ: operating system plan9, now {OS}\n");
+    assert!(said.contains(&conditions), "{said}");
     fs::write(&metrics, text).unwrap();
+    fs::write(&record, recorded).unwrap();
 }
 
 /// The page refers to nothing outside it. In a browser it prints nothing to the console and requests nothing.

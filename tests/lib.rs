@@ -24,13 +24,17 @@ pub fn xtask(command: &str) -> Command {
     xtask
 }
 
-/// The path of a program of the workspace. The first call builds them.
+/// The path of a program of the workspace. The first call builds them, unless the environment variable
+/// `PROGRAMS_ARE_BUILT` is set.
 pub fn path(name: &str) -> PathBuf {
     static BUILD: Once = Once::new();
     // target/PROFILE/deps/this-test
     let folder = env::current_exe().unwrap();
     let folder = folder.ancestors().nth(2).unwrap().to_owned();
     BUILD.call_once(|| {
+        if env::var_os("PROGRAMS_ARE_BUILT").is_some() {
+            return;
+        }
         // The same selection of packages as `cargo test --workspace`, so that nothing is built twice.
         let mut cargo = std::process::Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--workspace", "--bins", "--tests"]);

@@ -5,14 +5,15 @@
 use end_to_end::{SHORT, kill_times, path, program, refused, short_run, xtask};
 use models::Architecture;
 use safetensors::SafeTensors;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env::consts::{ARCH, OS};
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+#[cfg(windows)]
+use std::time::Duration;
+use std::time::Instant;
 
 /// The numbers that a run ended with: weights and momentum.
 fn state(run: &Path) -> Vec<Vec<u8>> {
@@ -386,6 +387,31 @@ fn a_killed_run_ends_as_one_that_was_not() {
     );
 }
 
+/// A virus scanner opens the checkpoint for moments in which it cannot be replaced.
+#[cfg(windows)]
+#[test]
+fn a_scanner_does_not_end_a_run() {
+    use std::os::windows::fs::OpenOptionsExt;
+    const FILE_SHARE_READ: u32 = 1;
+    let runs = tempfile::tempdir().unwrap();
+    let checkpoint = runs.path().join("a/last.safetensors");
+    let mut run = start(runs.path(), "a");
+    let mut scans = 0;
+    while run.try_wait().unwrap().is_none() {
+        let mut options = fs::File::options();
+        let file = options
+            .read(true)
+            .share_mode(FILE_SHARE_READ)
+            .open(&checkpoint);
+        thread::sleep(Duration::from_millis(60));
+        scans += u32::from(file.is_ok());
+        drop(file);
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(run.wait().unwrap().success());
+    assert!(scans > 5, "{scans}");
+}
+
 #[test]
 fn a_longer_run_goes_on_from_a_shorter_one() {
     let runs = tempfile::tempdir().unwrap();
@@ -444,114 +470,6 @@ fn a_longer_run_goes_on_from_a_shorter_one() {
     let text = fs::read_to_string(out.join("report.md")).unwrap();
     let sentence = "was trained in 2 recorded sessions: to the end of epoch 1 on";
     assert!(text.contains(sentence), "{text}");
-}
-
-#[cfg(unix)]
-fn interrupt(child: &Child) {
-    let status = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(status.success());
-}
-
-/// Waits until a run has made its first checkpoint.
-fn wait_for_checkpoint(run: &Path) {
-    let started = Instant::now();
-    while !run.join("last.safetensors").exists() {
-        assert!(
-            started.elapsed() < Duration::from_secs(120),
-            "no checkpoint came"
-        );
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-#[cfg(unix)]
-#[test]
-fn ctrl_c_stops_with_a_checkpoint() {
-    let runs = tempfile::tempdir().unwrap();
-    let mut command = Command::new(path("trainer"));
-    command.args(SHORT).args([
-        "--epochs",
-        "1000",
-        "--checkpoint-minutes",
-        "0",
-        "--name",
-        "a",
-    ]);
-    command
-        .arg("--run-dir")
-        .arg(runs.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    let child = command.spawn().unwrap();
-    let run = runs.path().join("a");
-    wait_for_checkpoint(&run);
-
-    // Meanwhile nobody else may write there.
-    let resume = || {
-        let mut command = program("trainer");
-        command.arg("--resume").arg(&run);
-        command
-    };
-    refused(&mut resume(), 1, &["another process is writing to the run"]);
-    refused(
-        &mut short_run(runs.path(), "a"),
-        1,
-        &["another process is writing to the run"],
-    );
-
-    interrupt(&child);
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130));
-    let message = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        message.contains(&format!("--resume {}", run.display())),
-        "{message}"
-    );
-
-    // One epoch more than are done, which is the end.
-    let done = if run.join("metrics.jsonl").exists() {
-        metrics(&run).len()
-    } else {
-        0
-    };
-    resume()
-        .args(["--epochs", &(done + 1).to_string()])
-        .assert()
-        .success();
-    assert_eq!(metrics(&run).len(), done + 1);
-}
-
-#[cfg(unix)]
-#[test]
-fn a_second_ctrl_c_stops_at_once() {
-    let runs = tempfile::tempdir().unwrap();
-    let mut command = Command::new(path("trainer"));
-    // One step of seconds, so that both signals come inside it.
-    command.args(["--model", "small-alexnet", "--dataset", "synthetic"]);
-    command.args(["--limit-train", "200", "--batch-size", "200", "--name", "a"]);
-    command
-        .arg("--run-dir")
-        .arg(runs.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    assert!(lines.next().unwrap().unwrap().contains("training and"));
-    interrupt(&child);
-    assert!(
-        lines
-            .next()
-            .unwrap()
-            .unwrap()
-            .contains("press Ctrl-C again")
-    );
-    interrupt(&child);
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    assert!(lines.next().is_none());
-    assert!(!runs.path().join("a/last.safetensors").exists());
 }
 
 #[cfg(unix)]
@@ -712,19 +630,19 @@ fn both_ways_to_convolve_train_alike_and_leave_a_trace() {
 }
 
 /// Training of LeNet in the working directory `folder`, which takes a moment.
-fn moment(folder: &Path) -> assert_cmd::Command {
+fn moment(folder: &Path, epochs: u32) -> assert_cmd::Command {
     let mut command = program("trainer");
     command.current_dir(folder);
     command.args(["--model", "lenet", "--dataset", "synthetic"]);
     command.args(["--limit-train", "20", "--limit-test", "10"]);
-    command.args(["--batch-size", "10", "--epochs", "1"]);
+    command.args(["--batch-size", "10", "--epochs", &epochs.to_string()]);
     command
 }
 
 #[test]
 fn paths_are_printed_as_the_system_writes_them_and_recorded_with_slashes() {
     let folder = tempfile::tempdir().unwrap();
-    let mut run = moment(folder.path());
+    let mut run = moment(folder.path(), 1);
     run.args(["--run-dir", "r/x", "--name", "a", "--data-dir", "d/e"]);
     let output = run.assert().success().get_output().clone();
     let output = [output.stdout, output.stderr].concat();
@@ -741,7 +659,7 @@ fn paths_are_printed_as_the_system_writes_them_and_recorded_with_slashes() {
 #[test]
 fn a_console_without_utf8_shows_what_is_printed() {
     let folder = tempfile::tempdir().unwrap();
-    let run = || moment(folder.path());
+    let run = || moment(folder.path(), 1);
     let mut commands = [
         run(),
         program("trainer"),
@@ -765,11 +683,80 @@ fn a_console_without_utf8_shows_what_is_printed() {
 fn a_folder_that_cannot_be_written_is_reported_before_training() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();
-    let mut run = moment(folder.path());
+    let mut run = moment(folder.path(), 1);
     let message = refused(
         run.args(["--run-dir", "file"]),
         1,
         &["cannot create the folder `file`"],
     );
     assert!(!message.contains("epoch"), "{message}");
+}
+
+#[test]
+fn epochs_that_a_resumed_run_cannot_have_are_refused_and_nothing_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = moment(folder.path(), 2);
+    run.args(["--run-dir", "r", "--name", "a"]);
+    run.assert().success();
+    let mut stopped = moment(folder.path(), 9);
+    stopped.args(["--run-dir", "r", "--name", "b"]);
+    stopped.args(["--lr", "0", "--early-stopping", "1"]);
+    stopped.assert().success();
+    for (run, epochs, part) in [
+        ("r/a", "1", "has trained for 2 epochs"),
+        ("r/b", "40", "early stopping ended the run"),
+    ] {
+        let files = || {
+            let files = fs::read_dir(folder.path().join(run)).unwrap();
+            let files = files.map(|file| file.unwrap().path());
+            let contents = files.map(|path| (path.clone(), fs::read(path).unwrap()));
+            contents.collect::<BTreeMap<_, _>>()
+        };
+        let before = files();
+        let mut resume = program("trainer");
+        resume.current_dir(folder.path());
+        resume.args(["--resume", run, "--epochs", epochs]);
+        refused(&mut resume, 2, &[part]);
+        assert!(files() == before, "{run}");
+    }
+}
+
+#[test]
+fn threads_are_a_setting_of_a_run_only_where_they_were_given() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, flags) in [("a", &[] as &[&str]), ("b", &["--threads", "1"])] {
+        let mut run = moment(folder.path(), 1);
+        run.args(["--run-dir", "r", "--name", name]).args(flags);
+        run.assert().success();
+        let recorded = record(&folder.path().join("r").join(name));
+        assert_eq!(recorded.contains_key("threads"), !flags.is_empty());
+    }
+    // Earlier versions, which recorded no sessions, recorded the cores of the machine as well.
+    let path = folder.path().join("r/a/run.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let (text, _) = text.split_once("[[made_by.sessions]]").unwrap();
+    fs::write(&path, format!("threads = 1025\n{text}")).unwrap();
+    let mut resume = program("trainer");
+    resume.current_dir(folder.path());
+    resume
+        .args(["--resume", "r/a", "--epochs", "2"])
+        .assert()
+        .success();
+}
+
+#[test]
+fn metrics_grow_line_by_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = moment(folder.path(), 3);
+    run.args(["--run-dir", "r", "--name", "a", "--stop-after", "1"]);
+    run.assert().success();
+    let path = folder.path().join("r/a/metrics.jsonl");
+    // A part of a line, which a crash left.
+    let mut text = fs::read_to_string(&path).unwrap();
+    text += "{\"epoch\":2,\"train_lo";
+    fs::write(&path, &text).unwrap();
+    let mut resume = program("trainer");
+    resume.current_dir(folder.path()).args(["--resume", "r/a"]);
+    resume.assert().success();
+    assert_eq!(metrics(&folder.path().join("r/a")).len(), 3);
 }

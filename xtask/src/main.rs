@@ -44,7 +44,7 @@ enum Command {
     /// Generate the reference of commands and flags: crates/trainer/README.md and xtask/README.md.
     Docs(docs::Args),
     /// Run every check: formatting, lints, tests, documentation.
-    Ci,
+    Ci(ci::Args),
 }
 
 fn main() -> Exit {
@@ -58,7 +58,7 @@ fn main() -> Exit {
         Command::GpuCheck(args) => gpu_check::run(&args),
         Command::CudaToolkit(args) => cuda::run_toolkit(&args),
         Command::Docs(args) => docs::run(&args, Args::command()),
-        Command::Ci => ci::run(),
+        Command::Ci(args) => ci::run(&args),
     })
 }
 

@@ -1,7 +1,7 @@
 //! The program `trainer`: built, and run as a child process.
 
 use crate::process::cargo;
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use run::cli::{self, Exit, UsageError};
 use run::settings::Source;
 use run::{NativePath, Overrides, Settings, folder};
@@ -14,7 +14,7 @@ use std::{env, fs, io};
 use tempfile::TempPath;
 
 /// Where the program is.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Args {
     /// Use this program as `trainer` instead of building it.
     #[arg(long = "trainer", value_name = "FILE")]
@@ -84,6 +84,24 @@ impl Trainer {
             .context("cannot read the settings that the program `trainer` prints")?;
         Ok(Settings::resolve(&[(Source::CommandLine, settings)])?)
     }
+}
+
+/// Trains with `command` to the end of the run. When this process is killed, the program stops after its step.
+///
+/// # Errors
+/// When the program fails. It prints why.
+pub(crate) fn train(command: &mut Command) -> anyhow::Result<()> {
+    let command = command.arg("--stop-with-stdin").stdin(Stdio::piped());
+    let child = command.spawn();
+    let mut child = child.context("cannot run the program `trainer`")?;
+    // Kept open until then.
+    let input = child.stdin.take();
+    let status = child
+        .wait()
+        .context("cannot wait for the program `trainer`")?;
+    drop(input);
+    ensure!(status.success(), "the program `trainer` failed ({status})");
+    Ok(())
 }
 
 /// What the program prints to standard output when it is run with `command`.

@@ -1,8 +1,8 @@
 //! Files that are complete or absent: written beside their destination, flushed to disk and renamed.
 //!
 //! On Windows a virus scanner, a search index or a sync client may have a file open for a moment; meanwhile it cannot be
-//! replaced or removed. What this crate renames and removes is tried again until the file is free, for at most
-//! [`PATIENCE`].
+//! replaced or removed. What this crate renames, removes and appends to is tried again until the file is free, for at
+//! most [`PATIENCE`].
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -36,14 +36,11 @@ impl Unfinished {
         }
         let mut builder = tempfile::Builder::new();
         builder.prefix(UNFINISHED);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // As for any new file; the process's umask applies.
-            builder.permissions(fs::Permissions::from_mode(0o666));
-        }
+        // Opened here: as any new file, and without the temporary name in errors.
+        let mut options = File::options();
+        options.read(true).write(true).create_new(true);
         Ok(Self {
-            file: builder.tempfile_in(folder(path)).map_err(without_path)?,
+            file: builder.make_in(folder(path), |path| options.open(path))?,
             path: path.to_owned(),
         })
     }
@@ -53,7 +50,7 @@ impl Unfinished {
     /// # Errors
     /// When the disk is full.
     pub fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes).map_err(without_path)
+        self.file.as_file_mut().write_all(bytes)
     }
 
     /// Replaces the file at the path, and returns the new one, which may be written further.
@@ -61,7 +58,7 @@ impl Unfinished {
     /// # Errors
     /// When the disk is full; the temporary file is then removed.
     pub fn keep(self) -> io::Result<File> {
-        self.file.as_file().sync_all()?;
+        sync(self.file.as_file())?;
         let mut unfinished = Some(self.file);
         let file = until_free(|| {
             let file = unfinished.take().ok_or(io::ErrorKind::NotFound)?;
@@ -72,16 +69,6 @@ impl Unfinished {
         })?;
         sync_folder(folder(&self.path))?;
         Ok(file)
-    }
-}
-
-/// The error of the operating system, without the path of a temporary file, which tells a person nothing.
-fn without_path(error: io::Error) -> io::Error {
-    let cause = error.get_ref().and_then(|error| error.source());
-    let cause = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
-    match cause.and_then(io::Error::raw_os_error) {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => error,
     }
 }
 
@@ -101,6 +88,18 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     unfinished.write_all(bytes)?;
     unfinished.keep()?;
     Ok(())
+}
+
+/// Appends `bytes` to the file at `path`, which is created if it is missing, in one piece: a process that reads meanwhile
+/// finds all of them or none, but a crash of the system may leave a part.
+///
+/// # Errors
+/// When the folder is missing or read-only, or the disk is full.
+pub fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let open = || File::options().create(true).append(true).open(path);
+    let mut file = until_free(open)?;
+    file.write_all(bytes)?;
+    sync(&file)
 }
 
 /// Removes the unfinished files of a killed process from `folder`. Only for the one process that writes there.
@@ -166,12 +165,46 @@ pub fn is_unfinished(name: &OsStr) -> bool {
     name.to_string_lossy().starts_with(UNFINISHED)
 }
 
-/// Flushes renames in `folder` to disk, where the system can.
+/// Flushes a file to disk, where the file system can.
+fn sync(file: &File) -> io::Result<()> {
+    file.sync_all()
+        .or_else(|error| match is_unsupported(&error) {
+            true => Ok(()),
+            false => Err(error),
+        })
+}
+
+/// Flushes renames in `folder` to disk, where the system can and it may be read.
 fn sync_folder(folder: &Path) -> io::Result<()> {
-    if cfg!(unix) {
-        File::open(folder)?.sync_all()?;
+    if cfg!(windows) {
+        return Ok(());
     }
-    Ok(())
+    match File::open(folder) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        folder => sync(&folder?),
+    }
+}
+
+/// Whether an error means that the file system does not have a function, such as locks or flushing, as opposed to a
+/// function that failed.
+#[must_use]
+pub fn is_unsupported(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    let codes = [
+        libc::ENOSYS,
+        libc::ENOTSUP,
+        libc::EOPNOTSUPP,
+        libc::EINVAL,
+        libc::ENOTTY,
+        libc::ENOLCK,
+    ];
+    // ERROR_INVALID_FUNCTION, ERROR_NOT_SUPPORTED
+    #[cfg(not(unix))]
+    let codes = [1, 50];
+    error.kind() == io::ErrorKind::Unsupported
+        || error
+            .raw_os_error()
+            .is_some_and(|code| codes.contains(&code))
 }
 
 #[cfg(test)]

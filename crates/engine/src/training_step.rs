@@ -170,7 +170,7 @@ mod tests {
         let variables = network.variables().iter();
         let variables = variables.map(|(_, variable)| variable.clone()).collect();
         let set = Dataset::synthetic(10, 1).unwrap();
-        let changes = "model = \"lenet\"\npatience = 1\nthreads = 1\ndropout = 0.0\nbatch_size = 2";
+        let changes = "model = \"lenet\"\npatience = 1\ndropout = 0.0\nbatch_size = 2";
         let layers = [(Source::Defaults, toml::from_str(changes).unwrap())];
         let setup = TrainingSetup {
             settings: Settings::resolve(&layers).unwrap(),

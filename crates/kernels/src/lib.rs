@@ -24,6 +24,8 @@ pub mod conv2d;
 mod cook_toom;
 pub mod cross_entropy;
 pub mod dropout;
+#[cfg(all(windows, target_env = "gnu"))]
+mod fma;
 mod gradients;
 mod instruction_set;
 pub mod linear;

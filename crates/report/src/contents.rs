@@ -6,7 +6,7 @@ use datasets::DatasetInfo;
 use models::grouped;
 use run::cli::count;
 use run::settings::{FIELDS, Property};
-use run::{EpochMetrics, Predictions, Run, Session, predictions::CLASSES};
+use run::{EpochMetrics, Machine, MadeBy, Predictions, Run, Session, predictions::CLASSES};
 
 /// A table. The first column names the rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -340,12 +340,28 @@ pub(crate) fn times(comparison: &Comparison) -> Table {
     table
 }
 
+/// The machine that finished a run. Earlier versions did not record it.
+fn machine(run: &Run) -> Option<&Machine> {
+    run.made_by.sessions.last().map(|session| &session.machine)
+}
+
 /// The device of a run, with what affects its speed.
 fn device(run: &Run) -> String {
-    match (&run.made_by.gpu, run.settings.threads.get()) {
-        (Some(gpu), _) => format!("{gpu}, {}", run.made_by.precision),
-        (None, 1) => format!("{}, 1 thread", run.made_by.device),
-        (None, threads) => format!("{}, {threads} threads", run.made_by.device),
+    let MadeBy {
+        gpu,
+        device,
+        precision,
+        ..
+    } = &run.made_by;
+    match (
+        gpu,
+        machine(run)
+            .map(|machine| machine.threads)
+            .or(run.settings.threads),
+    ) {
+        (Some(gpu), _) => format!("{gpu}, {precision}"),
+        (None, Some(threads)) => format!("{device}, {}", count(threads.get(), "thread")),
+        (None, None) => device.clone(),
     }
 }
 
@@ -738,9 +754,20 @@ pub(crate) fn provenance(comparison: &Comparison) -> Table {
             table.row(field.key.replace('_', " "), values);
         }
     }
-    let rows: [(&str, OfRun<String>); 8] = [
+    let rows: [(&str, OfRun<String>); 9] = [
         ("device used", |Run { made_by, .. }| {
             made_by.gpu.clone().or_else(|| Some(made_by.device.clone()))
+        }),
+        ("machine", |run| {
+            let machine = machine(run)?;
+            let Machine {
+                os,
+                arch,
+                processor,
+                instruction_set,
+                ..
+            } = machine;
+            Some(format!("{os} {arch}, {processor}, {instruction_set}"))
         }),
         ("precision used", |run| {
             Some(run.made_by.precision.to_string())

@@ -12,7 +12,7 @@ pub(crate) fn run(model: &str, seed: u64, settings: &str, epochs: &[(f64, f64, f
     let mut given: run::Overrides = toml::from_str(settings).unwrap();
     given.model = Some(model.to_owned());
     given.seed = Some(seed);
-    let machine = toml::from_str("threads = 2\npatience = 5").unwrap();
+    let machine = toml::from_str("patience = 5").unwrap();
     let layers = [(Source::Defaults, machine), (Source::CommandLine, given)];
     let settings = Settings::resolve(&layers).unwrap();
     Run {

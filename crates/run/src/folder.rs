@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 pub struct RunFolder {
     path: PathBuf,
     log: File,
-    _lock: File,
+    /// `None` on a file system without locks.
+    lock: Option<File>,
 }
 
 impl RunFolder {
@@ -56,7 +57,7 @@ impl RunFolder {
         }
     }
 
-    /// Locks the folder of a run, and removes files that a killed process left unfinished.
+    /// Locks the folder of a run, if its file system has locks, and removes files that a killed process left unfinished.
     ///
     /// # Errors
     /// When another process has locked it, or the folder cannot be written to.
@@ -67,21 +68,28 @@ impl RunFolder {
             file.map_err(Error::file("write", &path))
         };
         let lock = append(file::LOCK)?;
-        match lock.try_lock() {
-            Ok(()) => {}
+        let lock = match lock.try_lock() {
+            Ok(()) => Some(lock),
+            Err(TryLockError::Error(error)) if atomic_file::is_unsupported(&error) => None,
             Err(TryLockError::WouldBlock) => return Err(Error::InUse(path.to_owned())),
             Err(TryLockError::Error(error)) => {
                 return Err(Error::file("lock", &path.join(file::LOCK))(error));
             }
-        }
+        };
         let log = append(file::LOG)?;
         atomic_file::remove_unfinished(path)
             .map_err(Error::file("remove unfinished files in", path))?;
         Ok(Self {
             path: path.to_owned(),
             log,
-            _lock: lock,
+            lock,
         })
+    }
+
+    /// Whether no other process can lock the folder. A file system without locks cannot prevent it.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.lock.is_some()
     }
 
     /// The path of the folder.

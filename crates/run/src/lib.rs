@@ -18,6 +18,7 @@ pub mod record;
 mod run;
 pub mod session;
 pub mod settings;
+pub mod stop;
 
 pub use bounded::{
     Cutout, Finite, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive,

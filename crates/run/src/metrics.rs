@@ -129,7 +129,7 @@ pub struct LrFinderStep {
     pub smoothed_loss: f64,
 }
 
-/// Reads the epochs of a run from `metrics.jsonl`.
+/// Reads the epochs of a run from `metrics.jsonl`. A last line without an end, which a crash left, is not read.
 ///
 /// # Errors
 /// When the file is missing, a line is not the metrics of an epoch, or the epochs are not 1, 2, 3, ...
@@ -146,7 +146,8 @@ pub fn read(path: &Path) -> Result<Vec<EpochMetrics>, Error> {
             ))),
         }
     };
-    (1..).zip(text.lines()).map(read).collect()
+    let end = text.rfind('\n').map_or(0, |last| last + 1);
+    (1..).zip(text[..end].lines()).map(read).collect()
 }
 
 /// Replaces `metrics.jsonl` with these epochs, atomically.
@@ -154,12 +155,22 @@ pub fn read(path: &Path) -> Result<Vec<EpochMetrics>, Error> {
 /// # Errors
 /// When the file cannot be written; the old one is then unchanged.
 pub fn write(path: &Path, epochs: &[EpochMetrics]) -> Result<(), Error> {
-    let lines = epochs
-        .iter()
-        .map(|epoch| Ok(serde_json::to_string(epoch)? + "\n"));
-    let text: io::Result<String> = lines.collect();
-    let text = text.map_err(Error::file("write", path))?;
-    atomic_file::write(path, text.as_bytes()).map_err(Error::file("write", path))
+    let text: io::Result<String> = epochs.iter().map(line).collect();
+    let written = text.and_then(|text| atomic_file::write(path, text.as_bytes()));
+    written.map_err(Error::file("write", path))
+}
+
+/// Appends an epoch to `metrics.jsonl`, so that `tail -f` shows it.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn append(path: &Path, epoch: &EpochMetrics) -> Result<(), Error> {
+    let written = line(epoch).and_then(|line| atomic_file::append(path, line.as_bytes()));
+    written.map_err(Error::file("write", path))
+}
+
+fn line(epoch: &EpochMetrics) -> io::Result<String> {
+    Ok(serde_json::to_string(epoch)? + "\n")
 }
 
 #[cfg(test)]
@@ -216,7 +227,11 @@ mod tests {
             }
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("metrics.jsonl");
-            write(&path, &epochs).unwrap();
+            let (first, last) = epochs.split_at(epochs.len() / 2);
+            write(&path, first).unwrap();
+            for epoch in last {
+                append(&path, epoch).unwrap();
+            }
             let read = read(&path).unwrap();
             prop_assert_eq!(&read, &epochs);
             // Equal numbers may differ in the sign of zero; equal texts do not.
@@ -229,7 +244,7 @@ mod tests {
             let path = folder.path().join("metrics.jsonl");
             fs::write(&path, &text).unwrap();
             let read = read(&path);
-            prop_assert!(text.lines().count() == 0 || read.is_err());
+            prop_assert!(!text.contains('\n') || read.is_err());
         }
     }
 
@@ -286,6 +301,17 @@ mod tests {
         ] {
             let message = parse(rest).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_a_crash_left_of_a_line_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let line = format!(r#"{LINE},"test_loss":1,"test_accuracy":0}}"#);
+        for part in ["", "{", &line] {
+            fs::write(&path, format!("{line}\n{part}")).unwrap();
+            assert_eq!(read(&path).unwrap().len(), 1, "{part}");
         }
     }
 

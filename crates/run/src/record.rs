@@ -101,7 +101,7 @@ pub(crate) mod tests {
     /// A record with these settings, as TOML.
     pub(crate) fn record(settings: &str) -> Record {
         let overrides = toml::from_str(settings).unwrap();
-        let machine = toml::from_str("model = \"alexnet\"\nthreads = 1\npatience = 5").unwrap();
+        let machine = toml::from_str("model = \"alexnet\"\npatience = 5").unwrap();
         let layers = [
             (Source::Defaults, machine),
             (Source::CommandLine, overrides),
@@ -160,7 +160,10 @@ pub(crate) mod tests {
                 good.replace("record_version = 1", "record_version = 7\nnew = 1"),
                 "has format version 7; this program reads versions up to 1",
             ),
-            (good.replace("[made_by]", "[made]"), "unknown field `made`"),
+            (
+                good.replace("[made_by]", "[made]"),
+                "(`[made]`): unknown key",
+            ),
             (
                 good.replace("parameters = 58292074", "parameters = \"many\""),
                 "is damaged: [made_by]: invalid type: string \"many\"",

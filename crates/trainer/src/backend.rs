@@ -70,17 +70,19 @@ pub(crate) struct Backend {
     pub(crate) arithmetic: Arithmetic,
     /// A GPU's model name.
     pub(crate) gpu: Option<String>,
+    pub(crate) threads: NonZeroUsize,
 }
 
 impl Backend {
     /// The backend that the settings ask for. Sets the number of threads.
     pub(crate) fn new(settings: &Settings) -> anyhow::Result<Self> {
-        use_threads(Some(settings.threads))?;
+        let threads = use_threads(settings.threads)?;
         let device = open(settings.device)?;
         Ok(Self {
             arithmetic: arithmetic(settings.conv, settings.precision, &device)?,
             gpu: gpu_model(&device)?,
             device,
+            threads,
         })
     }
 
@@ -94,7 +96,7 @@ impl Backend {
     }
 
     /// This machine and this program.
-    pub(crate) fn machine(&self, threads: NonZeroUsize) -> Machine {
+    pub(crate) fn machine(&self) -> Machine {
         let device = device_name(&self.device).to_owned();
         Machine {
             os: consts::OS.to_owned(),
@@ -102,7 +104,7 @@ impl Backend {
             instruction_set: ops::InstructionSet::current().name().to_owned(),
             processor: ops::processor_name(),
             device: self.gpu.clone().unwrap_or(device),
-            threads,
+            threads: self.threads,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: env!("BUILT_FROM").to_owned(),
         }
@@ -121,8 +123,8 @@ impl Backend {
 /// The most threads that a run may have.
 const MOST_THREADS: usize = 1024;
 
-/// Sets the number of threads, by default one per core.
-pub(crate) fn use_threads(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
+/// Sets the number of threads, by default one per core, and returns it.
+pub(crate) fn use_threads(threads: Option<NonZeroUsize>) -> anyhow::Result<NonZeroUsize> {
     // 0 means one per core.
     let threads = threads.map_or(0, NonZeroUsize::get);
     if threads > MOST_THREADS {
@@ -130,7 +132,8 @@ pub(crate) fn use_threads(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
         return Err(UsageError(message).into());
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-    Ok(pool.build_global()?)
+    pool.build_global()?;
+    Ok(NonZeroUsize::new(rayon::current_num_threads()).unwrap_or(NonZeroUsize::MIN))
 }
 
 /// The arithmetic of a device. Unless a precision is asked for, it is TF32 on a GPU, as for PyTorch's convolutions, and

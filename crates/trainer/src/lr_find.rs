@@ -1,6 +1,5 @@
 //! The command that searches for a learning rate.
 
-use crate::interrupt::stop_on_interrupt;
 use crate::settings::Resolved;
 use crate::setup::Setup;
 use crate::{progress, settings};
@@ -8,7 +7,7 @@ use anyhow::Context;
 use engine::LrFinder;
 use run::cli::{self, Exit, UsageError};
 use run::settings::Property;
-use run::{LrFinderStep, NativePath, Overrides, Positive};
+use run::{LrFinderStep, NativePath, Overrides, Positive, stop};
 use serde::Serialize;
 use std::fs;
 use std::sync::atomic::Ordering;
@@ -60,14 +59,15 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
     let resolved = settings::resolve(&args.overrides, args.config.as_deref())?;
     let finder = LrFinder::new(args.min_lr.get(), args.max_lr.get(), args.steps)
         .map_err(|error| UsageError(format!("--min-lr, --max-lr, --steps: {error}")))?;
-    let stop = stop_on_interrupt()?;
+    let stop = stop::requested("stopping after this step").context("cannot watch for Ctrl-C")?;
     let setup = Setup::new(resolved)?;
     let training = setup.start()?;
     let bar = progress::bar(true);
     bar.set_length(finder.steps().into());
     let steps = training.find_lr(finder, &|| stop.load(Ordering::SeqCst), &mut |_| bar.inc(1))?;
     bar.finish_and_clear();
-    if stop.load(Ordering::SeqCst) {
+    let interrupted = stop.load(Ordering::SeqCst);
+    if interrupted && steps.is_empty() {
         return Ok(Exit::Interrupted);
     }
     let suggestion = engine::suggested_lr(&steps);
@@ -114,5 +114,8 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
             "no suggestion: the loss did not fall; try another --min-lr or more --steps; {ended}"
         ),
     });
-    Ok(Exit::Success)
+    Ok(match interrupted {
+        true => Exit::Interrupted,
+        false => Exit::Success,
+    })
 }

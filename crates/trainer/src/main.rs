@@ -4,7 +4,6 @@ mod args;
 mod backend;
 mod data;
 mod eval;
-mod interrupt;
 mod logging;
 mod lr_find;
 mod picture;

@@ -11,6 +11,7 @@ use run::layers::Layer;
 use run::predictions::{Filters, PICTURE_BYTES};
 use run::{EpochMetrics, MadeBy, Predictions, Record, RunFolder, Session, file, session};
 use std::mem;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// The minimum time between two drawings of the curves. On a GPU an epoch may take little longer than a drawing, for
@@ -48,7 +49,7 @@ impl<'a> RunFiles<'a> {
             Err(run::Error::NoRecord(_)) => Vec::new(),
             Err(error) => return Err(error.into()),
         };
-        let machine = backend.machine(resolved.settings.threads);
+        let machine = backend.machine();
         let session = Session::new(position.epoch, position.step, machine.clone());
         let record = Record {
             settings: resolved.settings.clone(),
@@ -79,10 +80,14 @@ impl<'a> RunFiles<'a> {
         })
     }
 
-    /// Writes the metrics and curves of these epochs, replacing the files that exist.
+    /// Replaces the metrics and curves by those of the epochs that the run resumes from. A process that was killed may
+    /// have written more epochs than the checkpoint has, or fewer.
     pub(crate) fn rewrite(&mut self, history: &[EpochMetrics]) -> anyhow::Result<()> {
-        self.write_metrics(history)?;
-        self.draw_curves(history)
+        run::metrics::write(&self.metrics(), history)?;
+        if !history.is_empty() {
+            self.draw_curves(history)?;
+        }
+        Ok(())
     }
 
     /// Writes what an event adds.
@@ -102,7 +107,9 @@ impl<'a> RunFiles<'a> {
             self.write_predictions(history.len() as u32, evaluation, network)?;
             self.write_layers()?;
         }
-        self.write_metrics(history)?;
+        if let Some(epoch) = history.last() {
+            run::metrics::append(&self.metrics(), epoch)?;
+        }
         self.up_to_date = false;
         let drawn = self.drawn.map(|time| time.elapsed());
         if drawn.is_none_or(|elapsed| elapsed >= BETWEEN_CURVES) {
@@ -127,9 +134,8 @@ impl<'a> RunFiles<'a> {
         self.draw_curves(history)
     }
 
-    fn write_metrics(&self, history: &[EpochMetrics]) -> anyhow::Result<()> {
-        let path = self.folder.path().join(file::METRICS);
-        Ok(run::metrics::write(&path, history)?)
+    fn metrics(&self) -> PathBuf {
+        self.folder.path().join(file::METRICS)
     }
 
     fn draw_curves(&mut self, history: &[EpochMetrics]) -> anyhow::Result<()> {

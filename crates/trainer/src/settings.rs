@@ -6,9 +6,7 @@ use models::Architecture;
 use run::cli::{self, UsageError};
 use run::settings::{Source, last, with_defaults_in_help};
 use run::{Overrides, Settings, recipes};
-use std::num::NonZeroUsize;
 use std::path::Path;
-use std::thread;
 
 /// The settings of a run, with the network and the data set that they name.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,17 +20,29 @@ pub(crate) struct Resolved {
 
 /// Resolves the settings of flags and, below them, of a file.
 pub(crate) fn resolve(flags: &Overrides, file: Option<&Path>) -> Result<Resolved, UsageError> {
-    let file = file.map(|path| Ok((path, Overrides::read(path)?)));
-    resolve_layers(flags, file.transpose().map_err(usage)?)
+    let file = file.map(|path| Ok((path, read(path)?)));
+    resolve_layers(flags, file.transpose()?)
 }
 
 /// Resolves the settings of a run that is resumed: its own, but for those that may change.
 pub(crate) fn resolve_resumed(flags: &Overrides, record: &Path) -> Result<Resolved, UsageError> {
-    let recorded = Overrides::read(record).map_err(usage)?;
+    let recorded = read(record)?;
     flags
         .check_resume(record.parent().unwrap_or(record), &recorded)
         .map_err(usage)?;
     resolve_layers(flags, Some((record, recorded)))
+}
+
+/// Reads a settings file or a record. Records without sessions are of earlier versions, which recorded the number of
+/// threads also where it was the number of cores.
+fn read(path: &Path) -> Result<Overrides, UsageError> {
+    let mut overrides = Overrides::read(path).map_err(usage)?;
+    if let Some(made_by) = &overrides.made_by
+        && !made_by.contains_key("sessions")
+    {
+        overrides.threads = None;
+    }
+    Ok(overrides)
 }
 
 fn usage(error: run::Error) -> UsageError {
@@ -58,7 +68,6 @@ fn resolve_layers(
         .map_err(|_| unknown("--model", &model, source, models()))?;
     let defaults = Overrides {
         patience: Some(architecture.patience),
-        threads: Some(thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)),
         ..Overrides::default()
     };
     let mut layers = vec![(Source::Defaults, defaults)];

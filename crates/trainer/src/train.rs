@@ -1,6 +1,5 @@
 //! The command that trains.
 
-use crate::interrupt::{stop_on_interrupt, stop_with_stdin};
 use crate::logging;
 use crate::progress::Progress;
 use crate::run_files::RunFiles;
@@ -9,7 +8,7 @@ use crate::setup::Setup;
 use anyhow::Context;
 use engine::{Event, Outcome, Position, SpanTimes, Training};
 use run::cli::{self, Exit, UsageError};
-use run::{EpochMetrics, NativePath, Overrides, RunFolder, file};
+use run::{EpochMetrics, NativePath, Overrides, RunFolder, file, stop};
 use std::cell::Cell;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
@@ -163,15 +162,19 @@ fn run_with(
 ) -> anyhow::Result<Exit> {
     // Found at once: a file that cannot be written.
     let trace = args.trace.as_deref().map(logging::trace_file).transpose()?;
-    let stop = stop_on_interrupt()?;
+    let stop = stop::requested("stopping after this step").context("cannot watch for Ctrl-C")?;
     if args.stop_with_stdin {
-        stop_with_stdin(stop.clone());
+        stop::request_when_stdin_ends();
     }
     // Before the data are loaded, which takes time.
     let resumed = resumed.map(|run| RunFolder::lock(&run)).transpose()?;
     let setup = Setup::new(resolved)?;
     let (training, folder) = match resumed {
-        Some(folder) => (setup.resume(&folder)?, folder),
+        Some(folder) => {
+            let training = setup.resume(&folder)?;
+            check_epochs(args, &training, &folder)?;
+            (training, folder)
+        }
         // The folder is created last, so that an error leaves nothing behind.
         None => {
             let training = setup.start()?;
@@ -180,16 +183,53 @@ fn run_with(
             (training, RunFolder::create(run_dir, name, &default_name)?)
         }
     };
+    if !folder.is_locked() {
+        cli::note(&format!(
+            "warning: the file system of `{}` has no locks: do not train this run in two processes at once",
+            folder.path().display()
+        ));
+    }
     let span_times = SpanTimes::within("step");
     let _trace_until_the_end = logging::start(&folder, args.log_level, trace, &span_times)?;
     let session = Session {
         args,
         setup: &setup,
         folder: &folder,
-        stop: &stop,
+        stop,
     };
     let files = RunFiles::create(&folder, &setup, &span_times, training.position())?;
     session.train(training, files)
+}
+
+/// Checks that a resumed run can have the epochs that are asked for.
+fn check_epochs(
+    args: &TrainArgs,
+    training: &Training,
+    folder: &RunFolder,
+) -> Result<(), UsageError> {
+    let Some(wanted) = args.overrides.epochs else {
+        return Ok(());
+    };
+    let (wanted, run) = (wanted.get(), folder.path().display());
+    let Position { epoch, step, .. } = training.position();
+    let done = cli::count(epoch as usize, "epoch");
+    if (epoch, step) > (wanted, 0) {
+        let step = if step > 0 {
+            " and a part of the next"
+        } else {
+            ""
+        };
+        return Err(UsageError(format!(
+            "--epochs {wanted}: the run `{run}` has trained for {done}{step}; give at least as many, or omit --epochs"
+        )));
+    }
+    if training.stopped_early() && wanted > epoch {
+        return Err(UsageError(format!(
+            "--epochs {wanted}: early stopping ended the run `{run}` after {done}; for more epochs start a new run with \
+             another --early-stopping"
+        )));
+    }
+    Ok(())
 }
 
 /// A run that is ready to train.
@@ -207,8 +247,7 @@ impl Session<'_> {
         let args = self.args;
         self.announce(&training);
         let position = training.position();
-        if position != Position::default() {
-            // A process that was killed may have written more epochs, or fewer, than the checkpoint has.
+        if args.resume.is_some() {
             files.rewrite(training.history())?;
         }
         if let Some(epochs) = args.stop_after
@@ -270,7 +309,7 @@ impl Session<'_> {
             data.evaluated,
             settings.recipe,
             backend.description(),
-            cli::count(settings.threads.get(), "thread"),
+            cli::count(backend.threads.get(), "thread"),
             self.folder.path().display(),
         ));
         tracing::info!(

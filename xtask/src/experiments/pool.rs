@@ -5,7 +5,7 @@ use crate::experiments::plan::{Planned, State};
 use crate::experiments::progress::Progress;
 use crate::trainer::{Trainer, wait_for_writer};
 use anyhow::{Context, bail};
-use run::{cli, file};
+use run::{cli, file, stop};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
@@ -13,20 +13,10 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
-
-/// A flag that Ctrl-C sets. The child processes receive the same Ctrl-C and write a checkpoint.
-fn stop_on_interrupt() -> anyhow::Result<&'static AtomicBool> {
-    static STOP: AtomicBool = AtomicBool::new(false);
-    static HANDLER: Once = Once::new();
-    let mut set = Ok(());
-    HANDLER.call_once(|| set = ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst)));
-    set.context("cannot watch for Ctrl-C")?;
-    Ok(&STOP)
-}
 
 /// The trainer's arguments for each of `jobs` concurrent runs: these settings and other flags. The runs divide the cores
 /// among them, unless `--threads` is given.
@@ -51,7 +41,8 @@ pub(crate) fn train(
     plan: &[Planned],
     jobs: NonZeroUsize,
 ) -> anyhow::Result<Option<Vec<String>>> {
-    let stop = stop_on_interrupt()?;
+    let stop = stop::requested("stopping: the runs write their checkpoints");
+    let stop = stop.context("cannot watch for Ctrl-C")?;
     let progress = Progress::new(plan);
     let stopped = || stop.load(Ordering::SeqCst);
     let runs = plan.iter().enumerate();
@@ -65,7 +56,7 @@ pub(crate) fn train(
         for _ in 0..jobs.get() {
             scope.spawn(|| {
                 while let Some((index, run)) = next() {
-                    if let Err(error) = train_one(trainer, run, &progress)
+                    if let Err(error) = train_one(trainer, run, &progress, &stopped)
                         && !stopped()
                     {
                         progress.print(&format!(
@@ -93,7 +84,12 @@ pub(crate) fn train(
 const LOG_LINES: usize = 10;
 
 /// Trains one run to its end.
-fn train_one(trainer: &Trainer, run: &Planned, progress: &Progress) -> anyhow::Result<()> {
+fn train_one(
+    trainer: &Trainer,
+    run: &Planned,
+    progress: &Progress,
+    stopped: &dyn Fn() -> bool,
+) -> anyhow::Result<()> {
     wait_for_writer(&run.folder)?;
     let mut command = trainer.command();
     // The child of a killed command may have started the run since it was planned.
@@ -105,7 +101,7 @@ fn train_one(trainer: &Trainer, run: &Planned, progress: &Progress) -> anyhow::R
         command.arg("--resume").arg(&run.folder);
         command.args(run.arguments_to_resume()?);
     }
-    // If this process is killed, the pipe ends, and the child writes a checkpoint and stops.
+    // When the pipe ends, also because this process was killed, the child writes a checkpoint and stops.
     command.args(["--no-progress", "--stop-with-stdin"]);
     progress.started(run);
     let mut child = command
@@ -116,7 +112,13 @@ fn train_one(trainer: &Trainer, run: &Planned, progress: &Progress) -> anyhow::R
         .context("cannot run the program `trainer`")?;
     let errors = child.stderr.take();
     let errors = errors.map(|errors| thread::spawn(move || io::read_to_string(errors)));
-    let status = wait(&mut child, || progress.update(run));
+    let mut input = child.stdin.take();
+    let status = wait(&mut child, || {
+        if stopped() {
+            input = None;
+        }
+        progress.update(run);
+    });
     progress.ended(run);
     let errors = errors.and_then(|errors| errors.join().ok()?.ok());
     let status = status?;
@@ -140,7 +142,7 @@ fn train_one(trainer: &Trainer, run: &Planned, progress: &Progress) -> anyhow::R
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Waits for a child process, and calls `update` meanwhile.
-fn wait(child: &mut Child, update: impl Fn()) -> anyhow::Result<ExitStatus> {
+fn wait(child: &mut Child, mut update: impl FnMut()) -> anyhow::Result<ExitStatus> {
     loop {
         let status = child.try_wait();
         if let Some(status) = status.context("cannot wait for the program `trainer`")? {

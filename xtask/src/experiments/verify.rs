@@ -1,11 +1,10 @@
 //! `cargo xtask verify`: trains a run again and checks that its weights are the same, bit for bit.
 
-use crate::process;
 use crate::trainer::{self, Trainer};
 use anyhow::{Context, ensure};
 use run::checkpoint::{finished_epochs, weights_difference};
 use run::cli::{self, Exit, UsageError};
-use run::{EpochMetrics, NativePath, Run, file, folder};
+use run::{EpochMetrics, Machine, MadeBy, NativePath, Run, file, folder};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::thread;
@@ -82,6 +81,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         return Ok(Exit::Success);
     }
     let mut message = "not the same".to_owned();
+    if let Some(conditions) = conditions(&run.made_by, &again.made_by) {
+        message = format!("{conditions}\n{message}");
+    }
     if let Some((before, now)) = different {
         message += &format!(
             ": from epoch {} on; its training loss was {} and is {}, its {} loss was {} and is {}",
@@ -136,7 +138,47 @@ fn train_again(
     let threads = args.threads.map_or_else(thread::available_parallelism, Ok);
     let threads = threads.unwrap_or(NonZeroUsize::MIN);
     command.args(["--threads", &threads.to_string()]);
-    process::run("trainer", &mut command).context("the run could not be trained again")
+    trainer::train(&mut command).context("the run could not be trained again")
+}
+
+/// What was not the same around a run and its repetition, in a sentence: reasons why their bits may differ.
+fn conditions(run: &MadeBy, again: &MadeBy) -> Option<String> {
+    let facts = |made_by: &MadeBy| {
+        let machine = made_by
+            .sessions
+            .last()
+            .map(|session| session.machine.clone());
+        let machine = |fact: fn(Machine) -> String| machine.clone().map(fact);
+        [
+            ("version", Some(made_by.version.clone())),
+            ("commit", Some(made_by.commit.clone())),
+            (
+                "device",
+                made_by.gpu.clone().or(Some(made_by.device.clone())),
+            ),
+            ("precision", Some(made_by.precision.to_string())),
+            ("operating system", machine(|machine| machine.os)),
+            ("architecture", machine(|machine| machine.arch)),
+            (
+                "instruction set",
+                machine(|machine| machine.instruction_set),
+            ),
+            ("processor", machine(|machine| machine.processor)),
+        ]
+    };
+    let sessions = match run.sessions.len() {
+        0 | 1 => None,
+        sessions => Some(format!(
+            "the run was trained in {sessions} sessions, and the last is compared"
+        )),
+    };
+    let differences = facts(run).into_iter().zip(facts(again));
+    let differences = differences.filter_map(|((name, before), (_, now))| {
+        let (before, now) = (before?, now?);
+        (before != now).then(|| format!("{name} {before}, now {now}"))
+    });
+    let differences: Vec<_> = differences.chain(sessions).collect();
+    (!differences.is_empty()).then(|| format!("the conditions differ: {}", differences.join("; ")))
 }
 
 /// Whether the metrics of two epochs are equal, bit for bit, apart from times.

@@ -73,7 +73,7 @@ impl Overrides {
                 let quoted = text.lines().nth(line).unwrap_or("").trim();
                 format!(" at line {} (`{quoted}`)", line + 1)
             }),
-            reason: error.message().replace('\n', "; "),
+            reason: reason(error.message()),
         })
     }
 
@@ -167,6 +167,24 @@ impl Settings {
     #[must_use]
     pub fn default_name(&self) -> String {
         format!("{}-{}-seed{}", self.model, self.recipe, self.seed)
+    }
+}
+
+/// What is wrong with a settings file. Of an unknown key, serde lists all keys that are known.
+fn reason(message: &str) -> String {
+    let unknown = message.strip_prefix("unknown field `");
+    let Some((key, _)) = unknown.and_then(|rest| rest.split_once('`')) else {
+        return message.replace('\n', "; ");
+    };
+    let similarity = |field: &Field| strsim::jaro_winkler(key, field.key);
+    let nearest = FIELDS
+        .iter()
+        .max_by(|a, b| similarity(a).total_cmp(&similarity(b)))
+        .filter(|field| similarity(field) > 0.8);
+    match nearest {
+        Some(field) => format!("unknown key; did you mean `{}`?", field.key),
+        None => "unknown key; the keys are the flags of `trainer` with underscores for hyphens"
+            .to_owned(),
     }
 }
 

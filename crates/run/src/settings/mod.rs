@@ -263,7 +263,7 @@ macros::settings! {
     "Hardware" {
         /// Threads; they do not affect the result [default: one per core].
         #[arg(value_name = "N")]
-        threads: NonZeroUsize [MayChangeOnResume, VariesBetweenRepetitions];
+        threads: Option<NonZeroUsize> [MayChangeOnResume, VariesBetweenRepetitions];
 
         /// The device: auto, cpu, cuda or cuda:N.
         #[arg(value_name = "DEVICE")]

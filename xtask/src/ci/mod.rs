@@ -2,6 +2,9 @@
 //!
 //! A test of the crate `tests` checks that the generated documentation is up to date.
 
+mod platforms;
+mod relay;
+
 use crate::cuda;
 use crate::gpu_check;
 use crate::process::{self, cargo};
@@ -9,6 +12,15 @@ use anyhow::{Context, ensure};
 use run::cli::{self, Exit};
 use std::path::Path;
 use std::process::Command;
+
+/// Options of `ci`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Check other systems instead, which takes about an hour: the tests for 64-bit ARM Linux under QEMU and for Windows
+    /// under Wine, the same bits there and here, and that macOS compiles. Debian's packages for it are installed.
+    #[arg(long)]
+    platforms: bool,
+}
 
 /// The checks: arguments of cargo.
 const CHECKS: [&str; 4] = [
@@ -39,7 +51,10 @@ const PYTHON_LIBRARIES: &str = "import nvidia, glob; \
     print(':'.join(folders))";
 
 /// Runs the checks in order. Stops at the first that fails.
-pub(crate) fn run() -> anyhow::Result<Exit> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
+    if args.platforms {
+        return platforms::run();
+    }
     for arguments in CHECKS {
         let mut command = cargo();
         command.args(arguments.split(' '));
@@ -53,6 +68,7 @@ pub(crate) fn run() -> anyhow::Result<Exit> {
     } else {
         cli::note("--- the feature `cuda` is checked on Linux only");
     }
+    platforms::quick()?;
     cli::line("all checks passed");
     Ok(Exit::Success)
 }
