@@ -36,14 +36,11 @@ impl Unfinished {
         }
         let mut builder = tempfile::Builder::new();
         builder.prefix(UNFINISHED);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // As for any new file; the process's umask applies.
-            builder.permissions(fs::Permissions::from_mode(0o666));
-        }
+        // Opened here: as any new file, and without the temporary name in errors.
+        let mut options = File::options();
+        options.read(true).write(true).create_new(true);
         Ok(Self {
-            file: builder.tempfile_in(folder(path)).map_err(without_path)?,
+            file: builder.make_in(folder(path), |path| options.open(path))?,
             path: path.to_owned(),
         })
     }
@@ -53,7 +50,7 @@ impl Unfinished {
     /// # Errors
     /// When the disk is full.
     pub fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes).map_err(without_path)
+        self.file.as_file_mut().write_all(bytes)
     }
 
     /// Replaces the file at the path, and returns the new one, which may be written further.
@@ -72,16 +69,6 @@ impl Unfinished {
         })?;
         sync_folder(folder(&self.path))?;
         Ok(file)
-    }
-}
-
-/// The error of the operating system, without the path of a temporary file, which tells a person nothing.
-fn without_path(error: io::Error) -> io::Error {
-    let cause = error.get_ref().and_then(|error| error.source());
-    let cause = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
-    match cause.and_then(io::Error::raw_os_error) {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => error,
     }
 }
 

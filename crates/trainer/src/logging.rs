@@ -8,8 +8,9 @@ use run::RunFolder;
 use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
+use tracing::Level;
 use tracing_chrome::{ChromeLayerBuilder, FlushGuard};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::prelude::*;
 
 /// The parser of a log's level.
@@ -61,7 +62,10 @@ pub(crate) fn start(
         .with(span_times.clone().with_filter(LevelFilter::DEBUG))
         .with(trace.with_filter(LevelFilter::DEBUG))
         .with(file.with_filter(level))
-        .with(terminal.with_filter(LevelFilter::WARN.min(level)))
+        .with(terminal.with_filter(filter_fn(move |event| {
+            // An error is printed when the program ends.
+            *event.level() == Level::WARN && level >= LevelFilter::WARN
+        })))
         .try_init()?;
     Ok(guard)
 }

@@ -49,7 +49,7 @@ impl Lock {
             match locked {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if is_unsupported(&error) => note(&format!(
+                Err(error) if atomic_file::is_unsupported(&error) => note(&format!(
                     "warning: {} ({error}): do not run a second fetch-data there at the same time",
                     cannot_lock()
                 )),
@@ -78,18 +78,6 @@ impl Drop for Lock {
         // A file that stays does no harm.
         let _ = fs::remove_file(&self.path);
     }
-}
-
-/// Whether the file system has no locks: some network and user-space file systems.
-fn is_unsupported(error: &io::Error) -> bool {
-    /// "No locks available": NFS without a lock daemon.
-    const ENOLCK: i32 = if cfg!(target_vendor = "apple") {
-        77
-    } else {
-        37
-    };
-    error.kind() == io::ErrorKind::Unsupported
-        || (cfg!(unix) && error.raw_os_error() == Some(ENOLCK))
 }
 
 #[cfg(test)]
