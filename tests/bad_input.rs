@@ -77,7 +77,7 @@ fn wrong_settings_files_are_usage_errors() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("settings.toml");
     for (text, parts) in [
-        ("colour = 1", ["line 1", "unknown field `colour`"]),
+        ("colour = 1", ["line 1", "unknown key"]),
         (
             "model = \"small-alexnet\"\nlr = -0.1",
             ["line 2", "at least 0"],
@@ -280,7 +280,7 @@ fn damaged_checkpoints_are_named() {
     let mut bare = small();
     bare.metadata.clear();
     let bare = bare.write(&folder);
-    refused(&mut eval(&bare), 2, &["name it with --model"]);
+    refused(&mut eval(&bare), 2, &["name the network with --model"]);
     eval(&bare)
         .args(["--model", "small-alexnet"])
         .assert()
@@ -516,11 +516,13 @@ fn weights_from_elsewhere_are_taken_with_notes() {
         .arg("predict")
         .arg(&picture)
         .arg("--checkpoint")
-        .arg(&weights);
+        .arg(&weights)
+        .args(["--model", "small-alexnet"]);
+    let mut evaluate = eval(&weights);
+    evaluate.args(["--model", "small-alexnet"]);
     let mut train = trainer(folder.path());
     train.args(["--epochs", "1", "--init"]).arg(&weights);
-    for mut command in [eval(&weights), predict, train] {
-        command.args(["--model", "small-alexnet"]);
+    for mut command in [evaluate, predict, train] {
         let notes = |command: &mut assert_cmd::Command| {
             let output = command.assert().success().get_output().clone();
             String::from_utf8(output.stderr).unwrap()

@@ -90,7 +90,8 @@ pub fn refused(command: &mut Command, code: i32, parts: &[&str]) -> String {
         !message.contains("panicked") && !message.contains("backtrace"),
         "{message}"
     );
-    assert!(message.trim_start().starts_with("error: "), "{message}");
+    let mut lines = message.lines();
+    assert!(lines.any(|line| line.starts_with("error: ")), "{message}");
     message
 }
 
