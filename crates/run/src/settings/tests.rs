@@ -142,7 +142,7 @@ fn bad_settings_are_named() {
         ),
         (
             "xyz = 3",
-            "line 1 (`xyz = 3`): unknown key; the keys are the flags of `trainer`",
+            "line 1 (`xyz = 3`): unknown key; the keys are the flags of `trainer` with underscores for hyphens",
         ),
         (
             "model = \"alexnet\"\nlr = -0.1",
