@@ -11,6 +11,7 @@ use models::{Network, initial_parameters};
 use run::cli::UsageError;
 use run::{Record, RunFolder};
 use std::num::NonZeroU32;
+use std::path::Path;
 
 /// What training needs: the settings of a run, its images, and what it computes with.
 pub(crate) struct Setup {
@@ -65,6 +66,19 @@ impl Setup {
             mib(needed),
             mib(available)
         )))
+    }
+
+    /// Checks that the disk has space for the checkpoints of a run in `folder`, which may not exist yet. A run that is
+    /// resumed has its files.
+    pub(crate) fn check_disk(&self, folder: &Path, resumed: bool) -> anyhow::Result<()> {
+        let ema = u64::from(self.resolved.settings.model_ema_decay.get() > 0.0);
+        // Each file is complete before the one that it replaces is removed: weights, then momentum buffers and EMA.
+        let copies = match resumed {
+            true => 2 + ema,
+            false => 5 + 2 * ema,
+        };
+        let parameters = self.resolved.architecture.parameter_count() as u64;
+        check_space(folder, copies * 4 * parameters)
     }
 
     /// The same with the images of one batch, and one epoch.
@@ -139,5 +153,38 @@ impl Setup {
             std: settings.std.0,
             class_names: self.data.class_names.map(str::to_owned),
         }
+    }
+}
+
+/// Checks that there is space for `needed` bytes where `path` is or will be, if the file system tells.
+fn check_space(path: &Path, needed: u64) -> anyhow::Result<()> {
+    let exists = |path: &&Path| path.exists();
+    let existing = path.ancestors().find(exists).unwrap_or(Path::new("."));
+    let mib = |bytes: u64| bytes / (1 << 20);
+    match fs4::statvfs(existing) {
+        // Some network file systems answer with zeros.
+        Ok(space) if space.total_space() > 0 && space.available_space() < needed => bail!(
+            "cannot write checkpoints to `{}`: {} MiB are needed, and {} MiB are free; free some, or choose another \
+             --run-dir",
+            path.display(),
+            mib(needed),
+            mib(space.available_space())
+        ),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_found_before_training() {
+        let folder = tempfile::tempdir().unwrap();
+        let new = folder.path().join("runs/a");
+        check_space(&new, 1).unwrap();
+        let error = check_space(&new, u64::MAX).unwrap_err().to_string();
+        let start = format!("cannot write checkpoints to `{}`: ", new.display());
+        assert!(error.starts_with(&start), "{error}");
     }
 }

@@ -168,12 +168,14 @@ fn run_with(
     }
     let (training, folder) = match resumed {
         Some(folder) => {
+            setup.check_disk(folder.path(), true)?;
             let training = setup.resume(&folder)?;
             check_epochs(args, &training, &folder)?;
             (training, folder)
         }
         // The folder is created last, so that an error leaves nothing behind.
         None => {
+            setup.check_disk(run_dir, false)?;
             let training = setup.start()?;
             let default_name = setup.resolved.settings.default_name();
             let name = args.name.as_deref();
