@@ -347,6 +347,25 @@ fn a_dry_run_prints_the_recipe() {
 }
 
 #[test]
+fn settings_that_an_older_record_lacks_have_the_defaults_and_not_those_of_the_recipe() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("settings.toml");
+    let nesterov = |text: &str| {
+        fs::write(
+            &file,
+            format!("model = \"lenet\"\nrecipe = \"best\"\n{text}"),
+        )
+        .unwrap();
+        let mut command = program("trainer");
+        command.arg("--config").arg(&file).arg("--dry-run");
+        let settings: toml::Table = printed(&mut command).parse().unwrap();
+        settings["nesterov"].as_bool()
+    };
+    assert_eq!(nesterov("[made_by]\nrecord_version = 1\n"), Some(false));
+    assert_eq!(nesterov(""), Some(true));
+}
+
+#[test]
 fn lr_find_suggests_a_learning_rate() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = program("trainer");

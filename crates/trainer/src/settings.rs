@@ -54,6 +54,9 @@ fn resolve_layers(
     flags: &Overrides,
     file: Option<(&Path, Overrides)>,
 ) -> Result<Resolved, UsageError> {
+    let is_record = file
+        .as_ref()
+        .is_some_and(|(_, overrides)| overrides.made_by.is_some());
     let file = file.map(|(path, overrides)| (Source::File(path.to_owned()), overrides));
     let flags = (Source::CommandLine, flags.clone());
     let given: Vec<_> = file.into_iter().chain([flags]).collect();
@@ -71,7 +74,10 @@ fn resolve_layers(
         ..Overrides::default()
     };
     let mut layers = vec![(Source::Defaults, defaults)];
-    if let Some((source, name)) = last(&given, |layer| layer.recipe.clone()) {
+    // A record has all settings that its version knew; those that it lacks meant their defaults then.
+    if let Some((source, name)) = last(&given, |layer| layer.recipe.clone())
+        && !(is_record && matches!(source, Source::File(_)))
+    {
         let recipe = recipes::recipe(&name)
             .ok_or_else(|| unknown("--recipe", &name, source, recipes::names()))?;
         layers.push((Source::Recipe(name), recipe));
