@@ -195,12 +195,9 @@ fn ctrl_c_stops_with_a_checkpoint() {
         command.arg("--resume").arg(&run);
         command
     };
-    refused(&mut resume(), 1, &["another process is writing to the run"]);
-    refused(
-        &mut short_run(runs.path(), "a"),
-        1,
-        &["another process is writing to the run"],
-    );
+    let process = format!("another process ({}) is writing to the run", child.id());
+    refused(&mut resume(), 1, &[&process]);
+    refused(&mut short_run(runs.path(), "a"), 1, &[&process]);
 
     kill(&child, "INT");
     let (code, message) = ended(child);

@@ -123,10 +123,16 @@ pub enum Error {
     Exists(PathBuf),
     /// Another process writes to the folder.
     #[error(
-        "another process is writing to the run `{}`; wait until it ends, or stop it",
-        .0.display()
+        "another process{} is writing to the run `{}`; wait until it ends, or stop it",
+        process.map_or_else(String::new, |process| format!(" ({process})")),
+        run.display()
     )]
-    InUse(PathBuf),
+    InUse {
+        /// The run's folder.
+        run: PathBuf,
+        /// The other process, where the system tells.
+        process: Option<u32>,
+    },
 }
 
 impl Error {

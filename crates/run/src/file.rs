@@ -21,7 +21,7 @@ pub const SUMMARY: &str = "summary.txt";
 /// The log.
 pub const LOG: &str = "log.txt";
 
-/// The process that writes to the folder locks this file, which is empty. On Windows a locked file cannot be read.
+/// The process that writes to the folder locks this file, which has its id. On Windows a locked file cannot be read.
 pub const LOCK: &str = "lock";
 
 /// The weights after the last step, from which training resumes.

@@ -3,8 +3,9 @@
 use crate::error::Error;
 use crate::file;
 use std::fs::{self, DirEntry, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,7 @@ impl RunFolder {
             let path = run_dir.join(name);
             return Self::create_named(&path)?.ok_or_else(|| {
                 if is_locked(&path) {
-                    Error::InUse(path)
+                    in_use(&path)
                 } else {
                     Error::Exists(path)
                 }
@@ -36,8 +37,11 @@ impl RunFolder {
         }
         let mut name = default_name.to_owned();
         for number in 2_u64.. {
-            if let Some(folder) = Self::create_named(&run_dir.join(&name))? {
-                return Ok(folder);
+            match Self::create_named(&run_dir.join(&name)) {
+                Ok(Some(folder)) => return Ok(folder),
+                // Also where another process was faster.
+                Ok(None) | Err(Error::InUse { .. }) => {}
+                Err(error) => return Err(error),
             }
             name = format!("{default_name}-{number}");
         }
@@ -67,22 +71,26 @@ impl RunFolder {
             let file = OpenOptions::new().create(true).append(true).open(&path);
             file.map_err(Error::file("write", &path))
         };
-        let lock = append(file::LOCK)?;
-        let lock = match lock.try_lock() {
-            Ok(()) => Some(lock),
-            Err(TryLockError::Error(error)) if atomic_file::is_unsupported(&error) => None,
-            Err(TryLockError::WouldBlock) => return Err(Error::InUse(path.to_owned())),
+        let mut lock = append(file::LOCK)?;
+        let locked = match lock.try_lock() {
+            Ok(()) => true,
+            Err(TryLockError::Error(error)) if atomic_file::is_unsupported(&error) => false,
+            Err(TryLockError::WouldBlock) => return Err(in_use(path)),
             Err(TryLockError::Error(error)) => {
                 return Err(Error::file("lock", &path.join(file::LOCK))(error));
             }
         };
+        // Read by a process that is refused.
+        lock.set_len(0)
+            .and_then(|()| write!(lock, "{}", process::id()))
+            .map_err(Error::file("write", &path.join(file::LOCK)))?;
         let log = append(file::LOG)?;
         atomic_file::remove_unfinished(path)
             .map_err(Error::file("remove unfinished files in", path))?;
         Ok(Self {
             path: path.to_owned(),
             log,
-            lock,
+            lock: locked.then_some(lock),
         })
     }
 
@@ -147,7 +155,7 @@ pub fn wait_until_unlocked(
     let started = Instant::now();
     while is_locked(run) {
         if started.elapsed() > patience {
-            return Err(Error::InUse(run.to_owned()));
+            return Err(in_use(run));
         }
         thread::sleep(Duration::from_millis(100));
     }
@@ -165,6 +173,16 @@ fn is_unused(path: &Path) -> bool {
     fs::read_dir(path).is_ok_and(|mut entries| entries.all(is_expected))
 }
 
+/// The error for a folder to which another process writes.
+fn in_use(path: &Path) -> Error {
+    // Windows lets no other process read a locked file.
+    let process = fs::read_to_string(path.join(file::LOCK));
+    Error::InUse {
+        run: path.to_owned(),
+        process: process.ok().and_then(|text| text.parse().ok()),
+    }
+}
+
 /// Whether another process writes to the folder.
 fn is_locked(path: &Path) -> bool {
     File::open(path.join(file::LOCK))
@@ -174,6 +192,7 @@ fn is_locked(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     #[test]
     fn default_names_are_numbered() {
@@ -189,6 +208,19 @@ mod tests {
     }
 
     #[test]
+    fn runs_that_start_at_once_have_different_folders() {
+        let runs = tempfile::tempdir().unwrap();
+        let start = || RunFolder::create(runs.path(), None, "a").unwrap();
+        let folders: Vec<_> = thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
+            let folders = threads.into_iter().map(|thread| thread.join().unwrap());
+            folders.collect()
+        });
+        let paths: BTreeSet<_> = folders.iter().map(RunFolder::path).collect();
+        assert_eq!(paths.len(), folders.len(), "{paths:?}");
+    }
+
+    #[test]
     fn a_folder_has_one_writer() {
         let runs = tempfile::tempdir().unwrap();
         let path = runs.path().join("a");
@@ -199,7 +231,8 @@ mod tests {
             wait_until_unlocked(&path, Duration::ZERO, || ()).unwrap_err(),
         ] {
             assert!(
-                matches!(&second, Error::InUse(other) if *other == path),
+                matches!(&second, Error::InUse { run, process } if *run == path
+                    && (cfg!(windows) || *process == Some(process::id()))),
                 "{second}"
             );
         }
