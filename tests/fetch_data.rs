@@ -558,7 +558,7 @@ fn a_full_disk_is_named() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn where_there_are_no_locks_it_goes_on() {
+fn fetch_data_works_without_locks() {
     let folder = tempfile::tempdir().unwrap();
     let library = faults(folder.path());
     let data = folder.path().join("data");

@@ -24,7 +24,7 @@ fn failing(folder: &Path, function: &str, code: &str) -> PathBuf {
 }
 
 #[test]
-fn what_a_file_system_lacks_is_not_missed() {
+fn runs_work_without_locks_and_flushing() {
     let folder = tempfile::tempdir().unwrap();
     for (function, code, warnings) in [
         ("flock", "ENOSYS", 1),

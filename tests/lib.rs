@@ -90,8 +90,13 @@ pub fn refused(command: &mut Command, code: i32, parts: &[&str]) -> String {
         !message.contains("panicked") && !message.contains("backtrace"),
         "{message}"
     );
-    let mut lines = message.lines();
-    assert!(lines.any(|line| line.starts_with("error: ")), "{message}");
+    // After notes and warnings.
+    let mut lines = message.trim_start().lines();
+    let error = lines.find(|line| !line.starts_with("note: ") && !line.starts_with("warning: "));
+    assert!(
+        error.is_some_and(|line| line.starts_with("error: ")),
+        "{message}"
+    );
     message
 }
 

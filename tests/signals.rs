@@ -133,7 +133,8 @@ fn a_stopped_search_for_a_learning_rate_writes_its_curve() {
         .args(["--min-lr", "1e-9", "--max-lr", "1e-8", "--out"])
         .arg(out.path());
     let child = command.spawn().unwrap();
-    thread::sleep(Duration::from_secs(2));
+    // Long enough for some steps also where other tests run.
+    thread::sleep(Duration::from_secs(5));
     kill(&child, "INT");
     let (code, message) = ended(child);
     assert_eq!(code, Some(130), "{message}");

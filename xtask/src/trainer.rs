@@ -94,7 +94,7 @@ pub(crate) fn train(command: &mut Command) -> anyhow::Result<()> {
     let command = command.arg("--stop-with-stdin").stdin(Stdio::piped());
     let child = command.spawn();
     let mut child = child.context("cannot run the program `trainer`")?;
-    // Kept open until then.
+    // The pipe stays open until the program ends.
     let input = child.stdin.take();
     let status = child
         .wait()

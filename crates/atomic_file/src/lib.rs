@@ -90,8 +90,8 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Appends `bytes` to the file at `path`, which is created if it is missing, in one piece: a process that reads meanwhile
-/// finds all of them or none, but a crash of the system may leave a part.
+/// Appends `bytes` to the file at `path`, which is created if it is missing. A reader, a crash or a full disk may see a
+/// part of them, so a reader of lines ignores a last line without an end.
 ///
 /// # Errors
 /// When the folder is missing or read-only, or the disk is full.
@@ -166,7 +166,10 @@ pub fn is_unfinished(name: &OsStr) -> bool {
 }
 
 /// Flushes a file to disk, where the file system can.
-fn sync(file: &File) -> io::Result<()> {
+///
+/// # Errors
+/// When the disk is full or fails.
+pub fn sync(file: &File) -> io::Result<()> {
     file.sync_all()
         .or_else(|error| match is_unsupported(&error) {
             true => Ok(()),

@@ -240,7 +240,7 @@ fn load(data_dir: &Path, wanted: Images) -> Result<Dataset, Error> {
         0 => &SHA256[TRAINING_FILES.len()..],
         _ => &SHA256[..],
     };
-    // At once, for the SHA-256 of 184 MB take longest.
+    // In parallel: the SHA-256 of 184 MB takes most of the time.
     let files: Vec<_> = names
         .par_iter()
         .map(|(name, _)| CheckedFile::read(&folder.join(name)))

@@ -5,9 +5,9 @@ use models::Architecture;
 /// Bytes of memory that training takes on a CPU.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainingMemory {
-    /// Whatever the batch.
+    /// Bytes that do not depend on the batch size.
     fixed: u64,
-    /// For each image of a batch.
+    /// Bytes per image of a batch.
     image: u64,
 }
 
@@ -15,7 +15,7 @@ impl TrainingMemory {
     /// An estimate for a network, with an EMA of its weights or without. It was 4 to 14 % above the peak of resident memory
     /// of AlexNet and SmallAlexNet with Winograd's convolutions and batches of 64 and 256; direct convolutions take less.
     #[must_use]
-    pub fn of(architecture: Architecture, ema: bool) -> Self {
+    pub fn new(architecture: Architecture, ema: bool) -> Self {
         const MIB: u64 = 1 << 20;
         /// The batch of the step, and those that are prepared meanwhile.
         const BATCHES: usize = 3;
@@ -31,7 +31,7 @@ impl TrainingMemory {
 
     /// Bytes for batches of this size.
     #[must_use]
-    pub fn of_batch(self, batch_size: usize) -> u64 {
+    pub fn bytes(self, batch_size: usize) -> u64 {
         self.fixed
             .saturating_add(self.image.saturating_mul(batch_size as u64))
     }

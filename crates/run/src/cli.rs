@@ -21,7 +21,7 @@ pub enum Exit {
     Failure = 1,
     /// The command line, or a settings file that it names, is wrong.
     Usage = 2,
-    /// Ctrl-C stopped the command: 128 + SIGINT, as in shells.
+    /// The command was asked to stop: 130 = 128 + SIGINT, as in shells, for every such request.
     Interrupted = 130,
 }
 
@@ -113,7 +113,7 @@ pub fn line(line: &str) {
     text(&format!("{line}\n"));
 }
 
-/// Prints a result that ends with its own line break to standard output, as [`line`].
+/// Prints a result that ends with its own line break to standard output, as [`line()`].
 pub fn text(text: &str) {
     let mut stdout = stdout().lock();
     let written = stdout.write_all(printable(text).as_bytes());
@@ -175,7 +175,7 @@ pub fn quoted(path: &Path) -> String {
         text.insert_str(0, "./");
     }
     if cfg!(windows) {
-        // Both of its shells know double quotes, which are no part of a path.
+        // Double quotes work in cmd and PowerShell, except for `$`, `` ` `` and `%`, and are no part of a path.
         let plain = |c: char| c.is_alphanumeric() || "-_.+:/\\".contains(c);
         return match text.chars().all(plain) {
             true => text,

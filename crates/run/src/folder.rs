@@ -66,12 +66,13 @@ impl RunFolder {
     /// # Errors
     /// When another process has locked it, or the folder cannot be written to.
     pub fn lock(path: &Path) -> Result<Self, Error> {
-        let append = |name| {
+        let open = |name, options: &mut OpenOptions| {
             let path = path.join(name);
-            let file = OpenOptions::new().create(true).append(true).open(&path);
+            let file = options.create(true).open(&path);
             file.map_err(Error::file("write", &path))
         };
-        let mut lock = append(file::LOCK)?;
+        // Not only to append: Windows does not lock such a file.
+        let mut lock = open(file::LOCK, OpenOptions::new().read(true).write(true))?;
         let locked = match lock.try_lock() {
             Ok(()) => true,
             Err(TryLockError::Error(error)) if atomic_file::is_unsupported(&error) => false,
@@ -84,7 +85,7 @@ impl RunFolder {
         lock.set_len(0)
             .and_then(|()| write!(lock, "{}", process::id()))
             .map_err(Error::file("write", &path.join(file::LOCK)))?;
-        let log = append(file::LOG)?;
+        let log = open(file::LOG, OpenOptions::new().append(true))?;
         atomic_file::remove_unfinished(path)
             .map_err(Error::file("remove unfinished files in", path))?;
         Ok(Self {
@@ -94,9 +95,9 @@ impl RunFolder {
         })
     }
 
-    /// Whether no other process can lock the folder. A file system without locks cannot prevent it.
+    /// Whether other processes are kept out. On a file system without locks they are not.
     #[must_use]
-    pub fn is_locked(&self) -> bool {
+    pub fn has_lock(&self) -> bool {
         self.lock.is_some()
     }
 

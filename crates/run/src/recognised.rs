@@ -1,4 +1,4 @@
-//! What a file is that was taken for another one.
+//! Describes a file that is not of the expected format, from its first bytes.
 
 /// How files begin, and what they are.
 const BEGINNINGS: &[(&[u8], &str)] = &[

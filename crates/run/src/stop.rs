@@ -23,8 +23,8 @@ enum Requester {
     System,
 }
 
-/// A flag that the first request sets, after which `note` tells a person what happens. Signals that were ignored when the
-/// program was started, as by `nohup`, stay ignored.
+/// A flag that the first request sets, after which `note` tells a person what happens. On Linux, signals that were ignored
+/// when the program was started, as by `nohup`, stay ignored; other systems do not tell without `unsafe` code.
 ///
 /// # Errors
 /// When the operating system refuses to watch for requests.

@@ -61,6 +61,7 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
         .map_err(|error| UsageError(format!("--min-lr, --max-lr, --steps: {error}")))?;
     let stop = stop::requested("stopping after this step").context("cannot watch for Ctrl-C")?;
     let setup = Setup::new(resolved)?;
+    setup.check_memory(false)?;
     let training = setup.start()?;
     let bar = progress::bar(true);
     bar.set_length(finder.steps().into());
@@ -110,6 +111,7 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
         Some(rate) => format!(
             "suggested learning rate: {rate:.2e}, a tenth of the learning rate with the lowest smoothed loss; {ended}"
         ),
+        None if interrupted => format!("stopped; {ended}"),
         None => format!(
             "no suggestion: the loss did not fall; try another --min-lr or more --steps; {ended}"
         ),

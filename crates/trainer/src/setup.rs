@@ -33,22 +33,23 @@ impl Setup {
             overfit: overfit.map(|batches| batches.saturating_mul(run.batch_size)),
             ..Limits::default()
         };
-        let setup = Self {
+        Ok(Self {
             data: Data::load(resolved.dataset, &run.data_dir, limits)?,
             resolved,
             backend,
-        };
-        setup.check_memory()?;
-        Ok(setup)
+        })
     }
 
     /// Checks that a training step on a CPU fits into the memory that is left. A GPU reports an error when it does not.
-    fn check_memory(&self) -> Result<(), UsageError> {
+    ///
+    /// # Errors
+    /// A usage error, with the size of a batch that fits, unless the run is resumed, when its batch size cannot change.
+    pub(crate) fn check_memory(&self, resumed: bool) -> anyhow::Result<()> {
         let settings = &self.resolved.settings;
         let has_ema = settings.model_ema_decay.get() > 0.0;
-        let memory = TrainingMemory::of(self.resolved.architecture, has_ema);
+        let memory = TrainingMemory::new(self.resolved.architecture, has_ema);
         let batch_size = settings.batch_size.get();
-        let needed = memory.of_batch(batch_size);
+        let needed = memory.bytes(batch_size);
         let available = match self.backend.device.is_cpu() {
             true => ops::available_memory().unwrap_or(u64::MAX),
             false => u64::MAX,
@@ -56,23 +57,28 @@ impl Setup {
         if needed <= available {
             return Ok(());
         }
-        let fits = match memory.largest_batch(available) {
+        let mib = |bytes: u64| bytes / (1 << 20);
+        let problem = format!(
+            "training with batches of {batch_size} images takes about {} MiB of memory, and {} MiB are free",
+            mib(needed),
+            mib(available)
+        );
+        if resumed {
+            bail!("{problem}; free some, or resume the run on a machine with more");
+        }
+        let remedy = match memory.largest_batch(available) {
             0 => "not even a batch of one image fits beside the weights".to_owned(),
             fits => format!("use --batch-size {fits}"),
         };
-        let mib = |bytes: u64| bytes / (1 << 20);
-        Err(UsageError(format!(
-            "--batch-size {batch_size}: training takes about {} MiB of memory, and {} MiB are free; {fits}",
-            mib(needed),
-            mib(available)
-        )))
+        Err(UsageError(format!("{problem}; {remedy}")).into())
     }
 
     /// Checks that the disk has space for the checkpoints of a run in `folder`, which may not exist yet. A run that is
     /// resumed has its files.
     pub(crate) fn check_disk(&self, folder: &Path, resumed: bool) -> anyhow::Result<()> {
         let ema = u64::from(self.resolved.settings.model_ema_decay.get() > 0.0);
-        // Each file is complete before the one that it replaces is removed: weights, then momentum buffers and EMA.
+        // At most: the best weights, the latest ones and their momentum buffers, and new files of the last two beside
+        // them; an old and a new EMA. A resumed run has the old ones.
         let copies = match resumed {
             true => 2 + ema,
             false => 5 + 2 * ema,
@@ -81,7 +87,7 @@ impl Setup {
         check_space(folder, copies * 4 * parameters)
     }
 
-    /// The same with the images of one batch, and one epoch.
+    /// This setup with the images of one batch, for one epoch.
     pub(crate) fn of_one_batch(mut self) -> anyhow::Result<Self> {
         let batch_size = self.resolved.settings.batch_size.get();
         let first = |split: &Split| split.clone().first(batch_size.min(split.len()));

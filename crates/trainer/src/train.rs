@@ -161,9 +161,8 @@ fn run_with(
     // Before the data are loaded, which takes time.
     let resumed = resumed.map(|run| RunFolder::lock(&run)).transpose()?;
     let mut setup = Setup::new(resolved)?;
+    setup.check_memory(resumed.is_some())?;
     if args.fast_dev_run {
-        // What a run with these settings would be refused for.
-        setup.start()?;
         setup = setup.of_one_batch()?;
     }
     let (training, folder) = match resumed {
@@ -182,7 +181,7 @@ fn run_with(
             (training, RunFolder::create(run_dir, name, &default_name)?)
         }
     };
-    if !folder.is_locked() {
+    if !folder.has_lock() {
         cli::note(&format!(
             "warning: the file system of `{}` has no locks: do not train this run in two processes at once",
             folder.path().display()
@@ -190,14 +189,14 @@ fn run_with(
     }
     let span_times = SpanTimes::within("step");
     let _trace_until_the_end = logging::start(&folder, args.log_level, trace, &span_times)?;
-    let session = Session {
+    let run = ReadyRun {
         args,
         setup: &setup,
         folder: &folder,
         stop,
     };
     let files = RunFiles::create(&folder, &setup, &span_times, training.position())?;
-    session.train(training, files)
+    run.train(training, files)
 }
 
 /// Checks that a resumed run can have the epochs that are asked for.
@@ -232,14 +231,14 @@ fn check_epochs(
 }
 
 /// A run that is ready to train.
-struct Session<'a> {
+struct ReadyRun<'a> {
     args: &'a TrainArgs,
     setup: &'a Setup,
     folder: &'a RunFolder,
     stop: &'a AtomicBool,
 }
 
-impl Session<'_> {
+impl ReadyRun<'_> {
     /// Trains until the run is finished or stopped.
     fn train(&self, mut training: Training, mut files: RunFiles<'_>) -> anyhow::Result<Exit> {
         let began = Instant::now();
@@ -279,8 +278,10 @@ impl Session<'_> {
             },
         );
         drop(progress);
-        files.finish(training.position(), training.history())?;
-        match outcome.inspect_err(|error| tracing::error!("{}", cli::message(error)))? {
+        let finished = files.finish(training.position(), training.history());
+        let outcome = outcome.inspect_err(|error| tracing::error!("{}", cli::message(error)))?;
+        finished?;
+        match outcome {
             Outcome::Finished => {
                 // The curves of a test are not kept.
                 if let Some(last) = training.history().last()

@@ -113,7 +113,7 @@ pub(crate) fn note_normalisation(path: &Path, weights: &Weights, used: &Inputs, 
     match &weights.inputs {
         None if !is_given => cli::note(&format!(
             "note: `{path}` does not say for which normalisation and classes it was trained; assumed: {used_text}, and the \
-             classes of the data set; give --mean and --std if it was another normalisation"
+             classes of CIFAR-10; give --mean and --std if it was another normalisation"
         )),
         Some(own) if (own.mean, own.std) != (used.mean, used.std) => cli::note(&format!(
             "note: `{path}` was trained with {}; images are normalised with {used_text} (--mean, --std)",

@@ -33,8 +33,8 @@ const WINE: &str = "wine";
 
 /// The crates that are tested on ARM: products and layers, which every `cargo xtask ci` tests, and the others.
 const LAYERS: &str = "--package kernels --package ops --package models";
-const OTHERS: &str =
-    "--package datasets --package run --package engine --package report --package trainer";
+const OTHERS: &str = "--package rng --package atomic_file --package reference --package datasets --package run \
+    --package engine --package report --package trainer";
 
 /// Under QEMU a program cannot start another one, unless the kernel knows QEMU (binfmt_misc). So the tests that start
 /// themselves again, with another instruction set, are left out.

@@ -136,7 +136,7 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
 fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(content)?;
-    file.sync_all()
+    atomic_file::sync(&file)
 }
 
 /// Whether a file has what a Mac knows about another one, or about a folder.

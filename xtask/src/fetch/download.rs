@@ -242,7 +242,7 @@ impl Partial {
         if total.is_some_and(|total| have < total) {
             return interrupted(format!("the connection was interrupted after {have} bytes"));
         }
-        self.file.sync_all().map_err(self.local())
+        atomic_file::sync(&self.file).map_err(self.local())
     }
 
     /// The size of the archive in bytes, if it is the official one.
