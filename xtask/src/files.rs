@@ -1,7 +1,7 @@
 //! Files and folders, with errors that name them.
 
 use anyhow::Context;
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 
 /// Creates a folder and those that contain it, where they are missing.
@@ -13,5 +13,14 @@ pub(crate) fn create_folder(path: &Path) -> anyhow::Result<()> {
 /// Writes a file, completely or not at all.
 pub(crate) fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     atomic_file::write(path, text.as_bytes())
+        .with_context(|| format!("cannot write `{}`", path.display()))
+}
+
+/// Opens a file to read and write, which is created if it is missing.
+pub(crate) fn open(path: &Path) -> anyhow::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false);
+    options
+        .open(path)
         .with_context(|| format!("cannot write `{}`", path.display()))
 }

@@ -188,6 +188,14 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
+/// Bytes that are free where the file or folder `path` is; `None` where the file system does not tell. Some network and
+/// user-space file systems answer with zeros.
+#[must_use]
+pub fn free_space(path: &Path) -> Option<u64> {
+    let space = fs4::statvfs(path).ok()?;
+    (space.total_space() > 0).then(|| space.available_space())
+}
+
 /// Whether an error means that the file system does not have a function, such as locks or flushing, as opposed to a
 /// function that failed.
 #[must_use]

@@ -214,14 +214,6 @@ pub fn digests(folder: &Path) -> Result<Vec<(&'static str, String)>, Error> {
         .collect()
 }
 
-/// Checks that all six files are in `folder`, with the right sizes and labels.
-///
-/// # Errors
-/// As for [`read_file`], for the first bad file.
-pub fn check(folder: &Path) -> Result<(), Error> {
-    digests(folder).map(drop)
-}
-
 /// Whether this is the SHA-256, in hexadecimal, of the file of this name in the official archive.
 #[must_use]
 pub fn is_official(name: &str, sha256: &str) -> bool {

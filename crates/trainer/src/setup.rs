@@ -167,14 +167,13 @@ fn check_space(path: &Path, needed: u64) -> anyhow::Result<()> {
     let exists = |path: &&Path| path.exists();
     let existing = path.ancestors().find(exists).unwrap_or(Path::new("."));
     let mib = |bytes: u64| bytes / (1 << 20);
-    match fs4::statvfs(existing) {
-        // Some network file systems answer with zeros.
-        Ok(space) if space.total_space() > 0 && space.available_space() < needed => bail!(
+    match atomic_file::free_space(existing) {
+        Some(free) if free < needed => bail!(
             "cannot write checkpoints to `{}`: {} MiB are needed, and {} MiB are free; free some, or choose another \
              --run-dir",
             path.display(),
             mib(needed),
-            mib(space.available_space())
+            mib(free)
         ),
         _ => Ok(()),
     }

@@ -2,10 +2,11 @@
 
 use super::archive::{self, MAX_ARCHIVE_BYTES, OFFICIAL, OFFICIAL_BYTES};
 use super::{space, tls};
+use crate::files;
 use anyhow::{Context, anyhow, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use run::cli;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -48,13 +49,7 @@ enum Failure {
 impl Partial {
     /// Opens the file that an earlier process left at `path`, or creates it.
     pub(crate) fn open(path: PathBuf, sha256: String, needed_after: u64) -> anyhow::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .with_context(|| format!("cannot write `{}`", path.display()))?;
+        let file = files::open(&path)?;
         Ok(Self {
             path,
             file,
@@ -264,8 +259,8 @@ impl Partial {
 
     /// An error of the file.
     fn local(&self) -> impl FnOnce(io::Error) -> Failure + use<> {
-        let path = self.path.clone();
-        move |error| Failure::Local(space::cannot_write(&path, 0)(error))
+        let (path, needed) = (self.path.clone(), self.needed_after);
+        move |error| Failure::Local(space::cannot_write(&path, needed)(error))
     }
 }
 

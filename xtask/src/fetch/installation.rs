@@ -209,7 +209,9 @@ mod tests {
         fn any_kept_digests_are_read(bytes in prop::collection::vec(any::<u8>(), 0..10_000)) {
             let folder = tempfile::tempdir().unwrap();
             fs::write(folder.path().join(DIGESTS), &bytes).unwrap();
-            prop_assert!(kept_digests(folder.path()).len() <= 4096);
+            // All or nothing, of the part that can be digests.
+            let expected = str::from_utf8(&bytes[..bytes.len().min(4096)]).unwrap_or_default();
+            prop_assert_eq!(kept_digests(folder.path()), expected);
         }
     }
 }

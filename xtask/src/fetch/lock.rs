@@ -1,8 +1,9 @@
 //! One `fetch-data` at a time in a data folder.
 
+use crate::files;
 use anyhow::Context;
 use same_file::Handle;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -25,13 +26,7 @@ impl Lock {
         let cannot_lock = || format!("cannot lock `{}`", path.display());
         let mut waited = false;
         loop {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path)
-                .with_context(|| format!("cannot write `{}`", path.display()))?;
+            let file = files::open(&path)?;
             let locked = match file.try_lock() {
                 Err(TryLockError::WouldBlock) => {
                     if !waited {

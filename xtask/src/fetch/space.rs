@@ -6,14 +6,13 @@ use std::path::Path;
 
 /// Checks that there is space for `needed` bytes at `path`, where the system tells.
 pub(crate) fn check(path: &Path, needed: u64) -> anyhow::Result<()> {
-    match fs4::statvfs(path) {
-        // Some network and user-space file systems answer with zeros.
-        Ok(stats) if stats.total_space() > 0 && stats.available_space() < needed => bail!(
+    match atomic_file::free_space(path) {
+        Some(free) if free < needed => bail!(
             "cannot write `{}`: no space left: {} MB are needed, and {} MB are free; free some, or choose another \
              folder with --data-dir",
             path.display(),
             megabytes(needed),
-            stats.available_space() / 1_000_000
+            free / 1_000_000
         ),
         _ => Ok(()),
     }
