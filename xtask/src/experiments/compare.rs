@@ -7,6 +7,7 @@ use crate::experiments::pool;
 use crate::files::create_folder;
 use crate::trainer::{self, Trainer};
 use anyhow::{Context, bail};
+use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use report::Comparison;
 use run::cli::{self, Exit, UsageError};
 use run::{EvaluationSplit, NativePath, Run};
@@ -184,9 +185,41 @@ fn write_report(args: &Args, names: &[String]) -> anyhow::Result<()> {
 
 /// The address of a file for a browser.
 fn file_url(path: &Path) -> String {
-    let path = path.display().to_string();
+    let path = percent_encode(path.as_os_str().as_encoded_bytes(), NOT_IN_URLS).to_string();
     match cfg!(windows) {
         true => format!("file:///{}", path.replace('\\', "/")),
         false => format!("file://{path}"),
+    }
+}
+
+/// Characters of a path that have another meaning in a URL, or end it where a terminal makes a link of it.
+const NOT_IN_URLS: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'\'')
+    .add(b'#')
+    .add(b'%')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'`');
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_of_a_report_is_a_valid_url() {
+        let (path, url) = match cfg!(windows) {
+            true => (
+                "C:\\my runs\\50 %#1\\é.html",
+                "file:///C:/my%20runs/50%20%25%231/%C3%A9.html",
+            ),
+            false => (
+                "/my runs/50 %#1/é.html",
+                "file:///my%20runs/50%20%25%231/%C3%A9.html",
+            ),
+        };
+        assert_eq!(file_url(Path::new(path)), url);
     }
 }

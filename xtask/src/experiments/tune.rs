@@ -9,7 +9,7 @@ use anyhow::bail;
 use rng::{Purpose, Stream, unit};
 use run::cli::{self, Exit, UsageError, count};
 use run::settings::{FIELDS, Field, Property};
-use run::{NativePath, Run, Settings};
+use run::{NativePath, Overrides, Run, Settings};
 use std::cmp::{Ordering, Reverse};
 use std::ffi::OsString;
 use std::fmt::Write;
@@ -117,6 +117,14 @@ impl FromStr for Search {
             None if logarithmic || range.is_empty() => return Err(wrong("there are no values")),
             None => Values::OneOf(range.split(',').map(value).collect()),
         };
+        for value in values.extremes() {
+            let setting = Table::from_iter([(key.to_owned(), value)]);
+            let text = setting.to_string();
+            setting.try_into::<Overrides>().map_err(|error| {
+                let (setting, reason) = (text.trim_end(), error.message().replace('\n', "; "));
+                UsageError(format!("`{setting}`: {reason}"))
+            })?;
+        }
         Ok(Self {
             key: key.to_owned(),
             values,
@@ -149,6 +157,17 @@ impl Values {
                 }
             }
             _ => Err("a range needs two numbers, the smaller one first"),
+        }
+    }
+
+    /// The smallest and the largest value, or all of a list: if these are valid, so are those between them.
+    fn extremes(&self) -> Vec<Value> {
+        match self {
+            Self::Uniform(low, high) | Self::LogUniform(low, high) => {
+                [*low, *high].map(Value::Float).into()
+            }
+            Self::Integer(low, high) => [*low, *high].map(Value::Integer).into(),
+            Self::OneOf(values) => values.clone(),
         }
     }
 
@@ -413,6 +432,13 @@ mod tests {
             "dropout=0..inf",
             "epochs=1..4",
             "seed=0,1",
+            // Values that the setting cannot have.
+            "cutout=0..64",
+            "dropout=0.5..1.5",
+            "batch_size=0..64",
+            "batch_size=1.5..64",
+            "flip=random,sometimes",
+            "nesterov=yes,no",
         ] {
             assert!(text.parse::<Search>().is_err(), "{text}");
         }
