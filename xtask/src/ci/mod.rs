@@ -10,8 +10,10 @@ use crate::gpu_check;
 use crate::process::{self, cargo};
 use anyhow::{Context, ensure};
 use run::cli::{self, Exit};
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 
 /// Options of `ci`.
 #[derive(Debug, clap::Args)]
@@ -22,10 +24,14 @@ pub(crate) struct Args {
     platforms: bool,
 }
 
-/// The checks: arguments of cargo.
-const CHECKS: [&str; 4] = [
+/// The checks that find most mistakes soonest: arguments of cargo.
+const LINTS: [&str; 2] = [
     "fmt --all --check",
     "clippy --workspace --all-targets -- -D warnings",
+];
+
+/// The other checks: arguments of cargo.
+const CHECKS: [&str; 2] = [
     "test --workspace",
     "doc --workspace --no-deps --document-private-items",
 ];
@@ -50,45 +56,58 @@ const PYTHON_LIBRARIES: &str = "import nvidia, glob; \
     assert all(any(glob.glob(f'{f}/lib{name}.so*') for f in folders) for name in ('nvrtc', 'cudnn')); \
     print(':'.join(folders))";
 
-/// Runs the checks in order. Stops at the first that fails.
+/// Runs the checks in order, those of other systems beside the others. Stops at the first that fails.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     if args.platforms {
         return platforms::run();
     }
-    for arguments in CHECKS {
-        let mut command = cargo();
-        command.args(arguments.split(' '));
-        if arguments.starts_with("doc ") {
-            command.env("RUSTDOCFLAGS", "-D warnings");
+    for arguments in LINTS {
+        check_cargo(arguments)?;
+    }
+    thread::scope(|scope| {
+        // Neither uses all cores all the time.
+        let platforms = scope.spawn(platforms::quick);
+        for arguments in CHECKS {
+            check_cargo(arguments)?;
         }
-        check(&format!("cargo {arguments}"), &mut command)?;
-    }
-    if cfg!(target_os = "linux") {
-        cuda_checks()?;
-    } else {
-        cli::note("--- the feature `cuda` is checked on Linux only");
-    }
-    platforms::quick()?;
+        if cfg!(target_os = "linux") {
+            cuda_checks()?;
+        } else {
+            cli::note("--- the feature `cuda` is checked on Linux only");
+        }
+        platforms
+            .join()
+            .unwrap_or_else(|panic| resume_unwind(panic))
+    })?;
     cli::line("all checks passed");
     Ok(Exit::Success)
+}
+
+fn check_cargo(arguments: &str) -> anyhow::Result<()> {
+    let mut command = cargo();
+    command.args(arguments.split(' '));
+    if arguments.starts_with("doc ") {
+        command.env("RUSTDOCFLAGS", "-D warnings");
+    }
+    check(&format!("cargo {arguments}"), &mut command)
 }
 
 /// Lints the feature `cuda` and tests it on the emulated GPU. CUDA is not needed.
 fn cuda_checks() -> anyhow::Result<()> {
     let (build, emulator) = cuda::stub()?;
-    let check_cargo = |arguments: &str, libraries: Option<&Path>| {
+    let check_cuda = |arguments: &str, libraries: Option<&Path>| {
         let mut command = build.cargo(arguments);
         command.envs(libraries.map(|folder| ("LD_LIBRARY_PATH", folder)));
         check(&format!("cargo {arguments}"), &mut command)
     };
-    check_cargo(CUDA_LINTS, None)?;
+    check_cuda(CUDA_LINTS, None)?;
     cli::note("--- on an emulated GPU:");
-    check_cargo(CUDA_TESTS, Some(&emulator))?;
+    check_cuda(CUDA_TESTS, Some(&emulator))?;
     if let Some(folders) = python_libraries() {
-        check_cargo(LIBRARY_TESTS, Some(folders.as_ref()))?;
+        check_cuda(LIBRARY_TESTS, Some(folders.as_ref()))?;
     } else {
         cli::note("--- skipped: what needs NVRTC and cuDNN, which python3 does not have");
-        check_cargo(UNIT_TESTS, None)?;
+        check_cuda(UNIT_TESTS, None)?;
     }
     let programs = build.programs()?;
     let mut behaviour = cargo();

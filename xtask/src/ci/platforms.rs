@@ -1,7 +1,6 @@
 //! Other systems, on Linux on x86-64: programs for 64-bit ARM Linux run under QEMU, those for Windows under Wine, and
 //! those for macOS are compiled only.
 
-use super::check;
 use super::relay::{self, System};
 use crate::cuda::target;
 use crate::files::create_folder;
@@ -10,7 +9,7 @@ use crate::trainer::{self, Trainer};
 use anyhow::{Context, ensure};
 use run::cli::{self, Exit};
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -45,21 +44,31 @@ const CHECK: &str = "check --package trainer --package xtask";
 /// Saves minutes of compiling; the tests under QEMU take no longer.
 const FASTER_BUILD: &str = "--config profile.dev.package.candle-core.opt-level=1";
 
-/// The checks that take minutes. They are skipped where something is missing and cannot be installed.
+/// Lines of a log that are printed where a check fails.
+const LAST_LINES: usize = 60;
+
+/// The checks that take minutes, with their output in files. They are skipped where something is missing and cannot be
+/// installed.
 pub(super) fn quick() -> anyhow::Result<()> {
     if let Err(error) = install(&[ARM_PACKAGES]) {
         cli::note(&format!("--- skipped: ARM, Windows and macOS: {error:#}"));
         return Ok(());
     }
     let folder = folder()?;
+    let check = |name: &str, command: &mut Command| {
+        cli::note(&format!("--- {name}: started"));
+        logged(&folder, name, command)?;
+        cli::note(&format!("--- {name}: passed"));
+        anyhow::Ok(())
+    };
     let test = format!("test {FASTER_BUILD} --tests {LAYERS} {LEFT_OUT}");
     check(
-        &format!("cargo {test} (ARM)"),
+        "ARM, products and layers",
         &mut cargo(&folder, &test, &[ARM]),
     )?;
     let mut programs = cargo(&folder, CHECK, &[WINDOWS, MACOS]);
     programs.envs(["CC", "AR"].map(|tool| (format!("{tool}_x86_64_pc_windows_gnu"), "true")));
-    check(&format!("cargo {CHECK} (Windows and macOS)"), &mut programs)
+    check("Windows and macOS, compiled", &mut programs)
 }
 
 /// `cargo xtask ci --platforms`. Goes on after a failure.
@@ -93,11 +102,8 @@ pub(super) fn run() -> anyhow::Result<Exit> {
         ),
         ("macOS, compiled", MACOS, CHECK),
     ] {
-        let log = folder.join(format!("{}.log", name.replace(", ", "-")));
-        found(
-            name,
-            logged(&log, &mut cargo(&folder, arguments, &[target])),
-        );
+        let mut cargo = cargo(&folder, arguments, &[target]);
+        found(name, logged(&folder, name, &mut cargo));
     }
 
     let mut scalar = cargo(
@@ -106,8 +112,8 @@ pub(super) fn run() -> anyhow::Result<Exit> {
         &[ARM],
     );
     scalar.env("KERNELS_ISA", "scalar");
-    let log = folder.join("ARM-scalar.log");
-    found("ARM, scalar code", logged(&log, &mut scalar));
+    let name = "ARM, scalar code";
+    found(name, logged(&folder, name, &mut scalar));
 
     let native = Trainer::new(&trainer::Args::default(), None)?;
     let built = |runner: &str, target: &str, program: &str| {
@@ -200,7 +206,7 @@ fn set_up_wine(folder: &Path) -> anyhow::Result<()> {
     let library = folder.join("wine/drive_c/windows/system32/bcryptprimitives.dll");
     let mut wine = Command::new(WINE);
     wine.args(["wineboot", "--init"]).envs(variables(folder));
-    logged(&folder.join("wine.log"), &mut wine)?;
+    logged(folder, "wineboot", &mut wine)?;
     if !library.exists() {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/wine/bcryptprimitives.c");
         let mut compiler = Command::new("x86_64-w64-mingw32-gcc");
@@ -215,15 +221,22 @@ fn set_up_wine(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a command, which must succeed, with its output in the file `log`.
-fn logged(log: &Path, command: &mut Command) -> anyhow::Result<()> {
-    let file = File::create(log).with_context(|| format!("cannot write `{}`", log.display()))?;
+/// Runs a command, which must succeed, with its output in a file in `folder`.
+fn logged(folder: &Path, name: &str, command: &mut Command) -> anyhow::Result<()> {
+    let log = folder.join(format!("{}.log", name.replace(", ", "-").replace(' ', "-")));
+    let file = File::create(&log).with_context(|| format!("cannot write `{}`", log.display()))?;
     command
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)
         .stderr(file);
-    let name = command.get_program().to_string_lossy().into_owned();
-    process::run(&name, command).with_context(|| format!("see `{}`", log.display()))
+    let program = command.get_program().to_string_lossy().into_owned();
+    process::run(&program, command).with_context(|| {
+        let text = fs::read(&log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<_> = text.lines().collect();
+        let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
+        format!("`{}` ends with\n{last}\n", log.display())
+    })
 }
 
 /// Installs those of Debian's packages that are missing: these, and the compiler where rustup's lacks a target.
