@@ -48,7 +48,7 @@ enum Command {
 }
 
 fn main() -> Exit {
-    Exit::of(match cli::parsed(Args::try_parse()).command {
+    Exit::of(match cli::parse_or_exit(Args::try_parse()).command {
         Command::FetchData(args) => fetch::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Reproduce(args) => reproduce::run(&args),

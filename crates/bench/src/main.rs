@@ -53,7 +53,7 @@ enum Command {
 
 fn main() -> Exit {
     ops::keep_freed_memory();
-    let args = cli::parsed(Args::try_parse());
+    let args = cli::parse_or_exit(Args::try_parse());
     let result = match &args.command {
         None => comparison::run(&args.comparison),
         Some(Command::Accuracy(args)) => accuracy::run(args),

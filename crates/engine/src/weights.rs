@@ -101,7 +101,7 @@ impl Weights {
 
     fn parse(bytes: &[u8], wanted: Option<Architecture>) -> Result<Self, Unusable> {
         let damaged = |error: safetensors::SafeTensorError| {
-            let reason = recognised(bytes).map(|description| format!("it {description}"));
+            let reason = describe(bytes).map(|description| format!("it {description}"));
             Unusable::NotSafetensors(reason.unwrap_or_else(|| error.to_string()))
         };
         let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
@@ -226,7 +226,7 @@ fn sorted(mut bytes: Vec<u8>) -> io::Result<Vec<u8>> {
 }
 
 /// What a file of weights is instead; `None` where that is unknown.
-fn recognised(bytes: &[u8]) -> Option<String> {
+fn describe(bytes: &[u8]) -> Option<String> {
     match bytes {
         // `torch.save` writes a zip archive; before PyTorch 1.6 it wrote pickles. A pickle begins with its protocol and an
         // opcode: that of a dictionary, list, class, long integer or frame.
@@ -237,7 +237,7 @@ fn recognised(bytes: &[u8]) -> Option<String> {
         ),
         // The beginning of a safetensors file, which may look like a text.
         [_, rest @ ..] if rest.len() < 7 => None,
-        _ => run::recognised(bytes),
+        _ => run::describe_format(bytes),
     }
 }
 

@@ -29,7 +29,7 @@ impl Exit {
     /// The exit code of a command with this result. Prints the error, if there is one.
     pub fn of<E: AsRef<dyn Error>>(result: Result<Self, E>) -> Self {
         let failure = match result {
-            Ok(exit) => return exit.unless_lost(),
+            Ok(exit) => return exit.or_output_error(),
             Err(failure) => failure,
         };
         error(&message(failure.as_ref()));
@@ -45,8 +45,8 @@ impl Exit {
     }
 
     /// This, or a failure where a result could not be printed.
-    fn unless_lost(self) -> Self {
-        match (self, LOST.get()) {
+    fn or_output_error(self) -> Self {
+        match (self, OUTPUT_ERROR.get()) {
             (Self::Success, Some(reason)) => {
                 error(&format!("cannot write to standard output: {reason}"));
                 Self::Failure
@@ -106,7 +106,7 @@ impl Termination for Exit {
 pub struct UsageError(pub String);
 
 /// The first error of standard output, apart from a reader that closed the pipe.
-static LOST: OnceLock<io::Error> = OnceLock::new();
+static OUTPUT_ERROR: OnceLock<io::Error> = OnceLock::new();
 
 /// Prints a line of a result to standard output. If it cannot be written, the program fails in [`Exit::of`].
 pub fn line(line: &str) {
@@ -125,19 +125,19 @@ fn keep_error(written: io::Result<()>) {
         && error.kind() != io::ErrorKind::BrokenPipe
     {
         // Only the first one.
-        let _ = LOST.set(error);
+        let _ = OUTPUT_ERROR.set(error);
     }
 }
 
 /// A command line that is parsed. Otherwise prints the help that was asked for, or what is wrong, and ends the process.
-pub fn parsed<T>(command_line: Result<T, clap::Error>) -> T {
+pub fn parse_or_exit<T>(command_line: Result<T, clap::Error>) -> T {
     command_line.unwrap_or_else(|error| {
         let printed = error.print();
         if error.use_stderr() {
             process::exit(Exit::Usage as i32);
         }
         keep_error(printed);
-        process::exit(Exit::Success.unless_lost() as i32)
+        process::exit(Exit::Success.or_output_error() as i32)
     })
 }
 

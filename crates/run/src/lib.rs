@@ -7,13 +7,13 @@ pub mod cli;
 pub mod command_reference;
 mod error;
 pub mod file;
+mod file_format;
 pub mod folder;
 pub mod layers;
 pub mod metrics;
 mod native_path;
 pub mod predictions;
 pub mod recipes;
-mod recognised;
 pub mod record;
 mod run;
 pub mod session;
@@ -24,11 +24,11 @@ pub use bounded::{
     Cutout, Finite, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive,
 };
 pub use error::Error;
+pub use file_format::describe_format;
 pub use folder::RunFolder;
 pub use metrics::{EpochMetrics, EvaluationSplit, LrFinderStep, SplitMetrics};
 pub use native_path::NativePath;
 pub use predictions::Predictions;
-pub use recognised::recognised;
 pub use record::{MadeBy, Record};
 pub use run::Run;
 pub use session::{Machine, Session};

@@ -56,9 +56,9 @@ impl Args {
     /// Parses the command line. Exits where it is wrong, or asks for help.
     pub(crate) fn from_command_line() -> Self {
         let mut command = Self::described();
-        let matches = cli::parsed(command.try_get_matches_from_mut(env::args_os()));
+        let matches = cli::parse_or_exit(command.try_get_matches_from_mut(env::args_os()));
         let args = Self::from_arg_matches(&matches);
-        cli::parsed(args.map_err(|error| error.format(&mut command)))
+        cli::parse_or_exit(args.map_err(|error| error.format(&mut command)))
     }
 
     /// The command line, with all names and defaults in its help text.

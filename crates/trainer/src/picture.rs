@@ -61,7 +61,7 @@ fn decode(bytes: &[u8]) -> Result<DynamicImage> {
             ));
         }
         Err(_) => {
-            return Err(match run::recognised(bytes) {
+            return Err(match run::describe_format(bytes) {
                 Some(description) => PictureError::Other(description),
                 None => PictureError::Unknown,
             });

@@ -76,7 +76,7 @@ pub(super) fn run() -> anyhow::Result<Exit> {
     install(&[ARM_PACKAGES, WINDOWS_PACKAGES])?;
     let folder = folder()?;
     let mut exit = Exit::Success;
-    let mut found = |name: &str, result: anyhow::Result<()>| match result {
+    let mut report = |name: &str, result: anyhow::Result<()>| match result {
         Ok(()) => cli::line(&format!("{name}: passed")),
         Err(error) => {
             cli::line(&format!("{name}: FAILED: {error:#}"));
@@ -86,7 +86,7 @@ pub(super) fn run() -> anyhow::Result<Exit> {
 
     let windows = "--workspace --bins --tests";
     let arm = format!("--bins --tests {LAYERS} {OTHERS}");
-    found("Wine", set_up_wine(&folder));
+    report("Wine", set_up_wine(&folder));
     for (name, target, arguments) in [
         ("ARM, built", ARM, &*format!("build {arm}")),
         (
@@ -103,7 +103,7 @@ pub(super) fn run() -> anyhow::Result<Exit> {
         ("macOS, compiled", MACOS, CHECK),
     ] {
         let mut cargo = cargo(&folder, arguments, &[target]);
-        found(name, logged(&folder, name, &mut cargo));
+        report(name, logged(&folder, name, &mut cargo));
     }
 
     let mut scalar = cargo(
@@ -113,7 +113,7 @@ pub(super) fn run() -> anyhow::Result<Exit> {
     );
     scalar.env("KERNELS_ISA", "scalar");
     let name = "ARM, scalar code";
-    found(name, logged(&folder, name, &mut scalar));
+    report(name, logged(&folder, name, &mut scalar));
 
     let native = Trainer::new(&trainer::Args::default(), None)?;
     let built = |runner: &str, target: &str, program: &str| {
@@ -138,7 +138,7 @@ pub(super) fn run() -> anyhow::Result<Exit> {
         },
     ];
     let runs = tempfile::tempdir().context("cannot create a temporary folder")?;
-    relay::run(&systems, runs.path(), found);
+    relay::run(&systems, runs.path(), report);
     Ok(exit)
 }
 

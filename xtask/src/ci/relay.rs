@@ -28,12 +28,12 @@ const ORDERS: [[usize; 3]; 6] = [
     [2, 1, 0],
 ];
 
-/// Trains on each of the systems, and on one after the other in every order. The runs are left in `folder`. `found` is
+/// Trains on each of the systems, and on one after the other in every order. The runs are left in `folder`. `report` is
 /// told what was trained, and an error where the weights after some epoch are not those of the first system.
 pub(super) fn run(
     systems: &[System; 3],
     folder: &Path,
-    mut found: impl FnMut(&str, anyhow::Result<()>),
+    mut report: impl FnMut(&str, anyhow::Result<()>),
 ) {
     let here = &systems[0];
     for (network, settings) in [("lenet", LENET), ("small-alexnet", SMALL_ALEXNET)] {
@@ -42,7 +42,7 @@ pub(super) fn run(
             let trained = system.train(folder, &name, settings);
             let expected = format!("{network}-{}", here.name);
             let result = trained.and_then(|()| same_bits(folder, &name, &expected));
-            found(&format!("{network} on {}", system.name), result);
+            report(&format!("{network} on {}", system.name), result);
         }
     }
     for order in ORDERS {
@@ -57,7 +57,7 @@ pub(super) fn run(
             // Which reads every file of the run.
             here.run(folder, &format!("report {name} --out report-{name}"))
         };
-        found(&format!("lenet on {}", names.join(", then ")), moved());
+        report(&format!("lenet on {}", names.join(", then ")), moved());
     }
 }
 

@@ -85,7 +85,8 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
         let mut entry = entry.map_err(unreadable)?;
         let name = entry.path().map_err(unreadable)?.into_owned();
         let kind = entry.header().entry_type();
-        if matches!(kind, EntryType::Directory | EntryType::XGlobalHeader) || is_of_a_mac(&name) {
+        if matches!(kind, EntryType::Directory | EntryType::XGlobalHeader) || is_mac_metadata(&name)
+        {
             continue;
         }
         let shown = name.display();
@@ -140,7 +141,7 @@ fn write(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 /// Whether a file has what a Mac knows about another one, or about a folder.
-fn is_of_a_mac(path: &Path) -> bool {
+fn is_mac_metadata(path: &Path) -> bool {
     path.components().any(|part| {
         let name = part.as_os_str();
         name.as_encoded_bytes().starts_with(b"._") || name == "__MACOSX" || name == ".DS_Store"

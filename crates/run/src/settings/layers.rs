@@ -70,7 +70,8 @@ impl Overrides {
             path: path.to_owned(),
             place: error.span().map_or_else(String::new, |span| {
                 let line = text[..span.start.min(text.len())].matches('\n').count();
-                let quoted = text.lines().nth(line).unwrap_or("").trim();
+                let quoted = text.lines().nth(line).unwrap_or("").trim().chars();
+                let quoted: String = quoted.take(80).collect();
                 format!(" at line {} (`{quoted}`)", line + 1)
             }),
             reason: reason(error.message()),

@@ -18,7 +18,7 @@ const BEGINNINGS: &[(&[u8], &str)] = &[
 /// What a file is, as the end of a sentence with what to do; `None` where that is unknown. It is for messages about files
 /// that are not what they should be.
 #[must_use]
-pub fn recognised(bytes: &[u8]) -> Option<String> {
+pub fn describe_format(bytes: &[u8]) -> Option<String> {
     if bytes.is_empty() {
         return Some("is empty; download or copy it again".to_owned());
     }
@@ -69,7 +69,7 @@ mod tests {
             (b"{\"error\": 1}\nmore", "begins with `{\"error\": 1}`"),
             (b"PK\x03\x04\0", "zip archive"),
         ] {
-            let found = recognised(bytes).unwrap();
+            let found = describe_format(bytes).unwrap();
             assert!(found.contains(expected), "{found}");
         }
         for bytes in [
@@ -79,17 +79,17 @@ mod tests {
             b"a\x1b[2J",
             b"a\xffb",
         ] {
-            assert_eq!(recognised(bytes), None, "{bytes:?}");
+            assert_eq!(describe_format(bytes), None, "{bytes:?}");
         }
         // Cut within a character.
         let text = "x".to_owned() + &"ä".repeat(200);
-        assert!(recognised(text.as_bytes()).is_some());
+        assert!(describe_format(text.as_bytes()).is_some());
     }
 
     proptest! {
         #[test]
         fn descriptions_are_one_line(bytes in prop::collection::vec(any::<u8>(), 0..300), text: String) {
-            for description in [recognised(&bytes), recognised(text.as_bytes())].into_iter().flatten() {
+            for description in [describe_format(&bytes), describe_format(text.as_bytes())].into_iter().flatten() {
                 prop_assert!(!description.chars().any(char::is_control));
             }
         }
