@@ -9,6 +9,8 @@ const VARIABLE: &str = "KERNELS_ISA";
 /// An instruction set for which the kernels are compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstructionSet {
+    /// AMX of x86-64 for products of `bf16`, AVX-512 for everything else.
+    Amx,
     /// AVX-512 of x86-64: vectors of 512 bits.
     Avx512,
     /// AVX2 with FMA of x86-64: vectors of 256 bits.
@@ -21,12 +23,19 @@ pub enum InstructionSet {
 
 impl InstructionSet {
     /// All instruction sets, the best first.
-    pub const ALL: [Self; 4] = [Self::Avx512, Self::Avx2, Self::Neon, Self::Scalar];
+    pub const ALL: [Self; 5] = [
+        Self::Amx,
+        Self::Avx512,
+        Self::Avx2,
+        Self::Neon,
+        Self::Scalar,
+    ];
 
     /// The name, as in `KERNELS_ISA`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Amx => "amx",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
             Self::Neon => "neon",
@@ -40,23 +49,23 @@ impl InstructionSet {
         self.arch().is_some()
     }
 
-    /// The one in use.
+    /// The one in use: the one that the environment selects, if the machine has it, or the best.
     #[must_use]
     pub fn current() -> Self {
-        match arch() {
-            #[cfg(target_arch = "x86_64")]
-            Arch::V4(_) => Self::Avx512,
-            #[cfg(target_arch = "x86_64")]
-            Arch::V3(_) => Self::Avx2,
-            #[cfg(target_arch = "aarch64")]
-            Arch::Neon(_) => Self::Neon,
-            _ => Self::Scalar,
-        }
+        static CURRENT: OnceLock<InstructionSet> = OnceLock::new();
+        *CURRENT.get_or_init(|| {
+            let name = std::env::var(VARIABLE).unwrap_or_default();
+            let mut available = Self::ALL.into_iter().filter(|set| set.is_available());
+            let best = available.clone().next().unwrap_or(Self::Scalar);
+            available.find(|set| set.name() == name).unwrap_or(best)
+        })
     }
 
     fn arch(self) -> Option<Arch> {
         match self {
             Self::Scalar => Some(Arch::Scalar),
+            #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+            Self::Amx if crate::bf16::has_amx() => Self::Avx512.arch(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => pulp::x86::V4::try_new().map(Arch::V4),
             #[cfg(target_arch = "x86_64")]
@@ -68,19 +77,14 @@ impl InstructionSet {
     }
 }
 
-/// The instruction set to use: the one that the environment selects, if the machine has it, or the best.
+/// The instruction set in use.
 ///
 /// What it dispatches are types that implement `WithSimd`: as closures, the loops of pooling and dropout are not
 /// vectorised.
 #[inline]
 pub(crate) fn arch() -> Arch {
     static ARCH: OnceLock<Arch> = OnceLock::new();
-    *ARCH.get_or_init(|| {
-        let name = std::env::var(VARIABLE).unwrap_or_default();
-        let mut all = InstructionSet::ALL.into_iter();
-        let selected = all.find(|set| set.name() == name);
-        selected.and_then(InstructionSet::arch).unwrap_or_default()
-    })
+    *ARCH.get_or_init(|| InstructionSet::current().arch().unwrap_or_default())
 }
 
 #[cfg(test)]

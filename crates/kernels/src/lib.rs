@@ -10,8 +10,8 @@
 //! instruction set, because a multiply-add is rounded once everywhere.
 //!
 //! # Instruction sets
-//! The kernels use the best instruction set of the machine: AVX-512, AVX2 with FMA, NEON, or scalar code. The
-//! environment variable `KERNELS_ISA` selects another one, by its [name](InstructionSet::name): `avx512`, `avx2`,
+//! The kernels use the best instruction set of the machine: AMX, AVX-512, AVX2 with FMA, NEON, or scalar code. The
+//! environment variable `KERNELS_ISA` selects another one, by its [name](InstructionSet::name): `amx`, `avx512`, `avx2`,
 //! `neon` or `scalar`. It exists for tests, which compare the bits, and for measurements. It is read once, at the first
 //! kernel. A set that is unknown or that the machine lacks is ignored; [`InstructionSet::current`] tells which one is in
 //! use.
@@ -20,6 +20,7 @@
 
 mod activation;
 pub mod avg_pool2d;
+pub mod bf16;
 pub mod conv2d;
 mod cook_toom;
 pub mod cross_entropy;
