@@ -1,15 +1,16 @@
 //! The gradients of operations with parameters.
 
+use crate::element::Element;
 use crate::simd::Real;
 
-/// The gradients of an operation with parameters.
-pub struct ParameterGradients<T> {
+/// The gradients of an operation with parameters. Those of the parameters have the type in which they are computed.
+pub struct ParameterGradients<E: Element> {
     /// That of the input, if it was requested.
-    pub x: Option<Vec<T>>,
+    pub x: Option<Vec<E>>,
     /// That of the weight.
-    pub weight: Vec<T>,
+    pub weight: Vec<E::Real>,
     /// That of the bias.
-    pub bias: Vec<T>,
+    pub bias: Vec<E::Real>,
 }
 
 /// The sum of the rows of `values` `[rows, columns]`, in double precision.

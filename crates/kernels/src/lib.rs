@@ -1,4 +1,4 @@
-//! CPU kernels on slices, in `f32` and `f64`. They know nothing of tensors, devices or differentiation.
+//! CPU kernels on slices, in `f32` and `f64`, and for products in `bf16`. They know nothing of tensors, devices or differentiation.
 //!
 //! Images are `[batch, height, width, channels]`, weights of convolutions
 //! `[out_channels, in_channels, kernel, kernel]`, all contiguous and row-major. A kernel returns a new vector where the
@@ -20,11 +20,12 @@
 
 mod activation;
 pub mod avg_pool2d;
-pub mod bf16;
+mod bf16;
 pub mod conv2d;
 mod cook_toom;
 pub mod cross_entropy;
 pub mod dropout;
+mod element;
 #[cfg(all(windows, target_env = "gnu"))]
 mod fma;
 mod gradients;
@@ -43,6 +44,7 @@ pub mod transpose;
 mod windows;
 
 pub use activation::Activation;
+pub use element::Element;
 pub use gradients::ParameterGradients;
 pub use instruction_set::InstructionSet;
 pub use shape_error::ShapeError;

@@ -4,11 +4,13 @@
 //! `dx = dy W`, `dW = dy' x`.
 
 use crate::activation::Activation;
+use crate::element::Element;
 use crate::gradients::{ParameterGradients, sum_rows};
 use crate::matmul::{Matrix, par_matmul, par_matmul_into};
 use crate::parts::par_parts;
 use crate::scratch::Scratch;
 use crate::simd::Real;
+use half::bf16;
 
 /// The sizes of a fully connected layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +53,47 @@ pub fn forward<T: Real>(
             *y = activation.apply(*sum + *bias);
         }
     })
+}
+
+/// The same for `x` in `bf16`: products of `bf16`, with sums, bias and activation in `f32`. The result is of type `E`.
+///
+/// # Panics
+/// As for [`forward`].
+#[must_use]
+pub fn forward_bf16<E: Element<Real = f32>>(
+    sizes: Sizes,
+    activation: Activation,
+    x: &[bf16],
+    weight: &[f32],
+    bias: &[f32],
+) -> Vec<E> {
+    assert_eq!(bias.len(), sizes.outputs);
+    crate::bf16::linear::forward(sizes, x, weight, |sum, output| {
+        E::from_real(activation.apply(sum + bias[output]))
+    })
+}
+
+/// The gradients of [`forward_bf16`], from that of the products `x · weight' + bias`, which is rounded to `bf16`; that of
+/// `x` only if `wants_x`.
+///
+/// # Panics
+/// As for [`backward`].
+#[must_use]
+pub fn backward_bf16<E: Element<Real = f32>>(
+    sizes: Sizes,
+    x: &[bf16],
+    weight: &[f32],
+    grad_y: &[E],
+    wants_x: bool,
+) -> ParameterGradients<bf16> {
+    assert_eq!(grad_y.len(), sizes.batch * sizes.outputs);
+    let wide: Vec<f32> = grad_y.iter().map(|value| value.to_real()).collect();
+    let grad_y: Vec<bf16> = wide.iter().map(|value| bf16::from_real(*value)).collect();
+    ParameterGradients {
+        x: wants_x.then(|| crate::bf16::linear::input_gradient(sizes, &grad_y, weight)),
+        weight: crate::bf16::linear::weight_gradient(sizes, x, &grad_y),
+        bias: sum_rows(&wide, sizes.outputs),
+    }
 }
 
 /// The gradients, from that of the products `x · weight' + bias`; that of `x` only if `wants_x`.

@@ -1,6 +1,7 @@
 //! ReLU of values of any shape.
 
 use crate::activation::Activation;
+use crate::element::Element;
 use crate::simd::Real;
 use rayon::prelude::*;
 
@@ -19,14 +20,15 @@ pub fn forward<T: Real>(values: &mut [T]) {
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn backward<T: Real>(y: &[T], gradient: &mut [T]) {
+pub fn backward<E: Element>(y: &[E], gradient: &mut [E]) {
     assert_eq!(y.len(), gradient.len());
     gradient
         .par_chunks_mut(PART)
         .zip(y.par_chunks(PART))
         .for_each(|(gradient, y)| {
             for (gradient, y) in gradient.iter_mut().zip(y) {
-                *gradient = Activation::Relu.gradient(*y, *gradient);
+                let value = Activation::Relu.gradient(y.to_real(), gradient.to_real());
+                *gradient = E::from_real(value);
             }
         });
 }

@@ -2,7 +2,7 @@
 //!
 //! The page faults of fresh memory take longer than many kernels, so freed working memory is kept for the next one.
 
-use crate::simd::Real;
+use crate::element::Element;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
@@ -26,7 +26,7 @@ pub(crate) struct Scratch<T> {
     _values: PhantomData<T>,
 }
 
-impl<T: Real> Scratch<T> {
+impl<T: Element> Scratch<T> {
     /// Memory for `length` values.
     pub(crate) fn new(length: usize) -> Self {
         let needed = (length * size_of::<T>()).div_ceil(LINE);
@@ -52,17 +52,17 @@ impl<T: Real> Scratch<T> {
     }
 }
 
-impl<T: Real> Deref for Scratch<T> {
+impl<T: Element> Deref for Scratch<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
         // SAFETY: the lines have space for `length` values, were initialised when they were
-        // allocated, and any bits are a valid floating-point value.
+        // allocated, and any bits are a valid value of the floating-point types.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.length) }
     }
 }
 
-impl<T: Real> DerefMut for Scratch<T> {
+impl<T: Element> DerefMut for Scratch<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as above, and the lines are this value's own.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.length) }

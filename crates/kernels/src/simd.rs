@@ -3,23 +3,20 @@
 //! `pulp` represents an instruction set by a token, the type parameter `S` below. Functions that take the token are
 //! `#[inline(always)]`, so that they are compiled once for each instruction set.
 
+use crate::element::Element;
 use pulp::Simd;
 use std::ops::{Add, AddAssign, DivAssign, Mul, Sub, SubAssign};
 
 /// A floating-point type, `f32` or `f64`, and the operations on vectors of it.
 pub trait Real:
-    Copy
-    + Default
+    Element<Real = Self>
     + PartialOrd
-    + Send
-    + Sync
     + Add<Output = Self>
     + Sub<Output = Self>
     + Mul<Output = Self>
     + AddAssign
     + DivAssign
     + SubAssign
-    + 'static
 {
     /// 0.
     fn zero() -> Self;

@@ -3,13 +3,13 @@
 use candle_core::DType;
 pub use kernels::conv2d::ConvAlgorithm;
 
-/// The precision of products on a GPU. Weights, momentum buffers and loss are `f32` in all of them.
+/// The precision of products. Weights, momentum buffers and loss are `f32` in all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// Significands of 24 bits. CPUs always use it.
+    /// Significands of 24 bits.
     #[default]
     F32,
-    /// Factors with significands of 11 bits and the range of `f32`, sums in `f32`.
+    /// Factors with significands of 11 bits and the range of `f32`, sums in `f32`: on a GPU. A CPU computes in `f32`.
     Tf32,
     /// Activations and gradients with significands of 8 bits and the range of `f32`, sums in `f32`.
     Bf16,
@@ -19,7 +19,7 @@ impl Precision {
     /// All precisions.
     pub const ALL: [Self; 3] = [Self::F32, Self::Tf32, Self::Bf16];
 
-    /// The type of activations and gradients on a GPU.
+    /// The type of activations and gradients.
     #[must_use]
     pub fn activations(self) -> DType {
         match self {
@@ -34,7 +34,7 @@ impl Precision {
 pub struct Arithmetic {
     /// The algorithm of convolutions.
     pub conv_algorithm: ConvAlgorithm,
-    /// The precision on a GPU. On a CPU the tensors' own type decides.
+    /// The precision. On a CPU the tensors' own type decides between `f32` and `f64`.
     pub precision: Precision,
 }
 

@@ -4,18 +4,20 @@ use crate::arithmetic::Precision;
 use crate::operation::{Gradients, Inputs, Operation, Output, in_graph};
 use crate::relu::relu_gradient;
 use crate::storage::{gradients, output, with_dtype, with_slices};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
+use half::bf16;
 use kernels::Activation;
-use kernels::linear::Sizes;
+use kernels::linear::{Sizes, backward_bf16, forward_bf16};
 #[cfg(feature = "cuda")]
 use std::sync::OnceLock;
 
 /// `activation(x · weight' + bias)` for `x` `[batch, in_features]`, `weight` `[out_features, in_features]` and `bias`
-/// `[out_features]`: gives `[batch, out_features]`. `precision` matters on a GPU.
+/// `[out_features]`: gives `[batch, out_features]`. `precision` matters on a GPU. For `x` in `bf16` the result is `bf16`, or
+/// `f32` without an activation: that is the last layer, and the loss follows.
 ///
 /// # Errors
-/// When the shapes do not fit, or the tensors are neither all `f32` nor all `f64`. On a GPU: when `x` is neither `f32` nor
-/// `bf16`, or weight and bias are not `f32`.
+/// When the shapes do not fit, or the tensors are neither all `f32` nor all `f64`, nor `x` is `bf16`, and weight and bias
+/// are `f32`. On a GPU there is no `f64`.
 pub fn linear(
     precision: Precision,
     activation: Activation,
@@ -70,17 +72,39 @@ impl Operation for Linear {
         "linear"
     }
 
+    fn computes_bf16(&self) -> bool {
+        true
+    }
+
     fn forward(&self, inputs: Inputs) -> Result<Output> {
         let sizes = sizes(inputs)?;
+        let [x, weight, bias] = inputs;
         #[cfg(feature = "cuda")]
-        if inputs[0].device().is_cuda() {
+        if x.device().is_cuda() {
             return self.forward_cuda(sizes, inputs);
         }
-        with_dtype!("linear", inputs[0].dtype(), T => {
+        let shape = (sizes.batch, sizes.outputs);
+        if x.dtype() == DType::BF16 {
+            return with_slices("linear", [x], |[x]| {
+                with_slices("linear", [weight, bias], |[weight, bias]| {
+                    match self.activation {
+                        Activation::Identity => output::<f32>(
+                            forward_bf16(sizes, self.activation, x, weight, bias),
+                            shape,
+                        ),
+                        Activation::Relu => output::<bf16>(
+                            forward_bf16(sizes, self.activation, x, weight, bias),
+                            shape,
+                        ),
+                    }
+                })
+            })?;
+        }
+        with_dtype!("linear", x.dtype(), T => {
             let y = with_slices::<T, _, 3>("linear", inputs, |[x, weight, bias]| {
                 kernels::linear::forward(sizes, self.activation, x, weight, bias)
             })?;
-            Ok(output(y, (sizes.batch, sizes.outputs)))
+            Ok(output(y, shape))
         })
     }
 
@@ -95,6 +119,19 @@ impl Operation for Linear {
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
             return self.backward_cuda(sizes, x, weight, grad_y, wants_x);
+        }
+        if x.dtype() == DType::BF16 {
+            let found = with_slices("linear", [x], |[x]| {
+                with_slices("linear", [weight], |[weight]| match grad_y.dtype() {
+                    DType::F32 => with_slices::<f32, _, 1>("linear", [grad_y], |[grad_y]| {
+                        backward_bf16(sizes, x, weight, grad_y, wants_x)
+                    }),
+                    _ => with_slices::<bf16, _, 1>("linear", [grad_y], |[grad_y]| {
+                        backward_bf16(sizes, x, weight, grad_y, wants_x)
+                    }),
+                })
+            })???;
+            return Ok(gradients(found, inputs));
         }
         with_dtype!("linear", x.dtype(), T => {
             let found = with_slices::<T, _, 3>("linear", [x, weight, grad_y], |[x, weight, grad_y]| {

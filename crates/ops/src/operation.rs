@@ -1,7 +1,7 @@
 //! What all operations have in common: how the tape and candle's graph run them.
 
 use candle_core::op::BackpropOp;
-use candle_core::{CpuStorage, CudaStorage, CustomOp3, Error, Layout};
+use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, Error, Layout};
 use candle_core::{Result, Shape, Storage, Tensor, bail};
 use std::sync::{Mutex, PoisonError};
 
@@ -30,6 +30,11 @@ pub(crate) trait Operation: Send + Sync + 'static {
     /// The name in error messages.
     fn name(&self) -> &'static str;
 
+    /// Whether it computes activations of `bf16` on a CPU itself. Otherwise they are converted to `f32` for it.
+    fn computes_bf16(&self) -> bool {
+        false
+    }
+
     /// The result. It is computed once, and what the gradients need is saved.
     fn forward(&self, inputs: Inputs) -> Result<Output>;
 
@@ -54,7 +59,48 @@ fn run(operation: &impl Operation, inputs: Inputs) -> Result<(Output, [Tensor; 3
             op: operation.name(),
         });
     }
-    Ok((operation.forward(inputs.each_ref())?, inputs))
+    Ok((forward(operation, inputs.each_ref())?, inputs))
+}
+
+/// Whether the inputs are converted to `f32` for the operation.
+fn converts(operation: &dyn Operation, inputs: Inputs) -> bool {
+    let x = inputs[0];
+    x.dtype() == DType::BF16 && x.device().is_cpu() && !operation.computes_bf16()
+}
+
+fn to_f32<const N: usize>(tensors: [&Tensor; N]) -> Result<[Tensor; N]> {
+    let converted: Result<Vec<_>> = (tensors.iter())
+        .map(|tensor| tensor.to_dtype(DType::F32))
+        .collect();
+    converted?
+        .try_into()
+        .map_err(|_| Error::Msg("another number of tensors".to_owned()))
+}
+
+fn forward(operation: &dyn Operation, inputs: Inputs) -> Result<Output> {
+    if !converts(operation, inputs) {
+        return operation.forward(inputs);
+    }
+    let inputs = to_f32(inputs)?;
+    let y = tensor(operation.forward(inputs.each_ref())?).to_dtype(DType::BF16)?;
+    let (storage, _) = y.storage_and_layout();
+    Ok((storage.try_clone(y.layout())?, y.shape().clone()))
+}
+
+/// The gradients of an operation's inputs: see [`Operation::backward`].
+pub(crate) fn backward(
+    operation: &dyn Operation,
+    inputs: Inputs,
+    results: [&Tensor; 2],
+    wants_x: bool,
+) -> Result<Gradients> {
+    if !converts(operation, inputs) {
+        return operation.backward(inputs, results, wants_x);
+    }
+    let (inputs, results) = (to_f32(inputs)?, to_f32(results)?);
+    let [x, weight, bias] = operation.backward(inputs.each_ref(), results.each_ref(), wants_x)?;
+    let x = x.map(|x| x.to_dtype(DType::BF16)).transpose()?;
+    Ok([x, weight, bias])
 }
 
 /// The result, which candle's graph does not know, and the contiguous inputs.
@@ -135,9 +181,7 @@ impl<O: Operation> CustomOp3 for Node<O> {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let inputs = [x, weight, bias];
         let grad_y = grad_y.contiguous()?;
-        let [x, weight, bias] = self
-            .operation
-            .backward(inputs, [y, &grad_y], x.track_op())?;
+        let [x, weight, bias] = backward(&self.operation, inputs, [y, &grad_y], x.track_op())?;
         // The graph adds each gradient to one of its input's type.
         let typed = |gradient: Option<Tensor>, input: &Tensor| {
             gradient

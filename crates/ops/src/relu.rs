@@ -1,7 +1,7 @@
 //! ReLU, and its gradient for the operations into which it is fused.
 
 use crate::operation::{Gradients, Inputs, Operation, Output, in_graph, only};
-use crate::storage::{output, with_dtype, with_slices};
+use crate::storage::{output, with_dtype, with_element, with_slices};
 use candle_core::{Result, Tensor};
 
 /// `max(x, 0)` of a tensor of any shape; its gradient at 0 is 0, as in PyTorch.
@@ -44,7 +44,7 @@ pub(crate) fn relu_gradient(y: &Tensor, grad_y: &Tensor) -> Result<Tensor> {
         let grad_y = crate::cuda::Elements::of("relu", grad_y, y.dtype)?;
         return Ok(cuda::gradient(y, grad_y)?.tensor());
     }
-    with_dtype!("relu", y.dtype(), T => {
+    with_element!("relu", y.dtype(), T => {
         let gradient = with_slices::<T, _, 2>("relu", [y, grad_y], |[y, grad_y]| {
             let mut gradient = grad_y.to_vec();
             kernels::relu::backward(y, &mut gradient);

@@ -44,16 +44,15 @@ pub(crate) fn output<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>) -> O
 }
 
 /// The gradients of the kernels, for inputs of these shapes.
-pub(crate) fn gradients<T: WithDType>(
-    found: kernels::ParameterGradients<T>,
-    inputs: [&Tensor; 3],
+pub(crate) fn gradients<E: kernels::Element<Real: WithDType> + WithDType>(
+    found: kernels::ParameterGradients<E>,
+    [x, weight, bias]: [&Tensor; 3],
 ) -> Gradients {
-    let values = [found.x, Some(found.weight), Some(found.bias)];
-    let mut gradients = [const { None }; 3];
-    for ((gradient, values), input) in gradients.iter_mut().zip(values).zip(inputs) {
-        *gradient = values.map(|values| tensor(output(values, input.shape())));
-    }
-    gradients
+    [
+        found.x.map(|values| tensor(output(values, x.shape()))),
+        Some(tensor(output(found.weight, weight.shape()))),
+        Some(tensor(output(found.bias, bias.shape()))),
+    ]
 }
 
 /// A type whose storage can be borrowed mutably.
@@ -156,3 +155,17 @@ macro_rules! with_dtype {
     };
 }
 pub(crate) use with_dtype;
+
+/// Runs `$body` with `$t` as the element type `$dtype`, which may be `bf16`.
+macro_rules! with_element {
+    ($operation:expr, $dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::BF16 => {
+                type $t = half::bf16;
+                $body
+            }
+            other => crate::storage::with_dtype!($operation, other, $t => $body),
+        }
+    };
+}
+pub(crate) use with_element;

@@ -7,7 +7,7 @@ use crate::dropout::Dropout;
 use crate::flatten::Flatten;
 use crate::linear::Linear;
 use crate::max_pool2d::MaxPool2d;
-use crate::operation::{Inputs, Operation, without_graph};
+use crate::operation::{Inputs, Operation, backward, without_graph};
 use crate::relu::Relu;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, bail};
@@ -189,7 +189,7 @@ impl Tape {
                 break; // There is nothing else to compute.
             }
             let [grad_x, grad_weight, grad_bias] =
-                (link.operation).backward([x, weight, bias], [y, &gradient], wants_x)?;
+                backward(&*link.operation, [x, weight, bias], [y, &gradient], wants_x)?;
             for (parameter, gradient) in [(weight, grad_weight), (bias, grad_bias)] {
                 if let Some(gradient) = gradient {
                     gradients.insert(parameter, gradient);

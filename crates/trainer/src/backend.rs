@@ -147,10 +147,11 @@ pub(crate) fn arithmetic(
     device: &Device,
 ) -> Result<Arithmetic, UsageError> {
     let precision = match precision {
-        Some(precision @ (Precision::Tf32 | Precision::Bf16)) if device.is_cpu() => {
-            return Err(UsageError(format!(
-                "--precision {precision}: the CPU computes in f32; use a GPU (--device cuda), or --precision f32"
-            )));
+        Some(Precision::Tf32) if device.is_cpu() => {
+            return Err(UsageError(
+                "--precision tf32: the CPU computes in f32 or bf16; use a GPU (--device cuda), or another precision"
+                    .to_owned(),
+            ));
         }
         None if device.is_cpu() => ops::Precision::F32,
         Some(Precision::F32) => ops::Precision::F32,
@@ -209,6 +210,7 @@ mod tests {
             assert_eq!(arithmetic.conv_algorithm, ops::ConvAlgorithm::Direct);
         }
         assert!(arithmetic(Some(Precision::Tf32)).is_err());
-        assert!(arithmetic(Some(Precision::Bf16)).is_err());
+        let bf16 = arithmetic(Some(Precision::Bf16)).unwrap();
+        assert_eq!(bf16.precision, ops::Precision::Bf16);
     }
 }

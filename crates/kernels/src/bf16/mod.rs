@@ -5,8 +5,113 @@
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod amx;
-pub(crate) mod block;
+mod block;
+pub(crate) mod conv2d;
+pub(crate) mod linear;
+mod operands;
 mod portable;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub(crate) use amx::is_available as has_amx;
+
+#[cfg(test)]
+mod tests {
+    use crate::conv2d::{Conv2d, ConvAlgorithm, Geometry};
+    use crate::linear::{self, Sizes};
+    use crate::{Activation, Element, Pool};
+    use half::bf16;
+    use proptest::prelude::*;
+
+    /// Values of `bf16` in -1..1, of which a part are 0.
+    fn values(seed: u64, count: usize) -> Vec<bf16> {
+        let stream = rng::Stream::new(seed, rng::Purpose::Synthetic, 0);
+        let value = |index| {
+            let [word, kind, ..] = stream.words(index);
+            let value = 2.0 * rng::unit(word) - 1.0;
+            bf16::from_real(if kind % 8 == 0 { 0.0 } else { value })
+        };
+        (0..count as u64).map(value).collect()
+    }
+
+    fn wide(values: &[bf16]) -> Vec<f64> {
+        values.iter().map(|value| value.to_f64()).collect()
+    }
+
+    fn single(values: &[bf16]) -> Vec<f32> {
+        values.iter().map(|value| value.to_real()).collect()
+    }
+
+    /// Whether values are those expected, rounded to 8 significant bits, of sums whose terms are at most `scale`.
+    fn close(found: impl IntoIterator<Item = f64>, expected: &[f64], scale: f64) -> bool {
+        let mut pairs = found.into_iter().zip(expected);
+        pairs.all(|(found, expected)| {
+            (found - expected).abs() <= expected.abs() / 256.0 + 1e-6 * scale
+        })
+    }
+
+    fn wide_f32(values: &[f32]) -> impl Iterator<Item = f64> {
+        values.iter().map(|value| f64::from(*value))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(48) })]
+
+        /// Against unrolled images in `f64`.
+        #[test]
+        fn convolutions_agree_with_f64(
+            batch in 1_usize..4,
+            (height, width) in (1_usize..9, 1_usize..40),
+            (inputs, outputs) in (1_usize..40, 1_usize..40),
+            (kernel, padding) in (1_usize..6, 0_usize..6),
+            (relu, pool) in (any::<bool>(), any::<bool>()),
+            seed in 0_u64..1000,
+        ) {
+            let geometry = Geometry::new(
+                [batch, height, width, inputs], [outputs, inputs, kernel, kernel], padding
+            );
+            let Ok(g) = geometry else { return Ok(()) };
+            let activation = if relu { Activation::Relu } else { Activation::Identity };
+            let pool = pool.then_some(Pool { kernel: 3, stride: 2 });
+            let Ok(layer) = Conv2d::new(g, ConvAlgorithm::Direct, activation, pool) else { return Ok(()) };
+            let x = values(seed, batch * g.image());
+            let weight = values(seed + 1, g.weights());
+            let bias = values(seed + 2, outputs);
+            let (y, argmax) = layer.forward_bf16(&x, &single(&weight), &single(&bias));
+            let (expected, _) = layer.forward(&wide(&x), &wide(&weight), &wide(&bias));
+            let terms = (kernel * kernel * inputs) as f64;
+            prop_assert!(close(wide(&y), &expected, terms), "y");
+
+            let grad_y = values(seed + 3, y.len());
+            let found = layer.backward_bf16((&x, &single(&weight)), (&y, &argmax), &grad_y, true);
+            let expected = layer.backward((&wide(&x), &wide(&weight)), (&wide(&y), &argmax), &wide(&grad_y), true);
+            // The gradients of overlapping windows are added, and the sum is rounded, which makes an error in each term.
+            let rounded = if pool.is_some() { 4000.0 } else { 1.0 };
+            let terms = (kernel * kernel * outputs) as f64 * rounded;
+            prop_assert!(close(wide(&found.x.unwrap()), &expected.x.unwrap(), terms), "x");
+            let terms = (batch * g.positions()) as f64 * rounded;
+            prop_assert!(close(wide_f32(&found.weight), &expected.weight, terms), "weight");
+            prop_assert!(close(wide_f32(&found.bias), &expected.bias, terms), "bias");
+        }
+
+        #[test]
+        fn fully_connected_layers_agree_with_f64(
+            (batch, inputs, outputs) in (1_usize..70, 1_usize..150, 1_usize..150),
+            seed in 0_u64..1000,
+        ) {
+            let sizes = Sizes { batch, inputs, outputs };
+            let x = values(seed, batch * inputs);
+            let weight = values(seed + 1, inputs * outputs);
+            let bias = values(seed + 2, outputs);
+            let relu = Activation::Relu;
+            let y: Vec<bf16> = linear::forward_bf16(sizes, relu, &x, &single(&weight), &single(&bias));
+            let expected = linear::forward(sizes, relu, &wide(&x), &wide(&weight), &wide(&bias));
+            prop_assert!(close(wide(&y), &expected, inputs as f64), "y");
+            let grad_y = values(seed + 3, y.len());
+            let found = linear::backward_bf16(sizes, &x, &single(&weight), &grad_y, true);
+            let expected = linear::backward(sizes, &wide(&x), &wide(&weight), &wide(&grad_y), true);
+            prop_assert!(close(wide(&found.x.unwrap()), &expected.x.unwrap(), outputs as f64), "x");
+            prop_assert!(close(wide_f32(&found.weight), &expected.weight, batch as f64), "weight");
+            prop_assert!(close(wide_f32(&found.bias), &expected.bias, batch as f64), "bias");
+        }
+    }
+}

@@ -3,6 +3,7 @@
 
 use super::geometry::Geometry;
 use crate::activation::Activation;
+use crate::element::Element;
 use crate::instruction_set::arch;
 use crate::max_pool2d::{Maxima, Spread};
 use crate::parts::{Parts, Shared};
@@ -13,20 +14,20 @@ use pulp::{Simd, WithSimd};
 use std::mem::MaybeUninit;
 
 /// The results of a convolution.
-pub(crate) struct Outputs<'a, T> {
+pub(crate) struct Outputs<'a, E: Element> {
     g: &'a Geometry,
-    bias: &'a [T],
+    bias: &'a [E::Real],
     activation: Activation,
     /// The windows, and for each of their maxima its index in the window.
     pooling: Option<(Windows, Parts<u8>)>,
-    y: Parts<T>,
+    y: Parts<E>,
 }
 
-impl<'a, T: Real> Outputs<'a, T> {
+impl<'a, E: Element> Outputs<'a, E> {
     /// Memory for the results of all images.
     pub(crate) fn new(
         g: &'a Geometry,
-        bias: &'a [T],
+        bias: &'a [E::Real],
         activation: Activation,
         windows: Option<Windows>,
     ) -> Self {
@@ -44,7 +45,7 @@ impl<'a, T: Real> Outputs<'a, T> {
 
     /// Computes the results of image number `image` from its sums `[height, width, out_channels]`, which `fill`
     /// writes. To be called once for each image.
-    pub(crate) fn image(&self, image: usize, fill: impl FnOnce(&mut [T])) {
+    pub(crate) fn image(&self, image: usize, fill: impl FnOnce(&mut [E::Real])) {
         let mut sums = Scratch::new(self.g.out_image());
         fill(&mut sums);
         // Bias and ReLU are monotonic, so they may follow the pooling.
@@ -70,21 +71,21 @@ impl<'a, T: Real> Outputs<'a, T> {
 
     /// The results `[batch, height, width, out_channels]` and, with pooling, for each the index of the maximum in
     /// its window.
-    pub(crate) fn into_results(self) -> (Vec<T>, Vec<u8>) {
+    pub(crate) fn into_results(self) -> (Vec<E>, Vec<u8>) {
         let argmax = self.pooling.map(|(_, argmax)| argmax.into_vec());
         (self.y.into_vec(), argmax.unwrap_or_default())
     }
 }
 
 /// Writes an image's results: bias and activation after the sums.
-struct Finish<'a, T> {
-    bias: &'a [T],
+struct Finish<'a, E: Element> {
+    bias: &'a [E::Real],
     activation: Activation,
-    sums: &'a [T],
-    y: &'a mut [MaybeUninit<T>],
+    sums: &'a [E::Real],
+    y: &'a mut [MaybeUninit<E>],
 }
 
-impl<T: Real> WithSimd for Finish<'_, T> {
+impl<E: Element> WithSimd for Finish<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -94,35 +95,35 @@ impl<T: Real> WithSimd for Finish<'_, T> {
         let pixels = self.y.chunks_mut(channels);
         for (y, sums) in pixels.zip(self.sums.chunks(channels)) {
             for ((y, sum), bias) in y.iter_mut().zip(sums).zip(self.bias) {
-                y.write(self.activation.apply(*sum + *bias));
+                y.write(E::from_real(self.activation.apply(*sum + *bias)));
             }
         }
     }
 }
 
 /// The gradients of a convolution's results.
-pub(crate) struct Gradients<'a, T> {
+pub(crate) struct Gradients<'a, E: Element> {
     g: &'a Geometry,
     activation: Activation,
     windows: Option<Windows>,
-    grad_y: &'a [T],
-    y: &'a [T],
+    grad_y: &'a [E],
+    y: &'a [E],
     argmax: &'a [u8],
     /// For each image and channel, the sum of the gradients: `[batch, out_channels]`.
-    sums: Shared<T>,
+    sums: Shared<E::Real>,
 }
 
-impl<'a, T: Real> Gradients<'a, T> {
+impl<'a, E: Element> Gradients<'a, E> {
     /// Gradients with respect to the sums, from those with respect to `y`. Each image's sum for each
     /// channel goes into `sums` `[batch, out_channels]`.
     pub(crate) fn new(
         g: &'a Geometry,
         activation: Activation,
         windows: Option<Windows>,
-        grad_y: &'a [T],
-        y: &'a [T],
+        grad_y: &'a [E],
+        y: &'a [E],
         argmax: &'a [u8],
-        sums: &mut [T],
+        sums: &mut [E::Real],
     ) -> Self {
         assert_eq!(sums.len(), g.batch * g.out_channels);
         assert_eq!(grad_y.len(), y.len());
@@ -140,14 +141,14 @@ impl<'a, T: Real> Gradients<'a, T> {
 
     /// Calls `take` with the gradient with respect to the sums of image number `image`. To be called once for each
     /// image.
-    pub(crate) fn image(&self, image: usize, take: impl FnOnce(&[T])) {
+    pub(crate) fn image(&self, image: usize, take: impl FnOnce(&[E::Real])) {
         assert!(image < self.g.batch);
         let channels = self.g.out_channels;
         // SAFETY: this image's row of `sums`, which no other call touches.
         let sums = unsafe {
             std::slice::from_raw_parts_mut(self.sums.pointer().add(image * channels), channels)
         };
-        sums.fill(T::zero());
+        sums.fill(E::Real::zero());
         let length = self.y.len() / self.g.batch;
         let grad_y = &self.grad_y[image * length..][..length];
         let y = &self.y[image * length..][..length];
@@ -180,15 +181,15 @@ impl<'a, T: Real> Gradients<'a, T> {
 }
 
 /// An image's gradients with respect to the activation's input, and their sums over the pixels.
-struct Mask<'a, T> {
+struct Mask<'a, E: Element> {
     activation: Activation,
-    grad_y: &'a [T],
-    y: &'a [T],
-    masked: &'a mut [T],
-    sums: &'a mut [T],
+    grad_y: &'a [E],
+    y: &'a [E],
+    masked: &'a mut [E::Real],
+    sums: &'a mut [E::Real],
 }
 
-impl<T: Real> WithSimd for Mask<'_, T> {
+impl<E: Element> WithSimd for Mask<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -206,7 +207,7 @@ impl<T: Real> WithSimd for Mask<'_, T> {
                 .zip(grad_y)
                 .zip(y)
             {
-                *masked = self.activation.gradient(*y, *grad_y);
+                *masked = self.activation.gradient(y.to_real(), grad_y.to_real());
                 *sum += *masked;
             }
         }

@@ -4,12 +4,13 @@
 
 mod algorithm;
 mod direct;
-mod epilogue;
+pub(crate) mod epilogue;
 mod geometry;
 mod weights;
 mod winograd;
 
 use crate::activation::Activation;
+use crate::element::Element;
 use crate::gradients::{ParameterGradients, sum_rows};
 use crate::parts::Parts;
 use crate::shape_error::ShapeError;
@@ -18,6 +19,7 @@ use crate::windows::{Pool, Windows};
 pub use algorithm::ConvAlgorithm;
 use epilogue::{Gradients, Outputs};
 pub use geometry::Geometry;
+use half::bf16;
 
 /// A convolution of given sizes, and what follows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +100,19 @@ impl Conv2d {
         outputs.into_results()
     }
 
+    /// The same in `bf16`, whatever the algorithm: products of `bf16`, with sums, bias and activation in `f32`.
+    ///
+    /// # Panics
+    /// As for [`Self::forward`].
+    #[must_use]
+    pub fn forward_bf16(&self, x: &[bf16], weight: &[f32], bias: &[f32]) -> (Vec<bf16>, Vec<u8>) {
+        let g = &self.geometry;
+        assert!(x.len() == g.batch * g.image() && weight.len() == g.weights());
+        let outputs = Outputs::new(g, bias, self.activation, self.windows);
+        crate::bf16::conv2d::forward(g, x, weight, &outputs);
+        outputs.into_results()
+    }
+
     /// The gradients, from `y` and `argmax` as [`Self::forward`] returned them and the gradient of `y`; that of `x` only
     /// if `wants_x`.
     ///
@@ -111,9 +126,53 @@ impl Conv2d {
         grad_y: &[T],
         wants_x: bool,
     ) -> ParameterGradients<T> {
+        self.gradients(
+            (x, weight),
+            (y, argmax),
+            grad_y,
+            wants_x,
+            |gradients, grad_x| match self.winograd() {
+                None => direct::backward(&self.geometry, x, weight, gradients, grad_x),
+                Some(plan) => winograd::backward(&plan, x, weight, gradients, grad_x),
+            },
+        )
+    }
+
+    /// The gradients of [`Self::forward_bf16`].
+    ///
+    /// # Panics
+    /// As for [`Self::backward`].
+    #[must_use]
+    pub fn backward_bf16(
+        &self,
+        (x, weight): (&[bf16], &[f32]),
+        (y, argmax): (&[bf16], &[u8]),
+        grad_y: &[bf16],
+        wants_x: bool,
+    ) -> ParameterGradients<bf16> {
+        self.gradients(
+            (x, weight),
+            (y, argmax),
+            grad_y,
+            wants_x,
+            |gradients, grad_x| {
+                crate::bf16::conv2d::backward(&self.geometry, x, weight, gradients, grad_x)
+            },
+        )
+    }
+
+    /// The gradients. `weight_gradient` computes that of the weight, and writes that of the input.
+    fn gradients<E: Element>(
+        &self,
+        (x, weight): (&[E], &[E::Real]),
+        (y, argmax): (&[E], &[u8]),
+        grad_y: &[E],
+        wants_x: bool,
+        weight_gradient: impl FnOnce(&Gradients<'_, E>, Option<&Parts<E>>) -> Vec<E::Real>,
+    ) -> ParameterGradients<E> {
         let g = &self.geometry;
         assert!(x.len() == g.batch * g.image() && weight.len() == g.weights());
-        let mut sums = vec![T::zero(); g.batch * g.out_channels];
+        let mut sums = vec![E::Real::zero(); g.batch * g.out_channels];
         let grad_x = wants_x.then(|| Parts::new(g.batch, g.image()));
         let gradients = Gradients::new(
             g,
@@ -124,13 +183,10 @@ impl Conv2d {
             argmax,
             &mut sums,
         );
-        let grad_weight = match self.winograd() {
-            None => direct::backward(g, x, weight, &gradients, grad_x.as_ref()),
-            Some(plan) => winograd::backward(&plan, x, weight, &gradients, grad_x.as_ref()),
-        };
+        let weight = weight_gradient(&gradients, grad_x.as_ref());
         ParameterGradients {
             x: grad_x.map(Parts::into_vec),
-            weight: grad_weight,
+            weight,
             bias: sum_rows(&sums, g.out_channels),
         }
     }

@@ -6,7 +6,7 @@ mod cuda;
 use crate::arithmetic::Arithmetic;
 use crate::operation::{Gradients, Inputs, Operation, Output, in_graph};
 use crate::storage::{gradients, output, with_dtype, with_slices};
-use candle_core::{Error, Result, Shape, Tensor, bail};
+use candle_core::{DType, Error, Result, Shape, Tensor, bail};
 use kernels::conv2d::{ConvAlgorithm, Geometry};
 use kernels::{Activation, Pool};
 use std::sync::OnceLock;
@@ -56,8 +56,8 @@ impl Conv2d {
 /// `[batch, height', width', out_channels]`, where `height'` is `height + 2 padding - kernel + 1` before pooling.
 ///
 /// # Errors
-/// When the shapes do not fit, or the tensors are neither all `f32` nor all `f64`. On a GPU: when `x` is neither `f32` nor
-/// `bf16`, or weight and bias are not `f32`.
+/// When the shapes do not fit, or the tensors are neither all `f32` nor all `f64`, nor `x` is `bf16`, and weight and bias
+/// are `f32`. On a GPU there is no `f64`.
 pub fn conv2d(
     arithmetic: impl Into<Arithmetic>,
     layer: Conv2d,
@@ -98,6 +98,10 @@ impl Operation for ConvLayer {
         "conv2d"
     }
 
+    fn computes_bf16(&self) -> bool {
+        true
+    }
+
     fn forward(&self, inputs: Inputs) -> Result<Output> {
         let [x, weight, bias] = inputs;
         let g = self.layer.geometry(x.shape(), weight.shape())?;
@@ -115,6 +119,15 @@ impl Operation for ConvLayer {
             return Ok(y);
         }
         let kernel = self.layer.kernel(g, self.arithmetic.conv_algorithm)?;
+        if x.dtype() == DType::BF16 {
+            let (y, argmax) = with_slices("conv2d", [x], |[x]| {
+                with_slices("conv2d", [weight, bias], |[weight, bias]| {
+                    kernel.forward_bf16(x, weight, bias)
+                })
+            })??;
+            let _ = self.saved.set(Saved::Cpu { argmax });
+            return Ok(output(y, kernel.output_shape().to_vec()));
+        }
         with_dtype!("conv2d", x.dtype(), T => {
             let (y, argmax) = with_slices::<T, _, 3>("conv2d", inputs, |[x, weight, bias]| {
                 kernel.forward(x, weight, bias)
@@ -138,6 +151,14 @@ impl Operation for ConvLayer {
             None => bail!("conv2d: backward before forward"),
         };
         let kernel = self.layer.kernel(g, self.arithmetic.conv_algorithm)?;
+        if x.dtype() == DType::BF16 {
+            let found = with_slices("conv2d", [x, y, grad_y], |[x, y, grad_y]| {
+                with_slices("conv2d", [weight], |[weight]| {
+                    kernel.backward_bf16((x, weight), (y, argmax), grad_y, wants_x)
+                })
+            })??;
+            return Ok(gradients(found, inputs));
+        }
         with_dtype!("conv2d", x.dtype(), T => {
             let tensors = [x, weight, y, grad_y];
             let found = with_slices::<T, _, 4>("conv2d", tensors, |[x, weight, y, grad_y]| {

@@ -1,0 +1,205 @@
+//! A fully connected layer in `bf16`.
+//!
+//! The products are arranged so that the weight, which is the largest operand, is read in its own layout: `y' = W x'` has
+//! it on the left, `dx = dy W` on the right, a panel of columns at a time.
+
+use super::block::{Block, COLUMNS, DEPTH, ROWS, Sums, Unit};
+use super::operands::{Right, Transposed, row_pairs};
+use crate::element::Element;
+use crate::linear::Sizes;
+use crate::parts::{Shared, par_parts};
+use half::bf16;
+use rayon::prelude::*;
+
+/// Steps of the inner dimension in one pass, so that the operands stay in the second-level cache.
+const PASS: usize = 32;
+
+/// Adds `left · right` to the blocks of `sums`, for the rows `rows` of the left operand and each panel of the right one.
+fn product(
+    (left, stride): (&[bf16], usize),
+    rows: [super::block::Rows; 2],
+    right: &Right,
+    sums: &mut [Sums],
+) {
+    let mut unit = Unit::new();
+    for first in (0..right.steps()).step_by(PASS) {
+        let steps: Vec<usize> = (first..right.steps().min(first + PASS))
+            .map(|step| step * DEPTH)
+            .collect();
+        for (panel, sums) in sums.iter_mut().enumerate() {
+            let block = Block {
+                left,
+                stride,
+                rows,
+                steps: &steps,
+                right: right.panel(panel, first),
+            };
+            unit.add(&block, sums);
+        }
+    }
+}
+
+/// Rows with a length that is a multiple of [`DEPTH`], padded with zeros.
+fn padded_rows<T: Copy + Sync>(
+    values: &[T],
+    columns: usize,
+    convert: impl Fn(T) -> bf16 + Sync,
+) -> (Vec<bf16>, usize) {
+    let stride = columns.next_multiple_of(DEPTH);
+    let rows = values.len() / columns.max(1);
+    let padded = par_parts(rows, stride, |row, to| {
+        for (to, from) in to.iter_mut().zip(&values[row * columns..][..columns]) {
+            *to = convert(*from);
+        }
+    });
+    (padded, stride)
+}
+
+/// The sums `x · weight'`, `[batch, outputs]`, for `x` `[batch, inputs]` and `weight` `[outputs, inputs]`. `finish` is
+/// called for each with its column, and gives the result.
+pub(crate) fn forward<T: Copy + Default + Send + Sync>(
+    Sizes {
+        batch,
+        inputs,
+        outputs,
+    }: Sizes,
+    x: &[bf16],
+    weight: &[f32],
+    finish: impl Fn(f32, usize) -> T + Sync,
+) -> Vec<T> {
+    assert!(x.len() == batch * inputs && weight.len() == outputs * inputs);
+    let right = Right::new(batch, inputs.div_ceil(DEPTH), |pair, first, to| {
+        let rows = x.chunks_exact(inputs.max(1)).skip(first);
+        for (to, row) in to.iter_mut().zip(rows) {
+            for (to, from) in to.iter_mut().zip(&row[(2 * pair).min(inputs)..]) {
+                *to = *from;
+            }
+        }
+    });
+    let mut y = vec![T::default(); batch * outputs];
+    let destination = Shared::new(&mut y);
+    (0..outputs.div_ceil(2 * ROWS))
+        .into_par_iter()
+        .for_each(|block| {
+            let first = block * 2 * ROWS;
+            let count = (2 * ROWS).min(outputs - first);
+            let (left, stride) = padded_rows(
+                &weight[first * inputs..][..count * inputs],
+                inputs,
+                bf16::from_real,
+            );
+            let mut sums = vec![Sums::zero(); right.panels()];
+            for rows in row_pairs(count, stride) {
+                product((&left, stride), rows, &right, &mut sums);
+                for row in 0..batch {
+                    let column = row % COLUMNS;
+                    let sums = sums[row / COLUMNS].rows(rows).map(|sums| sums[column]);
+                    for (output, sum) in (first..first + count).zip(sums) {
+                        let value = finish(sum, output);
+                        // SAFETY: inside `y`, and only this block has this output.
+                        unsafe {
+                            destination
+                                .pointer()
+                                .add(row * outputs + output)
+                                .write(value)
+                        }
+                    }
+                }
+            }
+        });
+    y
+}
+
+/// The gradient of `x`, `[batch, inputs]`, from that of the sums, `[batch, outputs]`.
+pub(crate) fn input_gradient(
+    Sizes {
+        batch,
+        inputs,
+        outputs,
+    }: Sizes,
+    grad_y: &[bf16],
+    weight: &[f32],
+) -> Vec<bf16> {
+    let (left, stride) = padded_rows(grad_y, outputs, |value| value);
+    let mut grad_x = vec![bf16::ZERO; batch * inputs];
+    let destination = Shared::new(&mut grad_x);
+    (0..inputs.div_ceil(COLUMNS))
+        .into_par_iter()
+        .for_each(|panel| {
+            let start = panel * COLUMNS;
+            let columns = COLUMNS.min(inputs - start);
+            let right = Right::new(columns, outputs.div_ceil(DEPTH), |pair, _, to| {
+                let rows = weight.chunks_exact(inputs).skip(2 * pair).take(2);
+                for (half, row) in rows.enumerate() {
+                    for (to, from) in to.iter_mut().zip(&row[start..][..columns]) {
+                        to[half] = bf16::from_real(*from);
+                    }
+                }
+            });
+            let mut first = 0;
+            for rows in row_pairs(batch, stride) {
+                let mut sums = Sums::zero();
+                product(
+                    (&left, stride),
+                    rows,
+                    &right,
+                    std::slice::from_mut(&mut sums),
+                );
+                for (row, sums) in (first..batch).zip(sums.rows(rows)) {
+                    for (column, sum) in (start..).zip(&sums[..columns]) {
+                        let value = bf16::from_real(*sum);
+                        // SAFETY: inside `grad_x`, and only this panel has this column.
+                        unsafe {
+                            destination
+                                .pointer()
+                                .add(row * inputs + column)
+                                .write(value)
+                        }
+                    }
+                }
+                first += 2 * ROWS;
+            }
+        });
+    grad_x
+}
+
+/// The gradient of the weight, `[outputs, inputs]`.
+pub(crate) fn weight_gradient(
+    Sizes {
+        batch,
+        inputs,
+        outputs,
+    }: Sizes,
+    x: &[bf16],
+    grad_y: &[bf16],
+) -> Vec<f32> {
+    let steps = batch.div_ceil(DEPTH);
+    let transposed = Transposed::new(outputs, steps * DEPTH, |output, row| {
+        let value = grad_y.get(row * outputs + output);
+        value.copied().unwrap_or_default()
+    });
+    let (left, stride) = transposed.rows();
+    let right = Right::new(inputs, steps, |pair, first, to| {
+        let rows = x.chunks_exact(inputs).skip(2 * pair).take(2);
+        for (half, row) in rows.enumerate() {
+            for (to, from) in to.iter_mut().zip(&row[first..]) {
+                to[half] = *from;
+            }
+        }
+    });
+    let mut gradient = vec![0.0; outputs * inputs];
+    let blocks = gradient.par_chunks_mut((2 * ROWS * inputs).max(1));
+    let rows = row_pairs(outputs, stride);
+    blocks.zip(&rows).for_each(|(to, rows)| {
+        let mut sums = vec![Sums::zero(); right.panels()];
+        product((left, stride), *rows, &right, &mut sums);
+        for (panel, sums) in sums.iter().enumerate() {
+            for (to, sums) in to.chunks_exact_mut(inputs).zip(sums.rows(*rows)) {
+                let to = &mut to[panel * COLUMNS..];
+                let count = COLUMNS.min(to.len());
+                to[..count].copy_from_slice(&sums[..count]);
+            }
+        }
+    });
+    gradient
+}
