@@ -2,6 +2,7 @@
 
 use crate::backend::Backend;
 use crate::data::{Data, Limits};
+use crate::memory::MIB;
 use crate::settings::Resolved;
 use crate::weights;
 use anyhow::bail;
@@ -12,8 +13,6 @@ use run::cli::{self, UsageError};
 use run::{Record, RunFolder};
 use std::num::NonZeroU32;
 use std::path::Path;
-
-const MIB: u64 = 1 << 20;
 
 /// What training needs: the settings of a run, its images, and what it computes with.
 pub(crate) struct Setup {
