@@ -566,8 +566,8 @@ fn runs_that_cannot_be_compared_are_refused() {
     );
     let mut missing = program("xtask");
     refused(
-        missing.args(["compare", "--trainer", "no/such/program"]),
+        missing.args(["compare", "--trainer", "missing-program"]),
         2,
-        &["no/such/program"],
+        &["missing-program"],
     );
 }
