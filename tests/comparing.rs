@@ -30,6 +30,52 @@ const FEW: [&str; 12] = [
 const FEW_FLAGS: [&str; 5] = ["--", "--limit-test", "20", "--batch-size", "6"];
 
 #[test]
+fn comparisons_in_one_folder_take_turns() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let start = || {
+        let mut command = process::Command::new(path("xtask"));
+        command.args(["compare", "--trainer"]).arg(path("trainer"));
+        command.args([
+            "--models",
+            "lenet",
+            "--seeds",
+            "0,1,2",
+            "--dataset",
+            "synthetic",
+        ]);
+        command.args([
+            "--limit-train",
+            "600",
+            "--epochs",
+            "1",
+            "--device",
+            "cpu",
+            "--out",
+        ]);
+        command.arg(&out).args(FEW_FLAGS);
+        command.stderr(Stdio::piped()).stdout(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let started = [start(), start()];
+    let outputs = started.map(|child| child.wait_with_output().unwrap());
+    let said = outputs
+        .each_ref()
+        .map(|output| String::from_utf8_lossy(&output.stderr));
+    assert!(
+        outputs.iter().all(|output| output.status.success()),
+        "{said:?}"
+    );
+    let trained = said
+        .iter()
+        .filter(|said| said.contains("epoch 1/1"))
+        .count();
+    assert_eq!(trained, 1, "{said:?}");
+    let waited = |said: &str| said.contains("another compare is running");
+    assert!(said.iter().any(|said| waited(said)), "{said:?}");
+}
+
+#[test]
 fn one_command_reproduces_everything() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("reproduce");
@@ -520,8 +566,8 @@ fn runs_that_cannot_be_compared_are_refused() {
     );
     let mut missing = program("xtask");
     refused(
-        missing.args(["compare", "--trainer", "no/such/program"]),
+        missing.args(["compare", "--trainer", "missing-program"]),
         2,
-        &["no/such/program"],
+        &["missing-program"],
     );
 }

@@ -70,13 +70,13 @@ fn what_cannot_be_measured_or_written_is_said_at_once() {
         refused(program("bench").args(arguments), 2, &[part]);
     }
     refused(
-        program("bench").args(["--out", "no/such/folder/bench.json"]),
+        program("bench").args(["--out", "missing-folder/bench.json"]),
         1,
-        &["cannot write", "no/such/folder"],
+        &["cannot write", "missing-folder"],
     );
     refused(
-        program("bench").args(["accuracy", "--data-dir", "no/such/folder"]),
+        program("bench").args(["accuracy", "--data-dir", "missing-folder"]),
         1,
-        &["no/such/folder"],
+        &["missing-folder"],
     );
 }

@@ -184,6 +184,49 @@ fn a_terminated_comparison_stops_its_runs_with_checkpoints() {
 }
 
 #[test]
+fn a_terminated_verification_stops_its_run_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = short_run(folder.path(), "a");
+    run.args(["--epochs", "1", "--stop-after", "1"])
+        .assert()
+        .success();
+    // More epochs than the test waits for.
+    let temporary = folder.path().join("tmp");
+    fs::create_dir(&temporary).unwrap();
+    let record = folder.path().join("a/run.toml");
+    let text = fs::read_to_string(&record).unwrap();
+    let longer = text.replace("limit_train = 12\n", "limit_train = 40000\n");
+    assert_ne!(longer, text);
+    fs::write(&record, longer).unwrap();
+    for (program, arguments) in [
+        ("verify", vec![folder.path().join("a")]),
+        (
+            "compare",
+            vec!["--dry-run".into(), "--batch-size".into(), "2000".into()],
+        ),
+    ] {
+        let mut command = with_signals("xtask");
+        command.arg(program).arg("--trainer").arg(path("trainer"));
+        command.args(arguments).env("TMPDIR", &temporary);
+        let child = command.spawn().unwrap();
+        let has_run = || {
+            let folders = fs::read_dir(&temporary).unwrap();
+            folders.flatten().any(|folder| {
+                ["repeated", "pace"]
+                    .iter()
+                    .any(|run| folder.path().join(run).exists())
+            })
+        };
+        wait_until("a run", has_run);
+        kill(&child, "TERM");
+        let (code, message) = ended(child);
+        assert_eq!(code, Some(130), "{message}");
+        assert!(!message.contains("resume with"), "{message}");
+        assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "{message}");
+    }
+}
+
+#[test]
 fn ctrl_c_stops_with_a_checkpoint() {
     let runs = tempfile::tempdir().unwrap();
     let child = long_run(&mut with_signals("trainer"), runs.path());

@@ -768,13 +768,16 @@ fn metrics_grow_line_by_line() {
 #[test]
 fn a_batch_that_does_not_fit_into_the_memory_is_refused_with_one_that_does() {
     let folder = tempfile::tempdir().unwrap();
-    let limited = |batch_size: usize| {
+    let within = |kibibytes: u32| {
         let mut shell = assert_cmd::Command::new("sh");
-        let size = batch_size.to_string();
-        shell.args(["-c", "ulimit -v 800000; exec \"$@\"", "sh"]);
+        let script = format!("ulimit -v {kibibytes}; exec \"$@\"");
+        shell.args(["-c", &script, "sh"]).arg(path("trainer"));
         shell
-            .arg(path("trainer"))
-            .args(["--model", "small-alexnet"]);
+    };
+    let limited = |batch_size: usize| {
+        let size = batch_size.to_string();
+        let mut shell = within(800_000);
+        shell.args(["--model", "small-alexnet"]);
         shell.args(["--dataset", "synthetic", "--limit-test", "10"]);
         shell.args(["--limit-train", &size, "--batch-size", &size]);
         shell
@@ -791,4 +794,38 @@ fn a_batch_that_does_not_fit_into_the_memory_is_refused_with_one_that_does() {
     let fits: usize = fits.parse().unwrap();
     assert!(fits > 100, "{message}");
     limited(fits).assert().success();
+
+    // What is read needs memory as well.
+    let mut eval = within(200_000);
+    eval.args([
+        "eval",
+        "--threads",
+        "1",
+        "--dataset",
+        "synthetic",
+        "--checkpoint",
+    ]);
+    eval.arg(
+        folder
+            .path()
+            .join("small-alexnet-reference-seed0/last.safetensors"),
+    );
+    refused(&mut eval, 1, &["to read `", "MiB of memory are needed"]);
+    let mut images = within(200_000);
+    images.args([
+        "--model",
+        "lenet",
+        "--dataset",
+        "synthetic",
+        "--limit-train",
+        "50000",
+    ]);
+    images
+        .args(["--threads", "1", "--run-dir"])
+        .arg(folder.path());
+    refused(
+        &mut images,
+        1,
+        &["to load the images", "MiB of memory are needed"],
+    );
 }

@@ -8,6 +8,7 @@ mod experiments;
 mod fetch;
 mod files;
 mod gpu_check;
+mod lock;
 mod process;
 mod trainer;
 

@@ -1,16 +1,17 @@
 //! The program `trainer`: built, and run as a child process.
 
 use crate::process::cargo;
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use run::cli::{self, Exit, UsageError};
 use run::settings::Source;
 use run::{NativePath, Overrides, Settings, folder};
 use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::io::{self, BufRead, BufReader};
+use std::path::{self, Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-use std::{env, fs, io};
+use std::{env, fs, thread};
 use tempfile::TempPath;
 
 /// Where the program is.
@@ -36,8 +37,10 @@ impl Trainer {
                 let error = format!("--trainer {}: no such file", program.display());
                 return Err(UsageError(error).into());
             }
+            // Absolute, because the name of a program without a folder is looked up in PATH.
+            let program = path::absolute(program).context("cannot find the current folder")?;
             return Ok(Self {
-                program: program.to_path_buf(),
+                program,
                 _copy: None,
             });
         }
@@ -86,22 +89,55 @@ impl Trainer {
     }
 }
 
-/// Trains with `command` to the end of the run. When this process is killed, the program stops after its step.
+/// How often a child process is checked.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Trains with `command`. When `stopped` becomes true, or this process is killed, the program stops after its step.
+/// `update` is called meanwhile, and `line` with each line that the program prints to standard error.
 ///
 /// # Errors
-/// When the program fails. It prints why.
-pub(crate) fn train(command: &mut Command) -> anyhow::Result<()> {
-    let command = command.arg("--stop-with-stdin").stdin(Stdio::piped());
-    let child = command.spawn();
+/// When the program cannot be run.
+pub(crate) fn train(
+    command: &mut Command,
+    stopped: impl Fn() -> bool,
+    mut update: impl FnMut(),
+    mut line: impl FnMut(String) + Send,
+) -> anyhow::Result<ExitStatus> {
+    let command = command.args(["--no-progress", "--stop-with-stdin"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    let child = command.stderr(Stdio::piped()).spawn();
     let mut child = child.context("cannot run the program `trainer`")?;
-    // The pipe stays open until the program ends.
-    let input = child.stdin.take();
-    let status = child
-        .wait()
-        .context("cannot wait for the program `trainer`")?;
-    drop(input);
-    ensure!(status.success(), "the program `trainer` failed ({status})");
-    Ok(())
+    // The program stops when the pipe ends.
+    let mut input = child.stdin.take();
+    let errors = child.stderr.take();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let lines = errors.map(|errors| BufReader::new(errors).lines());
+            lines
+                .into_iter()
+                .flatten()
+                .map_while(Result::ok)
+                .for_each(&mut line);
+        });
+        loop {
+            let status = child.try_wait();
+            if let Some(status) = status.context("cannot wait for the program `trainer`")? {
+                return Ok(status);
+            }
+            thread::sleep(INTERVAL);
+            if stopped() {
+                drop(input.take());
+            }
+            update();
+        }
+    })
+}
+
+/// The reason why the program failed, from the lines that it printed to standard error.
+pub(crate) fn failure(lines: &[String], status: ExitStatus) -> String {
+    let mut lines = lines.iter().rev();
+    let error = lines.find_map(|line| line.strip_prefix("error: "));
+    error.map_or_else(|| format!("it ended with {status}"), str::to_owned)
 }
 
 /// What the program prints to standard output when it is run with `command`.

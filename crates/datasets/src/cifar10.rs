@@ -327,7 +327,8 @@ mod tests {
             Ok(records) => format!("{} images", records.labels.len()),
             Err(error) => error
                 .to_string()
-                .replace(&dir.path().display().to_string(), "DIR"),
+                .replace(&dir.path().display().to_string(), "DIR")
+                .replace('\\', "/"),
         }
     }
 

@@ -122,8 +122,8 @@ fn next_step(curve: &[LrFinderStep], lr: f64, loss: f64) -> Option<LrFinderStep>
     })
 }
 
-/// A tenth of the learning rate with the lowest smoothed loss, but not below the first one tried; `None` if the loss did
-/// not fall. This is fastai's suggestion `minimum`.
+/// A tenth of the learning rate with the lowest smoothed loss; `None` if that is below the first one tried. This is
+/// fastai's suggestion `minimum`.
 ///
 /// Lightning's suggestion, the steepest descent, is 2e-4 for SmallAlexNet with the recipe `best`, where this one is
 /// 1.2e-2: well-initialised weights learn fastest in their first steps, whatever the learning rate.
@@ -133,7 +133,7 @@ pub fn suggested_lr(curve: &[LrFinderStep]) -> Option<f64> {
     let lowest = curve
         .iter()
         .min_by(|a, b| a.smoothed_loss.total_cmp(&b.smoothed_loss))?;
-    (lowest.lr > first.lr).then(|| (lowest.lr / 10.0).max(first.lr))
+    Some(lowest.lr / 10.0).filter(|suggested| *suggested >= first.lr)
 }
 
 #[cfg(test)]
@@ -204,6 +204,12 @@ mod tests {
         assert_eq!(at(&[3.0, 2.9, 2.5, 1.5, 1.2, 1.1, 9.0]), Some(1e4));
         assert_eq!(at(&[3.0, 2.9]), Some(1.0));
         assert_eq!(at(&[3.0, 3.1]), None);
+        let step = |lr, smoothed_loss| LrFinderStep {
+            lr,
+            loss: smoothed_loss,
+            smoothed_loss,
+        };
+        assert_eq!(suggested_lr(&[step(1.0, 3.0), step(2.0, 2.0)]), None);
         assert_eq!(at(&[]), None);
     }
 }

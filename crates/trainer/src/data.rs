@@ -1,11 +1,15 @@
 //! The images that a command works on.
 
+use crate::memory;
 use anyhow::Context;
 use datasets::{DatasetInfo, Images, Split};
 use run::EvaluationSplit;
 use run::cli::{self, UsageError};
 use std::num::NonZeroUsize;
 use std::path::Path;
+
+/// Bytes of an image and its label.
+const IMAGE_BYTES: usize = 3 * 32 * 32 + 1;
 
 /// The part of a data set to load.
 #[derive(Clone, Copy, Debug, Default)]
@@ -56,6 +60,8 @@ impl Data {
                 return Err(UsageError(message).into());
             }
         }
+        let bytes = (images.training + images.test) * IMAGE_BYTES;
+        memory::require(bytes as u64, "to load the images")?;
         let dataset = info
             .load(data_dir, images)
             .with_context(|| (info.remedy)(data_dir))?;

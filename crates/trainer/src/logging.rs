@@ -4,10 +4,11 @@ use anyhow::Context;
 use atomic_file::Unfinished;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use engine::{Event, SpanTimes};
-use run::RunFolder;
-use std::io::BufWriter;
+use run::{RunFolder, cli, file};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use tracing::Level;
 use tracing_chrome::{ChromeLayerBuilder, FlushGuard};
 use tracing_subscriber::filter::{LevelFilter, filter_fn};
@@ -40,9 +41,13 @@ pub(crate) fn start(
     trace: Option<Unfinished>,
     span_times: &SpanTimes,
 ) -> anyhow::Result<Option<FlushGuard>> {
+    let log = Log {
+        file: Arc::new(folder.log()?),
+        path: folder.path().join(file::LOG).into(),
+    };
     let file = tracing_subscriber::fmt::layer()
         .with_ansi(false)
-        .with_writer(Arc::new(folder.log()?));
+        .with_writer(move || log.clone());
     let terminal = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .with_writer(std::io::stderr)
@@ -68,6 +73,29 @@ pub(crate) fn start(
         })))
         .try_init()?;
     Ok(guard)
+}
+
+/// The file of a log. Training goes on where it cannot be written; a warning says so once.
+#[derive(Clone)]
+struct Log {
+    file: Arc<File>,
+    path: Arc<Path>,
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        static WARNING: Once = Once::new();
+        (&*self.file).write(bytes).inspect_err(|error| {
+            WARNING.call_once(|| {
+                let path = self.path.display();
+                cli::note(&format!("warning: cannot write the log `{path}`: {error}"));
+            });
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        (&*self.file).flush()
+    }
 }
 
 /// Logs an event.
@@ -109,5 +137,20 @@ pub(crate) fn log(event: &Event<'_>) {
         Event::CheckpointWritten { path } => {
             tracing::info!(path = %path.display(), "checkpoint written")
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_log_are_returned() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut log = Log {
+            file: Arc::new(full),
+            path: Path::new("log.txt").into(),
+        };
+        assert!(log.write_all(b"line").is_err());
     }
 }

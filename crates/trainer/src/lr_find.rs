@@ -113,7 +113,8 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
         ),
         None if interrupted => format!("stopped; {ended}"),
         None => format!(
-            "no suggestion: the loss did not fall; try another --min-lr or more --steps; {ended}"
+            "no suggestion: the loss did not fall at learning rates above ten times --min-lr; try another --min-lr or \
+             more --steps; {ended}"
         ),
     });
     Ok(match interrupted {

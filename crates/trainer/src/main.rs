@@ -6,6 +6,7 @@ mod data;
 mod eval;
 mod logging;
 mod lr_find;
+mod memory;
 mod picture;
 mod predict;
 mod progress;

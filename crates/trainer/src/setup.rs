@@ -2,13 +2,14 @@
 
 use crate::backend::Backend;
 use crate::data::{Data, Limits};
+use crate::memory::MIB;
 use crate::settings::Resolved;
 use crate::weights;
 use anyhow::bail;
 use datasets::Split;
 use engine::{Checkpoints, Inputs, Training, TrainingMemory, TrainingSetup};
 use models::{Network, initial_parameters};
-use run::cli::UsageError;
+use run::cli::{self, UsageError};
 use run::{Record, RunFolder};
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -57,23 +58,23 @@ impl Setup {
         if needed <= available {
             return Ok(());
         }
-        let mib = |bytes: u64| bytes / (1 << 20);
         let problem = format!(
-            "training with batches of {batch_size} images takes about {} MiB of memory, and {} MiB are free",
-            mib(needed),
-            mib(available)
+            "training with batches of {} takes about {} MiB of memory, and {} MiB are free",
+            cli::count(batch_size, "image"),
+            needed.div_ceil(MIB),
+            available / MIB
         );
         if resumed {
             bail!("{problem}; free some, or resume the run on a machine with more");
         }
         let remedy = match memory.largest_batch(available) {
             0 => "not even a batch of one image fits beside the weights".to_owned(),
-            fits => format!("use --batch-size {fits}"),
+            fits => format!("use --batch-size {}", fits.min(self.data.train.len())),
         };
         Err(UsageError(format!("{problem}; {remedy}")).into())
     }
 
-    /// Checks that the disk has space for the checkpoints of a run in `folder`, which may not exist yet. A run that is
+    /// Checks that the disk has space for the files of a run in `folder`, which may not exist yet. A run that is
     /// resumed has its files.
     pub(crate) fn check_disk(&self, folder: &Path, resumed: bool) -> anyhow::Result<()> {
         let ema = u64::from(self.resolved.settings.model_ema_decay.get() > 0.0);
@@ -84,7 +85,13 @@ impl Setup {
             false => 5 + 2 * ema,
         };
         let parameters = self.resolved.architecture.parameter_count() as u64;
-        check_space(folder, copies * 4 * parameters)
+        let predictions = 2 * PREDICTION_BYTES * self.data.test.len() as u64;
+        let needed = copies * 4 * parameters + predictions + OTHER_FILES;
+        let remedy = match resumed {
+            true => "free some",
+            false => "free some, or choose another --run-dir",
+        };
+        check_space(folder, needed, remedy)
     }
 
     /// This setup with the images of one batch, for one epoch.
@@ -162,18 +169,22 @@ impl Setup {
     }
 }
 
+/// Bytes that are written of the predictions for an image: its logits, and more.
+const PREDICTION_BYTES: u64 = 64;
+
+/// Bytes that a run's metrics, curves, log and tables take at most, but for very long runs.
+const OTHER_FILES: u64 = 2 << 20;
+
 /// Checks that there is space for `needed` bytes where `path` is or will be, if the file system tells.
-fn check_space(path: &Path, needed: u64) -> anyhow::Result<()> {
+fn check_space(path: &Path, needed: u64, remedy: &str) -> anyhow::Result<()> {
     let exists = |path: &&Path| path.exists();
     let existing = path.ancestors().find(exists).unwrap_or(Path::new("."));
-    let mib = |bytes: u64| bytes / (1 << 20);
     match atomic_file::free_space(existing) {
         Some(free) if free < needed => bail!(
-            "cannot write checkpoints to `{}`: {} MiB are needed, and {} MiB are free; free some, or choose another \
-             --run-dir",
+            "cannot write checkpoints to `{}`: {} MiB are needed, and {} MiB are free; {remedy}",
             path.display(),
-            mib(needed),
-            mib(free)
+            needed.div_ceil(MIB),
+            free / MIB
         ),
         _ => Ok(()),
     }
@@ -187,8 +198,9 @@ mod tests {
     fn a_full_disk_is_found_before_training() {
         let folder = tempfile::tempdir().unwrap();
         let new = folder.path().join("runs/a");
-        check_space(&new, 1).unwrap();
-        let error = check_space(&new, u64::MAX).unwrap_err().to_string();
+        check_space(&new, 1, "").unwrap();
+        let error = check_space(&new, u64::MAX, "free some").unwrap_err();
+        let error = error.to_string();
         let start = format!("cannot write checkpoints to `{}`: ", new.display());
         assert!(error.starts_with(&start), "{error}");
     }

@@ -162,19 +162,22 @@ fn run_with(
     let resumed = resumed.map(|run| RunFolder::lock(&run)).transpose()?;
     let mut setup = Setup::new(resolved)?;
     setup.check_memory(resumed.is_some())?;
+    match &resumed {
+        Some(folder) => setup.check_disk(folder.path(), true)?,
+        // Also for a test, which is in a temporary folder.
+        None => setup.check_disk(&args.run_dir, false)?,
+    }
     if args.fast_dev_run {
         setup = setup.of_one_batch()?;
     }
     let (training, folder) = match resumed {
         Some(folder) => {
-            setup.check_disk(folder.path(), true)?;
             let training = setup.resume(&folder)?;
             check_epochs(args, &training, &folder)?;
             (training, folder)
         }
         // The folder is created last, so that an error leaves nothing behind.
         None => {
-            setup.check_disk(run_dir, false)?;
             let training = setup.start()?;
             let default_name = setup.resolved.settings.default_name();
             let name = args.name.as_deref();
@@ -365,11 +368,18 @@ impl ReadyRun<'_> {
         } else {
             ("stopped", Exit::Success)
         };
+        // Where another program runs this one, it says how to go on.
+        let advice = match self.args.stop_with_stdin {
+            true => String::new(),
+            false => format!(
+                "; resume with: cargo run -p trainer -- --resume {}",
+                cli::quoted(self.folder.path())
+            ),
+        };
         cli::note(&format!(
-            "{verb} after {epoch} of {} epochs and {}; resume with: cargo run -p trainer -- --resume {}",
+            "{verb} after {epoch} of {} epochs and {}{advice}",
             self.setup.resolved.settings.epochs,
             cli::count(step, "step"),
-            cli::quoted(self.folder.path())
         ));
         tracing::info!(epoch, step, "{verb}");
         exit

@@ -1,6 +1,7 @@
 //! Weights from a file, and the network that they belong to.
 
 use crate::backend;
+use crate::memory;
 use crate::settings::{self, architecture};
 use candle_core::Device;
 use engine::{Inputs, Weights};
@@ -9,6 +10,7 @@ use ops::Arithmetic;
 use run::cli;
 use run::settings::{ConvAlgorithm, DevicePreference, Precision};
 use run::{Finite, NativePath, Overrides, PerChannel, Positive};
+use std::fs;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
@@ -63,6 +65,9 @@ pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
     backend::use_threads(args.threads)?;
     let device = backend::open(args.device)?;
     let arithmetic = backend::arithmetic(args.conv, args.precision, &device)?;
+    // The file, its tensors, and the network.
+    let bytes = 3 * fs::metadata(&args.checkpoint).map_or(0, |file| file.len());
+    memory::require(bytes, &format!("to read `{}`", args.checkpoint.display()))?;
     let weights = read(&args.checkpoint, args.model)?;
     let mut inputs = match &weights.inputs {
         Some(inputs) => inputs.clone(),

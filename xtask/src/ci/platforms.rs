@@ -32,7 +32,7 @@ const WINE: &str = "wine";
 
 /// The crates that are tested on ARM: products and layers, which every `cargo xtask ci` tests, and the others.
 const LAYERS: &str = "--package kernels --package ops --package models";
-const OTHERS: &str = "--package rng --package atomic_file --package reference --package datasets --package run \
+const OTHERS: &str = "--package rng --package atomic_file --package datasets --package run \
     --package engine --package report --package trainer";
 
 /// Under QEMU a program cannot start another one, unless the kernel knows QEMU (binfmt_misc). So the tests that start

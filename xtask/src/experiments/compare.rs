@@ -4,7 +4,7 @@ use crate::experiments::estimate::dry_run;
 use crate::experiments::flags::{SettingFlags, Shared};
 use crate::experiments::plan::Planned;
 use crate::experiments::pool;
-use crate::files::create_folder;
+use crate::lock::Lock;
 use crate::trainer::{self, Trainer};
 use anyhow::{Context, bail};
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
@@ -77,6 +77,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         return Ok(Exit::Success);
     }
     let trainer = Trainer::new(&args.trainer, args.settings.get("device"))?;
+    let _lock = (!args.dry_run)
+        .then(|| Lock::wait(&args.out, "compare", cli::note))
+        .transpose()?;
     let mut plan = Vec::new();
     // Seed by seed, so that every network has a run early.
     for &seed in &args.seeds {
@@ -95,10 +98,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         }
     }
     if args.dry_run {
-        dry_run(&trainer, &plan)?;
-        return Ok(Exit::Success);
+        return dry_run(&trainer, &plan);
     }
-    create_folder(&args.out)?;
     let Some(failed) = pool::train(&trainer, &plan, args.jobs)? else {
         return Ok(Exit::Interrupted);
     };

@@ -3,17 +3,21 @@
 use crate::experiments::plan::{Planned, State};
 use crate::files::write;
 use crate::trainer::{self, Trainer};
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use datasets::DatasetInfo;
 use indicatif::HumanDuration;
-use run::{Settings, cli, file};
+use run::cli::{self, Exit};
+use run::{Settings, file, stop};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Lists the runs and how long each will take.
-pub(crate) fn dry_run(trainer: &Trainer, plan: &[Planned]) -> anyhow::Result<()> {
+pub(crate) fn dry_run(trainer: &Trainer, plan: &[Planned]) -> anyhow::Result<Exit> {
+    let stop = stop::requested("stopping").context("cannot watch for Ctrl-C")?;
+    let stopped = || stop.load(Ordering::SeqCst);
     let mut paces: BTreeMap<String, Pace> = BTreeMap::new();
     let mut all = 0.0;
     for run in plan {
@@ -28,7 +32,10 @@ pub(crate) fn dry_run(trainer: &Trainer, plan: &[Planned]) -> anyhow::Result<()>
         };
         let pace = match paces.entry(run.kind()) {
             Entry::Occupied(pace) => pace.into_mut(),
-            Entry::Vacant(pace) => pace.insert(Pace::measure(trainer, &run.settings)?),
+            Entry::Vacant(pace) => match Pace::measure(trainer, &run.settings, stopped) {
+                _ if stopped() => return Ok(Exit::Interrupted),
+                measured => pace.insert(measured?),
+            },
         };
         let (train, test) = images(&run.settings)?;
         let epoch = train as f64 / pace.training + test as f64 / pace.evaluation;
@@ -38,7 +45,7 @@ pub(crate) fn dry_run(trainer: &Trainer, plan: &[Planned]) -> anyhow::Result<()>
     }
     let all = duration(all);
     cli::line(&format!("in all about {all}, estimated from a few steps"));
-    Ok(())
+    Ok(Exit::Success)
 }
 
 fn duration(seconds: f64) -> HumanDuration {
@@ -74,7 +81,11 @@ const TEST_IMAGES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(249);
 
 impl Pace {
     /// Measures a few steps with these settings, on the synthetic data set, which needs no files.
-    fn measure(trainer: &Trainer, settings: &Settings) -> anyhow::Result<Self> {
+    fn measure(
+        trainer: &Trainer,
+        settings: &Settings,
+        stopped: impl Fn() -> bool,
+    ) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
         let train = STEPS.saturating_mul(settings.batch_size);
         let settings = Settings {
@@ -91,7 +102,10 @@ impl Pace {
         let mut command = trainer.command();
         command.arg("--config").arg(&settings_file);
         command.arg("--run-dir").arg(folder.path());
-        trainer::output(command.args(["--name", "pace", "--no-progress"]))?;
+        command.args(["--name", "pace"]);
+        let mut lines = Vec::new();
+        let status = trainer::train(&mut command, stopped, || (), |line| lines.push(line))?;
+        ensure!(status.success(), trainer::failure(&lines, status));
         let epochs = run::metrics::read(&folder.path().join("pace").join(file::METRICS))?;
         let epoch = epochs.last().context("no step was measured")?;
         let evaluation = epoch.seconds - train.get() as f64 / epoch.images_per_second;

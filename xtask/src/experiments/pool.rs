@@ -3,20 +3,17 @@
 use crate::experiments::flags::SettingFlags;
 use crate::experiments::plan::{Planned, State};
 use crate::experiments::progress::Progress;
-use crate::trainer::{Trainer, wait_for_writer};
+use crate::trainer::{self, Trainer, wait_for_writer};
 use anyhow::{Context, bail};
 use run::{cli, file, stop};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::process::{Child, ExitStatus, Stdio};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 /// The trainer's arguments for each of `jobs` concurrent runs: these settings and other flags. The runs divide the cores
 /// among them, unless `--threads` is given.
@@ -101,34 +98,25 @@ fn train_one(
         command.arg("--resume").arg(&run.folder);
         command.args(run.arguments_to_resume()?);
     }
-    // When the pipe ends, also because this process was killed, the child writes a checkpoint and stops.
-    command.args(["--no-progress", "--stop-with-stdin"]);
     progress.started(run);
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot run the program `trainer`")?;
-    let errors = child.stderr.take();
-    let errors = errors.map(|errors| thread::spawn(move || io::read_to_string(errors)));
-    let mut input = child.stdin.take();
-    let status = wait(&mut child, || {
-        if stopped() {
-            input = None;
-        }
-        progress.update(run);
-    });
+    let mut lines = Vec::new();
+    let status = trainer::train(
+        &mut command,
+        stopped,
+        || progress.update(run),
+        |line| {
+            if line.starts_with("warning: ") {
+                progress.print(&line);
+            }
+            lines.push(line);
+        },
+    );
     progress.ended(run);
-    let errors = errors.and_then(|errors| errors.join().ok()?.ok());
     let status = status?;
     if status.success() {
         return Ok(());
     }
-    let errors = errors.unwrap_or_default();
-    let mut errors = errors.lines().rev();
-    let error = errors.find_map(|line| line.strip_prefix("error: "));
-    let mut message = error.map_or_else(|| format!("it ended with {status}"), str::to_owned);
+    let mut message = trainer::failure(&lines, status);
     let log = run.folder.join(file::LOG);
     if let Ok(text) = fs::read_to_string(&log) {
         let lines: Vec<_> = text.lines().collect();
@@ -136,19 +124,4 @@ fn train_one(
         message += &format!("\nthe end of `{}`:\n  {}", log.display(), end.join("\n  "));
     }
     bail!(message)
-}
-
-/// How often a run's files are checked for progress.
-const INTERVAL: Duration = Duration::from_millis(100);
-
-/// Waits for a child process, and calls `update` meanwhile.
-fn wait(child: &mut Child, mut update: impl FnMut()) -> anyhow::Result<ExitStatus> {
-    loop {
-        let status = child.try_wait();
-        if let Some(status) = status.context("cannot wait for the program `trainer`")? {
-            return Ok(status);
-        }
-        thread::sleep(INTERVAL);
-        update();
-    }
 }

@@ -3,7 +3,8 @@
 use crate::experiments::flags::{All, SettingFlags};
 use crate::experiments::plan::{Planned, State};
 use crate::experiments::pool;
-use crate::files::{create_folder, write};
+use crate::files::write;
+use crate::lock::Lock;
 use crate::trainer::{self, Trainer};
 use anyhow::bail;
 use rng::{Purpose, Stream, unit};
@@ -251,7 +252,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         print_plan(args, &base.model, &rounds, &trials);
         return Ok(Exit::Success);
     }
-    create_folder(&args.out)?;
+    let _lock = Lock::wait(&args.out, "tune", cli::note)?;
     let mut results: Vec<Outcome> = Vec::new();
     let mut left: Vec<usize> = (0..trials.len()).collect();
     for (round, epochs) in rounds.iter().enumerate() {

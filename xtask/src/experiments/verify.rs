@@ -4,9 +4,10 @@ use crate::trainer::{self, Trainer};
 use anyhow::{Context, ensure};
 use run::checkpoint::{finished_epochs, weights_difference};
 use run::cli::{self, Exit, UsageError};
-use run::{EpochMetrics, Machine, MadeBy, NativePath, Run, file, folder};
+use run::{EpochMetrics, Machine, MadeBy, NativePath, Run, file, folder, stop};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::thread;
 
 /// Options of `verify`.
@@ -44,7 +45,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         return Err(UsageError(error).into());
     }
     let parent = tempfile::tempdir().context("cannot create a temporary folder")?;
-    train_again(args, &run, &folder, epochs, parent.path())?;
+    if !train_again(args, &run, &folder, epochs, parent.path())? {
+        cli::note("interrupted; the run was not verified");
+        return Ok(Exit::Interrupted);
+    }
     let repeated = parent.path().join(REPEATED);
     let again = Run::read(&repeated)?;
     ensure!(
@@ -115,20 +119,22 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
 /// The name of the repeated run.
 const REPEATED: &str = "repeated";
 
-/// Trains the first epochs of a run again, in a folder inside `parent`.
+/// Trains the first epochs of a run again, in a folder inside `parent`. Returns false where it was asked to stop.
 fn train_again(
     args: &Args,
     run: &Run,
     folder: &Path,
     epochs: u32,
     parent: &Path,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<bool> {
+    let stop = stop::requested("stopping").context("cannot watch for Ctrl-C")?;
+    let stopped = || stop.load(Ordering::SeqCst);
     let device = &run.made_by.device;
     let trainer = Trainer::new(&args.trainer, Some(device.as_ref()))?;
     let mut command = trainer.command();
     command.arg("--config").arg(folder.join(file::RECORD));
     command.arg("--run-dir").arg(parent);
-    command.args(["--name", REPEATED, "--no-progress", "--device", device]);
+    command.args(["--name", REPEATED, "--device", device]);
     // Not `--epochs`: the learning rate may depend on their number.
     command.args(["--stop-after", &epochs.to_string()]);
     if let Some(data_dir) = &args.data_dir {
@@ -138,7 +144,27 @@ fn train_again(
     let threads = args.threads.map_or_else(thread::available_parallelism, Ok);
     let threads = threads.unwrap_or(NonZeroUsize::MIN);
     command.args(["--threads", &threads.to_string()]);
-    trainer::train(&mut command).context("the run could not be trained again")
+    let mut lines = Vec::new();
+    let status = trainer::train(
+        &mut command,
+        stopped,
+        || (),
+        |line| {
+            if !stopped() && !line.starts_with("error: ") {
+                cli::note(&line);
+            }
+            lines.push(line);
+        },
+    )?;
+    if stopped() {
+        return Ok(false);
+    }
+    ensure!(
+        status.success(),
+        "the run could not be trained again: {}",
+        trainer::failure(&lines, status)
+    );
+    Ok(true)
 }
 
 /// What was not the same around a run and its repetition, in a sentence: reasons why their bits may differ.

@@ -200,7 +200,9 @@ mod tests {
         let message = result.map_or_else(|error| format!("{error:#}"), |_| "fine".to_owned());
         let outside = fs::read_dir(&outside).unwrap().count() - 1;
         (
-            message.replace(&folder.display().to_string(), "DIR"),
+            message
+                .replace(&folder.display().to_string(), "DIR")
+                .replace('\\', "/"),
             outside,
         )
     }

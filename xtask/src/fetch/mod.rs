@@ -3,16 +3,15 @@
 mod archive;
 mod download;
 mod installation;
-mod lock;
 mod space;
 mod tls;
 
+use crate::lock::Lock;
 use anyhow::Context;
 use archive::{OFFICIAL, UNPACKED_BYTES, parse_sha256};
 use datasets::{Error, cifar10};
 use download::{Partial, address, check_file};
 use installation::{Digests, Installation, first_unofficial};
-use lock::Lock;
 use run::NativePath;
 use run::cli::{self, Exit};
 use std::fs;
@@ -77,7 +76,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let _lock = match present {
         Present::Verified(_) => None,
         _ => {
-            let lock = Lock::wait(data_dir, cli::note)?;
+            let lock = Lock::wait(data_dir, "fetch-data", cli::note)?;
             if lock.waited {
                 present = Present::find(args)?;
             }

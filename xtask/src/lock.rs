@@ -1,4 +1,4 @@
-//! One `fetch-data` at a time in a data folder.
+//! One process of a command at a time in a folder.
 
 use crate::files;
 use anyhow::Context;
@@ -7,32 +7,33 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The name of the file that is locked.
-const NAME: &str = ".fetch-data.lock";
-
-/// The lock of a data folder. Its file is removed with it; after a killed process it stays, unlocked.
+/// The lock of a folder. Its file is removed with it; after a killed process it stays, unlocked.
 pub(crate) struct Lock {
     path: PathBuf,
     _file: File,
+    /// Whether the folder was made for it.
+    is_new: bool,
     /// Whether another process had the lock before, and has done its work since.
     pub(crate) waited: bool,
 }
 
 impl Lock {
-    /// Locks the data folder, as soon as no other process has it. Goes on without a lock where the file system has none.
-    /// `note` prints a line about that.
-    pub(crate) fn wait(data_dir: &Path, note: impl Fn(&str)) -> anyhow::Result<Self> {
-        let path = data_dir.join(NAME);
+    /// Locks the folder for a command, as soon as no other process has it. Creates it where it is missing. Goes on without a lock where the file system has
+    /// none. `note` prints a line about that.
+    pub(crate) fn wait(folder: &Path, command: &str, note: impl Fn(&str)) -> anyhow::Result<Self> {
+        let is_new = !folder.exists();
+        let path = folder.join(format!(".{command}.lock"));
         let cannot_lock = || format!("cannot lock `{}`", path.display());
         let mut waited = false;
         loop {
+            files::create_folder(folder)?;
             let file = files::open(&path)?;
             let locked = match file.try_lock() {
                 Err(TryLockError::WouldBlock) => {
                     if !waited {
                         note(&format!(
-                            "another fetch-data is running in `{}`; waiting for it",
-                            data_dir.display()
+                            "another {command} is running in `{}`; waiting for it",
+                            folder.display()
                         ));
                     }
                     waited = true;
@@ -45,7 +46,7 @@ impl Lock {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if atomic_file::is_unsupported(&error) => note(&format!(
-                    "warning: {} ({error}): do not run a second fetch-data there at the same time",
+                    "warning: {} ({error}): do not run a second {command} there at the same time",
                     cannot_lock()
                 )),
                 Err(error) => return Err(error).with_context(cannot_lock),
@@ -61,6 +62,7 @@ impl Lock {
                 return Ok(Self {
                     path,
                     _file: file,
+                    is_new,
                     waited,
                 });
             }
@@ -72,6 +74,10 @@ impl Drop for Lock {
     fn drop(&mut self) {
         // A file that stays does no harm.
         let _ = fs::remove_file(&self.path);
+        // A new folder in which nothing was written is removed.
+        if let Some(folder) = self.path.parent().filter(|_| self.is_new) {
+            let _ = fs::remove_dir(folder);
+        }
     }
 }
 
@@ -89,7 +95,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..50 {
-                        let lock = Lock::wait(folder.path(), |_| ()).unwrap();
+                        let lock = Lock::wait(folder.path(), "tune", |_| ()).unwrap();
                         assert_eq!(running.fetch_add(1, Ordering::SeqCst), 0);
                         thread::yield_now();
                         running.fetch_sub(1, Ordering::SeqCst);
@@ -99,5 +105,8 @@ mod tests {
             }
         });
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        let new = folder.path().join("a/b");
+        drop(Lock::wait(&new, "tune", |_| ()).unwrap());
+        assert!(!new.exists());
     }
 }
