@@ -2,9 +2,7 @@
 
 use candle_core::Device;
 use ops::Arithmetic;
-#[cfg(feature = "cuda")]
-use run::cli;
-use run::cli::UsageError;
+use run::cli::{self, UsageError};
 use run::settings::{ConvAlgorithm, DevicePreference, Precision};
 use run::{Machine, Settings};
 use std::env::consts;
@@ -115,7 +113,8 @@ impl Backend {
         let device = device_name(&self.device);
         match &self.gpu {
             Some(gpu) => format!("{device} ({gpu}) in {}", self.precision()),
-            None => device.to_owned(),
+            None if self.precision() == Precision::F32 => device.to_owned(),
+            None => format!("{device} in {}", self.precision()),
         }
     }
 }
@@ -136,6 +135,22 @@ pub(crate) fn use_threads(threads: Option<NonZeroUsize>) -> anyhow::Result<NonZe
     Ok(NonZeroUsize::new(rayon::current_num_threads()).unwrap_or(NonZeroUsize::MIN))
 }
 
+/// Notes where another precision would be faster on this processor.
+fn note_faster_precision(precision: Option<Precision>) {
+    let has_unit = ops::InstructionSet::current() == ops::InstructionSet::Amx;
+    match (precision, has_unit) {
+        (None, true) => cli::note(
+            "note: this processor has a matrix unit for bf16 (AMX), which --precision bf16 uses; --precision f32 computes as \
+             before, without this note",
+        ),
+        (Some(Precision::Bf16), false) => cli::note(
+            "note: this processor has no matrix unit for bf16 (AMX): --precision f32 is faster here; bf16 gives the same \
+             bits as with the unit",
+        ),
+        _ => {}
+    }
+}
+
 /// The arithmetic of a device. Unless a precision is asked for, it is TF32 on a GPU, as for PyTorch's convolutions, and
 /// f32 on a CPU.
 ///
@@ -146,6 +161,9 @@ pub(crate) fn arithmetic(
     precision: Option<Precision>,
     device: &Device,
 ) -> Result<Arithmetic, UsageError> {
+    if device.is_cpu() {
+        note_faster_precision(precision);
+    }
     let precision = match precision {
         Some(Precision::Tf32) if device.is_cpu() => {
             return Err(UsageError(

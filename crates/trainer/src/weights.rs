@@ -45,7 +45,7 @@ pub(crate) struct WeightArgs {
     #[arg(long, value_enum, default_value = "winograd")]
     pub(crate) conv: ConvAlgorithm,
 
-    /// Precision of matrix products and convolutions on a GPU; the CPU computes in f32 [default: tf32 on a GPU].
+    /// Precision of matrix products and convolutions; tf32 is for GPUs [default: f32 on a CPU, tf32 on a GPU].
     #[arg(long, value_enum)]
     pub(crate) precision: Option<Precision>,
 }

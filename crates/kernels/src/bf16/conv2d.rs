@@ -6,7 +6,7 @@
 //! weight. In the gradient of the weight the inner dimension is the pixels of all images, in order.
 
 use super::block::{Block, COLUMNS, DEPTH, ROWS, Rows, Sums, Unit};
-use super::operands::{Right, Transposed, pairs, row_pairs};
+use super::operands::{Right, Transposed, interleave, pairs, row_pairs};
 use crate::conv2d::Geometry;
 use crate::conv2d::epilogue::{Gradients, Outputs};
 use crate::element::Element;
@@ -263,14 +263,12 @@ impl<'a> WeightSums<'a> {
         let right = Right::new(g.out_channels, images * steps, |pair, first, to| {
             let pairs = steps * DEPTH / 2;
             let image = &grad_sums[pair / pairs * g.out_image()..][..g.out_image()];
-            for half in 0..2 {
+            let pixel = |half| {
                 let position = pair % pairs * 2 + half;
                 let pixel = image.chunks_exact(g.out_channels).nth(position);
-                let pixel = pixel.map_or(&[][..], |pixel| &pixel[first..]);
-                for (to, from) in to.iter_mut().zip(pixel) {
-                    to[half] = *from;
-                }
-            }
+                pixel.map_or(&[][..], |pixel| &pixel[first..])
+            };
+            interleave([pixel(0), pixel(1)], to);
         });
         let rows = row_pairs(g.kernel * g.in_channels, stride);
         let (down, across) = self.size();
@@ -308,11 +306,20 @@ impl<'a> WeightSums<'a> {
             .flat_map(|tap| (0..length).map(move |position| pixel(tap, position)))
             .collect();
         let rows = g.kernel * g.in_channels;
-        Transposed::new(rows, images * length, |row, position| {
-            let (tap, channel) = (row / g.in_channels, row % g.in_channels);
+        Transposed::new(rows, images * length, |position, first, to| {
             let (image, position) = (position / length, position % length);
-            let pixel = pixels[tap * length + position];
-            pixel.map_or(bf16::ZERO, |pixel| x[image * g.image() + pixel + channel])
+            let image = &x[image * g.image()..][..g.image()];
+            let mut row = first;
+            let mut to = &mut to[..ROWS.min(rows - first)];
+            while !to.is_empty() {
+                let (tap, channel) = (row / g.in_channels, row % g.in_channels);
+                let count = to.len().min(g.in_channels - channel);
+                let (here, rest) = to.split_at_mut(count);
+                if let Some(pixel) = pixels[tap * length + position] {
+                    here.copy_from_slice(&image[pixel + channel..][..count]);
+                }
+                (row, to) = (row + count, rest);
+            }
         })
     }
 

@@ -4,7 +4,7 @@
 //! it on the left, `dx = dy W` on the right, a panel of columns at a time.
 
 use super::block::{Block, COLUMNS, DEPTH, ROWS, Sums, Unit};
-use super::operands::{Right, Transposed, row_pairs};
+use super::operands::{Right, Transposed, interleave, row_pairs};
 use crate::element::Element;
 use crate::linear::Sizes;
 use crate::parts::{Shared, par_parts};
@@ -174,18 +174,20 @@ pub(crate) fn weight_gradient(
     grad_y: &[bf16],
 ) -> Vec<f32> {
     let steps = batch.div_ceil(DEPTH);
-    let transposed = Transposed::new(outputs, steps * DEPTH, |output, row| {
-        let value = grad_y.get(row * outputs + output);
-        value.copied().unwrap_or_default()
+    let transposed = Transposed::new(outputs, steps * DEPTH, |row, first, to| {
+        if let Some(row) = grad_y.chunks_exact(outputs).nth(row) {
+            for (to, from) in to.iter_mut().zip(&row[first..]) {
+                *to = *from;
+            }
+        }
     });
     let (left, stride) = transposed.rows();
     let right = Right::new(inputs, steps, |pair, first, to| {
-        let rows = x.chunks_exact(inputs).skip(2 * pair).take(2);
-        for (half, row) in rows.enumerate() {
-            for (to, from) in to.iter_mut().zip(&row[first..]) {
-                to[half] = *from;
-            }
-        }
+        let row = |half| {
+            let row = x.chunks_exact(inputs).nth(2 * pair + half);
+            row.map_or(&[][..], |row| &row[first..])
+        };
+        interleave([row(0), row(1)], to);
     });
     let mut gradient = vec![0.0; outputs * inputs];
     let blocks = gradient.par_chunks_mut((2 * ROWS * inputs).max(1));

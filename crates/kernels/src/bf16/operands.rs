@@ -58,6 +58,21 @@ impl Right {
     }
 }
 
+/// Writes pairs of elements of two rows. The second one may be shorter, or both, and ends in zeros then.
+pub(crate) fn interleave([even, odd]: [&[bf16]; 2], to: &mut [[bf16; 2]; COLUMNS]) {
+    if let (Some(even), Some(odd)) = (even.first_chunk::<COLUMNS>(), odd.first_chunk::<COLUMNS>()) {
+        for ((to, even), odd) in to.iter_mut().zip(even).zip(odd) {
+            *to = [*even, *odd];
+        }
+        return;
+    }
+    for (half, row) in [even, odd].into_iter().enumerate() {
+        for (to, from) in to.iter_mut().zip(row) {
+            to[half] = *from;
+        }
+    }
+}
+
 /// The rows of tiles, two by two: `count` rows, `stride` elements apart. Where the last tile has no other, it is repeated.
 pub(crate) fn row_pairs(count: usize, stride: usize) -> Vec<[Rows; 2]> {
     let tile = |first: usize| Rows {
@@ -82,12 +97,12 @@ pub(crate) struct Transposed {
 }
 
 impl Transposed {
-    /// `rows` rows of `length` elements, a multiple of [`DEPTH`]. `element` gives row and position; it should be fast for
-    /// neighbouring rows.
+    /// `rows` rows of `length` elements, a multiple of [`DEPTH`]. `column` is called for a position in the rows and a
+    /// first row, and writes the elements there of [`ROWS`] rows, or zeros where the matrix has none.
     pub(crate) fn new(
         rows: usize,
         length: usize,
-        element: impl Fn(usize, usize) -> bf16 + Sync,
+        column: impl Fn(usize, usize, &mut [bf16; ROWS]) + Sync,
     ) -> Self {
         let stride = length + DEPTH * usize::from(length / DEPTH % 2 == 0);
         let mut values = Scratch::new(rows * stride);
@@ -96,9 +111,13 @@ impl Transposed {
             .enumerate()
             .for_each(|(tile, to)| {
                 for start in (0..length).step_by(DEPTH) {
+                    let mut columns = [[bf16::ZERO; ROWS]; DEPTH];
+                    for (position, elements) in (start..).zip(&mut columns) {
+                        column(position, tile * ROWS, elements);
+                    }
                     for (row, to) in to.chunks_exact_mut(stride).enumerate() {
-                        for (position, to) in (start..).zip(&mut to[start..start + DEPTH]) {
-                            *to = element(tile * ROWS + row, position);
+                        for (to, elements) in to[start..].iter_mut().zip(&columns) {
+                            *to = elements[row];
                         }
                     }
                 }
