@@ -4,7 +4,7 @@
 
 use candle_core::{DType, Device};
 use models::Architecture;
-use ops::ConvAlgorithm;
+use ops::{Arithmetic, ConvAlgorithm, Precision};
 use reference::{Deviation, Error, Setting, network, operations};
 
 fn cpu(dtype: DType, convolution: ConvAlgorithm) -> Setting {
@@ -33,6 +33,33 @@ fn operations_agree_with_pytorch() -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// In `bf16` on the CPU.
+fn cpu_bf16() -> Setting {
+    Setting {
+        arithmetic: Arithmetic {
+            conv_algorithm: ConvAlgorithm::Direct,
+            precision: Precision::Bf16,
+        },
+        ..cpu(DType::F32, ConvAlgorithm::Direct)
+    }
+}
+
+#[test]
+fn operations_agree_with_pytorch_in_bf16() -> Result<(), Error> {
+    assert_within(&operations(&cpu_bf16())?, 2e-2);
+    Ok(())
+}
+
+#[test]
+fn networks_print() {
+    for architecture in Architecture::ALL {
+        let found = network(*architecture, &cpu_bf16()).unwrap();
+        for d in found.values.iter().chain(&found.gradients).chain(&found.afterwards) {
+            println!("{d:?}");
+        }
+    }
 }
 
 /// Tolerances of relative errors.
@@ -93,7 +120,6 @@ fn networks_agree_with_pytorch() {
 mod gpu {
     use super::*;
     use ops::cuda::{DeviceError, open};
-    use ops::{Arithmetic, Precision};
 
     /// The GPU; none where the machine has none.
     fn gpu(precision: Precision) -> Option<Setting> {
