@@ -5,7 +5,9 @@
 
 use candle_core::{Device, Result, Tensor, Var};
 use kernels::InstructionSet;
-use ops::{Activation, Conv2d, ConvAlgorithm, Dropout, Pool, Sgd, Tape};
+use ops::{
+    Activation, Arithmetic, Conv2d, ConvAlgorithm, Dropout, Pool, Precision, Sgd, Tape,
+};
 use rng::{Purpose, Stream, unit};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
@@ -57,6 +59,47 @@ fn both_passes(
     Ok([digest(&[&y])?, digest(&gradients)?])
 }
 
+/// A network in `bf16`: the digests of its logits, and of the gradients of its parameters.
+fn network_in_bf16() -> Result<[String; 2]> {
+    let shapes: [&[usize]; 8] = [
+        &[37, 3, 5, 5],
+        &[37],
+        &[50, 37, 3, 3],
+        &[50],
+        &[70, 50 * 7 * 7],
+        &[70],
+        &[10, 70],
+        &[10],
+    ];
+    let parameters = (1..).zip(shapes);
+    let parameters = parameters.map(|(seed, shape)| Var::from_tensor(&(tensor(seed, shape)? * 0.2)?));
+    let parameters = parameters.collect::<Result<Vec<_>>>()?;
+    let [w1, b1, w2, b2, w3, b3, w4, b4] = [0, 1, 2, 3, 4, 5, 6, 7].map(|n| &parameters[n]);
+    let layer = |padding, pool| Conv2d {
+        padding,
+        activation: Activation::Relu,
+        pool,
+    };
+    let pool = Pool {
+        kernel: 3,
+        stride: 2,
+    };
+    let mut tape = Tape::recording(Arithmetic {
+        conv_algorithm: ConvAlgorithm::Direct,
+        precision: Precision::Bf16,
+    });
+    let x = tape.activations(&tensor(0, &[5, 17, 17, 3])?)?;
+    let x = tape.conv2d("conv1", layer(1, Some(pool)), &x, w1, b1)?;
+    let x = tape.conv2d("conv2", layer(1, None), &x, w2, b2)?;
+    let x = tape.flatten("flatten", &x)?;
+    let x = tape.linear("linear1", Activation::Relu, &x, w3, b3)?;
+    let y = tape.linear("linear2", Activation::Identity, &x, w4, b4)?;
+    let gradients = tape.backward(tensor(9, y.dims())?)?;
+    let gradients: Vec<_> = parameters.iter().filter_map(|x| gradients.get(x)).collect();
+    assert_eq!(gradients.len(), parameters.len());
+    Ok([digest(&[&y])?, digest(&gradients)?])
+}
+
 /// A line for each operation: its name, the digest of its result and that of its gradients or updated tensors.
 fn found() -> Result<String> {
     let mut lines = String::new();
@@ -101,6 +144,7 @@ fn found() -> Result<String> {
         tape.linear("linear", Activation::Relu, &a[0], &a[1], &a[2])
     })?;
     line("linear", digests);
+    line("network-bf16", network_in_bf16()?);
 
     let images = [tensor(4, &[3, 13, 11, 19])?];
     let unary = |run: &dyn Fn(&mut Tape, &Tensor) -> Result<Tensor>| {
