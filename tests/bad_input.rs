@@ -389,8 +389,84 @@ fn a_run_is_resumed_only_as_what_it_is() {
     refused(&mut resume(), 1, &["other data"]);
     fs::write(&record, "model = ").unwrap();
     refused(&mut resume(), 2, &["run.toml", "line 1"]);
-    fs::write(&record, text).unwrap();
+    let record_with = |from: &str, to: &str| {
+        assert!(text.contains(from), "{text}");
+        fs::write(&record, text.replace(from, to)).unwrap();
+    };
+    record_with("model = \"small-alexnet\"\n", "");
+    refused(&mut resume(), 2, &["run.toml", "is damaged", "`model`"]);
+    record_with("momentum = 0.9", "momentum = 0.1");
+    refused(
+        &mut resume(),
+        1,
+        &["momentum = 0.9", "momentum = 0.1", "a new run"],
+    );
+    fs::write(&record, &text).unwrap();
     // Nothing was lost by all that.
+    resume().assert().success();
+    let record_of_2 = fs::read_to_string(&record).unwrap();
+    fs::write(&record, record_of_2.replace("epochs = 2", "epochs = 1")).unwrap();
+    refused(
+        program("trainer").arg("--resume").arg(&run),
+        2,
+        &["epochs = 1", "has trained for 2 epochs"],
+    );
+    fs::write(&record, record_of_2).unwrap();
+    fs::remove_file(&last).unwrap();
+    refused(&mut resume(), 1, &["last.safetensors", "is missing"]);
+}
+
+/// Changed bytes, and files of another kind or checkpoint, where they look like weights.
+#[test]
+fn checkpoints_have_the_digest_of_their_tensors() {
+    let runs = tempfile::tempdir().unwrap();
+    let run = runs.path().join("a");
+    short_run(runs.path(), "a")
+        .args(["--epochs", "2", "--stop-after", "1"])
+        .assert()
+        .success();
+    let resume = || {
+        let mut command = program("trainer");
+        command.arg("--resume").arg(&run);
+        command
+    };
+    let [last, best, momentum] = ["last", "best", "momentum-1-0"].map(|name| {
+        let path = run.join(name).with_extension("safetensors");
+        let bytes = fs::read(&path).unwrap();
+        (path, bytes)
+    });
+    for (path, bytes) in [&last, &best, &momentum] {
+        let mut damaged = bytes.clone();
+        // The exponent of a value changes by one.
+        let middle = bytes.len() / 4 * 2 + 2;
+        damaged[middle] ^= 0x80;
+        fs::write(path, damaged).unwrap();
+        if *path != best.0 {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            refused(&mut resume(), 1, &[name, "is damaged"]);
+        }
+        if *path != momentum.0 {
+            refused(&mut eval(path), 1, &["is damaged", "SHA-256"]);
+        }
+        fs::write(path, bytes).unwrap();
+    }
+    refused(
+        &mut eval(&momentum.0),
+        1,
+        &["momentum buffers, not weights", "use last.safetensors"],
+    );
+    refused(
+        trainer(runs.path()).arg("--init").arg(&momentum.0),
+        1,
+        &["momentum buffers, not weights"],
+    );
+    fs::write(&momentum.0, &last.1).unwrap();
+    refused(
+        &mut resume(),
+        1,
+        &["momentum-1-0.safetensors", "written with last.safetensors"],
+    );
+    fs::write(&momentum.0, &momentum.1).unwrap();
     resume().assert().success();
 }
 

@@ -9,7 +9,7 @@ use datasets::Split;
 use engine::{Checkpoints, Inputs, Training, TrainingMemory, TrainingSetup};
 use models::{Network, initial_parameters};
 use run::cli::UsageError;
-use run::{Record, RunFolder};
+use run::{MadeBy, Record, RunFolder, Session, file, metrics};
 use std::num::NonZeroU32;
 use std::path::Path;
 
@@ -121,10 +121,12 @@ impl Setup {
     /// Training from the last checkpoint of a run, or from the first step where there is none yet.
     pub(crate) fn resume(&self, folder: &RunFolder) -> anyhow::Result<Training> {
         let checkpoints = self.checkpoints(folder);
+        let made_by = Record::read(folder.path())?.made_by;
         let Some(checkpoint) = checkpoints.read_last(self.resolved.architecture)? else {
+            check_no_checkpoint(folder.path(), &made_by)?;
             return self.start();
         };
-        let recorded = Record::read(folder.path())?.made_by.data_sha256;
+        let recorded = made_by.data_sha256;
         if recorded != self.data.digest {
             bail!(
                 "the run `{}` was made with other data (SHA-256 {recorded}) than those in use now ({})",
@@ -160,6 +162,25 @@ impl Setup {
             class_names: self.data.class_names.map(str::to_owned),
         }
     }
+}
+
+/// Checks that a run without a checkpoint cannot have had one: it would start again, over what it has.
+fn check_no_checkpoint(folder: &Path, made_by: &MadeBy) -> anyhow::Result<()> {
+    let has_trained = |session: &Session| {
+        let from = (session.from_epoch, session.from_step);
+        let to = (session.to_epoch, session.to_step);
+        from > (0, 0) || to > (Some(0), Some(0))
+    };
+    let epochs = metrics::read(&folder.join(file::METRICS)).map_or(0, |epochs| epochs.len());
+    // A process that was killed has the metrics of an epoch before its checkpoint; on a GPU, of several epochs.
+    let has_epochs = epochs > 1 && made_by.device == "cpu";
+    if has_epochs || made_by.sessions.iter().any(has_trained) {
+        bail!(
+            "`{}` is missing, from which the run resumes; put a copy of it there, or start a new run",
+            folder.join(file::LAST_WEIGHTS).display()
+        );
+    }
+    Ok(())
 }
 
 /// Checks that there is space for `needed` bytes where `path` is or will be, if the file system tells.

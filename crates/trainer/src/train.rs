@@ -169,7 +169,7 @@ fn run_with(
         Some(folder) => {
             setup.check_disk(folder.path(), true)?;
             let training = setup.resume(&folder)?;
-            check_epochs(args, &training, &folder)?;
+            check_epochs(args, setup.resolved.settings.epochs, &training, &folder)?;
             (training, folder)
         }
         // The folder is created last, so that an error leaves nothing behind.
@@ -202,13 +202,15 @@ fn run_with(
 /// Checks that a resumed run can have the epochs that are asked for.
 fn check_epochs(
     args: &TrainArgs,
+    epochs: NonZeroU32,
     training: &Training,
     folder: &RunFolder,
 ) -> Result<(), UsageError> {
-    let Some(wanted) = args.overrides.epochs else {
-        return Ok(());
+    let (wanted, run) = (epochs.get(), folder.path().display());
+    let (setting, omit) = match args.overrides.epochs {
+        Some(_) => (format!("--epochs {wanted}"), ", or omit --epochs"),
+        None => (format!("epochs = {wanted} in {}", file::RECORD), ""),
     };
-    let (wanted, run) = (wanted.get(), folder.path().display());
     let Position { epoch, step, .. } = training.position();
     let done = cli::count(epoch as usize, "epoch");
     if (epoch, step) > (wanted, 0) {
@@ -218,12 +220,12 @@ fn check_epochs(
             ""
         };
         return Err(UsageError(format!(
-            "--epochs {wanted}: the run `{run}` has trained for {done}{step}; give at least as many, or omit --epochs"
+            "{setting}: the run `{run}` has trained for {done}{step}; give at least as many{omit}"
         )));
     }
-    if training.stopped_early() && wanted > epoch {
+    if training.stopped_early() && wanted > epoch && args.overrides.epochs.is_some() {
         return Err(UsageError(format!(
-            "--epochs {wanted}: early stopping ended the run `{run}` after {done}; for more epochs start a new run with \
+            "{setting}: early stopping ended the run `{run}` after {done}; for more epochs start a new run with \
              another --early-stopping"
         )));
     }

@@ -3,6 +3,7 @@
 use super::{FIELDS, Field, Overrides, Property, Settings};
 use crate::error::Error;
 use crate::file::RECORD_VERSION;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -161,6 +162,22 @@ impl Settings {
                 first: text(first.get(*key)),
                 second: text(second.get(*key)),
             })
+            .collect())
+    }
+
+    /// The settings that cannot change when a run is resumed, as TOML by key.
+    ///
+    /// # Errors
+    /// As for [`Settings::to_table`].
+    pub fn fixed(&self) -> Result<BTreeMap<String, String>, Error> {
+        let table = self.to_table()?;
+        let is_fixed = |field: &&Field| match field.key {
+            "epochs" => self.lr_scheduler.depends_on_epochs(),
+            _ => !field.has(Property::MayChangeOnResume),
+        };
+        let fixed = FIELDS.iter().filter(is_fixed);
+        Ok(fixed
+            .map(|Field { key, .. }| ((*key).to_owned(), text(table.get(*key))))
             .collect())
     }
 
