@@ -40,6 +40,7 @@ fn wrong_flags_are_usage_errors() {
         ("--momentum", "1", "--momentum"),
         ("--weight-decay", "-1", "--weight-decay"),
         ("--dropout", "1", "--dropout"),
+        ("--dropout", "0.99999999", "--dropout"),
         ("--dropout-epochs", "some", "--dropout-epochs"),
         ("--augment", "heavy", "--augment"),
         ("--model", "vgg", "--model"),
@@ -70,6 +71,13 @@ fn wrong_flags_are_usage_errors() {
         2,
         &["--model", "small-alexnet"],
     );
+    #[cfg(unix)]
+    for flag in ["--data-dir", "--init"] {
+        use std::os::unix::ffi::OsStrExt;
+        let name = std::ffi::OsStr::from_bytes(b"d\xff");
+        refused(trainer(runs).arg(flag).arg(name), 2, &[flag, "Unicode"]);
+        assert!(is_empty(runs), "{flag} left something behind");
+    }
 }
 
 #[test]

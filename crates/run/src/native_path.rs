@@ -1,5 +1,6 @@
 //! Paths of flags and settings.
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use serde::{Deserialize, Serialize, Serializer};
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -12,6 +13,16 @@ use std::str::FromStr;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(from = "PathBuf")]
 pub struct NativePath(PathBuf);
+
+impl NativePath {
+    /// The parser of a flag whose path is written to files, as text.
+    pub(crate) fn recorded() -> impl TypedValueParser<Value = Self> {
+        OsStringValueParser::new().try_map(|path| match path.to_str() {
+            Some(_) => Ok(Self::from(path)),
+            None => Err("its name is not valid Unicode, and cannot be recorded; rename it"),
+        })
+    }
+}
 
 impl From<PathBuf> for NativePath {
     fn from(path: PathBuf) -> Self {
