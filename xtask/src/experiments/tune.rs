@@ -4,7 +4,7 @@ use crate::experiments::flags::{All, SettingFlags};
 use crate::experiments::plan::{Planned, State};
 use crate::experiments::pool;
 use crate::files::{create_folder, write};
-use crate::trainer::{self, Trainer};
+use crate::trainer::{self, Trainer, flag};
 use anyhow::bail;
 use rng::{Purpose, Stream, unit};
 use run::cli::{self, Exit, UsageError, count};
@@ -358,7 +358,7 @@ fn planned(
         write(&file, &text)?;
     }
     let flags = args.settings.clone().with("epochs", epochs.to_string());
-    let mut arguments = vec!["--config".into(), file.into()];
+    let mut arguments = vec![flag("--config", &file)];
     arguments.extend(pool::arguments(flags, args.jobs, &args.flags));
     let name = format!("{name}-epochs{epochs}");
     Planned::new(trainer, &args.out, name, arguments)
