@@ -131,14 +131,14 @@ impl From<ImageError> for PictureError {
 
 /// Decodes a JPEG picture, and returns its EXIF data, which may be empty. `image` decodes damaged ones without an error.
 fn jpeg(bytes: &[u8], memory: u64) -> Result<(DynamicImage, Vec<u8>)> {
-    if !has_end_of_image(bytes) {
-        return Err(PictureError::Truncated);
-    }
+    let end = end_of_image(bytes).ok_or(PictureError::Truncated)?;
+    // Bits that are no code, for data that end before the last pixel: at the marker the decoder would fill in grey.
+    let bytes = [&bytes[..end], &[0xFF, 0].repeat(16), &bytes[end..]].concat();
     let lenient = DecoderOptions::default()
         .set_strict_mode(false)
         .set_max_width(usize::MAX)
         .set_max_height(usize::MAX);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), lenient);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&bytes), lenient);
     decoder.decode_headers()?;
     let exif = decoder.exif().cloned().unwrap_or_default();
     let (width, height) = decoder.dimensions().unwrap_or_default();
@@ -160,29 +160,24 @@ impl From<DecodeErrors> for PictureError {
     }
 }
 
-/// Whether a JPEG file has its marker "end of image", which a truncated one lacks. Those of thumbnails are inside of
+/// Where a JPEG file has its marker "end of image", which a truncated one lacks. Those of thumbnails are inside of
 /// segments, and files may have other data after it.
-fn has_end_of_image(bytes: &[u8]) -> bool {
+fn end_of_image(bytes: &[u8]) -> Option<usize> {
     const END_OF_IMAGE: u8 = 0xD9;
     let mut rest = bytes;
     loop {
         // A marker is 0xFF and its code. In compressed data, a 0 follows 0xFF; between segments, 0xFF may be repeated.
         let is_marker = |pair: &[u8]| pair[0] == 0xFF && !matches!(pair[1], 0 | 0xFF);
-        let Some(start) = rest.windows(2).position(is_marker) else {
-            return false;
-        };
+        let start = rest.windows(2).position(is_marker)?;
         let code = rest[start + 1];
         rest = &rest[start + 2..];
         match code {
-            END_OF_IMAGE => return true,
+            END_OF_IMAGE => return Some(bytes.len() - rest.len() - 2),
             // Those without a segment.
             0x01 | 0xD0..=0xD8 => {}
             _ => {
                 let length = rest.first_chunk().map(|bytes| u16::from_be_bytes(*bytes));
-                let Some(after) = length.and_then(|length| rest.get(length.into()..)) else {
-                    return false;
-                };
-                rest = after;
+                rest = rest.get(length?.into()..)?;
             }
         }
     }
@@ -404,6 +399,15 @@ mod tests {
             *pair = [0xFF, 0];
         }
         assert!(matches!(decode(&jpeg), Err(PictureError::Undecodable(_))));
+        // Data that end too early, with the end of the file.
+        let jpeg = jpeg_file(&noise, None);
+        for missing in [3, 10, 100, 1000, 3000] {
+            let cut = [&jpeg[..jpeg.len() - 2 - missing], &[0xFF, 0xD9]].concat();
+            assert!(
+                matches!(decode(&cut), Err(PictureError::Undecodable(_))),
+                "{missing}"
+            );
+        }
     }
 
     #[test]
