@@ -33,7 +33,14 @@ fn wrong_flags_are_usage_errors() {
             "13",
             "batch size 13 is larger than the training set of 12 images",
         ),
-        ("--epochs", "0", "--epochs"),
+        ("--epochs", "0", "expected an integer of at least 1"),
+        ("--epochs", "99999999999", "the number is too large"),
+        (
+            "--overfit-batches",
+            "3",
+            "--overfit-batches 3: there are only 12 images",
+        ),
+        ("--std", "1e300,1,1", "1e300 is out of range"),
         ("--lr", "-0.1", "--lr"),
         ("--lr", "nan", "--lr"),
         ("--lr", "much", "--lr"),
@@ -72,11 +79,15 @@ fn wrong_flags_are_usage_errors() {
         &["--model", "small-alexnet"],
     );
     #[cfg(unix)]
-    for flag in ["--data-dir", "--init"] {
+    for flag in ["--data-dir", "--init", "--run-dir"] {
         use std::os::unix::ffi::OsStrExt;
-        let name = std::ffi::OsStr::from_bytes(b"d\xff");
-        refused(trainer(runs).arg(flag).arg(name), 2, &[flag, "Unicode"]);
-        assert!(is_empty(runs), "{flag} left something behind");
+        for (name, part) in [(&b"d\xff"[..], "Unicode"), (b"d\x07", "control")] {
+            let name = std::ffi::OsStr::from_bytes(name);
+            let mut command = program("trainer");
+            command.current_dir(runs).args(SHORT).arg(flag).arg(name);
+            refused(&mut command, 2, &[flag, part]);
+            assert!(is_empty(runs), "{flag} left something behind");
+        }
     }
 }
 
@@ -90,7 +101,12 @@ fn wrong_settings_files_are_usage_errors() {
             "model = \"small-alexnet\"\nlr = -0.1",
             ["line 2", "at least 0"],
         ),
-        ("batch_size = 0", ["line 1", "nonzero"]),
+        (
+            "batch_size = 0",
+            ["line 1", "expected an integer of at least 1"],
+        ),
+        ("lr = \"high\"", ["line 1", "expected a number"]),
+        ("std = 1", ["line 1", "expected an array"]),
         ("epochs = \"ten\"", ["line 1", "string \"ten\""]),
         ("std = [0.2, 0.0, 0.2]", ["line 1", "above 0"]),
         ("= 3", ["line 1", "settings.toml"]),
@@ -102,7 +118,7 @@ fn wrong_settings_files_are_usage_errors() {
     refused(
         trainer(folder.path()).arg("--config").arg(&file),
         2,
-        &["settings.toml"],
+        &["settings.toml", "not a text in UTF-8"],
     );
 }
 
@@ -496,6 +512,14 @@ fn a_diverging_run_stops_and_leaves_no_damaged_checkpoint() {
     for name in ["last.safetensors", "best.safetensors"] {
         assert!(!runs.path().join("a").join(name).exists());
     }
+    // Before the learning rate has an effect.
+    let mut command = short_run(runs.path(), "b");
+    let output = command.args(["--std", "1e-38,1,1"]).assert().code(1);
+    let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    assert!(
+        message.contains("the first step") && !message.contains("learning rate"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -550,6 +574,17 @@ fn each_picture_is_classified_or_named() {
         "{output}"
     );
     refused(&mut predict(&[]), 2, &["IMAGE"]);
+    // A name that looks like two lines.
+    #[cfg(unix)]
+    {
+        let image = bad("a\nerror: b.png", &whole);
+        let output = predict(&[image]).output().unwrap().stdout;
+        let output = String::from_utf8(output).unwrap();
+        assert!(
+            output.lines().count() == 1 && output.contains("a\\nerror: b.png"),
+            "{output}"
+        );
+    }
 }
 
 #[test]
@@ -633,6 +668,12 @@ fn weights_from_elsewhere_are_taken_with_notes() {
         refused(eval(&weights).arg(format!("{flag}={value}")), 2, &[flag]);
     }
     refused(&mut eval(&weights), 2, &["`AlexNet-CIFAR`", "--model"]);
+    let output = eval(&weights).args(["--model", "small-alexnet"]).output();
+    let notes = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(
+        notes.contains("the classes of the synthetic set"),
+        "{notes}"
+    );
 }
 
 /// Weights that are used with another normalisation than their own have other results.

@@ -21,6 +21,11 @@ pub enum Error {
         /// Steps of the epoch done before.
         steps: usize,
     },
+    /// The loss of the first step is infinite or NaN, before a learning rate had an effect.
+    #[error(
+        "the loss of the first step is infinite or NaN: the initial weights are too large, or the inputs are (--mean, --std)"
+    )]
+    NotFiniteAtStart,
     /// A training set smaller than a batch.
     #[error(
         "the batch size {batch_size} is larger than the training set of {images} images; \

@@ -122,6 +122,9 @@ impl TrainingStep {
     pub(crate) fn collect(&mut self, position: &mut Position) -> Result<(), Error> {
         let metrics = self.metrics.take()?;
         if let Some(step) = metrics.diverged {
+            if (position.epoch, step) == (0, 0) {
+                return Err(Error::NotFiniteAtStart);
+            }
             return Err(Error::diverged("loss", position.epoch, step as usize));
         }
         position.add(&metrics);

@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use models::{Architecture, CLASSES, Network};
 use run::{Finite, Positive, cli};
 use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -142,8 +142,8 @@ impl Weights {
         content: Content,
     ) -> Result<Self, Unusable> {
         let damaged = |error: safetensors::SafeTensorError| {
-            let reason = describe(bytes).map(|description| format!("it {description}"));
-            Unusable::NotSafetensors(reason.unwrap_or_else(|| error.to_string()))
+            let description = describe(bytes).unwrap_or_else(|| in_words(&error));
+            Unusable::NotSafetensors(cli::one_line(&format!("it {description}")))
         };
         let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
@@ -160,7 +160,7 @@ impl Weights {
         if metadata.get(key::CONTENT).is_some_and(is_momentum) && content == Content::Weights {
             return Err(Unusable::MomentumBuffers);
         }
-        let named = metadata.get(key::MODEL).cloned();
+        let named = metadata.get(key::MODEL).map(|name| cli::one_line(name));
         let architecture = match (wanted, &named) {
             (Some(wanted), _) => wanted,
             (None, Some(name)) => {
@@ -285,9 +285,45 @@ fn sorted(mut bytes: Vec<u8>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// What is wrong with a file that the parser of safetensors refuses, as the end of a sentence.
+fn in_words(error: &SafeTensorError) -> String {
+    match error {
+        SafeTensorError::HeaderTooSmall
+        | SafeTensorError::InvalidHeaderLength
+        | SafeTensorError::MetadataIncompleteBuffer => {
+            "ends too early or too late; download or copy it again".to_owned()
+        }
+        SafeTensorError::HeaderTooLarge => {
+            "does not begin with the length of a header; it is of another format, or damaged"
+                .to_owned()
+        }
+        SafeTensorError::InvalidHeader(_) | SafeTensorError::InvalidHeaderDeserialization(_) => {
+            format!("is of another format, or damaged ({error})")
+        }
+        error => format!("is damaged ({error})"),
+    }
+}
+
 /// What a file of weights is instead; `None` where that is unknown.
 fn describe(bytes: &[u8]) -> Option<String> {
     match bytes {
+        [0, ..] if bytes.iter().all(|byte| *byte == 0) => {
+            Some("has nothing but zeros; download or copy it again".to_owned())
+        }
+        // The version of the format, and the name of the program that made it.
+        [0x08, 1..32, 0x12, ..] => Some(
+            "seems to be an ONNX model; in Python, save the weights of the network with \
+             safetensors.torch.save_file(model.state_dict(), FILE) instead"
+                .to_owned(),
+        ),
+        // A zip archive begins with a header of 30 bytes and a name, whose length is at byte 26.
+        [b'P', b'K', 3, 4, ..] if zip_name(bytes).is_some_and(|name| name.ends_with(b".npy")) => {
+            Some(
+                "is an archive of NumPy arrays (.npz); in Python, save them with \
+                 safetensors.numpy.save_file(dict(numpy.load(NPZ)), FILE) instead"
+                    .to_owned(),
+            )
+        }
         // `torch.save` writes a zip archive; before PyTorch 1.6 it wrote pickles. A pickle begins with its protocol and an
         // opcode: that of a dictionary, list, class, long integer or frame.
         [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, b'}' | b']' | b'c' | 0x8a | 0x95, ..] => Some(
@@ -299,6 +335,12 @@ fn describe(bytes: &[u8]) -> Option<String> {
         [_, rest @ ..] if rest.len() < 7 => None,
         _ => run::describe_format(bytes),
     }
+}
+
+/// The name of the first file in a zip archive.
+fn zip_name(bytes: &[u8]) -> Option<&[u8]> {
+    let length = bytes.get(26..28)?.first_chunk()?;
+    bytes.get(30..)?.get(..u16::from_le_bytes(*length).into())
 }
 
 /// What the name of the network's first parameter, and of all other tensors, begins with.
@@ -313,7 +355,7 @@ fn prefix(tensors: &SafeTensors<'_>, architecture: Architecture) -> String {
 }
 
 fn misfit(reason: impl ToString) -> Unusable {
-    Unusable::Misfit(reason.to_string())
+    Unusable::Misfit(cli::one_line(&reason.to_string()))
 }
 
 /// One tensor as `f32`, with finite values only.

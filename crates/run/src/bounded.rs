@@ -52,7 +52,8 @@ macro_rules! bounded {
                 if $condition {
                     Ok(Self($value as $number))
                 } else {
-                    Err(OutOfRange::new($value, $expected))
+                    // Large numbers with an exponent.
+                    Err(OutOfRange::new(format_args!("{:?}", $value), $expected))
                 }
             }
         }
@@ -167,6 +168,8 @@ mod tests {
         for text in ["", "1,2", "1,2,3,4", "a,b,c", "1,2,0"] {
             assert!(text.parse::<PerChannel<Positive>>().is_err(), "{text}");
         }
+        let error = "1e300".parse::<Positive>().unwrap_err().to_string();
+        assert!(error.starts_with("1e300 is out of range"), "{error}");
         assert_eq!("0".parse::<Fraction>().map(Fraction::get), Ok(0.0));
         assert_eq!(
             "x".parse::<Fraction>().unwrap_err().to_string(),

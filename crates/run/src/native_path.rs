@@ -15,11 +15,15 @@ use std::str::FromStr;
 pub struct NativePath(PathBuf);
 
 impl NativePath {
-    /// The parser of a flag whose path is written to files, as text.
-    pub(crate) fn recorded() -> impl TypedValueParser<Value = Self> {
+    /// The parser of a flag whose path is written to records, or into commands to be pasted.
+    #[must_use]
+    pub fn of_text() -> impl TypedValueParser<Value = Self> {
         OsStringValueParser::new().try_map(|path| match path.to_str() {
-            Some(_) => Ok(Self::from(path)),
             None => Err("its name is not valid Unicode, and cannot be recorded; rename it"),
+            Some(text) if text.contains(char::is_control) => {
+                Err("its name has control characters, and cannot be recorded; rename it")
+            }
+            Some(_) => Ok(Self::from(path)),
         })
     }
 }

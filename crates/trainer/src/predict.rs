@@ -33,15 +33,18 @@ const SIDE: u32 = 32;
 /// Predicts, and prints the most probable classes of each picture. A picture that cannot be classified does not prevent
 /// the others from being.
 pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
-    let loaded = load(&args.weights)?;
+    let loaded = load(&args.weights, datasets::cifar10::INFO)?;
     // For all pictures, one after the other: the memory of one serves for the next.
     let memory = ops::available_memory().unwrap_or(u64::MAX);
     let mut exit = Exit::Success;
     for path in &args.images {
         match predict(path, &loaded, memory, args.top.get()) {
-            Ok(classes) => cli::line(&format!("{}: {classes}", path.display())),
+            Ok(classes) => {
+                let name = cli::one_line(&path.display().to_string());
+                cli::line(&format!("{name}: {classes}"));
+            }
             Err(error) => {
-                cli::error(&cli::message(error.as_ref()));
+                cli::error(&cli::one_line(&cli::message(error.as_ref())));
                 exit = Exit::Failure;
             }
         }

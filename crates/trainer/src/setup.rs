@@ -25,12 +25,11 @@ impl Setup {
     pub(crate) fn new(resolved: Resolved) -> anyhow::Result<Self> {
         let run = &resolved.settings;
         let backend = Backend::new(run)?;
-        let overfit = run.overfit_batches;
         let limits = Limits {
             train: run.limit_train,
             test: run.limit_test,
             validation: run.validation.map(|images| (images, run.seed)),
-            overfit: overfit.map(|batches| batches.saturating_mul(run.batch_size)),
+            overfit: run.overfit_batches.map(|batches| (batches, run.batch_size)),
             ..Limits::default()
         };
         Ok(Self {
@@ -106,7 +105,8 @@ impl Setup {
             Some(path) => {
                 let weights = weights::read(path, Some(architecture))?;
                 let is_given = self.resolved.normalisation_is_given;
-                weights::note_normalisation(path, &weights, &self.inputs(), is_given);
+                let classes = self.resolved.dataset;
+                weights::note_normalisation(path, &weights, &self.inputs(), classes, is_given);
                 weights.into_network(device)?
             }
             None => {

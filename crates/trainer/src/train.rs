@@ -56,7 +56,8 @@ pub(crate) struct TrainArgs {
         long,
         value_name = "DIR",
         help_heading = "Output",
-        default_value = "runs"
+        default_value = "runs",
+        value_parser = NativePath::of_text()
     )]
     pub(crate) run_dir: NativePath,
 
@@ -367,11 +368,18 @@ impl ReadyRun<'_> {
         } else {
             ("stopped", Exit::Success)
         };
+        // A program that started this one resumes the run, or has no use for it.
+        let resume = match self.args.stop_with_stdin {
+            true => String::new(),
+            false => format!(
+                "; resume with: cargo run -p trainer -- --resume {}",
+                cli::quoted(self.folder.path())
+            ),
+        };
         cli::note(&format!(
-            "{verb} after {epoch} of {} epochs and {}; resume with: cargo run -p trainer -- --resume {}",
+            "{verb} after {epoch} of {} epochs and {}{resume}",
             self.setup.resolved.settings.epochs,
             cli::count(step, "step"),
-            cli::quoted(self.folder.path())
         ));
         tracing::info!(epoch, step, "{verb}");
         exit

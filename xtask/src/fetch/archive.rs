@@ -4,6 +4,7 @@ use super::space;
 use anyhow::{Context, anyhow, bail, ensure};
 use datasets::cifar10::{FILE_BYTES, FOLDER, TEST_FILE, TRAINING_FILES, other_archive};
 use flate2::read::MultiGzDecoder;
+use run::cli;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -78,7 +79,11 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
     let unreadable = |error: io::Error| match (error.raw_os_error(), &other) {
         (Some(_), _) => anyhow::Error::new(error).context(cannot_read()),
         (None, Some(_)) => anyhow!(not_an_archive()),
-        (None, None) => anyhow::Error::new(error).context(not_an_archive()),
+        (None, None) => anyhow!(
+            "{}: {}",
+            not_an_archive(),
+            cli::one_line(&error.to_string())
+        ),
     };
     let bytes: Box<dyn Read> = match is_gzip {
         // Programs that compress in parallel write several members.
@@ -95,7 +100,7 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
         {
             continue;
         }
-        let shown = name.display();
+        let shown = cli::one_line(&name.display().to_string());
         ensure!(
             kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse(),
             "the archive is refused: `{shown}` is not a regular file"

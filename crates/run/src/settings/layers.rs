@@ -192,7 +192,7 @@ impl Settings {
 fn reason(message: &str) -> String {
     let unknown = message.strip_prefix("unknown field `");
     let Some((key, _)) = unknown.and_then(|rest| rest.split_once('`')) else {
-        return message.replace('\n', "; ");
+        return in_words(message);
     };
     let similarity = |field: &Field| strsim::jaro_winkler(key, field.key);
     let nearest = FIELDS
@@ -204,6 +204,23 @@ fn reason(message: &str) -> String {
         None => "unknown key; the keys are the flags of `trainer` with underscores for hyphens"
             .to_owned(),
     }
+}
+
+/// A message of serde, with what it expects in words.
+fn in_words(message: &str) -> String {
+    let message = message.replace('\n', "; ");
+    let Some((found, expected)) = message.split_once(", expected ") else {
+        return message;
+    };
+    let expected = match expected {
+        "a nonzero u32" | "a nonzero usize" => "an integer of at least 1",
+        "u8" | "u32" | "u64" | "usize" => "an integer of at least 0",
+        "f64" => "a number",
+        "a sequence" => "an array",
+        "path string" => "a path",
+        other => other,
+    };
+    format!("{found}, expected {expected}")
 }
 
 /// A value as TOML, or `none`.
