@@ -267,7 +267,7 @@ fn a_few_batches_are_memorised() {
         "b",
         &["--limit-train", "10", "--overfit-batches", "2"],
     );
-    refused(&mut too_many, 2, &["--overfit-batches 12", "only 10"]);
+    refused(&mut too_many, 2, &["--overfit-batches 2", "only 10"]);
 }
 
 #[test]

@@ -29,6 +29,14 @@ pub(crate) struct Trainer {
     _copy: Option<Arc<TempPath>>,
 }
 
+/// A flag with its value as one argument, so that a value which begins with a hyphen is not taken for a flag.
+pub(crate) fn flag(name: &str, value: impl AsRef<OsStr>) -> OsString {
+    let mut argument = OsString::from(name);
+    argument.push("=");
+    argument.push(value);
+    argument
+}
+
 impl Trainer {
     /// The program that `args` name, or else the workspace's, built for `device`.
     pub(crate) fn new(args: &Args, device: Option<&OsStr>) -> anyhow::Result<Self> {

@@ -148,7 +148,13 @@ impl Error {
         move |reason| Self::File {
             action,
             path,
-            reason,
+            reason: match reason.kind() {
+                // What reading a text from other bytes is answered with.
+                io::ErrorKind::InvalidData => {
+                    io::Error::new(reason.kind(), "it is not a text in UTF-8")
+                }
+                _ => reason,
+            },
         }
     }
 

@@ -22,8 +22,8 @@ pub(crate) struct Limits {
     pub(crate) test: Option<NonZeroUsize>,
     /// Training images to be held out, and evaluated on; with the seed that chooses them.
     pub(crate) validation: Option<(NonZeroUsize, u64)>,
-    /// Training images that are trained on, and evaluated on.
-    pub(crate) overfit: Option<NonZeroUsize>,
+    /// Batches of training images that are trained on, and evaluated on; with their size.
+    pub(crate) overfit: Option<(NonZeroUsize, NonZeroUsize)>,
 }
 
 /// A data set with the limits applied.
@@ -82,8 +82,15 @@ impl Data {
                 .map_err(|error| UsageError(format!("--validation {images}: {error}")))?;
             evaluated = EvaluationSplit::Validation;
         }
-        if let Some(images) = limits.overfit {
-            train = limited("--overfit-batches", train, Some(images))?;
+        if let Some((batches, batch_size)) = limits.overfit {
+            let (images, all) = (batches.saturating_mul(batch_size).get(), train.len());
+            if images > all {
+                return Err(UsageError(format!(
+                    "--overfit-batches {batches}: there are only {all} images, and a batch has {batch_size}"
+                ))
+                .into());
+            }
+            train = train.first(images)?;
             test = train.clone();
             evaluated = EvaluationSplit::Validation;
         }

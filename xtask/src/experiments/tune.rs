@@ -5,7 +5,7 @@ use crate::experiments::plan::{Planned, State};
 use crate::experiments::pool;
 use crate::files::write;
 use crate::lock::Lock;
-use crate::trainer::{self, Trainer};
+use crate::trainer::{self, Trainer, flag};
 use anyhow::bail;
 use rng::{Purpose, Stream, unit};
 use run::cli::{self, Exit, UsageError, count};
@@ -359,7 +359,7 @@ fn planned(
         write(&file, &text)?;
     }
     let flags = args.settings.clone().with("epochs", epochs.to_string());
-    let mut arguments = vec!["--config".into(), file.into()];
+    let mut arguments = vec![flag("--config", &file)];
     arguments.extend(pool::arguments(flags, args.jobs, &args.flags));
     let name = format!("{name}-epochs{epochs}");
     Planned::new(trainer, &args.out, name, arguments)

@@ -3,6 +3,7 @@
 use super::{FIELDS, Field, Overrides, Property, Settings};
 use crate::error::Error;
 use crate::file::RECORD_VERSION;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -164,6 +165,22 @@ impl Settings {
             .collect())
     }
 
+    /// The settings that cannot change when a run is resumed, as TOML by key.
+    ///
+    /// # Errors
+    /// As for [`Settings::to_table`].
+    pub fn fixed(&self) -> Result<BTreeMap<String, String>, Error> {
+        let table = self.to_table()?;
+        let is_fixed = |field: &&Field| match field.key {
+            "epochs" => self.lr_scheduler.depends_on_epochs(),
+            _ => !field.has(Property::MayChangeOnResume),
+        };
+        let fixed = FIELDS.iter().filter(is_fixed);
+        Ok(fixed
+            .map(|Field { key, .. }| ((*key).to_owned(), text(table.get(*key))))
+            .collect())
+    }
+
     /// The default name of a run with these settings.
     #[must_use]
     pub fn default_name(&self) -> String {
@@ -175,7 +192,7 @@ impl Settings {
 fn reason(message: &str) -> String {
     let unknown = message.strip_prefix("unknown field `");
     let Some((key, _)) = unknown.and_then(|rest| rest.split_once('`')) else {
-        return message.replace('\n', "; ");
+        return in_words(message);
     };
     let similarity = |field: &Field| strsim::jaro_winkler(key, field.key);
     let nearest = FIELDS
@@ -187,6 +204,23 @@ fn reason(message: &str) -> String {
         None => "unknown key; the keys are the flags of `trainer` with underscores for hyphens"
             .to_owned(),
     }
+}
+
+/// A message of serde, with what it expects in words.
+fn in_words(message: &str) -> String {
+    let message = message.replace('\n', "; ");
+    let Some((found, expected)) = message.split_once(", expected ") else {
+        return message;
+    };
+    let expected = match expected {
+        "a nonzero u32" | "a nonzero usize" => "an integer of at least 1",
+        "u8" | "u32" | "u64" | "usize" => "an integer of at least 0",
+        "f64" => "a number",
+        "a sequence" => "an array",
+        "path string" => "a path",
+        other => other,
+    };
+    format!("{found}, expected {expected}")
 }
 
 /// A value as TOML, or `none`.

@@ -90,7 +90,7 @@ macros::settings! {
         weight_init: WeightInit = "pytorch" [Recipe];
 
         /// Start from the weights in this file: a checkpoint, or a safetensors file made by PyTorch.
-        #[arg(value_name = "FILE")]
+        #[arg(value_name = "FILE", value_parser = NativePath::of_text())]
         init: Option<NativePath> [];
     }
 
@@ -100,7 +100,7 @@ macros::settings! {
         dataset: String = "cifar10" [];
 
         /// The folder with the data sets.
-        #[arg(value_name = "DIR")]
+        #[arg(value_name = "DIR", value_parser = NativePath::of_text())]
         data_dir: NativePath = "data" [MayChangeOnResume, VariesBetweenRepetitions, LocalPath];
 
         /// Use the first N training images only.
