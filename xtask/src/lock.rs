@@ -18,8 +18,8 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Locks the folder for a command, as soon as no other process has it. Creates it where it is missing. Goes on without a lock where the file system has
-    /// none. `note` prints a line about that.
+    /// Creates the folder if it is missing, and locks it for a command; waits while another process has the lock. Where the
+    /// file system has no locks, goes on without one. `note` prints a line about either.
     pub(crate) fn wait(folder: &Path, command: &str, note: impl Fn(&str)) -> anyhow::Result<Self> {
         let new = RemovedIfEmpty::missing(folder);
         let path = folder.join(format!(".{command}.lock"));
@@ -27,7 +27,11 @@ impl Lock {
         let mut waited = false;
         loop {
             files::create_folder(folder)?;
-            let file = files::open(&path)?;
+            let file = match files::open(&path) {
+                // The process that had the lock before removed the folder.
+                Err(_) if !folder.exists() => continue,
+                file => file?,
+            };
             let locked = match file.try_lock() {
                 Err(TryLockError::WouldBlock) => {
                     if !waited {

@@ -23,7 +23,7 @@ pub enum Error {
     },
     /// The loss of the first step is infinite or NaN, before a learning rate had an effect.
     #[error(
-        "the loss of the first step is infinite or NaN: the initial weights are too large, or the inputs are (--mean, --std)"
+        "the loss of the first step is infinite or NaN: the initial weights or the normalised inputs are too large; check the weights, --mean and --std"
     )]
     NotFiniteAtStart,
     /// A training set smaller than a batch.
@@ -75,7 +75,7 @@ pub enum Error {
         /// Why not.
         reason: Unusable,
     },
-    /// The settings of the run cannot be written.
+    /// The settings of the run cannot be written as TOML.
     #[error(transparent)]
     Settings(#[from] run::Error),
     /// The observer of the events failed.
@@ -119,7 +119,7 @@ pub enum Unusable {
     #[error(
         "is damaged: its tensors do not have the SHA-256 in its metadata; use a copy of the file, or another checkpoint"
     )]
-    Damaged,
+    WrongDigest,
     /// It has momentum buffers where weights are expected.
     #[error("contains momentum buffers, not weights; use last.safetensors of the same run")]
     MomentumBuffers,

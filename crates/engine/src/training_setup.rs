@@ -91,7 +91,7 @@ impl TrainingSetup {
             seed, batch_size, ..
         } = self.settings;
         Ok(Progress {
-            settings: self.settings.fixed()?,
+            settings: self.settings.fixed_on_resume()?,
             ..Progress::new(seed, self.train.len(), batch_size.get())
         })
     }

@@ -142,7 +142,7 @@ impl Weights {
         content: Content,
     ) -> Result<Self, Unusable> {
         let damaged = |error: safetensors::SafeTensorError| {
-            let description = describe(bytes).unwrap_or_else(|| in_words(&error));
+            let description = describe(bytes).unwrap_or_else(|| describe_error(&error));
             Unusable::NotSafetensors(cli::one_line(&format!("it {description}")))
         };
         let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
@@ -190,7 +190,7 @@ impl Weights {
         if let Some(expected) = metadata.get(key::SHA256)
             && *expected != sha256(&tensors).map_err(misfit)?
         {
-            return Err(Unusable::Damaged);
+            return Err(Unusable::WrongDigest);
         }
         let inputs = metadata.get(key::INPUTS);
         // Other programs may use the key for something else.
@@ -286,7 +286,7 @@ fn sorted(mut bytes: Vec<u8>) -> io::Result<Vec<u8>> {
 }
 
 /// What is wrong with a file that the parser of safetensors refuses, as the end of a sentence.
-fn in_words(error: &SafeTensorError) -> String {
+fn describe_error(error: &SafeTensorError) -> String {
     match error {
         SafeTensorError::HeaderTooSmall
         | SafeTensorError::InvalidHeaderLength

@@ -83,6 +83,7 @@ fn escaped(text: &str) -> String {
         let is_markup = match c {
             '<' => next.is_ascii_alphabetic() || "/!?".contains(next),
             '`' => true,
+            '\\' => next.is_ascii_punctuation(),
             '(' => escaped.ends_with(']'),
             _ => false,
         };
@@ -165,6 +166,7 @@ mod tests {
         for (text, expected) in [
             ("[0.5, 0.25] (p < 0.01)", "[0.5, 0.25] (p < 0.01)"),
             ("<script>a</script>\n# b", "\\<script>a\\</script> # b"),
+            ("\\<b>", "\\\\\\<b>"),
             ("[a](http://b) `c`", "[a]\\(http://b) \\`c\\`"),
         ] {
             assert_eq!(escaped(text), expected);

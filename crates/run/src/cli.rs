@@ -134,7 +134,7 @@ pub fn parse_or_exit<T>(command_line: Result<T, clap::Error>) -> T {
     command_line.unwrap_or_else(|error| {
         if error.use_stderr() {
             let text = error.render().to_string();
-            match in_words(&text) {
+            match reword_parser_message(&text) {
                 Cow::Borrowed(_) => drop(error.print()),
                 Cow::Owned(text) => note(text.trim_end()),
             }
@@ -146,8 +146,8 @@ pub fn parse_or_exit<T>(command_line: Result<T, clap::Error>) -> T {
     })
 }
 
-/// What Rust's parsers of numbers say, and what it means.
-const PARSER_MESSAGES: [(&str, &str); 3] = [
+/// Messages of the standard library's number parsers, and what is printed instead.
+const PARSER_MESSAGES: [(&str, &str); 4] = [
     (
         "number would be zero for non-zero type",
         "expected an integer of at least 1",
@@ -156,11 +156,18 @@ const PARSER_MESSAGES: [(&str, &str); 3] = [
         "number too large to fit in target type",
         "the number is too large",
     ),
-    ("invalid digit found in string", "expected an integer"),
+    (
+        "invalid digit found in string",
+        "expected an integer of at least 0",
+    ),
+    (
+        "cannot parse integer from empty string",
+        "expected an integer",
+    ),
 ];
 
 /// A message with the words of Rust's parsers replaced, if it has any.
-fn in_words(message: &str) -> Cow<'_, str> {
+fn reword_parser_message(message: &str) -> Cow<'_, str> {
     let mut messages = PARSER_MESSAGES.iter();
     match messages.find(|(words, _)| message.contains(words)) {
         Some((words, meaning)) => message.replace(words, meaning).into(),

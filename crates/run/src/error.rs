@@ -148,13 +148,18 @@ impl Error {
         move |reason| Self::File {
             action,
             path,
-            reason: match reason.kind() {
-                // What reading a text from other bytes is answered with.
-                io::ErrorKind::InvalidData => {
-                    io::Error::new(reason.kind(), "it is not a text in UTF-8")
-                }
-                _ => reason,
-            },
+            reason,
+        }
+    }
+
+    /// Gives an error of [`std::fs::read_to_string`] its context.
+    pub(crate) fn text(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let file = Self::file(action, path);
+        move |reason| match reason.kind() {
+            kind @ io::ErrorKind::InvalidData => {
+                file(io::Error::new(kind, "it is not a text in UTF-8"))
+            }
+            _ => file(reason),
         }
     }
 

@@ -2,14 +2,12 @@
 
 use crate::memory;
 use anyhow::Context;
+use datasets::cifar10::RECORD_BYTES;
 use datasets::{DatasetInfo, Images, Split};
 use run::EvaluationSplit;
 use run::cli::{self, UsageError};
 use std::num::NonZeroUsize;
 use std::path::Path;
-
-/// Bytes of an image and its label.
-const IMAGE_BYTES: usize = 3 * 32 * 32 + 1;
 
 /// The part of a data set to load.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,7 +58,16 @@ impl Data {
                 return Err(UsageError(message).into());
             }
         }
-        let bytes = (images.training + images.test) * IMAGE_BYTES;
+        // A set that is generated has the images that are wanted; files are read whole.
+        let read = match info.max_generated {
+            None if !limits.test_only => info.images,
+            None => Images {
+                training: 0,
+                ..info.images
+            },
+            Some(_) => images,
+        };
+        let bytes = (read.training + read.test) * RECORD_BYTES;
         memory::require(bytes as u64, "to load the images")?;
         let dataset = info
             .load(data_dir, images)

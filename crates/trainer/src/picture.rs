@@ -1,5 +1,6 @@
 //! Pictures from PNG and JPEG files, as people see them: upright, and on white where they are transparent.
 
+use crate::memory::MIB;
 use image::codecs::png::PngDecoder;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, RgbImage};
@@ -35,8 +36,8 @@ pub(crate) enum PictureError {
     /// Its pixels need more memory than is free, in bytes.
     #[error(
         "it has {width} x {height} pixels, which take about {} MiB of memory, and {} MiB are free; make it smaller, or free some",
-        needed >> 20,
-        free >> 20
+        needed.div_ceil(MIB),
+        free / MIB
     )]
     NoMemory {
         width: u32,
@@ -99,13 +100,18 @@ fn png(bytes: &[u8], memory: u64) -> Result<(DynamicImage, Vec<u8>)> {
     let exif = reader.info().exif_metadata.as_deref().map(<[u8]>::to_vec);
     let decoder = PngDecoder::new(Cursor::new(bytes))?;
     let (width, height) = decoder.dimensions();
-    // A copy for the orientation and one of the square; on white, one with transparency and one without.
-    let bytes = decoder.total_bytes();
+    // Turning and cropping each copy the pixels. With transparency there are RGBA and RGB copies: 4 + 3 bytes a pixel.
+    let pixel_bytes = decoder.total_bytes();
     let copies = match decoder.color_type().has_alpha() {
         true => 7 * u64::from(width) * u64::from(height),
-        false => bytes,
+        false => pixel_bytes,
     };
-    check_size([width, height], bytes, copies.max(bytes), memory)?;
+    check_size(
+        [width, height],
+        pixel_bytes,
+        copies.max(pixel_bytes),
+        memory,
+    )?;
     Ok((
         DynamicImage::from_decoder(decoder)?,
         exif.unwrap_or_default(),
@@ -132,7 +138,8 @@ impl From<ImageError> for PictureError {
 /// Decodes a JPEG picture, and returns its EXIF data, which may be empty. `image` decodes damaged ones without an error.
 fn jpeg(bytes: &[u8], memory: u64) -> Result<(DynamicImage, Vec<u8>)> {
     let end = end_of_image(bytes).ok_or(PictureError::Truncated)?;
-    // Bits that are no code, for data that end before the last pixel: at the marker the decoder would fill in grey.
+    // Data that end before the last pixel must be an error. At the end marker the decoder would fill the rest with grey, so
+    // bits that are no valid code come before it.
     let bytes = [&bytes[..end], &[0xFF, 0].repeat(16), &bytes[end..]].concat();
     let lenient = DecoderOptions::default()
         .set_strict_mode(false)
@@ -145,8 +152,9 @@ fn jpeg(bytes: &[u8], memory: u64) -> Result<(DynamicImage, Vec<u8>)> {
     // A JPEG file has 16 bits for each.
     let (width, height) = (width as u32, height as u32);
     // Progressive pictures are decoded to coefficients of 16 bits first.
-    let bytes = 3 * u64::from(width) * u64::from(height);
-    check_size([width, height], bytes, 2 * bytes, memory)?;
+    let pixel_bytes = 3 * u64::from(width) * u64::from(height);
+    let more = 2 * pixel_bytes + bytes.len() as u64;
+    check_size([width, height], pixel_bytes, more, memory)?;
     // Cameras add to headers what the standard does not allow; the pixels must be sound.
     decoder.set_options(lenient.set_strict_mode(true));
     let picture = RgbImage::from_raw(width, height, decoder.decode()?);
@@ -183,7 +191,7 @@ fn end_of_image(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// Checks that a picture can be decoded, to this number of bytes, beside `more` bytes.
+/// Checks the size of a picture: its pixels take `bytes`, decoding takes `more` beside them, and `memory` is free.
 fn check_size([width, height]: [u32; 2], bytes: u64, more: u64, memory: u64) -> Result<()> {
     let needed = bytes.saturating_add(more);
     if bytes > MOST_BYTES {

@@ -34,7 +34,7 @@ const SIDE: u32 = 32;
 /// the others from being.
 pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
     let loaded = load(&args.weights, datasets::cifar10::INFO)?;
-    // For all pictures, one after the other: the memory of one serves for the next.
+    // Measured once: pictures are read one after the other, and each frees its memory.
     let memory = ops::available_memory().unwrap_or(u64::MAX);
     let mut exit = Exit::Success;
     for path in &args.images {

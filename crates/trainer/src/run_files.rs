@@ -124,7 +124,7 @@ impl<'a> RunFiles<'a> {
         position: Position,
         history: &[EpochMetrics],
     ) -> anyhow::Result<()> {
-        // Without a checkpoint, nothing of it is kept.
+        // A run without a checkpoint resumes from its first step.
         let position = match self.folder.path().join(file::LAST_WEIGHTS).exists() {
             true => position,
             false => Position::default(),

@@ -130,7 +130,7 @@ impl Setup {
         let checkpoints = self.checkpoints(folder);
         let made_by = Record::read(folder.path())?.made_by;
         let Some(checkpoint) = checkpoints.read_last(self.resolved.architecture)? else {
-            check_no_checkpoint(folder.path(), &made_by)?;
+            check_untrained(folder.path(), &made_by)?;
             return self.start();
         };
         let recorded = made_by.data_sha256;
@@ -171,23 +171,23 @@ impl Setup {
     }
 }
 
-/// Bytes that are written of the predictions for an image: its logits, and more.
+/// Bytes in the files of predictions for each image: logits, label and predicted class.
 const PREDICTION_BYTES: u64 = 64;
 
 /// Bytes that a run's metrics, curves, log and tables take at most, but for very long runs.
 const OTHER_FILES: u64 = 2 << 20;
 
-/// Checks that a run without a checkpoint cannot have had one: it would start again, over what it has.
-fn check_no_checkpoint(folder: &Path, made_by: &MadeBy) -> anyhow::Result<()> {
-    let has_trained = |session: &Session| {
-        let from = (session.from_epoch, session.from_step);
-        let to = (session.to_epoch, session.to_step);
-        from > (0, 0) || to > (Some(0), Some(0))
+/// Fails where the checkpoint of a run is missing although the run has trained: it would start again and overwrite its
+/// files.
+fn check_untrained(folder: &Path, made_by: &MadeBy) -> anyhow::Result<()> {
+    let path = folder.join(file::METRICS);
+    let epochs = match path.exists() {
+        true => metrics::read(&path)?.len(),
+        false => 0,
     };
-    let epochs = metrics::read(&folder.join(file::METRICS)).map_or(0, |epochs| epochs.len());
     // A process that was killed has the metrics of an epoch before its checkpoint; on a GPU, of several epochs.
     let has_epochs = epochs > 1 && made_by.device == "cpu";
-    if has_epochs || made_by.sessions.iter().any(has_trained) {
+    if has_epochs || made_by.sessions.iter().any(Session::has_trained) {
         bail!(
             "`{}` is missing, from which the run resumes; put a copy of it there, or start a new run",
             folder.join(file::LAST_WEIGHTS).display()
@@ -202,7 +202,7 @@ fn check_space(path: &Path, needed: u64, remedy: &str) -> anyhow::Result<()> {
     let existing = path.ancestors().find(exists).unwrap_or(Path::new("."));
     match atomic_file::free_space(existing) {
         Some(free) if free < needed => bail!(
-            "cannot write checkpoints to `{}`: {} MiB are needed, and {} MiB are free; {remedy}",
+            "the files of the run do not fit on the disk of `{}`: {} MiB are needed, and {} MiB are free; {remedy}",
             path.display(),
             needed.div_ceil(MIB),
             free / MIB
@@ -222,7 +222,10 @@ mod tests {
         check_space(&new, 1, "").unwrap();
         let error = check_space(&new, u64::MAX, "free some").unwrap_err();
         let error = error.to_string();
-        let start = format!("cannot write checkpoints to `{}`: ", new.display());
+        let start = format!(
+            "the files of the run do not fit on the disk of `{}`: ",
+            new.display()
+        );
         assert!(error.starts_with(&start), "{error}");
     }
 }

@@ -58,7 +58,7 @@ pub(crate) fn parse_sha256(text: &str) -> Result<String, String> {
 }
 
 /// Unpacks the files of CIFAR-10 from the tar archive at `path`, which may be compressed with gzip, into the empty folder
-/// `folder`. What a Mac adds to archives, and other files beside those of the data set, are skipped.
+/// `folder`. What macOS adds to archives, and files that are not of the data set, are skipped.
 ///
 /// # Errors
 /// When the archive is damaged, when it has anything else than files directly in `cifar-10-batches-bin` (another path, a
@@ -152,7 +152,7 @@ fn is_gzip(start: &[u8]) -> bool {
     start.starts_with(b"\x1f\x8b")
 }
 
-/// What a file with this beginning is, if it is known and no archive of the data set.
+/// The format of a file that begins with `start`, where it is known and is not gzip.
 pub(crate) fn describe_other(start: &[u8]) -> Option<String> {
     match is_gzip(start) {
         true => None,

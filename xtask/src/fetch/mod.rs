@@ -137,7 +137,7 @@ fn note_unused(args: &Args, is_official: bool) {
 
 /// What is in the data folder.
 enum Present {
-    /// The data set, in this folder.
+    /// The data set, in this folder; whether its files are the official ones.
     Verified { folder: PathBuf, is_official: bool },
     /// Files that are to be replaced, since they are not those of the data set.
     Unusable(anyhow::Error),

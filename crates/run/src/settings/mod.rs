@@ -5,7 +5,7 @@ mod layers;
 mod macros;
 mod values;
 
-pub use layers::{Difference, Layer, Source, last, with_defaults_in_help};
+pub use layers::{Difference, Layer, Source, check_value, last, with_defaults_in_help};
 pub(crate) use values::named_values;
 pub use values::{
     All, Augment, ConvAlgorithm, DevicePreference, DropoutEpochs, Flip, LrScheduler, PaddingMode,
