@@ -33,7 +33,7 @@ mod key {
 
 /// What the tensors of a file are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Content {
+pub enum Content {
     /// The weights of a network, or their EMA.
     Weights,
     /// The momentum buffers of the weights.
@@ -119,7 +119,10 @@ impl Weights {
     }
 
     /// Reads a file with this content.
-    pub(crate) fn read_content(
+    ///
+    /// # Errors
+    /// As for [`Weights::read`], and when the file has other content.
+    pub fn read_content(
         path: &Path,
         architecture: Option<Architecture>,
         content: Content,
