@@ -121,7 +121,7 @@ impl Weights {
     /// Reads a file with this content.
     ///
     /// # Errors
-    /// As for [`Weights::read`], and when the file has other content.
+    /// As for [`Weights::read`]; momentum buffers are refused only where weights are asked for.
     pub fn read_content(
         path: &Path,
         architecture: Option<Architecture>,
