@@ -33,13 +33,21 @@ fn wrong_flags_are_usage_errors() {
             "13",
             "batch size 13 is larger than the training set of 12 images",
         ),
-        ("--epochs", "0", "--epochs"),
+        ("--epochs", "0", "expected an integer of at least 1"),
+        ("--epochs", "99999999999", "the number is too large"),
+        (
+            "--overfit-batches",
+            "3",
+            "--overfit-batches 3: there are only 12 images",
+        ),
+        ("--std", "1e300,1,1", "1e300 is out of range"),
         ("--lr", "-0.1", "--lr"),
         ("--lr", "nan", "--lr"),
         ("--lr", "much", "--lr"),
         ("--momentum", "1", "--momentum"),
         ("--weight-decay", "-1", "--weight-decay"),
         ("--dropout", "1", "--dropout"),
+        ("--dropout", "0.99999999", "--dropout"),
         ("--dropout-epochs", "some", "--dropout-epochs"),
         ("--augment", "heavy", "--augment"),
         ("--model", "vgg", "--model"),
@@ -70,6 +78,17 @@ fn wrong_flags_are_usage_errors() {
         2,
         &["--model", "small-alexnet"],
     );
+    #[cfg(unix)]
+    for flag in ["--data-dir", "--init", "--run-dir"] {
+        use std::os::unix::ffi::OsStrExt;
+        for (name, part) in [(&b"d\xff"[..], "Unicode"), (b"d\x07", "control")] {
+            let name = std::ffi::OsStr::from_bytes(name);
+            let mut command = program("trainer");
+            command.current_dir(runs).args(SHORT).arg(flag).arg(name);
+            refused(&mut command, 2, &[flag, part]);
+            assert!(is_empty(runs), "{flag} left something behind");
+        }
+    }
 }
 
 #[test]
@@ -82,7 +101,12 @@ fn wrong_settings_files_are_usage_errors() {
             "model = \"small-alexnet\"\nlr = -0.1",
             ["line 2", "at least 0"],
         ),
-        ("batch_size = 0", ["line 1", "nonzero"]),
+        (
+            "batch_size = 0",
+            ["line 1", "expected an integer of at least 1"],
+        ),
+        ("lr = \"high\"", ["line 1", "expected a number"]),
+        ("std = 1", ["line 1", "expected an array"]),
         ("epochs = \"ten\"", ["line 1", "string \"ten\""]),
         ("std = [0.2, 0.0, 0.2]", ["line 1", "above 0"]),
         ("= 3", ["line 1", "settings.toml"]),
@@ -94,7 +118,7 @@ fn wrong_settings_files_are_usage_errors() {
     refused(
         trainer(folder.path()).arg("--config").arg(&file),
         2,
-        &["settings.toml"],
+        &["settings.toml", "not a text in UTF-8"],
     );
 }
 
@@ -389,8 +413,92 @@ fn a_run_is_resumed_only_as_what_it_is() {
     refused(&mut resume(), 1, &["other data"]);
     fs::write(&record, "model = ").unwrap();
     refused(&mut resume(), 2, &["run.toml", "line 1"]);
-    fs::write(&record, text).unwrap();
+    let record_with = |from: &str, to: &str| {
+        assert!(text.contains(from), "{text}");
+        fs::write(&record, text.replace(from, to)).unwrap();
+    };
+    record_with("model = \"small-alexnet\"\n", "");
+    refused(&mut resume(), 2, &["run.toml", "is damaged", "`model`"]);
+    record_with("momentum = 0.9", "momentum = 0.1");
+    refused(
+        &mut resume(),
+        1,
+        &["momentum = 0.9", "momentum = 0.1", "a new run"],
+    );
+    fs::write(&record, &text).unwrap();
     // Nothing was lost by all that.
+    resume().assert().success();
+    let record_of_2 = fs::read_to_string(&record).unwrap();
+    fs::write(&record, record_of_2.replace("epochs = 2", "epochs = 1")).unwrap();
+    refused(
+        program("trainer").arg("--resume").arg(&run),
+        2,
+        &["epochs = 1", "has trained for 2 epochs"],
+    );
+    fs::write(&record, &record_of_2).unwrap();
+    fs::remove_file(&last).unwrap();
+    refused(&mut resume(), 1, &["last.safetensors", "is missing"]);
+    // As of a process that was killed: its epochs are in the metrics alone.
+    let ends = |line: &&str| !line.starts_with("to_");
+    let killed: Vec<_> = record_of_2.lines().filter(ends).collect();
+    let killed = killed
+        .join("\n")
+        .replace("from_epoch = 1", "from_epoch = 0");
+    fs::write(&record, killed).unwrap();
+    refused(&mut resume(), 1, &["last.safetensors", "is missing"]);
+}
+
+/// Changed bytes, and files of another kind or checkpoint, where they look like weights.
+#[test]
+fn checkpoints_have_the_digest_of_their_tensors() {
+    let runs = tempfile::tempdir().unwrap();
+    let run = runs.path().join("a");
+    short_run(runs.path(), "a")
+        .args(["--epochs", "2", "--stop-after", "1"])
+        .assert()
+        .success();
+    let resume = || {
+        let mut command = program("trainer");
+        command.arg("--resume").arg(&run);
+        command
+    };
+    let [last, best, momentum] = ["last", "best", "momentum-1-0"].map(|name| {
+        let path = run.join(name).with_extension("safetensors");
+        let bytes = fs::read(&path).unwrap();
+        (path, bytes)
+    });
+    for (path, bytes) in [&last, &best, &momentum] {
+        let mut damaged = bytes.clone();
+        // The exponent of a value changes by one.
+        let middle = bytes.len() / 4 * 2 + 2;
+        damaged[middle] ^= 0x80;
+        fs::write(path, damaged).unwrap();
+        if *path != best.0 {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            refused(&mut resume(), 1, &[name, "is damaged"]);
+        }
+        if *path != momentum.0 {
+            refused(&mut eval(path), 1, &["is damaged", "SHA-256"]);
+        }
+        fs::write(path, bytes).unwrap();
+    }
+    refused(
+        &mut eval(&momentum.0),
+        1,
+        &["momentum buffers, not weights", "use last.safetensors"],
+    );
+    refused(
+        trainer(runs.path()).arg("--init").arg(&momentum.0),
+        1,
+        &["momentum buffers, not weights"],
+    );
+    fs::write(&momentum.0, &last.1).unwrap();
+    refused(
+        &mut resume(),
+        1,
+        &["momentum-1-0.safetensors", "written with last.safetensors"],
+    );
+    fs::write(&momentum.0, &momentum.1).unwrap();
     resume().assert().success();
 }
 
@@ -412,6 +520,14 @@ fn a_diverging_run_stops_and_leaves_no_damaged_checkpoint() {
     for name in ["last.safetensors", "best.safetensors"] {
         assert!(!runs.path().join("a").join(name).exists());
     }
+    // Before the learning rate has an effect.
+    let mut command = short_run(runs.path(), "b");
+    let output = command.args(["--std", "1e-38,1,1"]).assert().code(1);
+    let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    assert!(
+        message.contains("the first step") && !message.contains("learning rate"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -466,6 +582,17 @@ fn each_picture_is_classified_or_named() {
         "{output}"
     );
     refused(&mut predict(&[]), 2, &["IMAGE"]);
+    // A name that looks like two lines.
+    #[cfg(unix)]
+    {
+        let image = bad("a\nerror: b.png", &whole);
+        let output = predict(&[image]).output().unwrap().stdout;
+        let output = String::from_utf8(output).unwrap();
+        assert!(
+            output.lines().count() == 1 && output.contains("a\\nerror: b.png"),
+            "{output}"
+        );
+    }
 }
 
 #[test]
@@ -549,6 +676,12 @@ fn weights_from_elsewhere_are_taken_with_notes() {
         refused(eval(&weights).arg(format!("{flag}={value}")), 2, &[flag]);
     }
     refused(&mut eval(&weights), 2, &["`AlexNet-CIFAR`", "--model"]);
+    let output = eval(&weights).args(["--model", "small-alexnet"]).output();
+    let notes = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(
+        notes.contains("the classes of the synthetic set"),
+        "{notes}"
+    );
 }
 
 /// Weights that are used with another normalisation than their own have other results.

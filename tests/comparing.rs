@@ -231,7 +231,7 @@ fn verified(run: &Path) {
         said.contains("the same: the weights after each of 2 epochs are equal, bit for bit"),
         "{said}"
     );
-    let (said, _) = printed(
+    let (said, notes) = printed(
         xtask("verify")
             .arg(run)
             .args(["--epochs", "1", "--threads", "1"]),
@@ -240,6 +240,8 @@ fn verified(run: &Path) {
         said.contains("the weights after epoch 1 are equal"),
         "{said}"
     );
+    // The repetition is not kept.
+    assert!(!notes.contains("resume with"), "{notes}");
     refused(
         xtask("verify").arg(run).args(["--epochs", "3"]),
         2,

@@ -301,10 +301,10 @@ fn a_wrong_byte_is_refused() {
         .get_output()
         .stderr
         .clone();
+    let message = String::from_utf8(output).unwrap();
     assert!(
-        String::from_utf8(output)
-            .unwrap()
-            .contains("error: no mirror has the archive")
+        message.contains("error: no mirror has the archive") && !message.contains("are kept"),
+        "{message}"
     );
     assert_eq!(fs::read_dir(data.path()).unwrap().count(), 0);
 }
@@ -339,11 +339,15 @@ fn an_archive_that_is_not_the_official_one_needs_its_digest() {
         1,
         &["archive.tar.gz", &ARCHIVE.1, "--sha256"],
     );
+    // The folders that were made for it are removed.
+    assert!(!data.path().join("data").exists());
     from_file()
         .args(["--sha256", &ARCHIVE.1])
         .assert()
         .success();
     assert_fetched(&data.path().join("data"));
+    let notes = messages(from_file().args(["--sha256", &ARCHIVE.1]));
+    assert!(notes.contains("--from-file has no effect"), "{notes}");
 }
 
 /// What a command prints on standard error, after it succeeded.
@@ -710,16 +714,17 @@ fn wrong_arguments_are_refused() {
     refused(
         command().arg("--data-dir").arg(&file),
         1,
-        &["cannot create the data folder"],
+        &["cannot create the data folder", "a file is in the way"],
     );
     let missing = data.path().join("missing.tar.gz");
     refused(
         command()
             .arg("--data-dir")
-            .arg(data.path())
+            .arg(data.path().join("a/b"))
             .arg("--from-file")
             .arg(&missing),
         1,
         &["missing.tar.gz"],
     );
+    assert!(!data.path().join("a").exists());
 }

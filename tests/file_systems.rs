@@ -3,7 +3,7 @@
 #![cfg(target_os = "linux")] // Preloaded libraries.
 #![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
 
-use end_to_end::{refused, short_run};
+use end_to_end::{program, refused, short_run};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -64,4 +64,20 @@ fn errors_of_a_disk_are_reported_with_the_file() {
         let mut again = short_run(folder.path(), function);
         again.args(["--epochs", "1"]).assert().success();
     }
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_a_warning() {
+    let runs = tempfile::tempdir().unwrap();
+    let mut run = short_run(runs.path(), "a");
+    run.args(["--epochs", "1"]).assert().success();
+    let log = runs.path().join("a/log.txt");
+    fs::remove_file(&log).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &log).unwrap();
+    let mut resume = program("trainer");
+    resume.arg("--resume").arg(runs.path().join("a"));
+    let output = resume.args(["--epochs", "2"]).assert().success();
+    let messages = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    let warning = "warning: cannot write the log";
+    assert_eq!(messages.matches(warning).count(), 1, "{messages}");
 }

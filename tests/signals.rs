@@ -184,21 +184,21 @@ fn a_terminated_comparison_stops_its_runs_with_checkpoints() {
 }
 
 #[test]
-fn a_terminated_verification_stops_its_run_and_leaves_nothing() {
+fn terminated_verifications_and_dry_runs_leave_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut run = short_run(folder.path(), "a");
     run.args(["--epochs", "1", "--stop-after", "1"])
         .assert()
         .success();
-    // More epochs than the test waits for.
     let temporary = folder.path().join("tmp");
     fs::create_dir(&temporary).unwrap();
     let record = folder.path().join("a/run.toml");
     let text = fs::read_to_string(&record).unwrap();
+    // More images than are trained on before the signal.
     let longer = text.replace("limit_train = 12\n", "limit_train = 40000\n");
     assert_ne!(longer, text);
     fs::write(&record, longer).unwrap();
-    for (program, arguments) in [
+    for (subcommand, arguments) in [
         ("verify", vec![folder.path().join("a")]),
         (
             "compare",
@@ -206,7 +206,10 @@ fn a_terminated_verification_stops_its_run_and_leaves_nothing() {
         ),
     ] {
         let mut command = with_signals("xtask");
-        command.arg(program).arg("--trainer").arg(path("trainer"));
+        command
+            .arg(subcommand)
+            .arg("--trainer")
+            .arg(path("trainer"));
         command.args(arguments).env("TMPDIR", &temporary);
         let child = command.spawn().unwrap();
         let has_run = || {

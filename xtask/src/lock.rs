@@ -1,6 +1,6 @@
 //! One process of a command at a time in a folder.
 
-use crate::files;
+use crate::files::{self, RemovedIfEmpty};
 use anyhow::Context;
 use same_file::Handle;
 use std::fs::{self, File, TryLockError};
@@ -11,23 +11,27 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Lock {
     path: PathBuf,
     _file: File,
-    /// Whether the folder was made for it.
-    is_new: bool,
+    /// The folders that were made for it. They are removed if nothing else was written there.
+    _new: Vec<RemovedIfEmpty>,
     /// Whether another process had the lock before, and has done its work since.
     pub(crate) waited: bool,
 }
 
 impl Lock {
-    /// Locks the folder for a command, as soon as no other process has it. Creates it where it is missing. Goes on without a lock where the file system has
-    /// none. `note` prints a line about that.
+    /// Creates the folder if it is missing, and locks it for a command; waits while another process has the lock. Where the
+    /// file system has no locks, goes on without one. `note` prints a line about either.
     pub(crate) fn wait(folder: &Path, command: &str, note: impl Fn(&str)) -> anyhow::Result<Self> {
-        let is_new = !folder.exists();
+        let new = RemovedIfEmpty::missing(folder);
         let path = folder.join(format!(".{command}.lock"));
         let cannot_lock = || format!("cannot lock `{}`", path.display());
         let mut waited = false;
         loop {
             files::create_folder(folder)?;
-            let file = files::open(&path)?;
+            let file = match files::open(&path) {
+                // The process that had the lock before removed the folder.
+                Err(_) if !folder.exists() => continue,
+                file => file?,
+            };
             let locked = match file.try_lock() {
                 Err(TryLockError::WouldBlock) => {
                     if !waited {
@@ -62,7 +66,7 @@ impl Lock {
                 return Ok(Self {
                     path,
                     _file: file,
-                    is_new,
+                    _new: new,
                     waited,
                 });
             }
@@ -74,10 +78,6 @@ impl Drop for Lock {
     fn drop(&mut self) {
         // A file that stays does no harm.
         let _ = fs::remove_file(&self.path);
-        // A new folder in which nothing was written is removed.
-        if let Some(folder) = self.path.parent().filter(|_| self.is_new) {
-            let _ = fs::remove_dir(folder);
-        }
     }
 }
 
@@ -107,6 +107,6 @@ mod tests {
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
         let new = folder.path().join("a/b");
         drop(Lock::wait(&new, "tune", |_| ()).unwrap());
-        assert!(!new.exists());
+        assert!(!folder.path().join("a").exists());
     }
 }

@@ -29,6 +29,14 @@ pub(crate) struct Trainer {
     _copy: Option<Arc<TempPath>>,
 }
 
+/// A flag with its value as one argument, so that a value which begins with a hyphen is not taken for a flag.
+pub(crate) fn flag(name: &str, value: impl AsRef<OsStr>) -> OsString {
+    let mut argument = OsString::from(name);
+    argument.push("=");
+    argument.push(value);
+    argument
+}
+
 impl Trainer {
     /// The program that `args` name, or else the workspace's, built for `device`.
     pub(crate) fn new(args: &Args, device: Option<&OsStr>) -> anyhow::Result<Self> {
@@ -107,17 +115,15 @@ pub(crate) fn train(
     command.stdin(Stdio::piped()).stdout(Stdio::null());
     let child = command.stderr(Stdio::piped()).spawn();
     let mut child = child.context("cannot run the program `trainer`")?;
-    // The program stops when the pipe ends.
-    let mut input = child.stdin.take();
     let errors = child.stderr.take();
     thread::scope(|scope| {
+        // The program stops when the pipe ends.
+        let mut input = child.stdin.take();
         scope.spawn(move || {
-            let lines = errors.map(|errors| BufReader::new(errors).lines());
-            lines
-                .into_iter()
-                .flatten()
-                .map_while(Result::ok)
-                .for_each(&mut line);
+            let lines = errors.map(|errors| BufReader::new(errors).split(b'\n'));
+            for bytes in lines.into_iter().flatten().map_while(Result::ok) {
+                line(String::from_utf8_lossy(&bytes).trim_end().to_owned());
+            }
         });
         loop {
             let status = child.try_wait();

@@ -14,7 +14,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-pub(crate) const INFO: DatasetInfo = DatasetInfo {
+/// What is known of CIFAR-10 without its images.
+pub const INFO: DatasetInfo = DatasetInfo {
     name: "cifar10",
     display_name: "CIFAR-10",
     class_names: &[

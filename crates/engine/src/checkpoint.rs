@@ -10,7 +10,7 @@
 use crate::error::{Error, Unusable};
 use crate::named_tensors::NamedTensors;
 use crate::progress::{Position, Progress};
-use crate::weights::{Inputs, Weights, write};
+use crate::weights::{Content, Inputs, Weights, write};
 use candle_core::Tensor;
 use models::Architecture;
 use run::file;
@@ -22,6 +22,9 @@ mod key {
     pub(super) const PROGRESS: &str = "progress";
     pub(super) const MOMENTUM: &str = "momentum";
     pub(super) const EMA: &str = "ema";
+    /// SHA-256 of the tensors in the files that these name.
+    pub(super) const MOMENTUM_SHA256: &str = "momentum_sha256";
+    pub(super) const EMA_SHA256: &str = "ema_sha256";
     /// [`EMA`] in format 1.
     pub(super) const EMA_1: &str = "average";
 }
@@ -69,14 +72,17 @@ impl Checkpoints {
         }
     }
 
-    /// Writes `best.safetensors`.
+    /// Writes `best.safetensors`. `sha256` is that of the weights, if it is known.
     pub(crate) fn write_best(
         &self,
         architecture: Architecture,
         weights: &NamedTensors,
+        sha256: Option<&str>,
     ) -> Result<PathBuf, Error> {
         let path = self.folder.join(file::BEST_WEIGHTS);
-        write(&path, architecture, weights, [self.inputs.entry()])?;
+        let entries = [self.inputs.entry()];
+        let content = Content::Weights;
+        write(&path, architecture, content, weights, sha256, entries)?;
         Ok(path)
     }
 
@@ -91,23 +97,34 @@ impl Checkpoints {
         let name = |prefix| format!("{prefix}{epoch}-{step}.safetensors");
         let momentum = name(MOMENTUM_PREFIX);
         let path = self.folder.join(&momentum);
-        write(&path, architecture, &state.momentum_buffers, [])?;
+        let buffers = &state.momentum_buffers;
+        let content = Content::MomentumBuffers;
+        let sha256 = write(&path, architecture, content, buffers, None, [])?;
         let mut current = vec![momentum.clone()];
         let mut entries = vec![
             self.inputs.entry(),
             (key::PROGRESS, serde_json::to_string(progress)),
             (key::MOMENTUM, Ok(momentum)),
+            (key::MOMENTUM_SHA256, Ok(sha256)),
         ];
         if let Some(ema) = &state.ema {
             let name = name(EMA_PREFIX);
             // Weights that can be evaluated, as those of `best.safetensors`.
             let path = self.folder.join(&name);
-            write(&path, architecture, ema, [self.inputs.entry()])?;
+            let inputs = [self.inputs.entry()];
+            let sha256 = write(&path, architecture, Content::Weights, ema, None, inputs)?;
             current.push(name.clone());
             entries.push((key::EMA, Ok(name)));
+            entries.push((key::EMA_SHA256, Ok(sha256)));
         }
         let path = self.folder.join(file::LAST_WEIGHTS);
-        write(&path, architecture, &state.weights, entries)?;
+        // Those after an epoch are in its metrics.
+        let sha256 = match step {
+            0 => progress.weights_sha256(epoch),
+            _ => None,
+        };
+        let (content, weights) = (Content::Weights, &state.weights);
+        write(&path, architecture, content, weights, sha256, entries)?;
         self.remove_older(&current);
         Ok(path)
     }
@@ -129,22 +146,30 @@ impl Checkpoints {
         let progress = entry(key::PROGRESS, "it contains weights alone")?;
         let progress: Progress = serde_json::from_str(progress)
             .map_err(|error| not_resumable(&format!("its progress is damaged ({error})")))?;
-        let tensors = |name: &String| {
+        let tensors = |name: &String, content, sha256_key| {
             if !is_ours(name) || name.contains(['/', '\\']) {
                 return Err(not_resumable(&format!(
                     "`{name}` is not the name of a file of momentum buffers or of an EMA"
                 )));
             }
-            let weights = Weights::read(&self.folder.join(name), Some(architecture))?;
-            let tensors = weights.tensors.into_iter();
+            let path = self.folder.join(name);
+            let file = Weights::read_content(&path, Some(architecture), content)?;
+            // Earlier versions did not write the digest.
+            let expected = metadata.get(sha256_key);
+            if expected.is_some() && file.sha256() != expected {
+                return Err(Unusable::OtherCheckpoint.at(&path));
+            }
+            let tensors = file.tensors.into_iter();
             Ok(tensors.map(|(_, tensor)| tensor).collect())
         };
         let momentum = entry(key::MOMENTUM, "it does not name its momentum file")?;
         let mut ema = [key::EMA, key::EMA_1].into_iter();
         let ema = ema.find_map(|key| metadata.get(key));
         Ok(Some(Checkpoint {
-            momentum_buffers: tensors(momentum)?,
-            ema: ema.map(tensors).transpose()?,
+            momentum_buffers: tensors(momentum, Content::MomentumBuffers, key::MOMENTUM_SHA256)?,
+            ema: ema
+                .map(|name| tensors(name, Content::Weights, key::EMA_SHA256))
+                .transpose()?,
             path: path.clone(),
             weights,
             progress,

@@ -21,6 +21,11 @@ pub enum Error {
         /// Steps of the epoch done before.
         steps: usize,
     },
+    /// The loss of the first step is infinite or NaN, before a learning rate had an effect.
+    #[error(
+        "the loss of the first step is infinite or NaN: the initial weights or the normalised inputs are too large; check the weights, --mean and --std"
+    )]
+    NotFiniteAtStart,
     /// A training set smaller than a batch.
     #[error(
         "the batch size {batch_size} is larger than the training set of {images} images; \
@@ -70,6 +75,9 @@ pub enum Error {
         /// Why not.
         reason: Unusable,
     },
+    /// The settings of the run cannot be written as TOML.
+    #[error(transparent)]
+    Settings(#[from] run::Error),
     /// The observer of the events failed.
     #[error(transparent)]
     Observer(Box<dyn std::error::Error + Send + Sync>),
@@ -107,6 +115,19 @@ pub enum Unusable {
     /// A tensor has this infinite value or NaN.
     #[error("is damaged: the tensor `{0}` has the value {1}")]
     NotFinite(String, f64),
+    /// Its tensors are not those that were written.
+    #[error(
+        "is damaged: its tensors do not have the SHA-256 in its metadata; use a copy of the file, or another checkpoint"
+    )]
+    WrongDigest,
+    /// It has momentum buffers where weights are expected.
+    #[error("contains momentum buffers, not weights; use last.safetensors of the same run")]
+    MomentumBuffers,
+    /// It is not the file of momentum buffers or of the EMA that was written with `last.safetensors`.
+    #[error(
+        "is not the file that was written with last.safetensors; use a copy of that file, or start a new run"
+    )]
+    OtherCheckpoint,
     /// Training cannot be resumed from it.
     #[error("cannot be resumed from: {0}")]
     NotResumable(String),

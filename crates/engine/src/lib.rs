@@ -37,4 +37,4 @@ pub use progress::{BestEpoch, Position, Progress};
 pub use span_times::{SpanKey, SpanTimes, SpanTotal};
 pub use training::{Observed, Outcome, Training};
 pub use training_setup::TrainingSetup;
-pub use weights::{Inputs, Weights};
+pub use weights::{Content, Inputs, Weights};

@@ -24,7 +24,7 @@ impl TrainingMemory {
         // Weights, gradients, momentum buffers, those of the best epoch, and what a checkpoint and Winograd's filters take.
         let copies = if ema { 6 } else { 5 };
         let image = 4 * (architecture.training_elements() + BATCHES * pixels) as u64;
-        // What the allocator cannot use between other blocks.
+        // A sixteenth more, for gaps between the allocator's blocks.
         let with_gaps = |bytes: u64| bytes + bytes / 16;
         Self {
             fixed: with_gaps(copies * parameters + 32 * MIB),

@@ -4,6 +4,7 @@ use crate::lr_scheduler::Plateau;
 use ops::Metrics;
 use run::EpochMetrics;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The next training step, and the metrics of the epoch's steps before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -86,6 +87,9 @@ pub struct Progress {
     pub history: Vec<EpochMetrics>,
     /// The best of them.
     pub best: Option<BestEpoch>,
+    /// The settings that cannot change when the run is resumed, as TOML by key. Earlier versions did not record them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, String>,
 }
 
 impl Progress {
@@ -109,7 +113,13 @@ impl Progress {
         improves
     }
 
-    /// Why this cannot be the progress of a run with the seed, images and batch size of `run`; `None` if it can.
+    /// SHA-256 of the weights after an epoch, the first epoch being 1, if it was computed.
+    pub(crate) fn weights_sha256(&self, epoch: u32) -> Option<&str> {
+        let index = (epoch as usize).checked_sub(1)?;
+        self.history.get(index)?.weights_sha256.as_deref()
+    }
+
+    /// Why this cannot be the progress of a run with the settings and images of `run`; `None` if it can.
     pub(crate) fn mismatch(&self, run: &Self) -> Option<String> {
         let values = |run: &Self| [run.seed, run.batch_size as u64, run.images as u64];
         let names = ["seed", "batch size", "number of training images"];
@@ -117,6 +127,16 @@ impl Progress {
             if found != expected {
                 return Some(format!(
                     "it was written with {what} {found}, but the run has {expected}"
+                ));
+            }
+        }
+        for (key, found) in &self.settings {
+            if let Some(expected) = run.settings.get(key)
+                && expected != found
+            {
+                return Some(format!(
+                    "it was written with {key} = {found}, but the run has {key} = {expected} now; change that back, or \
+                     start a new run"
                 ));
             }
         }
@@ -156,6 +176,17 @@ mod tests {
             let reason = other.mismatch(&run).unwrap();
             assert!(reason.contains(what), "{reason}");
         }
+        let with = |momentum: &str| Progress {
+            settings: [("momentum".to_owned(), momentum.to_owned())].into(),
+            ..run.clone()
+        };
+        let reason = with("0.9").mismatch(&with("0.1")).unwrap();
+        assert!(
+            reason.contains("momentum = 0.9, but the run has momentum = 0.1"),
+            "{reason}"
+        );
+        // Of an earlier version.
+        assert_eq!(run.mismatch(&with("0.1")), None);
         let mut damaged = run.clone();
         damaged.position.step = 4;
         assert_eq!(damaged.mismatch(&run), None);

@@ -68,14 +68,14 @@ impl Training {
     /// # Errors
     /// When the training set is smaller than a batch, or the device has too little memory.
     pub fn new(setup: TrainingSetup, network: Network) -> Result<Self, Error> {
-        let progress = setup.initial_progress();
+        let progress = setup.initial_progress()?;
         Self::start(setup, network, None, None, progress)
     }
 
     /// Training from a checkpoint.
     ///
     /// # Errors
-    /// When the checkpoint is of a run with another seed, batch size or number of images, or lacks the EMA, or as for
+    /// When the checkpoint is of a run with other settings or another number of images, or lacks the EMA, or as for
     /// [`Training::new`].
     pub fn resume(setup: TrainingSetup, checkpoint: Checkpoint) -> Result<Self, Error> {
         let (mut progress, ema) = (checkpoint.progress, checkpoint.ema);
@@ -88,7 +88,7 @@ impl Training {
         let has_ema = setup.settings.model_ema_decay.get() > 0.0;
         let lacks_ema = has_ema && has_steps && ema.is_none();
         let mismatch = progress
-            .mismatch(&setup.initial_progress())
+            .mismatch(&setup.initial_progress()?)
             .or_else(|| lacks_ema.then(|| "it has no EMA of the weights".to_owned()));
         if let Some(reason) = mismatch {
             return Err(Unusable::NotResumable(reason).at(&checkpoint.path));
@@ -331,7 +331,7 @@ impl Training {
         let EpochEvaluation { plain, is_last, .. } = evaluation;
         // On a GPU not every epoch has a checkpoint; the weights of the best epoch are kept until the next one.
         let is_due = connections.writer.is_due_after_epoch(is_last);
-        let digest = is_due.then(|| sha256(weights(&self.step.network)));
+        let digest = is_due.then(|| sha256(&weights(&self.step.network)));
         let weights_sha256 = digest.transpose()?;
         let position = self.progress.position;
         if !plain.loss.is_finite() {
@@ -405,7 +405,9 @@ impl Training {
         let weights = to_device(weights, &Device::Cpu)?;
         let architecture = self.step.network.architecture();
         let checkpoints = connections.writer.checkpoints;
-        let path = checkpoints.write_best(architecture, &weights)?;
+        let best = self.progress.best.map_or(0, |best| best.epoch);
+        let sha256 = self.progress.weights_sha256(best);
+        let path = checkpoints.write_best(architecture, &weights, sha256)?;
         (connections.observe)(Event::CheckpointWritten { path: &path })
     }
 

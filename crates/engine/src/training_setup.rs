@@ -86,10 +86,13 @@ impl TrainingSetup {
     }
 
     /// The progress before the first step.
-    pub(crate) fn initial_progress(&self) -> Progress {
+    pub(crate) fn initial_progress(&self) -> std::result::Result<Progress, run::Error> {
         let Settings {
             seed, batch_size, ..
         } = self.settings;
-        Progress::new(seed, self.train.len(), batch_size.get())
+        Ok(Progress {
+            settings: self.settings.fixed_on_resume()?,
+            ..Progress::new(seed, self.train.len(), batch_size.get())
+        })
     }
 }

@@ -1,18 +1,19 @@
 //! Weights in safetensors files.
 //!
 //! A file has the parameters of a network under PyTorch's names and in PyTorch's shapes, and no other tensors, so that
-//! `load_state_dict` takes it as it is. The rest is JSON in the metadata: the format version, the network and its inputs.
+//! `load_state_dict` takes it as it is. The rest is JSON in the metadata: the format version, the network and its inputs,
+//! and the SHA-256 of the tensors, by which a damaged file is found. Momentum buffers are in files of the same form.
 //!
 //! Files from elsewhere are read as well: without metadata or with other people's, and with a prefix before all names, as
 //! `DistributedDataParallel` (`module.`), `torch.compile` (`_orig_mod.`) and Lightning (`model.`) leave it.
 
 use crate::error::{Error, Unusable};
-use crate::named_tensors::{NamedTensors, non_finite_value, to_device};
+use crate::named_tensors::{NamedTensors, non_finite_value, sha256, to_device};
 use candle_core::{DType, Device, Tensor};
 use models::{Architecture, CLASSES, Network};
 use run::{Finite, Positive, cli};
 use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -26,6 +27,27 @@ mod key {
     pub(super) const VERSION: &str = "format_version";
     pub(super) const MODEL: &str = "model";
     pub(super) const INPUTS: &str = "inputs";
+    pub(super) const CONTENT: &str = "content";
+    pub(super) const SHA256: &str = "tensors_sha256";
+}
+
+/// What the tensors of a file are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The weights of a network, or their EMA.
+    Weights,
+    /// The momentum buffers of the weights.
+    MomentumBuffers,
+}
+
+impl Content {
+    /// The value in the metadata. Earlier versions did not write it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Weights => "weights",
+            Self::MomentumBuffers => "momentum buffers",
+        }
+    }
 }
 
 /// The inputs and outputs that weights are trained for.
@@ -90,19 +112,41 @@ impl Weights {
     ///
     /// # Errors
     /// When the file is unreadable, incomplete, of a later format or of another network; when a tensor is missing,
-    /// unknown, of another shape or type, or has a value that is not finite.
+    /// unknown, of another shape or type, or has a value that is not finite; when the tensors are momentum buffers, or do
+    /// not have the SHA-256 in the metadata.
     pub fn read(path: &Path, architecture: Option<Architecture>) -> Result<Self, Error> {
+        Self::read_content(path, architecture, Content::Weights)
+    }
+
+    /// Reads a file with this content.
+    ///
+    /// # Errors
+    /// As for [`Weights::read`]; momentum buffers are refused only where weights are asked for.
+    pub fn read_content(
+        path: &Path,
+        architecture: Option<Architecture>,
+        content: Content,
+    ) -> Result<Self, Error> {
         let bytes = fs::read(path).map_err(|reason| Error::Read {
             path: path.to_owned(),
             reason,
         })?;
-        Self::parse(&bytes, architecture).map_err(|reason| reason.at(path))
+        Self::parse(&bytes, architecture, content).map_err(|reason| reason.at(path))
     }
 
-    fn parse(bytes: &[u8], wanted: Option<Architecture>) -> Result<Self, Unusable> {
+    /// SHA-256 of the tensors; `None` in a file from elsewhere or of an earlier version.
+    pub(crate) fn sha256(&self) -> Option<&String> {
+        self.metadata.get(key::SHA256)
+    }
+
+    fn parse(
+        bytes: &[u8],
+        wanted: Option<Architecture>,
+        content: Content,
+    ) -> Result<Self, Unusable> {
         let damaged = |error: safetensors::SafeTensorError| {
-            let reason = describe(bytes).map(|description| format!("it {description}"));
-            Unusable::NotSafetensors(reason.unwrap_or_else(|| error.to_string()))
+            let description = describe(bytes).unwrap_or_else(|| describe_error(&error));
+            Unusable::NotSafetensors(cli::one_line(&format!("it {description}")))
         };
         let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
@@ -115,7 +159,11 @@ impl Weights {
         {
             return Err(Unusable::LaterVersion(version, FORMAT_VERSION));
         }
-        let named = metadata.get(key::MODEL).cloned();
+        let is_momentum = |name: &String| name == Content::MomentumBuffers.name();
+        if metadata.get(key::CONTENT).is_some_and(is_momentum) && content == Content::Weights {
+            return Err(Unusable::MomentumBuffers);
+        }
+        let named = metadata.get(key::MODEL).map(|name| cli::one_line(name));
         let architecture = match (wanted, &named) {
             (Some(wanted), _) => wanted,
             (None, Some(name)) => {
@@ -142,6 +190,11 @@ impl Weights {
             Ok((name, tensor))
         });
         let tensors = tensors.collect::<Result<_, _>>()?;
+        if let Some(expected) = metadata.get(key::SHA256)
+            && *expected != sha256(&tensors).map_err(misfit)?
+        {
+            return Err(Unusable::WrongDigest);
+        }
         let inputs = metadata.get(key::INPUTS);
         // Other programs may use the key for something else.
         let inputs = inputs.filter(|text| version.is_some() || text.contains("\"mean\""));
@@ -173,19 +226,28 @@ impl Weights {
 /// An entry of the metadata: its key, and its value as JSON.
 pub(crate) type Entry = (&'static str, serde_json::Result<String>);
 
-/// Writes tensors of a network, with more entries of metadata.
+/// Writes tensors of a network, with more entries of metadata. Returns their SHA-256, which is computed unless it is
+/// given.
 pub(crate) fn write(
     path: &Path,
     architecture: Architecture,
+    content: Content,
     tensors: &NamedTensors,
+    known_sha256: Option<&str>,
     entries: impl IntoIterator<Item = Entry>,
-) -> Result<(), Error> {
+) -> Result<String, Error> {
+    let sha256 = match known_sha256 {
+        Some(known) => known.to_owned(),
+        None => sha256(tensors)?,
+    };
     let write = || {
         let mut metadata = HashMap::from([
             // What Hugging Face's libraries look for.
             ("format".to_owned(), "pt".to_owned()),
             (key::VERSION.to_owned(), FORMAT_VERSION.to_string()),
             (key::MODEL.to_owned(), architecture.name.to_owned()),
+            (key::CONTENT.to_owned(), content.name().to_owned()),
+            (key::SHA256.to_owned(), sha256.clone()),
         ]);
         for (key, value) in entries {
             metadata.insert(key.to_owned(), value?);
@@ -197,7 +259,8 @@ pub(crate) fn write(
     write().map_err(|reason| Error::Write {
         path: path.to_owned(),
         reason,
-    })
+    })?;
+    Ok(sha256)
 }
 
 /// The header of a safetensors file, sorted by key.
@@ -225,9 +288,45 @@ fn sorted(mut bytes: Vec<u8>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// What is wrong with a file that the parser of safetensors refuses, as the end of a sentence.
+fn describe_error(error: &SafeTensorError) -> String {
+    match error {
+        SafeTensorError::HeaderTooSmall
+        | SafeTensorError::InvalidHeaderLength
+        | SafeTensorError::MetadataIncompleteBuffer => {
+            "ends too early or too late; download or copy it again".to_owned()
+        }
+        SafeTensorError::HeaderTooLarge => {
+            "does not begin with the length of a header; it is of another format, or damaged"
+                .to_owned()
+        }
+        SafeTensorError::InvalidHeader(_) | SafeTensorError::InvalidHeaderDeserialization(_) => {
+            format!("is of another format, or damaged ({error})")
+        }
+        error => format!("is damaged ({error})"),
+    }
+}
+
 /// What a file of weights is instead; `None` where that is unknown.
 fn describe(bytes: &[u8]) -> Option<String> {
     match bytes {
+        [0, ..] if bytes.iter().all(|byte| *byte == 0) => {
+            Some("has nothing but zeros; download or copy it again".to_owned())
+        }
+        // The version of the format, and the name of the program that made it.
+        [0x08, 1..32, 0x12, ..] => Some(
+            "seems to be an ONNX model; in Python, save the weights of the network with \
+             safetensors.torch.save_file(model.state_dict(), FILE) instead"
+                .to_owned(),
+        ),
+        // A zip archive begins with a header of 30 bytes and a name, whose length is at byte 26.
+        [b'P', b'K', 3, 4, ..] if zip_name(bytes).is_some_and(|name| name.ends_with(b".npy")) => {
+            Some(
+                "is an archive of NumPy arrays (.npz); in Python, save them with \
+                 safetensors.numpy.save_file(dict(numpy.load(NPZ)), FILE) instead"
+                    .to_owned(),
+            )
+        }
         // `torch.save` writes a zip archive; before PyTorch 1.6 it wrote pickles. A pickle begins with its protocol and an
         // opcode: that of a dictionary, list, class, long integer or frame.
         [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, b'}' | b']' | b'c' | 0x8a | 0x95, ..] => Some(
@@ -239,6 +338,12 @@ fn describe(bytes: &[u8]) -> Option<String> {
         [_, rest @ ..] if rest.len() < 7 => None,
         _ => run::describe_format(bytes),
     }
+}
+
+/// The name of the first file in a zip archive.
+fn zip_name(bytes: &[u8]) -> Option<&[u8]> {
+    let length = bytes.get(26..28)?.first_chunk()?;
+    bytes.get(30..)?.get(..u16::from_le_bytes(*length).into())
 }
 
 /// What the name of the network's first parameter, and of all other tensors, begins with.
@@ -253,7 +358,7 @@ fn prefix(tensors: &SafeTensors<'_>, architecture: Architecture) -> String {
 }
 
 fn misfit(reason: impl ToString) -> Unusable {
-    Unusable::Misfit(reason.to_string())
+    Unusable::Misfit(cli::one_line(&reason.to_string()))
 }
 
 /// One tensor as `f32`, with finite values only.

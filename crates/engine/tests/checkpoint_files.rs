@@ -86,6 +86,13 @@ fn files_that_are_something_else_are_refused_with_a_remedy() {
             b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
             "git lfs pull",
         ),
+        (b"\x08\x07\x12\x07pytorch\x1a\x051.9.0\0\0", "an ONNX model"),
+        (
+            b"PK\x03\x04\x2d\0\0\0\0\0\0\0!\0)\xdca\x87\xff\xff\xff\xff\xff\xff\xff\xff\x05\0\0\0a.npy",
+            "NumPy arrays",
+        ),
+        (&[0; 100], "nothing but zeros"),
+        (&WEIGHTS[..WEIGHTS.len() - 1], "ends too early"),
         (b"<!DOCTYPE html><html>", "HTML page"),
         (b"", "it is empty"),
         (

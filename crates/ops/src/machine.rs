@@ -64,7 +64,7 @@ mod tests {
     fn the_page_cache_of_a_container_is_free() {
         let limits = |total_memory| CGroupLimits {
             total_memory,
-            // Without what the page cache takes.
+            // The page cache takes the rest.
             free_memory: 0,
             free_swap: 0,
             rss: 100,

@@ -13,7 +13,7 @@ pub fn markdown(comparison: &Comparison, written: &str) -> String {
     let mut text = format!(
         "# {}\n\n{}\n\n## Results compared with the post's\n\n{}{}<!-- {TIMES_BEGIN} -->\n\n## Time\n\n{}{}",
         contents::title(comparison),
-        contents::setting(comparison).join(" "),
+        escaped(&contents::setting(comparison).join(" ")),
         table(&contents::results(comparison)),
         list(contents::ratios(comparison)),
         table(&contents::times(comparison)),
@@ -29,7 +29,7 @@ pub fn markdown(comparison: &Comparison, written: &str) -> String {
         if let Some(times) = contents::layer_times(run) {
             text += &format!(
                 "Mean time of the layers in a training step of {}:\n\n{}",
-                run.name,
+                escaped(&run.name),
                 table(&times)
             );
         }
@@ -67,15 +67,36 @@ pub fn markdown(comparison: &Comparison, written: &str) -> String {
 fn list(sentences: impl IntoIterator<Item = String>) -> String {
     let items = sentences
         .into_iter()
-        .map(|sentence| format!("- {sentence}\n"));
+        .map(|sentence| format!("- {}\n", escaped(&sentence)));
     match items.collect::<String>() {
         items if items.is_empty() => items,
         items => items + "\n",
     }
 }
 
+/// Text that may come from a record, on one line and without HTML, code and links.
+fn escaped(text: &str) -> String {
+    let mut rest = text.chars().peekable();
+    let mut escaped = String::new();
+    while let Some(c) = rest.next() {
+        let next = rest.peek().copied().unwrap_or(' ');
+        let is_markup = match c {
+            '<' => next.is_ascii_alphabetic() || "/!?".contains(next),
+            '`' => true,
+            '\\' => next.is_ascii_punctuation(),
+            '(' => escaped.ends_with(']'),
+            _ => false,
+        };
+        if is_markup {
+            escaped.push('\\');
+        }
+        escaped.push(if c.is_control() { ' ' } else { c });
+    }
+    escaped
+}
+
 fn cell(text: &str) -> String {
-    text.replace('|', "\\|").replace('\n', " ")
+    escaped(text).replace('|', "\\|")
 }
 
 /// A table with aligned columns, so that it is readable in a terminal.
@@ -134,4 +155,22 @@ fn images(heading: &str, kinds: &[Images]) -> String {
         text += &format!("### {kind}\n\n{}", table(&rows));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_records_is_no_markup() {
+        for (text, expected) in [
+            ("[0.5, 0.25] (p < 0.01)", "[0.5, 0.25] (p < 0.01)"),
+            ("<script>a</script>\n# b", "\\<script>a\\</script> # b"),
+            ("\\<b>", "\\\\\\<b>"),
+            ("[a](http://b) `c`", "[a]\\(http://b) \\`c\\`"),
+        ] {
+            assert_eq!(escaped(text), expected);
+        }
+        assert_eq!(cell("a|b"), "a\\|b");
+    }
 }

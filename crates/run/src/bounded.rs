@@ -52,7 +52,8 @@ macro_rules! bounded {
                 if $condition {
                     Ok(Self($value as $number))
                 } else {
-                    Err(OutOfRange::new($value, $expected))
+                    // Large numbers with an exponent.
+                    Err(OutOfRange::new(format_args!("{:?}", $value), $expected))
                 }
             }
         }
@@ -81,8 +82,9 @@ bounded!(
     NonNegative(f64) in f64 as "f64", "a finite number of at least 0", value => value.is_finite() && value >= 0.0
 );
 bounded!(
-    /// A number of at least 0 and below 1.
-    Fraction(f64) in f64 as "f64", "a number of at least 0 and below 1", value => (0.0..1.0).contains(&value)
+    /// A number of at least 0 and below 1, also in single precision.
+    Fraction(f64) in f64 as "f64", "a number of at least 0 and below 1 in single precision",
+    value => value >= 0.0 && (value as f32) < 1.0
 );
 bounded!(
     /// A number that is finite in single precision, in which networks compute.
@@ -93,8 +95,9 @@ bounded!(
     Positive(f64) in f64 as "f64", "a finite number above 0", value => (value as f32).is_finite() && value as f32 > 0.0
 );
 bounded!(
-    /// A number above 0 and below 1.
-    OpenFraction(f64) in f64 as "f64", "a number above 0 and below 1", value => value > 0.0 && value < 1.0
+    /// A number above 0 and below 1, also in single precision.
+    OpenFraction(f64) in f64 as "f64", "a number above 0 and below 1 in single precision",
+    value => value as f32 > 0.0 && (value as f32) < 1.0
 );
 
 bounded!(
@@ -148,7 +151,11 @@ mod tests {
         assert!("inf".parse::<NonNegative>().is_err());
         assert!("nan".parse::<Fraction>().is_err());
         assert!("1".parse::<Fraction>().is_err());
-        assert!("0".parse::<OpenFraction>().is_err());
+        for text in ["0", "1", "0.99999999", "1e-50"] {
+            assert!(text.parse::<OpenFraction>().is_err(), "{text}");
+        }
+        assert!("0.99999999".parse::<Fraction>().is_err());
+        assert!("-1e-50".parse::<Fraction>().is_err());
         for text in ["0", "1e-50", "1e39", "inf", "nan"] {
             assert!(text.parse::<Positive>().is_err(), "{text}");
         }
@@ -161,10 +168,12 @@ mod tests {
         for text in ["", "1,2", "1,2,3,4", "a,b,c", "1,2,0"] {
             assert!(text.parse::<PerChannel<Positive>>().is_err(), "{text}");
         }
+        let error = "1e300".parse::<Positive>().unwrap_err().to_string();
+        assert!(error.starts_with("1e300 is out of range"), "{error}");
         assert_eq!("0".parse::<Fraction>().map(Fraction::get), Ok(0.0));
         assert_eq!(
             "x".parse::<Fraction>().unwrap_err().to_string(),
-            "`x` is out of range: expected a number of at least 0 and below 1"
+            "`x` is out of range: expected a number of at least 0 and below 1 in single precision"
         );
     }
 }

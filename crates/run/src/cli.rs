@@ -132,13 +132,47 @@ fn keep_error(written: io::Result<()>) {
 /// A command line that is parsed. Otherwise prints the help that was asked for, or what is wrong, and ends the process.
 pub fn parse_or_exit<T>(command_line: Result<T, clap::Error>) -> T {
     command_line.unwrap_or_else(|error| {
-        let printed = error.print();
         if error.use_stderr() {
+            let text = error.render().to_string();
+            match reword_parser_message(&text) {
+                Cow::Borrowed(_) => drop(error.print()),
+                Cow::Owned(text) => note(text.trim_end()),
+            }
             process::exit(Exit::Usage as i32);
         }
+        let printed = error.print();
         keep_error(printed);
         process::exit(Exit::Success.or_output_error() as i32)
     })
+}
+
+/// Messages of the standard library's number parsers, and what is printed instead.
+const PARSER_MESSAGES: [(&str, &str); 4] = [
+    (
+        "number would be zero for non-zero type",
+        "expected an integer of at least 1",
+    ),
+    (
+        "number too large to fit in target type",
+        "the number is too large",
+    ),
+    (
+        "invalid digit found in string",
+        "expected an integer of at least 0",
+    ),
+    (
+        "cannot parse integer from empty string",
+        "expected an integer",
+    ),
+];
+
+/// A message with the words of Rust's parsers replaced, if it has any.
+fn reword_parser_message(message: &str) -> Cow<'_, str> {
+    let mut messages = PARSER_MESSAGES.iter();
+    match messages.find(|(words, _)| message.contains(words)) {
+        Some((words, meaning)) => message.replace(words, meaning).into(),
+        None => message.into(),
+    }
 }
 
 /// Prints a line about progress to standard error.
@@ -164,6 +198,13 @@ pub fn printable(text: &str) -> String {
         c => c.to_string(),
     };
     text.chars().map(printable).collect()
+}
+
+/// A name, or a message about one, as [`printable`], on one line.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    let line = printable(text).replace('\n', "\\n");
+    line.replace('\t', "\\t")
 }
 
 /// A path as a word of a command that is printed, to be pasted into a shell.
@@ -264,6 +305,7 @@ mod tests {
         ] {
             assert_eq!(printable(text), expected);
         }
+        assert_eq!(one_line("a\tb\nc\r"), "a\\tb\\nc\\u000d");
     }
 
     #[test]

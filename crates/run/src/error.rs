@@ -152,6 +152,17 @@ impl Error {
         }
     }
 
+    /// Gives an error of [`std::fs::read_to_string`] its context.
+    pub(crate) fn text(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let file = Self::file(action, path);
+        move |reason| match reason.kind() {
+            kind @ io::ErrorKind::InvalidData => {
+                file(io::Error::new(kind, "it is not a text in UTF-8"))
+            }
+            _ => file(reason),
+        }
+    }
+
     /// Fails if a file has a later format than `known`, the latest that this program reads.
     pub(crate) fn check_version(path: &Path, found: u64, known: u32) -> Result<(), Self> {
         if found > known.into() {

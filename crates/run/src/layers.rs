@@ -39,7 +39,7 @@ pub fn write(path: &Path, layers: &[Layer]) -> Result<(), Error> {
 /// # Errors
 /// When the file cannot be read or is damaged.
 pub fn read(path: &Path) -> Result<Vec<Layer>, Error> {
-    let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
+    let text = fs::read_to_string(path).map_err(Error::text("read", path))?;
     serde_json::from_str(&text).map_err(Error::damaged(path))
 }
 

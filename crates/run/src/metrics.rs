@@ -134,7 +134,7 @@ pub struct LrFinderStep {
 /// # Errors
 /// When the file is missing, a line is not the metrics of an epoch, or the epochs are not 1, 2, 3, ...
 pub fn read(path: &Path) -> Result<Vec<EpochMetrics>, Error> {
-    let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
+    let text = fs::read_to_string(path).map_err(Error::text("read", path))?;
     let damaged = Error::damaged(path);
     let read = |(line, text)| {
         let metrics: EpochMetrics =

@@ -1,5 +1,6 @@
 //! Paths of flags and settings.
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use serde::{Deserialize, Serialize, Serializer};
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -12,6 +13,20 @@ use std::str::FromStr;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(from = "PathBuf")]
 pub struct NativePath(PathBuf);
+
+impl NativePath {
+    /// The parser of a flag whose path is written to records, or into commands to be pasted.
+    #[must_use]
+    pub fn of_text() -> impl TypedValueParser<Value = Self> {
+        OsStringValueParser::new().try_map(|path| match path.to_str() {
+            None => Err("its name is not valid Unicode, and cannot be recorded; rename it"),
+            Some(text) if text.contains(char::is_control) => {
+                Err("its name has control characters, and cannot be recorded; rename it")
+            }
+            Some(_) => Ok(Self::from(path)),
+        })
+    }
+}
 
 impl From<PathBuf> for NativePath {
     fn from(path: PathBuf) -> Self {

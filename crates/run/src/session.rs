@@ -56,6 +56,12 @@ impl Session {
         }
     }
 
+    /// Whether the run had a step when the session started or ended.
+    #[must_use]
+    pub fn has_trained(&self) -> bool {
+        self.from() > (0, 0) || (self.to_epoch, self.to_step) > (Some(0), Some(0))
+    }
+
     /// Where the session started.
     fn from(&self) -> (u32, usize) {
         (self.from_epoch, self.from_step)

@@ -2,14 +2,12 @@
 
 use crate::memory;
 use anyhow::Context;
+use datasets::cifar10::RECORD_BYTES;
 use datasets::{DatasetInfo, Images, Split};
 use run::EvaluationSplit;
 use run::cli::{self, UsageError};
 use std::num::NonZeroUsize;
 use std::path::Path;
-
-/// Bytes of an image and its label.
-const IMAGE_BYTES: usize = 3 * 32 * 32 + 1;
 
 /// The part of a data set to load.
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,8 +20,8 @@ pub(crate) struct Limits {
     pub(crate) test: Option<NonZeroUsize>,
     /// Training images to be held out, and evaluated on; with the seed that chooses them.
     pub(crate) validation: Option<(NonZeroUsize, u64)>,
-    /// Training images that are trained on, and evaluated on.
-    pub(crate) overfit: Option<NonZeroUsize>,
+    /// Batches of training images that are trained on, and evaluated on; with their size.
+    pub(crate) overfit: Option<(NonZeroUsize, NonZeroUsize)>,
 }
 
 /// A data set with the limits applied.
@@ -60,7 +58,16 @@ impl Data {
                 return Err(UsageError(message).into());
             }
         }
-        let bytes = (images.training + images.test) * IMAGE_BYTES;
+        // A set that is generated has the images that are wanted; files are read whole.
+        let read = match info.max_generated {
+            None if !limits.test_only => info.images,
+            None => Images {
+                training: 0,
+                ..info.images
+            },
+            Some(_) => images,
+        };
+        let bytes = (read.training + read.test) * RECORD_BYTES;
         memory::require(bytes as u64, "to load the images")?;
         let dataset = info
             .load(data_dir, images)
@@ -82,8 +89,15 @@ impl Data {
                 .map_err(|error| UsageError(format!("--validation {images}: {error}")))?;
             evaluated = EvaluationSplit::Validation;
         }
-        if let Some(images) = limits.overfit {
-            train = limited("--overfit-batches", train, Some(images))?;
+        if let Some((batches, batch_size)) = limits.overfit {
+            let (images, all) = (batches.saturating_mul(batch_size).get(), train.len());
+            if images > all {
+                return Err(UsageError(format!(
+                    "--overfit-batches {batches}: there are only {all} images, and a batch has {batch_size}"
+                ))
+                .into());
+            }
+            train = train.first(images)?;
             test = train.clone();
             evaluated = EvaluationSplit::Validation;
         }

@@ -42,7 +42,7 @@ pub(crate) struct EvalArgs {
 
 /// Evaluates, and prints the result.
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
-    let loaded = load(&args.weights)?;
+    let loaded = load(&args.weights, args.dataset)?;
     let limits = Limits {
         test_only: true,
         test: args.limit_test,

@@ -139,18 +139,3 @@ pub(crate) fn log(event: &Event<'_>) {
         }
     }
 }
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_of_the_log_are_returned() {
-        let full = File::options().write(true).open("/dev/full").unwrap();
-        let mut log = Log {
-            file: Arc::new(full),
-            path: Path::new("log.txt").into(),
-        };
-        assert!(log.write_all(b"line").is_err());
-    }
-}

@@ -113,8 +113,8 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
         ),
         None if interrupted => format!("stopped; {ended}"),
         None => format!(
-            "no suggestion: the loss did not fall at learning rates above ten times --min-lr; try another --min-lr or \
-             more --steps; {ended}"
+            "no suggestion: the loss is lowest at a learning rate below ten times --min-lr; try a lower --min-lr or more \
+             --steps; {ended}"
         ),
     });
     Ok(match interrupted {

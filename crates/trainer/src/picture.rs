@@ -1,5 +1,6 @@
 //! Pictures from PNG and JPEG files, as people see them: upright, and on white where they are transparent.
 
+use crate::memory::MIB;
 use image::codecs::png::PngDecoder;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, RgbImage};
@@ -32,6 +33,18 @@ pub(crate) enum PictureError {
     /// Its pixels need too much memory.
     #[error("it has {0} x {1} pixels, which are too many; make it smaller")]
     TooLarge(u32, u32),
+    /// Its pixels need more memory than is free, in bytes.
+    #[error(
+        "it has {width} x {height} pixels, which take about {} MiB of memory, and {} MiB are free; make it smaller, or free some",
+        needed.div_ceil(MIB),
+        free / MIB
+    )]
+    NoMemory {
+        width: u32,
+        height: u32,
+        needed: u64,
+        free: u64,
+    },
     /// The decoder cannot decode it; with the decoder's reason.
     #[error(
         "it is damaged, or of an unsupported kind ({0}); save it again as a PNG or JPEG picture"
@@ -41,15 +54,15 @@ pub(crate) enum PictureError {
 
 type Result<T> = result::Result<T, PictureError>;
 
-/// Reads a picture.
-pub(crate) fn read(path: &Path) -> Result<DynamicImage> {
-    decode(&fs::read(path).map_err(PictureError::Read)?)
+/// Reads a picture, with at most `memory` bytes besides those of the file.
+pub(crate) fn read(path: &Path, memory: u64) -> Result<DynamicImage> {
+    decode(&fs::read(path).map_err(PictureError::Read)?, memory)
 }
 
-fn decode(bytes: &[u8]) -> Result<DynamicImage> {
+fn decode(bytes: &[u8], memory: u64) -> Result<DynamicImage> {
     let (mut picture, exif) = match image::guess_format(bytes) {
-        Ok(ImageFormat::Png) => png(bytes)?,
-        Ok(ImageFormat::Jpeg) => jpeg(bytes)?,
+        Ok(ImageFormat::Png) => png(bytes, memory)?,
+        Ok(ImageFormat::Jpeg) => jpeg(bytes, memory)?,
         Ok(other) => {
             let name = format!("{other:?}").to_uppercase();
             return Err(PictureError::Other(format!("is a {name} picture")));
@@ -80,14 +93,25 @@ fn decode(bytes: &[u8]) -> Result<DynamicImage> {
 }
 
 /// Decodes a PNG picture, and returns its EXIF data, which may be empty.
-fn png(bytes: &[u8]) -> Result<(DynamicImage, Vec<u8>)> {
+fn png(bytes: &[u8], memory: u64) -> Result<(DynamicImage, Vec<u8>)> {
     // To the end of the file, where there may be EXIF data: `image` reads no further than the pixels.
     let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info()?;
     reader.finish()?;
     let exif = reader.info().exif_metadata.as_deref().map(<[u8]>::to_vec);
     let decoder = PngDecoder::new(Cursor::new(bytes))?;
     let (width, height) = decoder.dimensions();
-    check_size(width, height, decoder.total_bytes())?;
+    // Turning and cropping each copy the pixels. With transparency there are RGBA and RGB copies: 4 + 3 bytes a pixel.
+    let pixel_bytes = decoder.total_bytes();
+    let copies = match decoder.color_type().has_alpha() {
+        true => 7 * u64::from(width) * u64::from(height),
+        false => pixel_bytes,
+    };
+    check_size(
+        [width, height],
+        pixel_bytes,
+        copies.max(pixel_bytes),
+        memory,
+    )?;
     Ok((
         DynamicImage::from_decoder(decoder)?,
         exif.unwrap_or_default(),
@@ -112,21 +136,25 @@ impl From<ImageError> for PictureError {
 }
 
 /// Decodes a JPEG picture, and returns its EXIF data, which may be empty. `image` decodes damaged ones without an error.
-fn jpeg(bytes: &[u8]) -> Result<(DynamicImage, Vec<u8>)> {
-    if !has_end_of_image(bytes) {
-        return Err(PictureError::Truncated);
-    }
+fn jpeg(bytes: &[u8], memory: u64) -> Result<(DynamicImage, Vec<u8>)> {
+    let end = end_of_image(bytes).ok_or(PictureError::Truncated)?;
+    // Data that end before the last pixel must be an error. At the end marker the decoder would fill the rest with grey, so
+    // bits that are no valid code come before it.
+    let bytes = [&bytes[..end], &[0xFF, 0].repeat(16), &bytes[end..]].concat();
     let lenient = DecoderOptions::default()
         .set_strict_mode(false)
         .set_max_width(usize::MAX)
         .set_max_height(usize::MAX);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), lenient);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&bytes), lenient);
     decoder.decode_headers()?;
     let exif = decoder.exif().cloned().unwrap_or_default();
     let (width, height) = decoder.dimensions().unwrap_or_default();
     // A JPEG file has 16 bits for each.
     let (width, height) = (width as u32, height as u32);
-    check_size(width, height, 3 * u64::from(width) * u64::from(height))?;
+    // Progressive pictures are decoded to coefficients of 16 bits first.
+    let pixel_bytes = 3 * u64::from(width) * u64::from(height);
+    let more = 2 * pixel_bytes + bytes.len() as u64;
+    check_size([width, height], pixel_bytes, more, memory)?;
     // Cameras add to headers what the standard does not allow; the pixels must be sound.
     decoder.set_options(lenient.set_strict_mode(true));
     let picture = RgbImage::from_raw(width, height, decoder.decode()?);
@@ -140,39 +168,44 @@ impl From<DecodeErrors> for PictureError {
     }
 }
 
-/// Whether a JPEG file has its marker "end of image", which a truncated one lacks. Those of thumbnails are inside of
+/// Where a JPEG file has its marker "end of image", which a truncated one lacks. Those of thumbnails are inside of
 /// segments, and files may have other data after it.
-fn has_end_of_image(bytes: &[u8]) -> bool {
+fn end_of_image(bytes: &[u8]) -> Option<usize> {
     const END_OF_IMAGE: u8 = 0xD9;
     let mut rest = bytes;
     loop {
         // A marker is 0xFF and its code. In compressed data, a 0 follows 0xFF; between segments, 0xFF may be repeated.
         let is_marker = |pair: &[u8]| pair[0] == 0xFF && !matches!(pair[1], 0 | 0xFF);
-        let Some(start) = rest.windows(2).position(is_marker) else {
-            return false;
-        };
+        let start = rest.windows(2).position(is_marker)?;
         let code = rest[start + 1];
         rest = &rest[start + 2..];
         match code {
-            END_OF_IMAGE => return true,
+            END_OF_IMAGE => return Some(bytes.len() - rest.len() - 2),
             // Those without a segment.
             0x01 | 0xD0..=0xD8 => {}
             _ => {
                 let length = rest.first_chunk().map(|bytes| u16::from_be_bytes(*bytes));
-                let Some(after) = length.and_then(|length| rest.get(length.into()..)) else {
-                    return false;
-                };
-                rest = after;
+                rest = rest.get(length?.into()..)?;
             }
         }
     }
 }
 
-fn check_size(width: u32, height: u32, bytes: u64) -> Result<()> {
+/// Checks the size of a picture: its pixels take `bytes`, decoding takes `more` beside them, and `memory` is free.
+fn check_size([width, height]: [u32; 2], bytes: u64, more: u64, memory: u64) -> Result<()> {
+    let needed = bytes.saturating_add(more);
     if bytes > MOST_BYTES {
-        return Err(PictureError::TooLarge(width, height));
+        Err(PictureError::TooLarge(width, height))
+    } else if needed > memory {
+        Err(PictureError::NoMemory {
+            width,
+            height,
+            needed,
+            free: memory,
+        })
+    } else {
+        Ok(())
     }
-    Ok(())
 }
 
 /// The picture on a white background.
@@ -193,6 +226,10 @@ mod tests {
     use image::codecs::png::PngEncoder;
     use image::{ExtendedColorType, ImageEncoder, Rgb, Rgba, RgbaImage};
     use proptest::prelude::*;
+
+    fn decode(bytes: &[u8]) -> Result<DynamicImage> {
+        super::decode(bytes, u64::MAX)
+    }
 
     /// EXIF data with an orientation: a TIFF header, and a directory of one entry.
     fn exif(orientation: u8) -> Vec<u8> {
@@ -370,6 +407,15 @@ mod tests {
             *pair = [0xFF, 0];
         }
         assert!(matches!(decode(&jpeg), Err(PictureError::Undecodable(_))));
+        // Data that end too early, with the end of the file.
+        let jpeg = jpeg_file(&noise, None);
+        for missing in [3, 10, 100, 1000, 3000] {
+            let cut = [&jpeg[..jpeg.len() - 2 - missing], &[0xFF, 0xD9]].concat();
+            assert!(
+                matches!(decode(&cut), Err(PictureError::Undecodable(_))),
+                "{missing}"
+            );
+        }
     }
 
     #[test]
@@ -398,6 +444,12 @@ mod tests {
             decode(&jpeg),
             Err(PictureError::TooLarge(65535, 65535))
         ));
+        let bytes = 48 * 32 * 3;
+        for file in [jpeg_file(&quarters(), None), png_file(&quarters(), None)] {
+            super::decode(&file, 5 * bytes).unwrap();
+            let error = super::decode(&file, bytes).unwrap_err().to_string();
+            assert!(error.contains("it has 48 x 32 pixels"), "{error}");
+        }
     }
 
     proptest! {

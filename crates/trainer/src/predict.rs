@@ -33,13 +33,18 @@ const SIDE: u32 = 32;
 /// Predicts, and prints the most probable classes of each picture. A picture that cannot be classified does not prevent
 /// the others from being.
 pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
-    let loaded = load(&args.weights)?;
+    let loaded = load(&args.weights, datasets::cifar10::INFO)?;
+    // Measured once: pictures are read one after the other, and each frees its memory.
+    let memory = ops::available_memory().unwrap_or(u64::MAX);
     let mut exit = Exit::Success;
     for path in &args.images {
-        match predict(path, &loaded, args.top.get()) {
-            Ok(classes) => cli::line(&format!("{}: {classes}", path.display())),
+        match predict(path, &loaded, memory, args.top.get()) {
+            Ok(classes) => {
+                let name = cli::one_line(&path.display().to_string());
+                cli::line(&format!("{name}: {classes}"));
+            }
             Err(error) => {
-                cli::error(&cli::message(error.as_ref()));
+                cli::error(&cli::one_line(&cli::message(error.as_ref())));
                 exit = Exit::Failure;
             }
         }
@@ -47,10 +52,10 @@ pub(crate) fn run(args: &PredictArgs) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-/// The `top` most probable classes of a picture.
-fn predict(path: &Path, loaded: &Loaded, top: usize) -> anyhow::Result<String> {
-    let picture =
-        picture::read(path).with_context(|| format!("cannot classify `{}`", path.display()))?;
+/// The `top` most probable classes of a picture, which is read with at most `memory` bytes.
+fn predict(path: &Path, loaded: &Loaded, memory: u64, top: usize) -> anyhow::Result<String> {
+    let picture = picture::read(path, memory)
+        .with_context(|| format!("cannot classify `{}`", path.display()))?;
     let images = datasets::picture(&square(&picture), &loaded.normalisation())?;
     let mut tape = Tape::no_grad(loaded.arithmetic);
     let logits = loaded

@@ -124,6 +124,11 @@ impl<'a> RunFiles<'a> {
         position: Position,
         history: &[EpochMetrics],
     ) -> anyhow::Result<()> {
+        // A run without a checkpoint resumes from its first step.
+        let position = match self.folder.path().join(file::LAST_WEIGHTS).exists() {
+            true => position,
+            false => Position::default(),
+        };
         let sessions = mem::take(&mut self.record.made_by.sessions);
         self.record.made_by.sessions = session::ended(sessions, position.epoch, position.step);
         let record = self.record.to_toml()?;

@@ -27,6 +27,12 @@ pub(crate) fn resolve(flags: &Overrides, file: Option<&Path>) -> Result<Resolved
 /// Resolves the settings of a run that is resumed: its own, but for those that may change.
 pub(crate) fn resolve_resumed(flags: &Overrides, record: &Path) -> Result<Resolved, UsageError> {
     let recorded = read(record)?;
+    if recorded.model.is_none() {
+        return Err(usage(run::Error::Damaged {
+            path: record.to_owned(),
+            reason: "the setting `model` is missing".to_owned(),
+        }));
+    }
     flags
         .check_resume(record.parent().unwrap_or(record), &recorded)
         .map_err(usage)?;

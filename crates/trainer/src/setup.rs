@@ -10,7 +10,7 @@ use datasets::Split;
 use engine::{Checkpoints, Inputs, Training, TrainingMemory, TrainingSetup};
 use models::{Network, initial_parameters};
 use run::cli::{self, UsageError};
-use run::{Record, RunFolder};
+use run::{MadeBy, Record, RunFolder, Session, file, metrics};
 use std::num::NonZeroU32;
 use std::path::Path;
 
@@ -26,12 +26,11 @@ impl Setup {
     pub(crate) fn new(resolved: Resolved) -> anyhow::Result<Self> {
         let run = &resolved.settings;
         let backend = Backend::new(run)?;
-        let overfit = run.overfit_batches;
         let limits = Limits {
             train: run.limit_train,
             test: run.limit_test,
             validation: run.validation.map(|images| (images, run.seed)),
-            overfit: overfit.map(|batches| batches.saturating_mul(run.batch_size)),
+            overfit: run.overfit_batches.map(|batches| (batches, run.batch_size)),
             ..Limits::default()
         };
         Ok(Self {
@@ -113,7 +112,8 @@ impl Setup {
             Some(path) => {
                 let weights = weights::read(path, Some(architecture))?;
                 let is_given = self.resolved.normalisation_is_given;
-                weights::note_normalisation(path, &weights, &self.inputs(), is_given);
+                let classes = self.resolved.dataset;
+                weights::note_normalisation(path, &weights, &self.inputs(), classes, is_given);
                 weights.into_network(device)?
             }
             None => {
@@ -128,10 +128,12 @@ impl Setup {
     /// Training from the last checkpoint of a run, or from the first step where there is none yet.
     pub(crate) fn resume(&self, folder: &RunFolder) -> anyhow::Result<Training> {
         let checkpoints = self.checkpoints(folder);
+        let made_by = Record::read(folder.path())?.made_by;
         let Some(checkpoint) = checkpoints.read_last(self.resolved.architecture)? else {
+            check_untrained(folder.path(), &made_by)?;
             return self.start();
         };
-        let recorded = Record::read(folder.path())?.made_by.data_sha256;
+        let recorded = made_by.data_sha256;
         if recorded != self.data.digest {
             bail!(
                 "the run `{}` was made with other data (SHA-256 {recorded}) than those in use now ({})",
@@ -169,11 +171,30 @@ impl Setup {
     }
 }
 
-/// Bytes that are written of the predictions for an image: its logits, and more.
+/// Bytes in the files of predictions for each image: logits, label and predicted class.
 const PREDICTION_BYTES: u64 = 64;
 
 /// Bytes that a run's metrics, curves, log and tables take at most, but for very long runs.
 const OTHER_FILES: u64 = 2 << 20;
+
+/// Fails where the checkpoint of a run is missing although the run has trained: it would start again and overwrite its
+/// files.
+fn check_untrained(folder: &Path, made_by: &MadeBy) -> anyhow::Result<()> {
+    let path = folder.join(file::METRICS);
+    let epochs = match path.exists() {
+        true => metrics::read(&path)?.len(),
+        false => 0,
+    };
+    // A process that was killed has the metrics of an epoch before its checkpoint; on a GPU, of several epochs.
+    let has_epochs = epochs > 1 && made_by.device == "cpu";
+    if has_epochs || made_by.sessions.iter().any(Session::has_trained) {
+        bail!(
+            "`{}` is missing, from which the run resumes; put a copy of it there, or start a new run",
+            folder.join(file::LAST_WEIGHTS).display()
+        );
+    }
+    Ok(())
+}
 
 /// Checks that there is space for `needed` bytes where `path` is or will be, if the file system tells.
 fn check_space(path: &Path, needed: u64, remedy: &str) -> anyhow::Result<()> {
@@ -181,7 +202,7 @@ fn check_space(path: &Path, needed: u64, remedy: &str) -> anyhow::Result<()> {
     let existing = path.ancestors().find(exists).unwrap_or(Path::new("."));
     match atomic_file::free_space(existing) {
         Some(free) if free < needed => bail!(
-            "cannot write checkpoints to `{}`: {} MiB are needed, and {} MiB are free; {remedy}",
+            "the files of the run do not fit on the disk of `{}`: {} MiB are needed, and {} MiB are free; {remedy}",
             path.display(),
             needed.div_ceil(MIB),
             free / MIB
@@ -201,7 +222,10 @@ mod tests {
         check_space(&new, 1, "").unwrap();
         let error = check_space(&new, u64::MAX, "free some").unwrap_err();
         let error = error.to_string();
-        let start = format!("cannot write checkpoints to `{}`: ", new.display());
+        let start = format!(
+            "the files of the run do not fit on the disk of `{}`: ",
+            new.display()
+        );
         assert!(error.starts_with(&start), "{error}");
     }
 }

@@ -56,7 +56,8 @@ pub(crate) struct TrainArgs {
         long,
         value_name = "DIR",
         help_heading = "Output",
-        default_value = "runs"
+        default_value = "runs",
+        value_parser = NativePath::of_text()
     )]
     pub(crate) run_dir: NativePath,
 
@@ -173,7 +174,7 @@ fn run_with(
     let (training, folder) = match resumed {
         Some(folder) => {
             let training = setup.resume(&folder)?;
-            check_epochs(args, &training, &folder)?;
+            check_epochs(args, setup.resolved.settings.epochs, &training, &folder)?;
             (training, folder)
         }
         // The folder is created last, so that an error leaves nothing behind.
@@ -205,13 +206,15 @@ fn run_with(
 /// Checks that a resumed run can have the epochs that are asked for.
 fn check_epochs(
     args: &TrainArgs,
+    epochs: NonZeroU32,
     training: &Training,
     folder: &RunFolder,
 ) -> Result<(), UsageError> {
-    let Some(wanted) = args.overrides.epochs else {
-        return Ok(());
+    let (wanted, run) = (epochs.get(), folder.path().display());
+    let (setting, omit) = match args.overrides.epochs {
+        Some(_) => (format!("--epochs {wanted}"), ", or omit --epochs"),
+        None => (format!("epochs = {wanted} in {}", file::RECORD), ""),
     };
-    let (wanted, run) = (wanted.get(), folder.path().display());
     let Position { epoch, step, .. } = training.position();
     let done = cli::count(epoch as usize, "epoch");
     if (epoch, step) > (wanted, 0) {
@@ -221,12 +224,12 @@ fn check_epochs(
             ""
         };
         return Err(UsageError(format!(
-            "--epochs {wanted}: the run `{run}` has trained for {done}{step}; give at least as many, or omit --epochs"
+            "{setting}: the run `{run}` has trained for {done}{step}; give at least as many{omit}"
         )));
     }
-    if training.stopped_early() && wanted > epoch {
+    if training.stopped_early() && wanted > epoch && args.overrides.epochs.is_some() {
         return Err(UsageError(format!(
-            "--epochs {wanted}: early stopping ended the run `{run}` after {done}; for more epochs start a new run with \
+            "{setting}: early stopping ended the run `{run}` after {done}; for more epochs start a new run with \
              another --early-stopping"
         )));
     }
@@ -368,8 +371,8 @@ impl ReadyRun<'_> {
         } else {
             ("stopped", Exit::Success)
         };
-        // Where another program runs this one, it says how to go on.
-        let advice = match self.args.stop_with_stdin {
+        // A program that started this one resumes the run, or has no use for it.
+        let resume = match self.args.stop_with_stdin {
             true => String::new(),
             false => format!(
                 "; resume with: cargo run -p trainer -- --resume {}",
@@ -377,7 +380,7 @@ impl ReadyRun<'_> {
             ),
         };
         cli::note(&format!(
-            "{verb} after {epoch} of {} epochs and {}{advice}",
+            "{verb} after {epoch} of {} epochs and {}{resume}",
             self.setup.resolved.settings.epochs,
             cli::count(step, "step"),
         ));

@@ -4,6 +4,7 @@ use crate::backend;
 use crate::memory;
 use crate::settings::{self, architecture};
 use candle_core::Device;
+use datasets::DatasetInfo;
 use engine::{Inputs, Weights};
 use models::{Architecture, Network};
 use ops::Arithmetic;
@@ -60,8 +61,9 @@ pub(crate) struct Loaded {
     pub(crate) arithmetic: Arithmetic,
 }
 
-/// Reads the weights of a command, and notes what is assumed about them.
-pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
+/// Reads the weights of a command, and notes what is assumed about them. A file that does not name its classes is taken
+/// for one of `dataset`.
+pub(crate) fn load(args: &WeightArgs, dataset: DatasetInfo) -> anyhow::Result<Loaded> {
     backend::use_threads(args.threads)?;
     let device = backend::open(args.device)?;
     let arithmetic = backend::arithmetic(args.conv, args.precision, &device)?;
@@ -71,12 +73,12 @@ pub(crate) fn load(args: &WeightArgs) -> anyhow::Result<Loaded> {
     let weights = read(&args.checkpoint, args.model)?;
     let mut inputs = match &weights.inputs {
         Some(inputs) => inputs.clone(),
-        None => reference_inputs(weights.architecture)?,
+        None => reference_inputs(weights.architecture, dataset)?,
     };
     inputs.mean = args.mean.map_or(inputs.mean, |mean| mean.0);
     inputs.std = args.std.map_or(inputs.std, |std| std.0);
     let is_given = args.mean.is_some() && args.std.is_some();
-    note_normalisation(&args.checkpoint, &weights, &inputs, is_given);
+    note_normalisation(&args.checkpoint, &weights, &inputs, dataset, is_given);
     let inputs_are_known = weights.inputs.is_some();
     let network = weights.into_network(&device)?;
     Ok(Loaded {
@@ -93,7 +95,7 @@ pub(crate) fn read(path: &Path, model: Option<Architecture>) -> Result<Weights, 
     let weights = Weights::read(path, model)?;
     let path = path.display();
     if !weights.prefix.is_empty() {
-        let prefix = &weights.prefix;
+        let prefix = cli::one_line(&weights.prefix);
         cli::note(&format!(
             "note: the names of all tensors in `{path}` begin with `{prefix}`, which is removed"
         ));
@@ -109,7 +111,13 @@ pub(crate) fn read(path: &Path, model: Option<Architecture>) -> Result<Weights, 
 
 /// Notes the normalisation of images for weights from a file, where it is not the one that the file says. `is_given` tells
 /// whether a person gave it.
-pub(crate) fn note_normalisation(path: &Path, weights: &Weights, used: &Inputs, is_given: bool) {
+pub(crate) fn note_normalisation(
+    path: &Path,
+    weights: &Weights,
+    used: &Inputs,
+    dataset: DatasetInfo,
+    is_given: bool,
+) {
     let text = |inputs: &Inputs| {
         let (mean, std) = (PerChannel(inputs.mean), PerChannel(inputs.std));
         format!("mean {mean} and std {std}")
@@ -118,7 +126,8 @@ pub(crate) fn note_normalisation(path: &Path, weights: &Weights, used: &Inputs, 
     match &weights.inputs {
         None if !is_given => cli::note(&format!(
             "note: `{path}` does not say for which normalisation and classes it was trained; assumed: {used_text}, and the \
-             classes of CIFAR-10; give --mean and --std if it was another normalisation"
+             classes of {}; give --mean and --std if it was another normalisation",
+            dataset.display_name
         )),
         Some(own) if (own.mean, own.std) != (used.mean, used.std) => cli::note(&format!(
             "note: `{path}` was trained with {}; images are normalised with {used_text} (--mean, --std)",
@@ -129,7 +138,7 @@ pub(crate) fn note_normalisation(path: &Path, weights: &Weights, used: &Inputs, 
 }
 
 /// The inputs of weights made elsewhere: those of the reference recipe.
-fn reference_inputs(architecture: Architecture) -> anyhow::Result<Inputs> {
+fn reference_inputs(architecture: Architecture, dataset: DatasetInfo) -> anyhow::Result<Inputs> {
     let reference = Overrides {
         model: Some(architecture.name.to_owned()),
         ..Overrides::default()
@@ -138,7 +147,7 @@ fn reference_inputs(architecture: Architecture) -> anyhow::Result<Inputs> {
     Ok(Inputs {
         mean: reference.settings.mean.0,
         std: reference.settings.std.0,
-        class_names: reference.dataset.class_names.map(str::to_owned),
+        class_names: dataset.class_names.map(str::to_owned),
     })
 }
 

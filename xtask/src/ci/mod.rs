@@ -56,7 +56,8 @@ const PYTHON_LIBRARIES: &str = "import nvidia, glob; \
     assert all(any(glob.glob(f'{f}/lib{name}.so*') for f in folders) for name in ('nvrtc', 'cudnn')); \
     print(':'.join(folders))";
 
-/// Runs the checks in order, those of other systems beside the others. Stops at the first that fails.
+/// Runs the checks in order, and those of other systems beside them. After a failure no further check starts, but those
+/// of other systems run to their end.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     if args.platforms {
         return platforms::run();
@@ -67,20 +68,29 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     thread::scope(|scope| {
         // Neither uses all cores all the time.
         let platforms = scope.spawn(platforms::quick);
-        for arguments in CHECKS {
-            check_cargo(arguments)?;
-        }
-        if cfg!(target_os = "linux") {
-            cuda_checks()?;
-        } else {
-            cli::note("--- the feature `cuda` is checked on Linux only");
-        }
-        platforms
+        let here = slow_checks();
+        let platforms = platforms
             .join()
-            .unwrap_or_else(|panic| resume_unwind(panic))
+            .unwrap_or_else(|panic| resume_unwind(panic));
+        if let (Err(_), Err(error)) = (&here, &platforms) {
+            cli::error(&cli::message(error.as_ref()));
+        }
+        here.and(platforms)
     })?;
     cli::line("all checks passed");
     Ok(Exit::Success)
+}
+
+/// The checks of this system that take minutes.
+fn slow_checks() -> anyhow::Result<()> {
+    for arguments in CHECKS {
+        check_cargo(arguments)?;
+    }
+    if cfg!(target_os = "linux") {
+        return cuda_checks();
+    }
+    cli::note("--- the feature `cuda` is checked on Linux only");
+    Ok(())
 }
 
 fn check_cargo(arguments: &str) -> anyhow::Result<()> {

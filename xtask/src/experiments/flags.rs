@@ -1,6 +1,7 @@
 //! Settings of a run as flags of the commands that train several runs. They are the trainer's own flags, which are
 //! generated from the declaration in `run::settings`.
 
+use crate::trainer::flag;
 use clap::{ArgMatches, Command};
 use run::Overrides;
 use run::settings::{FIELDS, Field, Property};
@@ -66,7 +67,7 @@ impl<S> SettingFlags<S> {
     pub(crate) fn arguments(&self) -> Vec<OsString> {
         let given = self.0.iter();
         given
-            .flat_map(|(field, value)| [field.flag().into(), value.clone()])
+            .map(|(field, value)| flag(&field.flag(), value))
             .collect()
     }
 }
@@ -119,7 +120,7 @@ mod tests {
         let flags = flags.with("lr", "0.2").with("seed", "3");
         assert_eq!(
             flags.arguments(),
-            ["--mean", "0,0.5,1", "--lr", "0.2", "--seed", "3"]
+            ["--mean=0,0.5,1", "--lr=0.2", "--seed=3"]
         );
         for wrong in [["compare", "--lr=-1"], ["compare", "--seed=1"]] {
             assert!(command.clone().try_get_matches_from(wrong).is_err());

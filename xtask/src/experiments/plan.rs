@@ -1,6 +1,6 @@
 //! The runs of an experiment, and the state of each.
 
-use crate::trainer::Trainer;
+use crate::trainer::{Trainer, flag};
 use run::cli::UsageError;
 use run::settings::{FIELDS, Property};
 use run::{Record, Run, Settings, file};
@@ -75,16 +75,17 @@ impl Planned {
     }
 
     /// The arguments with which the trainer resumes the run: the settings that may change.
-    pub(crate) fn arguments_to_resume(&self) -> anyhow::Result<Vec<String>> {
+    pub(crate) fn arguments_to_resume(&self) -> anyhow::Result<Vec<OsString>> {
         let settings = self.settings.to_table()?;
         let fields = FIELDS.iter();
         let changeable = fields.filter(|field| field.has(Property::MayChangeOnResume));
         let arguments = changeable.filter_map(|field| {
             let value = settings.get(field.key)?;
             let text = value.as_str().map(str::to_owned);
-            Some([field.flag(), text.unwrap_or_else(|| value.to_string())])
+            let text = text.unwrap_or_else(|| value.to_string());
+            Some(flag(&field.flag(), text))
         });
-        Ok(arguments.flatten().collect())
+        Ok(arguments.collect())
     }
 }
 

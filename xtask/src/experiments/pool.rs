@@ -3,7 +3,7 @@
 use crate::experiments::flags::SettingFlags;
 use crate::experiments::plan::{Planned, State};
 use crate::experiments::progress::Progress;
-use crate::trainer::{self, Trainer, wait_for_writer};
+use crate::trainer::{self, Trainer, flag, wait_for_writer};
 use anyhow::{Context, bail};
 use run::{cli, file, stop};
 use std::collections::BTreeMap;
@@ -93,9 +93,9 @@ fn train_one(
     if run.state == State::Missing && !run.folder.join(file::RECORD).exists() {
         let out = run.folder.parent().unwrap_or(Path::new("."));
         command.args(&run.arguments).args(["--name", &run.name]);
-        command.arg("--run-dir").arg(out);
+        command.arg(flag("--run-dir", out));
     } else {
-        command.arg("--resume").arg(&run.folder);
+        command.arg(flag("--resume", &run.folder));
         command.args(run.arguments_to_resume()?);
     }
     progress.started(run);

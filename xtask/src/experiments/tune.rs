@@ -5,12 +5,12 @@ use crate::experiments::plan::{Planned, State};
 use crate::experiments::pool;
 use crate::files::write;
 use crate::lock::Lock;
-use crate::trainer::{self, Trainer};
+use crate::trainer::{self, Trainer, flag};
 use anyhow::bail;
 use rng::{Purpose, Stream, unit};
 use run::cli::{self, Exit, UsageError, count};
-use run::settings::{FIELDS, Field, Property};
-use run::{NativePath, Overrides, Run, Settings};
+use run::settings::{FIELDS, Field, Property, check_value};
+use run::{NativePath, Run, Settings};
 use std::cmp::{Ordering, Reverse};
 use std::ffi::OsString;
 use std::fmt::Write;
@@ -119,12 +119,9 @@ impl FromStr for Search {
             None => Values::OneOf(range.split(',').map(value).collect()),
         };
         for value in values.extremes() {
-            let setting = Table::from_iter([(key.to_owned(), value)]);
-            let text = setting.to_string();
-            setting.try_into::<Overrides>().map_err(|error| {
-                let (setting, reason) = (text.trim_end(), error.message().replace('\n', "; "));
-                UsageError(format!("`{setting}`: {reason}"))
-            })?;
+            let setting = format!("{key} = {value}");
+            check_value(key, value)
+                .map_err(|reason| UsageError(format!("`{setting}`: {reason}")))?;
         }
         Ok(Self {
             key: key.to_owned(),
@@ -359,7 +356,7 @@ fn planned(
         write(&file, &text)?;
     }
     let flags = args.settings.clone().with("epochs", epochs.to_string());
-    let mut arguments = vec!["--config".into(), file.into()];
+    let mut arguments = vec![flag("--config", &file)];
     arguments.extend(pool::arguments(flags, args.jobs, &args.flags));
     let name = format!("{name}-epochs{epochs}");
     Planned::new(trainer, &args.out, name, arguments)
@@ -443,6 +440,11 @@ mod tests {
         ] {
             assert!(text.parse::<Search>().is_err(), "{text}");
         }
+        let error = "batch_size=0..64".parse::<Search>().unwrap_err();
+        assert!(
+            error.0.contains("`batch_size = 0`") && error.0.contains("at least 1"),
+            "{error}"
+        );
     }
 
     #[test]

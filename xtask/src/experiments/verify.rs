@@ -1,6 +1,6 @@
 //! `cargo xtask verify`: trains a run again and checks that its weights are the same, bit for bit.
 
-use crate::trainer::{self, Trainer};
+use crate::trainer::{self, Trainer, flag};
 use anyhow::{Context, ensure};
 use run::checkpoint::{finished_epochs, weights_difference};
 use run::cli::{self, Exit, UsageError};
@@ -132,13 +132,13 @@ fn train_again(
     let device = &run.made_by.device;
     let trainer = Trainer::new(&args.trainer, Some(device.as_ref()))?;
     let mut command = trainer.command();
-    command.arg("--config").arg(folder.join(file::RECORD));
+    command.arg(flag("--config", folder.join(file::RECORD)));
     command.arg("--run-dir").arg(parent);
     command.args(["--name", REPEATED, "--device", device]);
     // Not `--epochs`: the learning rate may depend on their number.
     command.args(["--stop-after", &epochs.to_string()]);
     if let Some(data_dir) = &args.data_dir {
-        command.arg("--data-dir").arg(data_dir);
+        command.arg(flag("--data-dir", data_dir));
     }
     // Not those of the record, which may be from another machine.
     let threads = args.threads.map_or_else(thread::available_parallelism, Ok);

@@ -1,9 +1,10 @@
 //! The official archive: its digest, and unpacking it.
 
 use super::space;
-use anyhow::{bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use datasets::cifar10::{FILE_BYTES, FOLDER, TEST_FILE, TRAINING_FILES, other_archive};
-use flate2::read::GzDecoder;
+use flate2::read::MultiGzDecoder;
+use run::cli;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -20,7 +21,10 @@ pub(crate) const OFFICIAL: &str =
 /// Maximum size in bytes of an archive of these files, however badly it is compressed.
 pub(crate) const MAX_ARCHIVE_BYTES: u64 = 1 << 28;
 
-/// Maximum size in bytes of the small files in the archive: a list of classes and a page about the data set.
+/// The small files in the archive: a list of classes and a page about the data set.
+const SMALL_FILES: [&str; 2] = ["batches.meta.txt", "readme.html"];
+
+/// Maximum size in bytes of a small file.
 const MAX_SMALL_FILE: u64 = 1 << 20;
 
 /// Bytes that the unpacked files take on disk, with some for the small files.
@@ -54,29 +58,36 @@ pub(crate) fn parse_sha256(text: &str) -> Result<String, String> {
 }
 
 /// Unpacks the files of CIFAR-10 from the tar archive at `path`, which may be compressed with gzip, into the empty folder
-/// `folder`. What a Mac adds to archives is skipped.
+/// `folder`. What macOS adds to archives, and files that are not of the data set, are skipped.
 ///
 /// # Errors
 /// When the archive is damaged, when it has anything else than files directly in `cifar-10-batches-bin` (another path, a
 /// link), when a file is too large, or when the files cannot be written.
 pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
     let shown = path.display();
-    let unreadable = |error: io::Error| {
-        let context = match error.raw_os_error() {
-            Some(_) => format!("cannot read `{shown}`"),
-            None => format!("`{shown}` is damaged, or not an archive of CIFAR-10"),
-        };
-        anyhow::Error::new(error).context(context)
-    };
-    let file = File::open(path).map_err(unreadable)?;
+    let cannot_read = || format!("cannot read `{shown}`");
+    let file = File::open(path).with_context(cannot_read)?;
     let mut bytes = BufReader::new(file);
+    let start = bytes.fill_buf().with_context(cannot_read)?;
     // Browsers may remove the compression, and leave the name.
-    let is_gzip = bytes
-        .fill_buf()
-        .map_err(unreadable)?
-        .starts_with(b"\x1f\x8b");
+    let is_gzip = is_gzip(start);
+    let other = describe_other(start);
+    let not_an_archive = || match &other {
+        Some(description) => format!("`{shown}` is not an archive of CIFAR-10: it {description}"),
+        None => format!("`{shown}` is damaged, or not an archive of CIFAR-10"),
+    };
+    let unreadable = |error: io::Error| match (error.raw_os_error(), &other) {
+        (Some(_), _) => anyhow::Error::new(error).context(cannot_read()),
+        (None, Some(_)) => anyhow!(not_an_archive()),
+        (None, None) => anyhow!(
+            "{}: {}",
+            not_an_archive(),
+            cli::one_line(&error.to_string())
+        ),
+    };
     let bytes: Box<dyn Read> = match is_gzip {
-        true => Box::new(GzDecoder::new(bytes)),
+        // Programs that compress in parallel write several members.
+        true => Box::new(MultiGzDecoder::new(bytes)),
         false => Box::new(bytes),
     };
     let mut archive = tar::Archive::new(bytes.take(MAX_UNPACKED));
@@ -89,7 +100,7 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
         {
             continue;
         }
-        let shown = name.display();
+        let shown = cli::one_line(&name.display().to_string());
         ensure!(
             kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse(),
             "the archive is refused: `{shown}` is not a regular file"
@@ -106,11 +117,12 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
                 None => format!("the archive is refused: `{shown}` is not directly in {FOLDER}"),
             });
         };
-        let image_file = TRAINING_FILES.contains(&name) || name == TEST_FILE;
-        let max = if image_file {
+        let max = if TRAINING_FILES.contains(&name) || name == TEST_FILE {
             FILE_BYTES as u64
-        } else {
+        } else if SMALL_FILES.contains(&name) {
             MAX_SMALL_FILE
+        } else {
+            continue;
         };
         let size = entry.size();
         ensure!(
@@ -128,9 +140,24 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
     }
     ensure!(
         !is_empty,
-        "`{shown}` is empty, or not an archive of CIFAR-10"
+        match other {
+            Some(_) => not_an_archive(),
+            None => format!("`{shown}` is empty, or not an archive of CIFAR-10"),
+        }
     );
     Ok(())
+}
+
+fn is_gzip(start: &[u8]) -> bool {
+    start.starts_with(b"\x1f\x8b")
+}
+
+/// The format of a file that begins with `start`, where it is known and is not gzip.
+pub(crate) fn describe_other(start: &[u8]) -> Option<String> {
+    match is_gzip(start) {
+        true => None,
+        false => run::describe_format(start),
+    }
 }
 
 /// Writes a file and flushes it to disk.
@@ -161,7 +188,6 @@ fn file_name(path: &Path) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyhow::Context;
     use flate2::Compression;
     use flate2::write::GzEncoder;
     use proptest::prelude::*;
@@ -248,12 +274,23 @@ mod tests {
             .iter()
             .map(|(path, kind)| (*path, *kind, pax))
             .collect();
-        entries.push(("cifar-10-batches-bin/a.html", EntryType::Regular, b"about"));
+        entries.push((
+            "cifar-10-batches-bin/readme.html",
+            EntryType::Regular,
+            b"about",
+        ));
+        // Names that mean something to this program.
+        for path in [
+            "cifar-10-batches-bin/SHA256SUMS",
+            "cifar-10-batches-bin/.unpacking-x",
+        ] {
+            entries.push((path, EntryType::Regular, b"other"));
+        }
         let folder = tempfile::tempdir().unwrap();
         unpack(archive(&entries).path(), folder.path()).unwrap();
         let names = fs::read_dir(&folder).unwrap();
         let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(names, ["a.html"]);
+        assert_eq!(names, ["readme.html"]);
     }
 
     #[test]
@@ -270,11 +307,21 @@ mod tests {
 
     #[test]
     fn an_archive_may_lack_compression_and_is_not_cut() {
-        let compressed = archive(&[("cifar-10-batches-bin/a", EntryType::Regular, &[1; 3000])]);
+        let name = "cifar-10-batches-bin/readme.html";
+        let compressed = archive(&[(name, EntryType::Regular, &[1; 3000])]);
         let mut plain = Vec::new();
-        let mut decoder = GzDecoder::new(compressed.as_file());
+        let mut decoder = MultiGzDecoder::new(compressed.as_file());
         decoder.read_to_end(&mut plain).unwrap();
         let path = compressed.path().with_extension("tar");
+        // Two members, as `pigz --independent` and `cat` make them.
+        let members = [&plain[..700], &plain[700..]].map(|part| {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            encoder.write_all(part).unwrap();
+            encoder.finish().unwrap()
+        });
+        fs::write(&path, members.concat()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        unpack(&path, folder.path()).unwrap();
         for length in [0, 1, 511, 512, 513, 512 + 2999, plain.len()] {
             fs::write(&path, &plain[..length]).unwrap();
             let folder = tempfile::tempdir().unwrap();
@@ -286,6 +333,24 @@ mod tests {
             );
         }
         fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn other_files_are_described() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("archive");
+        for (bytes, expected) in [
+            (&b""[..], "it is empty"),
+            (b"<!DOCTYPE html><html>", "it is an HTML page"),
+            (b"PK\x03\x04", "it is a zip archive"),
+            (b"BZh91AY&SY", "it is a bzip2 archive"),
+            (b"\xfd7zXZ\0", "it is an xz archive"),
+            (b"\x28\xb5\x2f\xfd", "it is a Zstandard archive"),
+        ] {
+            fs::write(&path, bytes).unwrap();
+            let error = unpack(&path, folder.path()).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error:#}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::archive::{self, MAX_ARCHIVE_BYTES, OFFICIAL, OFFICIAL_BYTES};
 use super::{space, tls};
 use crate::files;
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use run::cli;
 use std::fs::{self, File};
@@ -77,9 +77,13 @@ impl Partial {
                 Err(Failure::Local(error)) => return Err(error),
             }
         }
+        let kept = match self.file.metadata() {
+            Ok(metadata) if metadata.len() > 0 => " (received data are kept)",
+            _ => "",
+        };
         Err(anyhow!(
-            "no mirror has the archive ({}); try again later (received data are kept), give another address with --mirror, \
-             or download it by other means and give it with --from-file",
+            "no mirror has the archive ({}); try again later{kept}, give another address with --mirror, or download it by \
+             other means and give it with --from-file",
             mirrors.join(", ")
         ))
     }
@@ -108,7 +112,7 @@ impl Partial {
             self.receive(agent, mirror)?;
             found = self.found_sha256()?;
         }
-        let matches = check("what it sent", &found, &self.sha256);
+        let matches = check("what it sent", &self.path, &found, &self.sha256);
         if matches.is_err() {
             self.clear()?;
         }
@@ -186,6 +190,9 @@ impl Partial {
             }
             status => return unusable(format!("it answered with status {status}")),
         };
+        if header("Content-Type").is_some_and(|content| content.starts_with("text/html")) {
+            return unusable("it answered with an HTML page".to_owned());
+        }
         if let (Some(total), Some(expected)) = (total, self.expected_bytes())
             && total != expected
         {
@@ -277,13 +284,20 @@ fn is_lasting(error: &ureq::Error) -> bool {
     )
 }
 
-/// Checks the digest of an archive, which `what` names in the error.
-fn check(what: &str, found: &str, wanted: &str) -> anyhow::Result<()> {
-    ensure!(
-        found == wanted,
-        "{what} has SHA-256 {found}, not {wanted}; if you trust it, give its digest with --sha256"
-    );
-    Ok(())
+/// Checks the digest of the archive at `path`, which `what` names in the error.
+fn check(what: &str, path: &Path, found: &str, wanted: &str) -> anyhow::Result<()> {
+    if found == wanted {
+        return Ok(());
+    }
+    let mut start = Vec::new();
+    // Where it cannot be read, the digests are all that is known.
+    let _ = File::open(path).and_then(|file| file.take(512).read_to_end(&mut start));
+    match archive::describe_other(&start) {
+        Some(description) => bail!("{what} is not an archive of CIFAR-10: it {description}"),
+        None => bail!(
+            "{what} has SHA-256 {found}, not {wanted}; if you trust it, give its digest with --sha256"
+        ),
+    }
 }
 
 /// First byte and total size in `bytes FIRST-LAST/TOTAL`; `None` where it is malformed.
@@ -350,7 +364,7 @@ pub(crate) fn check_file(path: &Path, sha256: &str) -> anyhow::Result<()> {
         "{name} has {bytes} bytes, too many for an archive of CIFAR-10"
     );
     let found = archive::sha256(path).with_context(cannot_read)?;
-    check(&name, &found, sha256)
+    check(&name, path, &found, sha256)
 }
 
 #[cfg(test)]
@@ -371,6 +385,23 @@ mod tests {
             "items 1-2/3",
         ] {
             assert_eq!(content_range(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_page_is_no_archive_to_trust() {
+        let page = tempfile::NamedTempFile::new().unwrap();
+        for (content, expected, other) in [
+            ("<html>", "it is an HTML page", "--sha256"),
+            ("\x1f\x1b", "--sha256", "HTML"),
+        ] {
+            fs::write(page.path(), content).unwrap();
+            let error = check("what it sent", page.path(), "01", "02").unwrap_err();
+            let error = error.to_string();
+            assert!(
+                error.contains(expected) && !error.contains(other),
+                "{error}"
+            );
         }
     }
 

@@ -6,8 +6,9 @@ mod installation;
 mod space;
 mod tls;
 
+use crate::files::RemovedIfEmpty;
 use crate::lock::Lock;
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use archive::{OFFICIAL, UNPACKED_BYTES, parse_sha256};
 use datasets::{Error, cifar10};
 use download::{Partial, address, check_file};
@@ -66,15 +67,18 @@ impl Args {
 /// Fetches the data, unless they are present.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let data_dir: &Path = &args.data_dir;
+    // Dropped last: a refusal leaves no empty folders.
+    let _new = RemovedIfEmpty::missing(data_dir);
     fs::create_dir_all(data_dir)
         .map_err(|error| match Error::dangling_link(data_dir) {
             Some(link) => anyhow::Error::new(link),
+            None if data_dir.ancestors().any(Path::is_file) => anyhow!("a file is in the way"),
             None => error.into(),
         })
         .with_context(|| format!("cannot create the data folder `{}`", data_dir.display()))?;
     let mut present = Present::find(args)?;
     let _lock = match present {
-        Present::Verified(_) => None,
+        Present::Verified { .. } => None,
         _ => {
             let lock = Lock::wait(data_dir, "fetch-data", cli::note)?;
             if lock.waited {
@@ -84,7 +88,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         }
     };
     match present {
-        Present::Verified(folder) => {
+        Present::Verified {
+            folder,
+            is_official,
+        } => {
+            note_unused(args, is_official);
             cli::line(&format!(
                 "CIFAR-10 is in `{}`: complete and verified (60,000 images, 6 files)",
                 folder.display()
@@ -112,10 +120,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
+/// Notes the flags that have no effect where the data are present.
+fn note_unused(args: &Args, is_official: bool) {
+    let has_other_sha256 = is_official && args.sha256() != OFFICIAL;
+    let unused = [
+        ("--from-file", args.from_file.is_some()),
+        ("--mirror", !args.mirrors.is_empty()),
+        ("--sha256", has_other_sha256),
+    ];
+    for (flag, _) in unused.iter().filter(|(_, is_unused)| *is_unused) {
+        cli::note(&format!(
+            "note: {flag} has no effect, since the data are there; give --force to replace them"
+        ));
+    }
+}
+
 /// What is in the data folder.
 enum Present {
-    /// The data set, in this folder.
-    Verified(PathBuf),
+    /// The data set, in this folder; whether its files are the official ones.
+    Verified { folder: PathBuf, is_official: bool },
     /// Files that are to be replaced, since they are not those of the data set.
     Unusable(anyhow::Error),
     /// Nothing that counts.
@@ -129,7 +152,10 @@ impl Present {
         match cifar10::folder(&args.data_dir) {
             Ok(_) if args.force => Ok(Self::Nothing),
             Ok(folder) => Ok(match installation::verify(&folder, args.sha256()) {
-                Ok(()) => Self::Verified(folder),
+                Ok(is_official) => Self::Verified {
+                    folder,
+                    is_official,
+                },
                 Err(error) => Self::Unusable(error),
             }),
             Err(Error::MissingFolder(_) | Error::OtherArchive { .. }) => Ok(Self::Nothing),

@@ -1,6 +1,7 @@
 //! Certificates of servers: which authorities are trusted, and why a connection is refused.
 
 use anyhow::{anyhow, ensure};
+use rustls::CertificateError;
 use std::env;
 use std::path::Path;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
@@ -46,11 +47,14 @@ pub(crate) fn refusal(error: &ureq::Error) -> Option<anyhow::Error> {
         _ => return None,
     };
     Some(match tls {
-        rustls::Error::InvalidCertificate(reason) => anyhow!(
+        rustls::Error::InvalidCertificate(reason @ CertificateError::UnknownIssuer) => anyhow!(
             "its certificate is refused ({reason}); where a company's own authority signs certificates, name the \
              authority's certificate with the environment variable SSL_CERT_FILE, or download the archive by other \
              means and give it with --from-file"
         ),
+        rustls::Error::InvalidCertificate(reason) => {
+            anyhow!("its certificate is refused ({reason})")
+        }
         other => anyhow!("no secure connection: {other}"),
     })
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::Optimizer;
 use datasets::{Augmentation, Dataset};
-use engine::{DataLoader, Weights};
+use engine::{Content, DataLoader, Weights};
 use models::{Architecture, DropoutMasks, Network, initial_parameters};
 use ops::{Arithmetic, ConvAlgorithm, Tape, cross_entropy, cross_entropy_gradient};
 use run::settings::{Precision, WeightInit};
@@ -158,10 +158,9 @@ fn clear(args: &Args, name: &str) -> anyhow::Result<PathBuf> {
 
 /// The bits of a run's weights, and what its epochs came to but for the time.
 fn outcome(folder: &Path) -> anyhow::Result<(Vec<Vec<u32>>, Vec<serde_json::Value>)> {
-    let mut files = vec![
-        folder.join("last.safetensors"),
-        folder.join("best.safetensors"),
-    ];
+    let weights = ["last.safetensors", "best.safetensors"];
+    let weights = weights.map(|name| (folder.join(name), Content::Weights));
+    let mut files = Vec::from(weights);
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         let name = path
@@ -170,12 +169,13 @@ fn outcome(folder: &Path) -> anyhow::Result<(Vec<Vec<u32>>, Vec<serde_json::Valu
             .to_string_lossy()
             .into_owned();
         if name.starts_with("momentum-") {
-            files.push(path);
+            files.push((path, Content::MomentumBuffers));
         }
     }
     let mut bits = Vec::new();
-    for file in files {
-        for (_, tensor) in Weights::read(&file, Some(SMALL_ALEXNET.parse()?))?.tensors {
+    for (file, content) in files {
+        let weights = Weights::read_content(&file, Some(SMALL_ALEXNET.parse()?), content)?;
+        for (_, tensor) in weights.tensors {
             bits.push(bits_of(&tensor)?);
         }
     }

@@ -3,6 +3,7 @@
 use super::{FIELDS, Field, Overrides, Property, Settings};
 use crate::error::Error;
 use crate::file::RECORD_VERSION;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,7 +60,7 @@ impl Overrides {
     /// When the file cannot be read, is not TOML, is the record of a later version, or has an unknown key or a value out
     /// of range.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let text = fs::read_to_string(path).map_err(Error::file("read the settings in", path))?;
+        let text = fs::read_to_string(path).map_err(Error::text("read the settings in", path))?;
         // First, since a later version may have settings that this one does not know.
         let version = toml::from_str(&text).ok().and_then(|record: Table| {
             let version = record.get("made_by")?.get("record_version")?.as_integer()?;
@@ -103,8 +104,7 @@ impl Overrides {
     /// When one of them differs from the run's and may not.
     pub fn check_resume(&self, run: &Path, recorded: &Self) -> Result<(), Error> {
         let (wanted, ours) = (self.to_table()?, recorded.to_table()?);
-        let fixed = |field: &&Field| !field.has(Property::MayChangeOnResume);
-        for Field { key, .. } in FIELDS.iter().filter(fixed) {
+        for Field { key, .. } in FIELDS.iter().filter(|field| is_fixed(field)) {
             let (wanted, recorded) = (wanted.get(*key), ours.get(*key));
             if wanted.is_some() && wanted != recorded {
                 return Err(Error::ChangedOnResume {
@@ -164,6 +164,22 @@ impl Settings {
             .collect())
     }
 
+    /// The settings that cannot change when a run is resumed, as TOML by key.
+    ///
+    /// # Errors
+    /// As for [`Settings::to_table`].
+    pub fn fixed_on_resume(&self) -> Result<BTreeMap<String, String>, Error> {
+        let table = self.to_table()?;
+        let is_recorded = |field: &&Field| match field.key {
+            "epochs" => self.lr_scheduler.depends_on_epochs(),
+            _ => is_fixed(field),
+        };
+        let fixed = FIELDS.iter().filter(is_recorded);
+        Ok(fixed
+            .map(|Field { key, .. }| ((*key).to_owned(), text(table.get(*key))))
+            .collect())
+    }
+
     /// The default name of a run with these settings.
     #[must_use]
     pub fn default_name(&self) -> String {
@@ -171,11 +187,27 @@ impl Settings {
     }
 }
 
+/// Whether a run that is resumed has its recorded value of a setting. Where the learning-rate scheduler depends on the
+/// number of epochs, that is fixed as well.
+fn is_fixed(field: &Field) -> bool {
+    !field.has(Property::MayChangeOnResume)
+}
+
+/// Checks that a setting can have a value.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn check_value(key: &str, value: Value) -> Result<(), String> {
+    let setting = Table::from_iter([(key.to_owned(), value)]);
+    let setting = setting.try_into::<Overrides>();
+    setting.map(drop).map_err(|error| reason(error.message()))
+}
+
 /// What is wrong with a settings file. Of an unknown key, serde lists all keys that are known.
 fn reason(message: &str) -> String {
     let unknown = message.strip_prefix("unknown field `");
     let Some((key, _)) = unknown.and_then(|rest| rest.split_once('`')) else {
-        return message.replace('\n', "; ");
+        return reword_serde_message(message);
     };
     let similarity = |field: &Field| strsim::jaro_winkler(key, field.key);
     let nearest = FIELDS
@@ -187,6 +219,23 @@ fn reason(message: &str) -> String {
         None => "unknown key; the keys are the flags of `trainer` with underscores for hyphens"
             .to_owned(),
     }
+}
+
+/// A message of serde, with what it expects in words.
+fn reword_serde_message(message: &str) -> String {
+    let message = message.replace('\n', "; ");
+    let Some((found, expected)) = message.split_once(", expected ") else {
+        return message;
+    };
+    let expected = match expected {
+        "a nonzero u32" | "a nonzero usize" => "an integer of at least 1",
+        "u8" | "u32" | "u64" | "usize" => "an integer of at least 0",
+        "f64" => "a number",
+        "a sequence" => "an array",
+        "path string" => "a path",
+        other => other,
+    };
+    format!("{found}, expected {expected}")
 }
 
 /// A value as TOML, or `none`.

@@ -5,7 +5,7 @@ mod layers;
 mod macros;
 mod values;
 
-pub use layers::{Difference, Layer, Source, last, with_defaults_in_help};
+pub use layers::{Difference, Layer, Source, check_value, last, with_defaults_in_help};
 pub(crate) use values::named_values;
 pub use values::{
     All, Augment, ConvAlgorithm, DevicePreference, DropoutEpochs, Flip, LrScheduler, PaddingMode,
@@ -90,7 +90,7 @@ macros::settings! {
         weight_init: WeightInit = "pytorch" [Recipe];
 
         /// Start from the weights in this file: a checkpoint, or a safetensors file made by PyTorch.
-        #[arg(value_name = "FILE")]
+        #[arg(value_name = "FILE", value_parser = NativePath::of_text())]
         init: Option<NativePath> [];
     }
 
@@ -100,7 +100,7 @@ macros::settings! {
         dataset: String = "cifar10" [];
 
         /// The folder with the data sets.
-        #[arg(value_name = "DIR")]
+        #[arg(value_name = "DIR", value_parser = NativePath::of_text())]
         data_dir: NativePath = "data" [MayChangeOnResume, VariesBetweenRepetitions, LocalPath];
 
         /// Use the first N training images only.

@@ -150,7 +150,7 @@ fn bad_settings_are_named() {
         ),
         (
             "batch_size = 0",
-            "line 1 (`batch_size = 0`): invalid value: integer `0`, expected a nonzero usize",
+            "line 1 (`batch_size = 0`): invalid value: integer `0`, expected an integer of at least 1",
         ),
         (
             "dropout_epochs = \"some\"",
