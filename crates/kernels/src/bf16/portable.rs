@@ -24,8 +24,11 @@ struct Add<'a, 'b> {
     sums: &'a mut Sums,
 }
 
-/// The right operand of a step: for each pair of elements, the even and the odd one of all columns.
-struct Right([[[f32; COLUMNS]; 2]; PAIRS]);
+/// The left operand of a step: rows of one tile.
+type Left = [[f32; DEPTH]; ROWS];
+
+/// The even, and the odd elements of the right operand of a step: `[2, PAIRS, TILE_COLUMNS]`.
+type Right = [[f32; COLUMNS * PAIRS]; 2];
 
 impl WithSimd for Add<'_, '_> {
     type Output = ();
@@ -35,31 +38,33 @@ impl WithSimd for Add<'_, '_> {
         let Block {
             left, stride, rows, ..
         } = *self.block;
-        let mut right = Right([[[0.0; COLUMNS]; 2]; PAIRS]);
-        let steps = self.block.right.chunks_exact(RIGHT);
+        let mut right = [[0.0; COLUMNS * PAIRS]; 2];
+        let mut wide = [[0.0; DEPTH]; ROWS];
+        if !self.block.steps.is_empty() {
+            flush_all(self.sums.0.as_flattened_mut().as_flattened_mut());
+        }
+        let steps = self.block.right.as_chunks::<RIGHT>().0;
         for (offset, from) in self.block.steps.iter().zip(steps) {
-            let smallest_right = widen_right(from, &mut right);
+            let right_exponent = smallest_exponent(from);
+            separate(from, &mut right);
             for (Rows { start, count }, sums) in rows.into_iter().zip(&mut self.sums.0) {
-                let mut wide = [[0.0; DEPTH]; ROWS];
-                let mut smallest_left = f32::INFINITY;
-                for (row, to) in wide[..count].iter_mut().enumerate() {
-                    let from = &left[start + row * stride + offset..][..DEPTH];
-                    for (to, from) in to.iter_mut().zip(from) {
-                        *to = widen(*from);
-                        smallest_left = smallest_left.min(magnitude(*to));
-                    }
+                // Rows that the block does not have are zeros, so that there is a constant number of them.
+                let mut tile = [[bf16::ZERO; DEPTH]; ROWS];
+                for (row, to) in tile[..count].iter_mut().enumerate() {
+                    to.copy_from_slice(&left[start + row * stride + offset..][..DEPTH]);
                 }
-                // Products are multiples of the last place of the smallest one, and so are their sums. Values of `bf16`
-                // have 8 significant bits, so where the smallest product is at least 2^-110, no sum is denormal.
-                let normal = smallest_left * smallest_right >= SAFE;
-                for first in (0..count).step_by(TALL) {
-                    for column in (0..COLUMNS).step_by(WIDE * S::F32_LANES) {
-                        let sums = &mut sums[first..];
-                        let left = &wide[first..];
-                        match normal {
-                            true => rows_of::<_, false>(simd, left, &right, column, sums),
-                            false => rows_of::<_, true>(simd, left, &right, column, sums),
-                        }
+                let tile = tile.as_flattened();
+                for (to, from) in wide.as_flattened_mut().iter_mut().zip(tile) {
+                    *to = widen(*from);
+                }
+                let sums = &mut sums.as_chunks_mut::<TALL>().0[..count.div_ceil(TALL)];
+                match smallest_exponent(tile) + right_exponent >= NORMAL {
+                    true => step::<_, false>(simd, &wide, &right, sums),
+                    false => {
+                        let mut right = right;
+                        flush_all(wide.as_flattened_mut());
+                        flush_all(right.as_flattened_mut());
+                        step::<_, true>(simd, &wide, &right, sums);
                     }
                 }
             }
@@ -67,52 +72,50 @@ impl WithSimd for Add<'_, '_> {
     }
 }
 
-/// 2^-110.
-const SAFE: f32 = f32::from_bits((127 - 110) << 23);
+/// The least sum of the exponents of two operands, as they are stored, from which no sum of their products is denormal.
+/// Products are multiples of the last place of the smallest one, and so are their sums. Values of `bf16` have 8 significant
+/// bits, so products have 16: the smallest one is to be at least 2^-110. Exponents are stored with 127 added.
+const NORMAL: u16 = 2 * 127 - 110;
 
-/// A value in `f32`; denormal ones as zero.
+/// Greater than the exponent of any value.
+const NO_EXPONENT: u16 = 256;
+
+/// The smallest exponent of values that are not 0, as it is stored: 0 of a denormal value.
+#[inline(always)]
+fn smallest_exponent(values: &[bf16]) -> u16 {
+    // A magnitude less 1 is the greatest value for 0.
+    let smallest = (values.iter()).fold(u16::MAX, |smallest, value| {
+        smallest.min((value.to_bits() & 0x7fff).wrapping_sub(1))
+    });
+    (smallest.saturating_add(1) >> 7).min(NO_EXPONENT)
+}
+
+/// The value in `f32`.
 #[inline(always)]
 fn widen(value: bf16) -> f32 {
-    let bits = u32::from(value.to_bits()) << 16;
-    // Denormal values have no exponent.
-    let mask = if bits & 0x7f80_0000 == 0 {
-        0x8000_0000
-    } else {
-        u32::MAX
-    };
-    f32::from_bits(bits & mask)
+    f32::from_bits(u32::from(value.to_bits()) << 16)
 }
 
-/// The magnitude of a value, infinite for 0.
+/// Separates even and odd elements.
 #[inline(always)]
-fn magnitude(value: f32) -> f32 {
-    if value == 0.0 {
-        f32::INFINITY
-    } else {
-        value.abs()
+fn separate(from: &[bf16; RIGHT], [even, odd]: &mut Right) {
+    let from = from.as_chunks::<2>().0;
+    for ((even, odd), from) in even.iter_mut().zip(odd).zip(from) {
+        (*even, *odd) = (widen(from[0]), widen(from[1]));
     }
 }
 
-/// Separates even and odd elements. Returns the smallest magnitude that is not 0.
+/// Replaces denormal values by zeros.
 #[inline(always)]
-fn widen_right(from: &[bf16], to: &mut Right) -> f32 {
-    let mut smallest = [f32::INFINITY; TILE_COLUMNS];
-    for (tile, from) in from.chunks_exact(RIGHT / 2).enumerate() {
-        for (pair, from) in from.chunks_exact(2 * TILE_COLUMNS).enumerate() {
-            let [even, odd] = &mut to.0[pair];
-            let columns = tile * TILE_COLUMNS..(tile + 1) * TILE_COLUMNS;
-            let to = even[columns.clone()].iter_mut().zip(&mut odd[columns]);
-            let from = from.as_chunks::<2>().0;
-            for (((even, odd), from), smallest) in to.zip(from).zip(&mut smallest) {
-                [*even, *odd] = from.map(widen);
-                *smallest = smallest.min(magnitude(*even).min(magnitude(*odd)));
-            }
+fn flush_all(values: &mut [f32]) {
+    for value in values {
+        if value.abs() < f32::MIN_POSITIVE {
+            *value = 0_f32.copysign(*value);
         }
     }
-    smallest.into_iter().fold(f32::INFINITY, f32::min)
 }
 
-/// Denormal values as zero.
+/// The values, denormal ones as zeros.
 #[inline(always)]
 fn flush<S: Simd>(simd: S, value: S::f32s) -> S::f32s {
     let denormal = simd.less_than_f32s(simd.abs_f32s(value), simd.splat_f32s(f32::MIN_POSITIVE));
@@ -120,28 +123,46 @@ fn flush<S: Simd>(simd: S, value: S::f32s) -> S::f32s {
     simd.select_f32s(denormal, zero, value)
 }
 
-/// Adds one step to up to [`TALL`] rows and [`WIDE`] vectors of columns from `column` on.
+/// Adds one step to rows of a tile, [`TALL`] rows and [`WIDE`] vectors of columns at a time. `FLUSH`: whether sums of
+/// products may be denormal.
+#[inline(always)]
+fn step<S: Simd, const FLUSH: bool>(
+    simd: S,
+    left: &Left,
+    right: &Right,
+    sums: &mut [[[f32; COLUMNS]; TALL]],
+) {
+    for (left, sums) in left.as_chunks::<TALL>().0.iter().zip(sums) {
+        for first in (0..COLUMNS / S::F32_LANES).step_by(WIDE) {
+            rows_of::<_, FLUSH>(simd, left, right, first, sums);
+        }
+    }
+}
+
+/// Adds one step to [`TALL`] rows and [`WIDE`] vectors of columns from number `first` on.
 #[inline(always)]
 fn rows_of<S: Simd, const FLUSH: bool>(
     simd: S,
-    left: &[[f32; DEPTH]],
+    left: &[[f32; DEPTH]; TALL],
     right: &Right,
-    column: usize,
-    sums: &mut [[f32; COLUMNS]],
+    first: usize,
+    sums: &mut [[f32; COLUMNS]; TALL],
 ) {
     let zero = simd.splat_f32s(0.0);
     let mut parts = [[[zero; 2]; WIDE]; TALL];
-    let rows = TALL.min(left.len());
-    let load = |from: &[f32; COLUMNS], vector: usize| {
-        let start = column + vector * S::F32_LANES;
-        simd.partial_load_f32s(&from[start..start + S::F32_LANES])
-    };
-    for (pair, right) in right.0.iter().enumerate() {
-        let right = [0, 1].map(|odd| [0, 1].map(|vector| load(&right[odd], vector)));
-        for (parts, left) in parts.iter_mut().zip(&left[..rows]) {
-            for (odd, right) in right.iter().enumerate() {
+    for pair in 0..PAIRS {
+        // Loops instead of `map`, whose closures are not compiled for the instruction set.
+        for (odd, right) in right.iter().enumerate() {
+            let mut vectors = [zero; WIDE];
+            for (vector, to) in (first..).zip(&mut vectors) {
+                let column = vector * S::F32_LANES;
+                let tile = column / TILE_COLUMNS * PAIRS * TILE_COLUMNS;
+                let row = &right[tile + pair * TILE_COLUMNS..][..TILE_COLUMNS];
+                *to = S::as_simd_f32s(row).0[column % TILE_COLUMNS / S::F32_LANES];
+            }
+            for (parts, left) in parts.iter_mut().zip(left) {
                 let left = simd.splat_f32s(left[2 * pair + odd]);
-                for (parts, right) in parts.iter_mut().zip(right) {
+                for (parts, right) in parts.iter_mut().zip(&vectors) {
                     let sum = simd.mul_add_f32s(left, *right, parts[odd]);
                     parts[odd] = if FLUSH { flush(simd, sum) } else { sum };
                 }
@@ -149,12 +170,11 @@ fn rows_of<S: Simd, const FLUSH: bool>(
         }
     }
     for (parts, sums) in parts.iter().zip(sums) {
-        for (vector, [even, odd]) in parts.iter().enumerate() {
-            let start = column + vector * S::F32_LANES;
-            let to = &mut sums[start..start + S::F32_LANES];
-            let added = flush(simd, simd.add_f32s(*even, *odd));
-            let sum = flush(simd, simd.partial_load_f32s(to));
-            simd.partial_store_f32s(to, flush(simd, simd.add_f32s(sum, added)));
+        let sums = &mut S::as_mut_simd_f32s(sums).0[first..first + WIDE];
+        for ([even, odd], to) in parts.iter().zip(sums) {
+            let added = simd.add_f32s(*even, *odd);
+            let added = if FLUSH { flush(simd, added) } else { added };
+            *to = flush(simd, simd.add_f32s(*to, added));
         }
     }
 }
