@@ -5,9 +5,7 @@
 
 use candle_core::{Device, Result, Tensor, Var};
 use kernels::InstructionSet;
-use ops::{
-    Activation, Arithmetic, Conv2d, ConvAlgorithm, Dropout, Pool, Precision, Sgd, Tape,
-};
+use ops::{Activation, Arithmetic, Conv2d, ConvAlgorithm, Dropout, Pool, Precision, Sgd, Tape};
 use rng::{Purpose, Stream, unit};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
@@ -72,7 +70,8 @@ fn network_in_bf16() -> Result<[String; 2]> {
         &[10],
     ];
     let parameters = (1..).zip(shapes);
-    let parameters = parameters.map(|(seed, shape)| Var::from_tensor(&(tensor(seed, shape)? * 0.2)?));
+    let parameters =
+        parameters.map(|(seed, shape)| Var::from_tensor(&(tensor(seed, shape)? * 0.2)?));
     let parameters = parameters.collect::<Result<Vec<_>>>()?;
     let [w1, b1, w2, b2, w3, b3, w4, b4] = [0, 1, 2, 3, 4, 5, 6, 7].map(|n| &parameters[n]);
     let layer = |padding, pool| Conv2d {

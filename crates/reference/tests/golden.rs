@@ -56,7 +56,12 @@ fn operations_agree_with_pytorch_in_bf16() -> Result<(), Error> {
 fn networks_print() {
     for architecture in Architecture::ALL {
         let found = network(*architecture, &cpu_bf16()).unwrap();
-        for d in found.values.iter().chain(&found.gradients).chain(&found.afterwards) {
+        for d in found
+            .values
+            .iter()
+            .chain(&found.gradients)
+            .chain(&found.afterwards)
+        {
             println!("{d:?}");
         }
     }

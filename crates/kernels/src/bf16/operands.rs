@@ -104,7 +104,7 @@ impl Transposed {
         length: usize,
         column: impl Fn(usize, usize, &mut [bf16; ROWS]) + Sync,
     ) -> Self {
-        let stride = length + DEPTH * usize::from(length / DEPTH % 2 == 0);
+        let stride = length + DEPTH * usize::from((length / DEPTH).is_multiple_of(2));
         let mut values = Scratch::new(rows * stride);
         values
             .par_chunks_mut((ROWS * stride).max(1))
