@@ -12,7 +12,7 @@ fn everything_is_measured_and_written_down() {
     let out = folder.path().join("figures.json");
     let output = program("bench")
         .args(["--models", "small-alexnet", "--batch-sizes", "2"])
-        .args(["--threads", "1,2", "--engines", "winograd,direct"])
+        .args(["--threads", "1,2", "--engines", "winograd,direct,bf16"])
         .args(["--rounds", "1", "--seconds", "0.01"])
         .args(["--against-pytorch", "no-such-python", "--out"])
         .arg(&out)
@@ -31,6 +31,7 @@ fn everything_is_measured_and_written_down() {
         "| network | pass | batch | threads | engine |",
         "| small-alexnet | train | 2 | 1 | winograd |",
         "| small-alexnet | eval | 2 | 2 | direct |",
+        "| small-alexnet | train | 2 | 2 | bf16 |",
         "itself, 1 threads",
         "| conv_layer2.0 | backward |",
         "GFLOP/s in matrix products",
@@ -42,21 +43,22 @@ fn everything_is_measured_and_written_down() {
     assert_eq!(figures["pytorch"], Value::Null);
     let positive = |value: &Value| value.as_f64().is_some_and(|value| value > 0.0);
     let rows = figures["throughput"].as_array().unwrap();
-    // Two passes, two numbers of threads, two engines.
-    assert_eq!(rows.len(), 8);
+    // Two passes, two numbers of threads, three engines.
+    assert_eq!(rows.len(), 12);
     for row in rows {
         assert!(positive(&row["images_per_second"][0]), "{row}");
         let waits = row["waiting_share"].as_f64();
         assert_eq!(waits.is_some(), row["pass"] == "train", "{row}");
         assert!(waits.is_none_or(|share| (0.0..1.0).contains(&share)));
     }
-    // Either engine has its layers.
+    // Each engine has its layers.
     let layers = figures["layers"].as_array().unwrap();
-    assert_eq!(layers.len(), 2);
+    assert_eq!(layers.len(), 3);
     for layer in layers[0]["layers"].as_array().unwrap() {
         assert!(positive(&layer["milliseconds"]), "{layer}");
     }
     assert!(positive(&figures["machines"][1]["gemm_gflops"]));
+    assert!(positive(&figures["machines"][1]["bf16_gflops"]));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor, Var};
 use candle_nn::Optimizer;
 use datasets::{Batch, DataLoader, Dataset, DatasetInfo};
 use models::{Architecture, DropoutMasks, Layer, NamedLayer, Network};
-use ops::{Activation, Conv2d, ConvAlgorithm, Pool, Tape, cross_entropy_gradient};
+use ops::{Activation, Arithmetic, Conv2d, ConvAlgorithm, Pool, Tape, cross_entropy_gradient};
 use run::NativePath;
 use run::cli;
 use std::num::NonZeroUsize;
@@ -168,18 +168,18 @@ fn errors(network: &Network, batch: &Batch) -> anyhow::Result<Vec<Errors>> {
         if let (Layer::Conv2d { padding, .. }, [(_, weight), (_, bias)]) =
             (layer, forward.parameters)
         {
-            let run = |algorithm, dtype| -> anyhow::Result<[Tensor; 3]> {
+            let run = |arithmetic: Arithmetic, dtype| -> anyhow::Result<[Tensor; 3]> {
                 let cast = |tensor: &Tensor| Var::from_tensor(&tensor.to_dtype(dtype)?);
                 let (x, weight, bias) = (cast(&x)?, cast(weight)?, cast(bias)?);
-                let mut tape = Tape::recording(algorithm);
+                let mut tape = Tape::recording(arithmetic);
                 let y = tape.conv2d(&name, alone(padding), &x, &weight, &bias)?;
                 let gradients = tape.backward(grad_y.to_dtype(dtype)?)?;
                 let gradient = |of: &Var| gradients.get(of).cloned().context("no gradient");
                 Ok([y, gradient(&x)?, gradient(&weight)?])
             };
-            let exact = run(ConvAlgorithm::Direct, DType::F64)?;
+            let exact = run(ConvAlgorithm::Direct.into(), DType::F64)?;
             for engine in [Engine::Winograd, Engine::Direct] {
-                let found = run(engine.algorithm().unwrap_or_default(), DType::F32)?;
+                let found = run(engine.arithmetic().unwrap_or_default(), DType::F32)?;
                 let error = |index: usize| relative(&found[index], &exact[index]);
                 let is_first = layers.is_empty();
                 all.push(Errors {

@@ -2,14 +2,14 @@
 
 use crate::layers::LayerTime;
 use crate::machine::Machine;
-use crate::rival::{self, Layout};
+use crate::rival::{self, Configuration};
 use crate::throughput::{Engine, Measured, Pass, name};
 use anyhow::{Context, bail};
 use atomic_file::Unfinished;
-use clap::ValueEnum;
 use models::Architecture;
 use run::NativePath;
 use run::cli;
+use run::settings::Precision;
 use serde::{Serialize, de::DeserializeOwned};
 use std::env;
 use std::fmt::Write;
@@ -37,12 +37,19 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',')]
     threads: Vec<NonZeroUsize>,
 
-    /// What computes: `winograd`, the default of the trainer; `direct`, its other algorithm; `tape` and `graph`, our
-    /// operations on our tape and in candle's graph, on one batch; `candle`, candle's own convolutions.
-    #[arg(long, value_delimiter = ',', value_enum, default_value = "winograd")]
+    /// What computes: `winograd`, the default of the trainer; `direct`, its other algorithm; `bf16`, its other precision;
+    /// `tape` and `graph`, our operations on our tape and in candle's graph, on one batch; `candle`, candle's own
+    /// convolutions.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_enum,
+        default_value = "winograd,bf16"
+    )]
     engines: Vec<Engine>,
 
-    /// Measure PyTorch as well, with this Python, in turn with ours.
+    /// Measure PyTorch as well, with this Python, in turn with ours: in f32 and in bf16 (autocast), in both layouts, as it is
+    /// and compiled.
     #[arg(long, value_name = "PYTHON")]
     against_pytorch: Option<NativePath>,
 
@@ -73,7 +80,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 enum Contestant<'a> {
     Ours(Engine),
     /// PyTorch in this Python.
-    PyTorch(&'a Path, Layout),
+    PyTorch(&'a Path, Configuration),
 }
 
 /// What all contestants do.
@@ -102,6 +109,10 @@ struct Row {
     #[serde(flatten)]
     task: Task,
     contestant: String,
+    precision: Precision,
+    /// Whether it is this program.
+    #[serde(skip)]
+    ours: bool,
     /// One per round.
     images_per_second: Vec<f64>,
     peak_bytes: Option<u64>,
@@ -149,8 +160,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         match rival::version(python) {
             Ok(version) => {
                 report.pytorch = Some(version);
-                let layouts = Layout::value_variants().iter();
-                contestants.extend(layouts.map(|layout| Contestant::PyTorch(python, *layout)));
+                let compiles = rival::compiles(python).inspect_err(|error| {
+                    cli::note(&format!("{error}: measuring PyTorch as it is"));
+                });
+                let configurations = Configuration::all(compiles.is_ok());
+                contestants.extend(configurations.map(|how| Contestant::PyTorch(python, how)));
             }
             Err(error) => cli::note(&format!(
                 "{}; measuring this program alone. PyTorch comes with `pip install torch` in a virtual environment",
@@ -191,7 +205,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             bail!("there is no batch size");
         };
         for &model in &args.models {
-            for &engine in args.engines.iter().filter(|e| e.algorithm().is_some()) {
+            for &engine in args.engines.iter().filter(|e| e.arithmetic().is_some()) {
                 let name = name(engine);
                 cli::note(&format!("{model}, {name}: the layers"));
                 let arguments = format!(
@@ -235,7 +249,14 @@ impl Contestant<'_> {
     fn name(self) -> String {
         match self {
             Self::Ours(engine) => name(engine),
-            Self::PyTorch(_, layout) => format!("pytorch {}", name(layout)),
+            Self::PyTorch(_, configuration) => format!("pytorch {configuration}"),
+        }
+    }
+
+    fn precision(self) -> Precision {
+        match self {
+            Self::Ours(engine) => engine.precision(),
+            Self::PyTorch(_, configuration) => configuration.precision,
         }
     }
 
@@ -254,8 +275,11 @@ impl Contestant<'_> {
                 ),
                 threads,
             ),
-            Self::PyTorch(python, layout) => {
-                let options = format!("{options} --layout={} --threads={threads}", name(layout));
+            Self::PyTorch(python, configuration) => {
+                let options = format!(
+                    "{options} --threads={threads} {}",
+                    configuration.arguments()
+                );
                 rival::ask(python, model, include_str!("pytorch.py"), &options)
             }
         }
@@ -268,6 +292,8 @@ impl Task {
         let rows = contestants.iter().map(|contestant| Row {
             task: self,
             contestant: contestant.name(),
+            precision: contestant.precision(),
+            ours: matches!(contestant, Contestant::Ours(_)),
             images_per_second: Vec::new(),
             peak_bytes: None,
             waiting_share: None,
@@ -303,18 +329,24 @@ impl Task {
     }
 }
 
-/// Each of ours against the better of PyTorch's layouts, and the first against the others of ours.
+/// Each of ours against PyTorch's fastest configuration in the same precision, and in any, where that is another one; and
+/// the first of ours against the others.
 fn ratios(rows: &[Row]) -> Vec<Ratio> {
-    let (rivals, ours): (Vec<_>, Vec<_>) = rows
-        .iter()
-        .partition(|row| row.contestant.starts_with("pytorch"));
-    let best = rivals
-        .into_iter()
-        .max_by(|a, b| median(&a.images_per_second).total_cmp(&median(&b.images_per_second)));
-    let best = best.into_iter();
-    let mut ratios: Vec<_> = best
-        .flat_map(|best| ours.iter().map(|row| ratio(row, best, &best.contestant)))
-        .collect();
+    let (ours, rivals): (Vec<&Row>, Vec<_>) = rows.iter().partition(|row| row.ours);
+    let fastest = |precision: Option<Precision>| {
+        let rivals = rivals.iter().copied();
+        rivals
+            .filter(|row| precision.is_none_or(|precision| row.precision == precision))
+            .max_by(|a, b| median(&a.images_per_second).total_cmp(&median(&b.images_per_second)))
+    };
+    let mut ratios = Vec::new();
+    for row in &ours {
+        let same = fastest(Some(row.precision));
+        let any =
+            fastest(None).filter(|any| same.is_none_or(|same| same.contestant != any.contestant));
+        let rivals = same.into_iter().chain(any);
+        ratios.extend(rivals.map(|rival| ratio(row, rival, &rival.contestant)));
+    }
     if let Some((first, others)) = ours.split_first() {
         let others = others.iter();
         ratios.extend(others.map(|row| ratio(first, row, &row.contestant)));
@@ -373,8 +405,12 @@ fn tables(report: &Report) -> String {
     for machine in &report.machines {
         let _ = writeln!(
             text,
-            "{} with {} threads: {:.0} GFLOP/s in matrix products, {:.1} GB/s of memory traffic",
-            machine.processor, machine.threads, machine.gemm_gflops, machine.bandwidth_gb_s
+            "{} with {} threads: {:.0} GFLOP/s in matrix products, {:.0} in bf16, {:.1} GB/s of memory traffic",
+            machine.processor,
+            machine.threads,
+            machine.gemm_gflops,
+            machine.bf16_gflops,
+            machine.bandwidth_gb_s
         );
     }
     if let Some(version) = &report.pytorch {
@@ -442,11 +478,15 @@ fn layer_table(layers: &Layers, machine: &Machine) -> String {
         layers.batch_size,
         layers.threads
     );
+    let peak = match layers.engine.precision() {
+        Precision::Bf16 => machine.bf16_gflops,
+        Precision::F32 | Precision::Tf32 => machine.gemm_gflops,
+    };
     let (mut total, mut total_floor) = (0.0, 0.0);
     for row in &layers.layers {
         let work = row.work;
         let rate = |multiply_adds: u64| 2.0 * multiply_adds as f64 / row.milliseconds / 1e6;
-        let products = 2.0 * work.performed as f64 / machine.gemm_gflops / 1e6;
+        let products = 2.0 * work.performed as f64 / peak / 1e6;
         let traffic = work.bytes as f64 / machine.bandwidth_gb_s / 1e6;
         let floor = products.max(traffic);
         total += row.milliseconds;
@@ -457,7 +497,7 @@ fn layer_table(layers: &Layers, machine: &Machine) -> String {
                 "{:.0} | {:.0} | {:.0} %",
                 rate(work.multiply_adds),
                 rate(performed),
-                100.0 * rate(performed) / machine.gemm_gflops
+                100.0 * rate(performed) / peak
             ),
         };
         let _ = writeln!(
@@ -482,6 +522,7 @@ mod tests {
     use super::*;
 
     fn row(contestant: &str, threads: usize, rates: &[f64], peak_bytes: u64) -> Row {
+        let is_bf16 = contestant.contains("bf16");
         Row {
             task: Task {
                 model: "alexnet".parse().unwrap(),
@@ -490,6 +531,12 @@ mod tests {
                 threads: NonZeroUsize::new(threads).unwrap(),
             },
             contestant: contestant.to_owned(),
+            precision: if is_bf16 {
+                Precision::Bf16
+            } else {
+                Precision::F32
+            },
+            ours: !contestant.contains("pytorch"),
             images_per_second: rates.to_vec(),
             peak_bytes: Some(peak_bytes),
             waiting_share: None,
@@ -497,12 +544,14 @@ mod tests {
     }
 
     #[test]
-    fn ours_is_compared_with_the_better_layout() {
+    fn ours_is_compared_with_the_fastest_configuration_of_pytorch() {
         let rows = [
             row("winograd", 2, &[30.0, 44.0], 100),
             row("candle", 2, &[5.0, 5.0], 200),
-            row("pytorch contiguous", 2, &[9.0, 9.0], 300),
-            row("pytorch channels-last", 2, &[10.0, 11.0], 400),
+            row("bf16", 2, &[60.0, 66.0], 100),
+            row("pytorch f32 contiguous", 2, &[9.0, 9.0], 300),
+            row("pytorch f32 channels-last", 2, &[10.0, 11.0], 400),
+            row("pytorch bf16 contiguous", 2, &[20.0, 22.0], 100),
         ];
         let found = ratios(&rows);
         let of: Vec<_> = found
@@ -512,9 +561,13 @@ mod tests {
         assert_eq!(
             of,
             [
-                ("winograd", "pytorch channels-last"),
-                ("candle", "pytorch channels-last"),
-                ("winograd", "candle")
+                ("winograd", "pytorch f32 channels-last"),
+                ("winograd", "pytorch bf16 contiguous"),
+                ("candle", "pytorch f32 channels-last"),
+                ("candle", "pytorch bf16 contiguous"),
+                ("bf16", "pytorch bf16 contiguous"),
+                ("winograd", "candle"),
+                ("winograd", "bf16")
             ]
         );
         assert_eq!(
@@ -522,7 +575,7 @@ mod tests {
             (3.0, 3.5, 4.0)
         );
         assert_eq!(found[0].memory, Some(0.25));
-        assert_eq!(found[2].median, (6.0 + 8.8) / 2.0);
+        assert_eq!(found[5].median, (6.0 + 8.8) / 2.0);
     }
 
     #[test]

@@ -39,9 +39,9 @@ pub(crate) fn run(what: &Measurement) -> anyhow::Result<()> {
     use_threads(what.threads)?;
     let network = network(what.model)?;
     let (size, seconds) = (what.batch_size.get(), what.seconds);
-    let algorithm = what.engine.algorithm();
-    let algorithm = algorithm.context("only this program's own engines have layers")?;
-    let rows = profile(&network, algorithm.into(), size, seconds, &Device::Cpu)?;
+    let arithmetic = what.engine.arithmetic();
+    let arithmetic = arithmetic.context("only this program's own engines have layers")?;
+    let rows = profile(&network, arithmetic, size, seconds, &Device::Cpu)?;
     cli::line(&serde_json::to_string(&rows)?);
     Ok(())
 }
@@ -58,7 +58,8 @@ pub(crate) fn profile(
     let architecture = network.architecture();
     let mut optimiser = sgd(network)?;
     let (images, labels) = batch(size)?;
-    let (images, labels) = (images.to_device(device)?, labels.to_device(device)?);
+    let images = ops::activations(&images.to_device(device)?, arithmetic.precision)?;
+    let labels = labels.to_device(device)?;
     let limit = Duration::from_secs_f64(seconds);
     let (mut start, mut steps) = (Instant::now(), 0_u32);
     let mut update = Duration::ZERO;
@@ -100,8 +101,13 @@ pub(crate) fn profile(
             }
         }
     }
-    // Parameter and momentum buffer are read and written, the gradient is read.
-    let bytes = (4 * 4 + width(arithmetic)) * architecture.parameter_count() as u64;
+    // Parameter and momentum buffer are read and written, the gradient is read. On a CPU it is `f32`.
+    let gradient = if device.is_cpu() {
+        4
+    } else {
+        width(arithmetic)
+    };
+    let bytes = (4 * 4 + gradient) * architecture.parameter_count() as u64;
     let work = Work {
         bytes,
         ..Work::default()

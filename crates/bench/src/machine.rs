@@ -22,6 +22,8 @@ pub(crate) struct Machine {
     pub(crate) threads: NonZeroUsize,
     /// Of square `f32` matrix products, by candle's or by our routine, the fastest of all sizes.
     pub(crate) gemm_gflops: f64,
+    /// Of `bf16` matrix products with sums in `f32`, by our routine, likewise.
+    pub(crate) bf16_gflops: f64,
     /// Reading two arrays larger than the caches and writing a third, in 10^9 bytes per second.
     pub(crate) bandwidth_gb_s: f64,
 }
@@ -30,6 +32,7 @@ impl Machine {
     /// Takes the better of two measurements of one machine: the other one was disturbed by other programs.
     pub(crate) fn improve(&mut self, other: &Self) {
         self.gemm_gflops = self.gemm_gflops.max(other.gemm_gflops);
+        self.bf16_gflops = self.bf16_gflops.max(other.bf16_gflops);
         self.bandwidth_gb_s = self.bandwidth_gb_s.max(other.bandwidth_gb_s);
     }
 }
@@ -45,8 +48,12 @@ const TRIALS: usize = 8;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     use_threads(args.threads)?;
-    let gemms = SIZES.into_iter().map(gemm);
-    let gemms = gemms.collect::<candle_core::Result<Vec<_>>>()?;
+    let fastest = |gflops: fn(usize) -> candle_core::Result<f64>| {
+        let mut sizes = SIZES.into_iter();
+        sizes.try_fold(0.0, |most, size| {
+            Ok::<f64, anyhow::Error>(gflops(size)?.max(most))
+        })
+    };
     let machine = Machine {
         processor: format!(
             "{} ({})",
@@ -54,7 +61,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             InstructionSet::current().name()
         ),
         threads: args.threads,
-        gemm_gflops: gemms.into_iter().fold(0.0, f64::max),
+        gemm_gflops: fastest(gemm)?,
+        bf16_gflops: fastest(bf16_product)?,
         bandwidth_gb_s: bandwidth()?,
     };
     cli::line(&serde_json::to_string(&machine)?);
@@ -80,16 +88,35 @@ fn best<T>(mut work: impl FnMut() -> candle_core::Result<T>) -> candle_core::Res
 }
 
 fn gemm(size: usize) -> candle_core::Result<f64> {
-    let device = &Device::Cpu;
-    let matrix = || Tensor::rand(-1_f32, 1_f32, (size, size), device);
-    let (a, b) = (matrix()?, Var::from_tensor(&matrix()?)?);
-    let bias = Tensor::zeros(size, DType::F32, device)?;
+    let [a, b] = matrices(size)?;
     let theirs = best(|| a.matmul(&b))?;
-    let ours = best(|| {
+    Ok(gflops(size, theirs.min(our_product(&a, &b)?)))
+}
+
+fn bf16_product(size: usize) -> candle_core::Result<f64> {
+    let [a, b] = matrices(size)?;
+    Ok(gflops(size, our_product(&a.to_dtype(DType::BF16)?, &b)?))
+}
+
+/// Two square matrices.
+fn matrices(size: usize) -> candle_core::Result<[Tensor; 2]> {
+    let matrix = || Tensor::rand(-1_f32, 1_f32, (size, size), &Device::Cpu);
+    Ok([matrix()?, matrix()?])
+}
+
+/// The seconds that our product takes.
+fn our_product(a: &Tensor, b: &Tensor) -> candle_core::Result<f64> {
+    let weight = Var::from_tensor(b)?;
+    let bias = Tensor::zeros(b.dim(0)?, DType::F32, &Device::Cpu)?;
+    best(|| {
         let mut tape = Tape::no_grad(ConvAlgorithm::Direct);
-        tape.linear("product", Activation::Identity, &a, &b, &bias)
-    })?;
-    Ok(2.0 * (size as f64).powi(3) / theirs.min(ours) / 1e9)
+        tape.linear("product", Activation::Identity, a, &weight, &bias)
+    })
+}
+
+/// 10^9 operations per second of a product of square matrices.
+fn gflops(size: usize, seconds: f64) -> f64 {
+    2.0 * (size as f64).powi(3) / seconds / 1e9
 }
 
 fn bandwidth() -> candle_core::Result<f64> {

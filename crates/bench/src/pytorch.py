@@ -1,7 +1,8 @@
 """Images per second of a network in PyTorch on a processor, for `cargo xtask bench --against-pytorch`.
 
 The step is the one that the Rust program times: a batch of normalised images in, forward, softmax cross-entropy, backward,
-SGD with momentum and weight decay. The batch lies ready in memory, so nothing is spent on loading or augmenting it.
+SGD with momentum and weight decay; in bf16, forward pass and loss are under autocast. The batch lies ready in memory, so
+nothing is spent on loading or augmenting it.
 The program defines `network()` in front of this script. Prints one JSON object.
 """
 
@@ -19,6 +20,8 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--pass", dest="which", choices=["train", "eval"], required=True)
     parser.add_argument("--layout", choices=["contiguous", "channels-last"], required=True)
+    parser.add_argument("--precision", choices=["f32", "bf16"], required=True)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
@@ -30,23 +33,30 @@ def main():
     model = network().to(memory_format=memory_format)
     images = torch.randn(args.batch_size, 3, 32, 32).contiguous(memory_format=memory_format)
     labels = torch.randint(0, 10, (args.batch_size,))
+    run = torch.compile(model) if args.compile else model
     loss_of = nn.CrossEntropyLoss()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
+    def forward():
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.precision == "bf16"):
+            return loss_of(run(images), labels)
+
     def train():
         optimiser.zero_grad()
-        loss = loss_of(model(images), labels)
+        loss = forward()
         loss.backward()
         optimiser.step()
         return loss.item()
 
     def evaluate():
         with torch.no_grad():
-            return loss_of(model(images), labels).item()
+            return forward().item()
 
     step = train if args.which == "train" else evaluate
     model.train(args.which == "train")
-    step()
+    # The first steps, on fresh memory and with compilation, do not count.
+    for _ in range(2):
+        step()
     steps = 0
     start = time.perf_counter()
     while steps < 2 or time.perf_counter() - start < args.seconds:

@@ -1,32 +1,101 @@
 //! The same networks and steps in PyTorch.
 
 use anyhow::{Context, bail};
-use clap::ValueEnum;
 use models::{Architecture, Layer};
+use run::settings::Precision;
 use serde::de::DeserializeOwned;
+use std::fmt;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// PyTorch's memory formats of images.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Layout {
-    /// `[batch, channels, height, width]`.
-    Contiguous,
-    /// `[batch, height, width, channels]`.
-    ChannelsLast,
+/// How PyTorch computes on a processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Configuration {
+    /// Whether images are `[batch, height, width, channels]` in memory, rather than `[batch, channels, height, width]`.
+    channels_last: bool,
+    /// `Bf16`: under `torch.autocast`.
+    pub(crate) precision: Precision,
+    /// Whether the network is compiled by `torch.compile`.
+    compiled: bool,
+}
+
+impl Configuration {
+    /// All configurations; those that are compiled only where PyTorch can.
+    pub(crate) fn all(compiles: bool) -> impl Iterator<Item = Self> {
+        let ways = [false, true]
+            .into_iter()
+            .filter(move |way| compiles || !way);
+        ways.flat_map(|compiled| {
+            let precisions = [Precision::F32, Precision::Bf16].into_iter();
+            precisions.flat_map(move |precision| {
+                let layouts = [false, true].into_iter();
+                layouts.map(move |channels_last| Self {
+                    channels_last,
+                    precision,
+                    compiled,
+                })
+            })
+        })
+    }
+
+    /// The name of the layout.
+    fn layout(self) -> &'static str {
+        if self.channels_last {
+            "channels-last"
+        } else {
+            "contiguous"
+        }
+    }
+
+    /// The arguments of the script.
+    pub(crate) fn arguments(self) -> String {
+        let compile = if self.compiled { " --compile" } else { "" };
+        format!(
+            "--layout={} --precision={}{compile}",
+            self.layout(),
+            self.precision
+        )
+    }
+}
+
+impl fmt::Display for Configuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let compiled = if self.compiled { " compiled" } else { "" };
+        write!(f, "{} {}{compiled}", self.precision, self.layout())
+    }
 }
 
 /// PyTorch's version, where `python` has it.
 pub(crate) fn version(python: &Path) -> anyhow::Result<String> {
+    let says = |line: &str| format!("`{}` has no PyTorch: {line}", python.display());
+    interpret(python, "import torch; print(torch.__version__)", says)
+}
+
+/// Whether PyTorch can compile networks there, which takes a C++ compiler.
+pub(crate) fn compiles(python: &Path) -> anyhow::Result<()> {
+    let script = "import torch; torch.compile(lambda x: x + 1)(torch.zeros(8))";
+    interpret(python, script, |line| {
+        format!("torch.compile fails ({line})")
+    })?;
+    Ok(())
+}
+
+/// What `script` prints. `says` gives the message from the last line of its errors.
+fn interpret(
+    python: &Path,
+    script: &str,
+    says: impl FnOnce(&str) -> String,
+) -> anyhow::Result<String> {
     let output = Command::new(python)
-        .args(["-c", "import torch; print(torch.__version__)"])
+        .args(["-c", script])
         .output()
         .with_context(|| format!("cannot run `{}`", python.display()))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
-        let last = text.lines().last().unwrap_or("it fails");
-        bail!("`{}` has no PyTorch: {last}", python.display());
+        let mut lines = text.lines().rev();
+        let last = lines.find(|line| !line.trim().is_empty());
+        bail!(says(last.unwrap_or("it says nothing")));
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

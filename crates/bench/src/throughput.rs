@@ -8,8 +8,8 @@ use clap::ValueEnum;
 use datasets::Dataset;
 use engine::{Checkpoints, Event, Inputs, SpanTimes, Training, TrainingSetup};
 use models::{Architecture, Network, initial_parameters};
-use ops::{ConvAlgorithm, Tape};
-use run::settings::{Source, WeightInit};
+use ops::{Arithmetic, ConvAlgorithm, Tape};
+use run::settings::{Precision, Source, WeightInit};
 use run::{EvaluationSplit, Overrides, Settings, cli};
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
@@ -44,6 +44,8 @@ pub(crate) enum Engine {
     Winograd,
     /// This program with `--conv direct`.
     Direct,
+    /// This program with `--precision bf16`.
+    Bf16,
     /// Our operations on a tape, for one batch again and again, without augmentation and dropout.
     Tape,
     /// The same in candle's graph.
@@ -53,12 +55,24 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
-    /// The algorithm of this program's convolutions; `None` for the others.
-    pub(crate) fn algorithm(self) -> Option<ConvAlgorithm> {
+    /// How this program computes; `None` for the others.
+    pub(crate) fn arithmetic(self) -> Option<Arithmetic> {
         match self {
-            Self::Winograd => Some(ConvAlgorithm::Winograd),
-            Self::Direct => Some(ConvAlgorithm::Direct),
+            Self::Winograd => Some(ConvAlgorithm::Winograd.into()),
+            Self::Direct => Some(ConvAlgorithm::Direct.into()),
+            Self::Bf16 => Some(Arithmetic {
+                conv_algorithm: ConvAlgorithm::Direct,
+                precision: ops::Precision::Bf16,
+            }),
             Self::Tape | Self::Graph | Self::Candle => None,
+        }
+    }
+
+    /// The precision of products.
+    pub(crate) fn precision(self) -> Precision {
+        match self {
+            Self::Bf16 => Precision::Bf16,
+            _ => Precision::F32,
         }
     }
 }
@@ -101,8 +115,8 @@ pub(crate) struct Measured {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     use_threads(args.what.threads)?;
-    let measured = match (args.pass, args.what.engine.algorithm()) {
-        (Pass::Train, Some(algorithm)) => training(&args.what, algorithm)?,
+    let measured = match (args.pass, args.what.engine.arithmetic()) {
+        (Pass::Train, Some(arithmetic)) => training(&args.what, arithmetic)?,
         (Pass::Train, None) => one_batch_training(&args.what)?,
         (Pass::Eval, _) => evaluation(&args.what)?,
     };
@@ -137,7 +151,7 @@ pub(crate) fn network(architecture: Architecture) -> anyhow::Result<Network> {
 }
 
 /// The engine itself, as the trainer runs it, until the time is over.
-fn training(what: &Measurement, algorithm: ConvAlgorithm) -> anyhow::Result<Measured> {
+fn training(what: &Measurement, arithmetic: Arithmetic) -> anyhow::Result<Measured> {
     let spans = SpanTimes::install()?;
     let images = IMAGES.next_multiple_of(what.batch_size.get());
     let set = Dataset::synthetic(images, 1)?;
@@ -155,7 +169,7 @@ fn training(what: &Measurement, algorithm: ConvAlgorithm) -> anyhow::Result<Meas
         test: set.test(),
         split: EvaluationSplit::Test,
         device: Device::Cpu,
-        arithmetic: algorithm.into(),
+        arithmetic,
     };
     let mut training = Training::new(setup, network(what.model)?)?;
     let clock = Cell::new(Clock::default());
@@ -237,11 +251,13 @@ fn evaluation(what: &Measurement) -> anyhow::Result<Measured> {
     let network = network(what.model)?;
     let (images, labels) = batch(what.batch_size.get())?;
     let channels_first = images.permute((0, 3, 1, 2))?.contiguous()?;
+    let arithmetic = what.engine.arithmetic().unwrap_or_default();
+    let images = ops::activations(&images, arithmetic.precision)?;
     repeat(what, || {
-        let on_tape = |algorithm| network.forward(&mut Tape::no_grad(algorithm), &images, None);
         let logits = match what.engine {
-            Engine::Winograd | Engine::Tape => on_tape(ConvAlgorithm::Winograd)?,
-            Engine::Direct => on_tape(ConvAlgorithm::Direct)?,
+            Engine::Winograd | Engine::Direct | Engine::Bf16 | Engine::Tape => {
+                network.forward(&mut Tape::no_grad(arithmetic), &images, None)?
+            }
             Engine::Graph => candle_graph::forward(&network, &images)?,
             Engine::Candle => candle_network::forward(&network, &channels_first)?,
         };
