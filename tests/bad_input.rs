@@ -55,7 +55,7 @@ fn wrong_flags_are_usage_errors() {
         ("--device", "gpu", "--device"),
         ("--device", "cuda", "--device cuda"),
         ("--device", "cuda:1", "--device cuda:1"),
-        ("--precision", "bf16", "--precision bf16"),
+        ("--precision", "tf32", "--precision tf32"),
         ("--precision", "half", "--precision"),
         ("--limit-train", "0", "--limit-train"),
         ("--limit-train", "2000000", "--limit-train 2000000"),

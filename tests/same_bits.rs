@@ -2,17 +2,19 @@
 
 #![allow(clippy::unwrap_used)] // Also in what the tests share.
 
-use end_to_end::program;
+use end_to_end::{program, xtask};
 use kernels::InstructionSet;
 use serde_json::Value;
 use std::fs;
 use std::io::{Write, stderr};
+use std::path::Path;
 
-/// Recipes, and the SHA-256 of the weights after each of two epochs. They change only with a deliberate change of
-/// the arithmetic.
-const EXPECTED: [(&str, [&str; 2]); 2] = [
+/// Recipes, precisions, and the SHA-256 of the weights after each of two epochs. They change only with a deliberate change
+/// of the arithmetic.
+const EXPECTED: [(&str, &str, [&str; 2]); 3] = [
     (
         "reference",
+        "f32",
         [
             "f26be338f1ce848f0cfd3ae29e74aedd5a795d3fdbcb8c15719d83367cf7199b",
             "3221c762701ca308a44f50af405272f7fe056dc9e6f2aa9a3085e073d0edaaa2",
@@ -20,9 +22,18 @@ const EXPECTED: [(&str, [&str; 2]); 2] = [
     ),
     (
         "best",
+        "f32",
         [
             "65f23928226c390f37b0487f9974ab840996dfbe1decee3b91ef42c7b350bc7f",
             "7dd91316becc5cfd86b5e47a71ceec199b4ba504c9847bb234ec469785c377c5",
+        ],
+    ),
+    (
+        "reference",
+        "bf16",
+        [
+            "3197474d83506fa07ea5b78b3aacbd6aefd0a264e6f655c662e024e7044ea250",
+            "d601702415c00cfe84b0a9f5f66720cca279270e6eb970136f08426ab468d0b7",
         ],
     ),
 ];
@@ -39,28 +50,92 @@ fn training_gives_the_same_bits_on_every_instruction_set() {
             let _ = writeln!(stderr(), "skipped: this machine has no {set_name}");
             continue;
         }
-        for (recipe, expected) in EXPECTED {
-            let name = format!("{set_name}-{recipe}");
+        for (recipe, precision, expected) in EXPECTED {
+            let name = format!("{set_name}-{recipe}-{precision}");
             program("trainer")
                 .env("KERNELS_ISA", set_name)
                 .args(["--model", "lenet", "--dataset", "synthetic"])
                 .args(["--limit-train", "60", "--limit-test", "20"])
                 .args(["--batch-size", "25", "--epochs", "2"])
-                .args(["--recipe", recipe, "--no-progress", "--name", &name])
+                .args(["--recipe", recipe, "--precision", precision])
+                .args(["--no-progress", "--name", &name])
                 .arg("--run-dir")
                 .arg(runs.path())
                 .assert()
                 .success();
-            let metrics = fs::read_to_string(runs.path().join(name).join("metrics.jsonl"));
-            let found: Vec<_> = metrics
-                .unwrap()
-                .lines()
-                .map(|line| {
-                    let epoch: Value = serde_json::from_str(line).unwrap();
-                    epoch["weights_sha256"].as_str().unwrap().to_owned()
-                })
-                .collect();
-            assert_eq!(found, expected, "{recipe} on {set_name}");
+            let found = digests(&runs.path().join(name));
+            assert_eq!(found, expected, "{recipe} in {precision} on {set_name}");
         }
+    }
+}
+
+/// The SHA-256 of a run's weights after each epoch.
+fn digests(run: &Path) -> Vec<String> {
+    let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let epochs = metrics.lines().map(|line| {
+        let epoch: Value = serde_json::from_str(line).unwrap();
+        epoch["weights_sha256"].as_str().unwrap().to_owned()
+    });
+    epochs.collect()
+}
+
+/// Trains LeNet for two epochs of three steps in bf16.
+fn train_in_bf16(runs: &Path, name: &str, more: &[&str]) {
+    program("trainer")
+        .args(["--model", "lenet", "--dataset", "synthetic"])
+        .args(["--limit-train", "60", "--limit-test", "20"])
+        .args(["--batch-size", "25", "--epochs", "2"])
+        .args(["--precision", "bf16", "--no-progress", "--name", name])
+        .arg("--run-dir")
+        .arg(runs)
+        .args(more)
+        .assert()
+        .success();
+}
+
+#[test]
+fn a_run_in_bf16_is_stopped_resumed_used_and_verified() {
+    let runs = tempfile::tempdir().unwrap();
+    let runs = runs.path();
+    train_in_bf16(runs, "whole", &["--threads", "3"]);
+    // Stopped after its first step.
+    train_in_bf16(runs, "parts", &["--threads", "1", "--max-time", "1ms"]);
+    let parts = runs.join("parts");
+    assert!(!parts.join("metrics.jsonl").exists() || digests(&parts).is_empty());
+    let mut resume = program("trainer");
+    resume.args(["--no-progress", "--threads", "2", "--resume"]);
+    resume.arg(&parts).assert().success();
+    assert_eq!(digests(&parts), digests(&runs.join("whole")));
+    let checkpoint = parts.join("last.safetensors");
+
+    let record = fs::read_to_string(parts.join("run.toml")).unwrap();
+    let record: toml::Table = record.parse().unwrap();
+    assert_eq!(record["made_by"]["precision"].as_str(), Some("bf16"));
+    xtask("verify").arg(&parts).assert().success();
+    xtask("verify")
+        .arg(&parts)
+        .env("KERNELS_ISA", "scalar")
+        .assert()
+        .success();
+
+    // The last epoch's loss is that of the same weights in the same precision, and nearly that in f32.
+    let metrics = fs::read_to_string(parts.join("metrics.jsonl")).unwrap();
+    let last: Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+    let recorded = last["test_loss"].as_f64().unwrap();
+    for (precision, tolerance) in [("bf16", 1e-6), ("f32", 1e-2)] {
+        let output = program("trainer")
+            .args(["eval", "--dataset", "synthetic", "--limit-test", "20"])
+            .args(["--precision", precision, "--json", "--checkpoint"])
+            .arg(&checkpoint)
+            .assert()
+            .success()
+            .get_output()
+            .clone();
+        let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let loss = found["loss"].as_f64().unwrap();
+        assert!(
+            (loss - recorded).abs() < tolerance,
+            "{precision}: {loss}, {recorded}"
+        );
     }
 }

@@ -47,7 +47,8 @@ impl Setup {
     pub(crate) fn check_memory(&self, resumed: bool) -> anyhow::Result<()> {
         let settings = &self.resolved.settings;
         let has_ema = settings.model_ema_decay.get() > 0.0;
-        let memory = TrainingMemory::new(self.resolved.architecture, has_ema);
+        let precision = self.backend.arithmetic.precision;
+        let memory = TrainingMemory::new(self.resolved.architecture, has_ema, precision);
         let batch_size = settings.batch_size.get();
         let needed = memory.bytes(batch_size);
         let available = match self.backend.device.is_cpu() {
