@@ -7,7 +7,7 @@ mod operations;
 mod uniform;
 
 pub use deviation::{Deviation, relative_error};
-pub use networks::{NetworkDeviations, network};
+pub use networks::{NetworkDeviations, autocast_errors, gradients, network};
 pub use operations::operations;
 pub use uniform::uniform;
 

@@ -58,10 +58,10 @@ pub struct NetworkDeviations {
     pub afterwards: Vec<Deviation>,
 }
 
-/// The file with the reference values of a network, which has the network's name.
-fn golden(architecture: Architecture) -> Result<String, Error> {
+/// The file with reference values of this name, which those of a network share with it.
+fn golden(name: &str) -> Result<String, Error> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/golden");
-    let path = PathBuf::from(format!("{folder}/{architecture}.json"));
+    let path = PathBuf::from(format!("{folder}/{name}.json"));
     fs::read_to_string(&path).map_err(|reason| Error::Read { path, reason })
 }
 
@@ -72,23 +72,65 @@ fn get<'a, T>(values: &'a BTreeMap<String, T>, name: &str) -> Result<&'a T, Erro
         .ok_or_else(|| Error::Missing(name.to_owned()))
 }
 
-/// Trains a network for three steps on a batch of eight images.
-///
-/// # Errors
-/// When there are no reference values, an operation fails, or training and evaluation give different logits.
-pub fn network(architecture: Architecture, setting: &Setting) -> Result<NetworkDeviations, Error> {
-    let case: Case = serde_json::from_str(&golden(architecture)?)?;
-    let parameters = case.params.into_iter().map(|(name, parameter)| {
+/// The network with the weights of its case, the batch of images, and its labels.
+fn inputs(
+    architecture: Architecture,
+    case: &Case,
+    setting: &Setting,
+) -> Result<(Network, Tensor, Tensor), Error> {
+    let parameters = case.params.iter().map(|(name, parameter)| {
         let bound = parameter.bound_f32 as f32;
         let values = setting.tensor(parameter.seed, &parameter.shape, bound)?;
-        Ok((name, values))
+        Ok((name.clone(), values))
     });
     let parameters = parameters.collect::<candle_core::Result<_>>()?;
     let network = Network::new(architecture, parameters)?;
     let batch = case.labels.len();
     let images = setting.tensor(case.input.seed, &[batch, 3, 32, 32], case.input.bound)?;
     let images = setting.activations(&channels_last(&images)?)?;
-    let labels = Tensor::from_vec(case.labels, batch, &setting.device)?;
+    let labels = Tensor::from_slice(&case.labels, batch, &setting.device)?;
+    Ok((network, images, labels))
+}
+
+/// The gradients of all parameters for the batch of eight images.
+///
+/// # Errors
+/// When there are no reference values, or an operation fails.
+pub fn gradients(
+    architecture: Architecture,
+    setting: &Setting,
+) -> Result<Vec<(String, Tensor)>, Error> {
+    let case: Case = serde_json::from_str(&golden(architecture.name)?)?;
+    let (network, images, labels) = inputs(architecture, &case, setting)?;
+    let mut tape = Tape::recording(setting.arithmetic);
+    let logits = network.forward(&mut tape, &images, None)?;
+    let gradients = tape.backward(cross_entropy_gradient(&logits, &labels, 0.0)?)?;
+    let all = network.variables().iter().map(|(name, variable)| {
+        let gradient = gradients.get(variable);
+        let gradient = gradient.ok_or_else(|| Error::Missing(name.clone()))?;
+        Ok((name.clone(), gradient.clone()))
+    });
+    all.collect()
+}
+
+/// The relative errors of these gradients in PyTorch under autocast to `bf16` on a CPU.
+///
+/// # Errors
+/// When there are no such values.
+pub fn autocast_errors(architecture: Architecture) -> Result<BTreeMap<String, f64>, Error> {
+    let networks: BTreeMap<String, serde_json::Value> = serde_json::from_str(&golden("bf16")?)?;
+    let errors = get(&networks, architecture.name)?;
+    Ok(serde_json::from_value(errors.clone())?)
+}
+
+/// Trains a network for three steps on a batch of eight images.
+///
+/// # Errors
+/// When there are no reference values, an operation fails, or training and evaluation give different logits.
+pub fn network(architecture: Architecture, setting: &Setting) -> Result<NetworkDeviations, Error> {
+    let case: Case = serde_json::from_str(&golden(architecture.name)?)?;
+    let (network, images, labels) = inputs(architecture, &case, setting)?;
+    let batch = case.labels.len();
     let sgd = Sgd {
         learning_rate: case.sgd.lr,
         momentum: case.sgd.momentum,
