@@ -1,4 +1,5 @@
-//! CPU kernels on slices, in `f32` and `f64`, and for products in `bf16`. They know nothing of tensors, devices or differentiation.
+//! CPU kernels on slices, in `f32` and `f64`; convolutions and fully connected layers also in `bf16`. They know nothing of
+//! tensors, devices or differentiation.
 //!
 //! Images are `[batch, height, width, channels]`, weights of convolutions
 //! `[out_channels, in_channels, kernel, kernel]`, all contiguous and row-major. A kernel returns a new vector where the

@@ -34,7 +34,7 @@ impl Precision {
 pub struct Arithmetic {
     /// The algorithm of convolutions.
     pub conv_algorithm: ConvAlgorithm,
-    /// The precision. On a CPU the tensors' own type decides between `f32` and `f64`.
+    /// The precision. On a CPU the tensors' own type decides between `f32`, `f64` and `bf16`.
     pub precision: Precision,
 }
 

@@ -12,8 +12,9 @@ use kernels::linear::{Sizes, backward_bf16, forward_bf16};
 use std::sync::OnceLock;
 
 /// `activation(x · weight' + bias)` for `x` `[batch, in_features]`, `weight` `[out_features, in_features]` and `bias`
-/// `[out_features]`: gives `[batch, out_features]`. `precision` matters on a GPU. For `x` in `bf16` the result is `bf16`, or
-/// `f32` without an activation: that is the last layer, and the loss follows.
+/// `[out_features]`: gives `[batch, out_features]`. On a CPU the type of `x` decides, on a
+/// GPU `precision`. For `x` in `bf16` the result is `bf16`, or `f32` without an activation: that is the last layer, and
+/// the loss follows.
 ///
 /// # Errors
 /// When the shapes do not fit, or the tensors are neither all `f32` nor all `f64`, nor `x` is `bf16`, and weight and bias

@@ -29,7 +29,7 @@ pub struct Machine {
     pub os: String,
     /// The architecture: `x86_64`, `aarch64`.
     pub arch: String,
-    /// The instruction set of the kernels: `avx512`, `avx2`, `neon`, `scalar`.
+    /// The instruction set of the kernels: `amx`, `avx512`, `avx2`, `neon`, `scalar`.
     pub instruction_set: String,
     /// The model name of the processor.
     pub processor: String,

@@ -140,8 +140,8 @@ fn note_faster_precision(precision: Option<Precision>) {
     let has_unit = ops::InstructionSet::current() == ops::InstructionSet::Amx;
     match (precision, has_unit) {
         (None, true) => cli::note(
-            "note: this processor has a matrix unit for bf16 (AMX), which --precision bf16 uses; --precision f32 computes as \
-             before, without this note",
+            "note: this processor has a matrix unit for bf16 (AMX): --precision bf16 computes with it, in less memory; \
+             --precision f32 hides this note",
         ),
         (Some(Precision::Bf16), false) => cli::note(
             "note: this processor has no matrix unit for bf16 (AMX): --precision f32 is faster here; bf16 gives the same \
