@@ -26,7 +26,7 @@ impl TrainingMemory {
         // Weights, gradients, momentum buffers, those of the best epoch, and what a checkpoint and Winograd's filters take.
         let copies = if ema { 6 } else { 5 };
         let element = precision.activations().size_in_bytes();
-        let image = (element * (architecture.training_elements() + BATCHES * pixels)) as u64;
+        let image = (element * architecture.training_elements() + 4 * BATCHES * pixels) as u64;
         // A sixteenth more, for gaps between the allocator's blocks.
         let with_gaps = |bytes: u64| bytes + bytes / 16;
         Self {

@@ -1,5 +1,6 @@
 //! Dropout with a counter-based mask.
 
+use crate::element::Element;
 use crate::instruction_set::arch;
 use crate::simd::Real;
 use pulp::{Simd, WithSimd};
@@ -11,7 +12,7 @@ const PART: usize = 1 << 14;
 
 /// Sets value `i` to 0 if the `i`-th random value in `[0, 1)` of `layer` in `stream` is less than `probability`, and
 /// divides it by `1 - probability` otherwise.
-pub fn apply<T: Real>(probability: f32, stream: Stream, layer: u16, values: &mut [T]) {
+pub fn apply<E: Element>(probability: f32, stream: Stream, layer: u16, values: &mut [E]) {
     let layer = u64::from(layer) << 48;
     values
         .par_chunks_mut(PART)
@@ -27,21 +28,21 @@ pub fn apply<T: Real>(probability: f32, stream: Stream, layer: u16, values: &mut
 }
 
 /// Masks values with the blocks of random words from `first` on, four values for each.
-struct Mask<'a, T> {
+struct Mask<'a, E> {
     probability: f32,
     stream: Stream,
     first: u64,
-    values: &'a mut [T],
+    values: &'a mut [E],
 }
 
-impl<T: Real> WithSimd for Mask<'_, T> {
+impl<E: Element> WithSimd for Mask<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         /// Blocks of random words that are generated at once.
         const MANY: usize = 16;
-        let scale = T::from_f64(1.0 / (1.0 - f64::from(self.probability)));
+        let scale = E::Real::from_f64(1.0 / (1.0 - f64::from(self.probability)));
         for (values, first) in self
             .values
             .chunks_mut(4 * MANY)
@@ -51,7 +52,10 @@ impl<T: Real> WithSimd for Mask<'_, T> {
             for (values, n) in values.chunks_mut(4).zip(0..) {
                 for (value, words) in values.iter_mut().zip(&words) {
                     let kept = unit(words[n]) >= self.probability;
-                    *value = if kept { *value * scale } else { T::zero() };
+                    *value = match kept {
+                        true => E::from_real(value.to_real() * scale),
+                        false => E::default(),
+                    };
                 }
             }
         }

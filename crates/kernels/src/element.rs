@@ -3,8 +3,17 @@
 use crate::simd::Real;
 use half::bf16;
 
-/// A type in which activations and their gradients are stored. They are computed in [`Element::Real`].
-pub trait Element: Copy + Default + Send + Sync + 'static {
+/// Types whose bit patterns are all valid values, which working memory relies on.
+mod sealed {
+    pub trait AnyBits {}
+    impl AnyBits for f32 {}
+    impl AnyBits for f64 {}
+    impl AnyBits for half::bf16 {}
+}
+
+/// A type in which activations and their gradients are stored: `f32`, `f64` or `bf16`. They are computed in
+/// [`Element::Real`].
+pub trait Element: sealed::AnyBits + Copy + Default + Send + Sync + 'static {
     /// The type in which they are computed.
     type Real: Real;
 

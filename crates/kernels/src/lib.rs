@@ -8,7 +8,8 @@
 //! # Reproducibility
 //! Work is split into parts that depend on the shapes alone, and sums have a fixed order. So the results are
 //! bit-identical for any number of threads of the surrounding rayon pool. They are also bit-identical on every
-//! instruction set, because a multiply-add is rounded once everywhere.
+//! instruction set, because a multiply-add is rounded once everywhere; in `bf16`, because all code has the order of
+//! additions and the treatment of denormal values of AMX.
 //!
 //! # Instruction sets
 //! The kernels use the best instruction set of the machine: AMX, AVX-512, AVX2 with FMA, NEON, or scalar code. The
@@ -17,7 +18,7 @@
 //! kernel. A set that is unknown or that the machine lacks is ignored; [`InstructionSet::current`] tells which one is in
 //! use.
 
-#![allow(unsafe_code)] // Pointers that threads share; each block carries its argument.
+#![allow(unsafe_code)] // Pointers that threads share, and assembly; each block carries its argument.
 
 mod activation;
 pub mod avg_pool2d;

@@ -2,18 +2,17 @@
 
 use crate::activation::Activation;
 use crate::element::Element;
-use crate::simd::Real;
 use rayon::prelude::*;
 
 /// Elements of a task.
 const PART: usize = 1 << 15;
 
 /// Replaces every value by `max(value, 0)`.
-pub fn forward<T: Real>(values: &mut [T]) {
+pub fn forward<E: Element>(values: &mut [E]) {
     values
         .par_iter_mut()
         .with_min_len(PART)
-        .for_each(|value| *value = Activation::Relu.apply(*value));
+        .for_each(|value| *value = E::from_real(Activation::Relu.apply(value.to_real())));
 }
 
 /// Replaces the gradient of the results `y` by that of the inputs.

@@ -57,8 +57,7 @@ impl Network {
     /// evaluation.
     ///
     /// # Errors
-    /// When the images have another shape, or another type than the variables. On a GPU they may have the
-    /// type of the activations.
+    /// When the images have another shape, or another type than the variables or the activations.
     pub fn forward(
         &self,
         tape: &mut Tape,

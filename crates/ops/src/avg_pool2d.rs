@@ -11,7 +11,7 @@ use kernels::Pool;
 /// `[batch, (height - kernel) / stride + 1, (width - kernel) / stride + 1, channels]`.
 ///
 /// # Errors
-/// When no window fits, or the tensor is neither `f32` nor `f64`; on a GPU, neither `f32` nor `bf16`.
+/// When no window fits, or the tensor is not `f32`, `bf16` or, on a CPU, `f64`.
 pub fn avg_pool2d(x: &Tensor, pool: Pool) -> Result<Tensor> {
     in_graph(AvgPool2d(pool), [x; 3])
 }

@@ -1,7 +1,7 @@
 //! Dropout whose mask is a function of seed, step and position.
 
 use crate::operation::{Gradients, Inputs, Operation, Output, in_graph, only, tensor};
-use crate::storage::{output, with_dtype, with_slices};
+use crate::storage::{output, with_element, with_slices};
 use candle_core::{Result, Tensor, bail};
 use rng::{Purpose, Stream};
 
@@ -23,8 +23,7 @@ pub struct Dropout {
 /// `x` with the mask applied, and the same mask on its gradient.
 ///
 /// # Errors
-/// When the probability is outside `0.0..1.0`, or the tensor is neither `f32` nor `f64`; on a GPU, neither `f32` nor
-/// `bf16`.
+/// When the probability is outside `0.0..1.0`, or the tensor is not `f32`, `bf16` or, on a CPU, `f64`.
 pub fn dropout(x: &Tensor, mask: Dropout) -> Result<Tensor> {
     in_graph(mask, [x; 3])
 }
@@ -32,6 +31,10 @@ pub fn dropout(x: &Tensor, mask: Dropout) -> Result<Tensor> {
 impl Operation for Dropout {
     fn name(&self) -> &'static str {
         "dropout"
+    }
+
+    fn computes_bf16(&self) -> bool {
+        true
     }
 
     fn forward(&self, [x, ..]: Inputs) -> Result<Output> {
@@ -44,7 +47,7 @@ impl Operation for Dropout {
             return cuda::mask(self, x);
         }
         let stream = Stream::new(self.seed, Purpose::Dropout, self.step);
-        with_dtype!("dropout", x.dtype(), T => {
+        with_element!("dropout", x.dtype(), T => {
             let mut y = with_slices::<T, _, 1>("dropout", [x], |[x]| x.to_vec())?;
             kernels::dropout::apply(probability, stream, self.layer, &mut y);
             Ok(output(y, x.shape()))

@@ -1,14 +1,14 @@
 //! From images to rows of features.
 
 use crate::operation::{Gradients, Inputs, Operation, Output, in_graph, only, tensor};
-use crate::storage::{output, with_dtype, with_slices};
+use crate::storage::{output, with_element, with_slices};
 use candle_core::{Result, Shape, Tensor};
 
 /// From images `[batch, height, width, channels]` to rows `[batch, channels * height * width]`, in PyTorch's order:
 /// channel, row, column.
 ///
 /// # Errors
-/// When the tensor has other dimensions, or is neither `f32` nor `f64`; on a GPU, neither `f32` nor `bf16`.
+/// When the tensor has other dimensions, or is not `f32`, `bf16` or, on a CPU, `f64`.
 pub fn flatten(x: &Tensor) -> Result<Tensor> {
     in_graph(Flatten, [x; 3])
 }
@@ -18,6 +18,10 @@ pub(crate) struct Flatten;
 impl Operation for Flatten {
     fn name(&self) -> &'static str {
         "flatten"
+    }
+
+    fn computes_bf16(&self) -> bool {
+        true
     }
 
     fn forward(&self, [x, ..]: Inputs) -> Result<Output> {
@@ -51,7 +55,7 @@ fn transpose(
         launch(x.device, program, "transpose", count, &arguments)?;
         return Ok(y.output());
     }
-    with_dtype!("flatten", x.dtype(), T => {
+    with_element!("flatten", x.dtype(), T => {
         let y = with_slices::<T, _, 1>("flatten", [x], |[x]| {
             kernels::transpose::transpose(x, (batch, rows, columns))
         })?;

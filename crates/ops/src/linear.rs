@@ -17,8 +17,8 @@ use std::sync::OnceLock;
 /// the loss follows.
 ///
 /// # Errors
-/// When the shapes do not fit, or the tensors are neither all `f32` nor all `f64`, nor `x` is `bf16`, and weight and bias
-/// are `f32`. On a GPU there is no `f64`.
+/// When the shapes do not fit, or the tensors are not all `f32`, all `f64`, or `x` in `bf16` with weight and bias in
+/// `f32`. On a GPU there is no `f64`.
 pub fn linear(
     precision: Precision,
     activation: Activation,

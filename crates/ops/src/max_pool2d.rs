@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 /// Of equal values the first in row-major order is the maximum, and a NaN is larger than any value, as in PyTorch.
 ///
 /// # Errors
-/// When no window fits, or the tensor is neither `f32` nor `f64`; on a GPU, neither `f32` nor `bf16`.
+/// When no window fits, or the tensor is not `f32`, `bf16` or, on a CPU, `f64`.
 pub fn max_pool2d(x: &Tensor, pool: Pool) -> Result<Tensor> {
     in_graph(MaxPool2d::new(pool), [x; 3])
 }

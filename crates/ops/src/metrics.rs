@@ -2,7 +2,7 @@
 
 use crate::cross_entropy::{check, with_labels};
 use crate::operation::tensor;
-use crate::storage::{Element, output, with_dtype, with_slices};
+use crate::storage::{InPlaceElement, output, with_dtype, with_slices};
 use candle_core::{Device, Result, Tensor, bail};
 
 /// Loss and predictions of all samples.
@@ -41,7 +41,7 @@ impl Metrics {
 
     /// Adds a batch: `logits` `[batch, classes]` and `labels` `[batch]`. Where there is a `gradient`, it becomes
     /// that of the mean loss with smoothed labels.
-    fn add<T: Element>(
+    fn add<T: InPlaceElement>(
         &mut self,
         logits: &[T],
         labels: &[u32],

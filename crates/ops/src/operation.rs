@@ -68,20 +68,27 @@ fn converts(operation: &dyn Operation, inputs: Inputs) -> bool {
     x.dtype() == DType::BF16 && x.device().is_cpu() && !operation.computes_bf16()
 }
 
-fn to_f32<const N: usize>(tensors: [&Tensor; N]) -> Result<[Tensor; N]> {
-    let converted: Result<Vec<_>> = (tensors.iter())
-        .map(|tensor| tensor.to_dtype(DType::F32))
-        .collect();
-    converted?
-        .try_into()
-        .map_err(|_| Error::Msg("another number of tensors".to_owned()))
+/// The tensors, those of `bf16` in `f32`.
+fn widened<const N: usize>(tensors: [&Tensor; N]) -> Result<[Tensor; N]> {
+    let mut widened = tensors.map(Tensor::clone);
+    for index in 0..N {
+        let tensor = tensors[index];
+        if tensor.dtype() == DType::BF16 {
+            let same = tensors[..index].iter().position(|t| t.id() == tensor.id());
+            widened[index] = match same {
+                Some(same) => widened[same].clone(),
+                None => tensor.to_dtype(DType::F32)?,
+            };
+        }
+    }
+    Ok(widened)
 }
 
 fn forward(operation: &dyn Operation, inputs: Inputs) -> Result<Output> {
     if !converts(operation, inputs) {
         return operation.forward(inputs);
     }
-    let inputs = to_f32(inputs)?;
+    let inputs = widened(inputs)?;
     let y = tensor(operation.forward(inputs.each_ref())?).to_dtype(DType::BF16)?;
     let (storage, _) = y.storage_and_layout();
     Ok((storage.try_clone(y.layout())?, y.shape().clone()))
@@ -97,7 +104,7 @@ pub(crate) fn backward(
     if !converts(operation, inputs) {
         return operation.backward(inputs, results, wants_x);
     }
-    let (inputs, results) = (to_f32(inputs)?, to_f32(results)?);
+    let (inputs, results) = (widened(inputs)?, widened(results)?);
     let [x, weight, bias] = operation.backward(inputs.each_ref(), results.each_ref(), wants_x)?;
     let x = x.map(|x| x.to_dtype(DType::BF16)).transpose()?;
     Ok([x, weight, bias])

@@ -1,13 +1,13 @@
 //! ReLU, and its gradient for the operations into which it is fused.
 
 use crate::operation::{Gradients, Inputs, Operation, Output, in_graph, only};
-use crate::storage::{output, with_dtype, with_element, with_slices};
+use crate::storage::{output, with_element, with_slices};
 use candle_core::{Result, Tensor};
 
 /// `max(x, 0)` of a tensor of any shape; its gradient at 0 is 0, as in PyTorch.
 ///
 /// # Errors
-/// When the tensor is neither `f32` nor `f64`, or, on a GPU, neither `f32` nor `bf16`.
+/// When the tensor is not `f32`, `bf16` or, on a CPU, `f64`.
 pub fn relu(x: &Tensor) -> Result<Tensor> {
     in_graph(Relu, [x; 3])
 }
@@ -19,12 +19,16 @@ impl Operation for Relu {
         "relu"
     }
 
+    fn computes_bf16(&self) -> bool {
+        true
+    }
+
     fn forward(&self, [x, ..]: Inputs) -> Result<Output> {
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
             return cuda::forward(x);
         }
-        with_dtype!("relu", x.dtype(), T => {
+        with_element!("relu", x.dtype(), T => {
             let mut y = with_slices::<T, _, 1>("relu", [x], |[x]| x.to_vec())?;
             kernels::relu::forward(&mut y);
             Ok(output(y, x.shape()))

@@ -56,12 +56,12 @@ pub(crate) fn gradients<E: kernels::Element<Real: WithDType> + WithDType>(
 }
 
 /// A type whose storage can be borrowed mutably.
-pub(crate) trait Element: WithDType + kernels::Real {
+pub(crate) trait InPlaceElement: WithDType + kernels::Real {
     /// The elements of a storage of this type.
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
 }
 
-impl Element for f32 {
+impl InPlaceElement for f32 {
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
         match storage {
             CpuStorage::F32(values) => Some(values),
@@ -70,7 +70,7 @@ impl Element for f32 {
     }
 }
 
-impl Element for f64 {
+impl InPlaceElement for f64 {
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
         match storage {
             CpuStorage::F64(values) => Some(values),
@@ -83,7 +83,7 @@ impl Element for f64 {
 ///
 /// # Errors
 /// Those of `change`; and when a tensor is not contiguous, has another type or is on another device.
-pub(crate) fn in_place<T: Element>(
+pub(crate) fn in_place<T: InPlaceElement>(
     operation: &'static str,
     tensor: &Tensor,
     other: &Tensor,
@@ -108,7 +108,7 @@ struct InPlace<T, F> {
     types: PhantomData<T>,
 }
 
-impl<T: Element, F: FnOnce(&mut [T], &[T]) -> Result<()>> InplaceOp2 for InPlace<T, F> {
+impl<T: InPlaceElement, F: FnOnce(&mut [T], &[T]) -> Result<()>> InplaceOp2 for InPlace<T, F> {
     fn name(&self) -> &'static str {
         self.operation
     }

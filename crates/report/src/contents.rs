@@ -5,7 +5,7 @@ use crate::statistics::{PairedTest, mcnemar, paired_test};
 use datasets::DatasetInfo;
 use models::grouped;
 use run::cli::count;
-use run::settings::{FIELDS, Property};
+use run::settings::{FIELDS, Precision, Property};
 use run::{EpochMetrics, Machine, MadeBy, Predictions, Run, Session, predictions::CLASSES};
 
 /// A table. The first column names the rows.
@@ -353,15 +353,17 @@ fn device(run: &Run) -> String {
         precision,
         ..
     } = &run.made_by;
-    match (
-        gpu,
-        machine(run)
-            .map(|machine| machine.threads)
-            .or(run.settings.threads),
-    ) {
-        (Some(gpu), _) => format!("{gpu}, {precision}"),
+    let threads = machine(run)
+        .map(|machine| machine.threads)
+        .or(run.settings.threads);
+    let device = match (gpu, threads) {
+        (Some(gpu), _) => return format!("{gpu}, {precision}"),
         (None, Some(threads)) => format!("{device}, {}", count(threads.get(), "thread")),
         (None, None) => device.clone(),
+    };
+    match precision {
+        Precision::F32 => device,
+        _ => format!("{device}, {precision}"),
     }
 }
 

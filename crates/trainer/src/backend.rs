@@ -135,17 +135,17 @@ pub(crate) fn use_threads(threads: Option<NonZeroUsize>) -> anyhow::Result<NonZe
     Ok(NonZeroUsize::new(rayon::current_num_threads()).unwrap_or(NonZeroUsize::MIN))
 }
 
-/// Notes where another precision would be faster on this processor.
-fn note_faster_precision(precision: Option<Precision>) {
-    let has_unit = ops::InstructionSet::current() == ops::InstructionSet::Amx;
-    match (precision, has_unit) {
+/// Notes what another precision would bring on this processor.
+fn note_other_precision(precision: Option<Precision>) {
+    let has_amx = ops::InstructionSet::current() == ops::InstructionSet::Amx;
+    match (precision, has_amx) {
         (None, true) => cli::note(
             "note: this processor has a matrix unit for bf16 (AMX): --precision bf16 computes with it, in less memory; \
              --precision f32 hides this note",
         ),
         (Some(Precision::Bf16), false) => cli::note(
-            "note: this processor has no matrix unit for bf16 (AMX): --precision f32 is faster here; bf16 gives the same \
-             bits as with the unit",
+            "note: AMX, a matrix unit for bf16, is not available here: --precision f32 is faster; bf16 gives the same bits \
+             as with AMX",
         ),
         _ => {}
     }
@@ -162,7 +162,7 @@ pub(crate) fn arithmetic(
     device: &Device,
 ) -> Result<Arithmetic, UsageError> {
     if device.is_cpu() {
-        note_faster_precision(precision);
+        note_other_precision(precision);
     }
     let precision = match precision {
         Some(Precision::Tf32) if device.is_cpu() => {

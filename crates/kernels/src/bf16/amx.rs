@@ -9,6 +9,8 @@ use super::block::{Block, COLUMNS, ROWS, Sums};
 use crate::instruction_set::InstructionSet;
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 /// Bytes of a tile's row.
@@ -24,30 +26,37 @@ struct Configuration {
     rows: [u8; 16],
 }
 
-/// The matrix unit of the core on which the thread runs. Its tiles are released at the end.
-pub(crate) struct Unit {
-    /// The rows of the tiles, once they are configured.
-    rows: Option<[usize; 2]>,
+thread_local! {
+    /// The rows of the thread's tiles, if they are configured.
+    static CONFIGURED: Cell<Option<[usize; 2]>> = const { Cell::new(None) };
 }
 
-impl Unit {
-    /// The unit, if the machine has one, the kernel permits its use, and its instruction set is in use.
+/// The right to use the thread's tiles. They are released at the end.
+pub(crate) struct Tiles {
+    /// The tiles are the thread's.
+    _not_send: PhantomData<*const ()>,
+}
+
+impl Tiles {
+    /// The tiles, if the machine has them, the kernel permits their use, and their instruction set is in use.
     pub(crate) fn new() -> Option<Self> {
-        (InstructionSet::current() == InstructionSet::Amx).then_some(Self { rows: None })
+        (InstructionSet::current() == InstructionSet::Amx).then_some(Self {
+            _not_send: PhantomData,
+        })
     }
 
     /// Adds a block of the product to `sums`.
     ///
     /// # Safety
     /// The operands must have all elements that the block names.
-    pub(crate) unsafe fn add(&mut self, block: &Block<'_>, sums: &mut Sums) {
+    pub(crate) unsafe fn add(&self, block: &Block<'_>, sums: &mut Sums) {
         if block.steps.is_empty() {
             return;
         }
         let rows = block.rows.map(|rows| rows.count);
-        if self.rows != Some(rows) {
+        if CONFIGURED.get() != Some(rows) {
             configure(rows);
-            self.rows = Some(rows);
+            CONFIGURED.set(Some(rows));
         }
         let [first, second] = block.rows;
         // SAFETY: the machine has the unit, and the tiles are configured. The instructions read the rows that the block
@@ -99,9 +108,9 @@ impl Unit {
     }
 }
 
-impl Drop for Unit {
+impl Drop for Tiles {
     fn drop(&mut self) {
-        if self.rows.is_some() {
+        if CONFIGURED.take().is_some() {
             // SAFETY: the machine has the unit, and the next use of the tiles configures them again.
             unsafe {
                 asm!(
@@ -160,7 +169,7 @@ fn has_unit() -> bool {
     const AMX_BF16: u32 = 1 << 22;
     const AMX_TILE: u32 = 1 << 24;
     const TILE_STATE: u64 = 0b11 << 17;
-    // `xgetbv` needs OSXSAVE, and leaf 7 the first one.
+    // `xgetbv` needs OSXSAVE, and leaf 7 exists only if leaf 0 says so.
     if __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE == 0 {
         return false;
     }

@@ -2,7 +2,8 @@
 //! of the left operand, a pixel apart.
 //!
 //! The inner dimension is, for each row of the kernel, the elements of the pixels under that row, which are contiguous. Its
-//! end is padded to a whole step: there, the weight is zero. The gradient of the input is a convolution with the flipped
+//! end is padded to a whole step: there, the weight is zero. (So an infinite or NaN element also reaches results whose
+//! window ends less than a step before it, as NaN.) The gradient of the input is a convolution with the flipped
 //! weight. In the gradient of the weight the inner dimension is the pixels of all images, in order.
 
 use super::block::{Block, COLUMNS, DEPTH, ROWS, Rows, Sums, Unit};
@@ -15,7 +16,7 @@ use crate::scratch::Scratch;
 use half::bf16;
 use rayon::prelude::*;
 
-/// Maximum elements of the transposed images that are in memory at a time (but at least one image's).
+/// Maximum elements of the transposed images that are in memory at a time (but at least one image for each thread).
 const TRANSPOSED: usize = 1 << 21;
 
 /// The sums of a convolution over padded images `[height, width, channels]`.
@@ -93,7 +94,7 @@ impl Sliding {
 
     /// Writes an image's sums `[out_height, out_width, out_channels]`.
     fn compute(&self, padded: &[bf16], channels: usize, weight: &Right, to: &mut [f32]) {
-        let mut unit = Unit::new();
+        let unit = Unit::new();
         for panel in 0..weight.panels() {
             let first = panel * COLUMNS;
             let columns = COLUMNS.min(self.out_channels - first);
@@ -183,7 +184,9 @@ pub(crate) fn backward(
         (grad_x, sliding, flipped)
     });
     let mut sums = WeightSums::new(g);
-    let group = (TRANSPOSED / sums.transposed_image().max(1)).clamp(1, g.batch.max(1));
+    // The size of a group does not matter to the sums. Each thread has an image.
+    let cached = TRANSPOSED / sums.transposed_image().max(1);
+    let group = cached.max(rayon::current_num_threads());
     for start in (0..g.batch).step_by(group) {
         let images = start..(start + group).min(g.batch);
         // The gradients of the sums, of all images of the group.
@@ -241,8 +244,8 @@ impl<'a> WeightSums<'a> {
         self.g.positions().div_ceil(DEPTH)
     }
 
-    /// Elements of a row of the transposed images for each image: output positions, and those of the rows of the kernel
-    /// below.
+    /// Elements of a row of the transposed images for each image: the output positions, and as many rows of the image more
+    /// as the kernel has below its first one.
     fn length(&self) -> usize {
         let below = (self.g.kernel - 1) * self.g.out_width();
         (below + self.steps() * DEPTH).next_multiple_of(DEPTH)

@@ -7,12 +7,14 @@ use super::block::{Block, COLUMNS, DEPTH, ROWS, Sums, Unit};
 use super::operands::{Right, Transposed, interleave, row_pairs};
 use crate::element::Element;
 use crate::linear::Sizes;
-use crate::parts::{Shared, par_parts};
+use crate::parts::Shared;
+use crate::scratch::Scratch;
 use half::bf16;
 use rayon::prelude::*;
 
-/// Steps of the inner dimension in one pass, so that the operands stay in the second-level cache.
-const PASS: usize = 32;
+/// Steps of the inner dimension for which all panels are multiplied before the next ones, so that the operands stay in the
+/// second-level cache.
+const CACHED_STEPS: usize = 32;
 
 /// Adds `left · right` to the blocks of `sums`, for the rows `rows` of the left operand and each panel of the right one.
 fn product(
@@ -21,9 +23,9 @@ fn product(
     right: &Right,
     sums: &mut [Sums],
 ) {
-    let mut unit = Unit::new();
-    for first in (0..right.steps()).step_by(PASS) {
-        let steps: Vec<usize> = (first..right.steps().min(first + PASS))
+    let unit = Unit::new();
+    for first in (0..right.steps()).step_by(CACHED_STEPS) {
+        let steps: Vec<usize> = (first..right.steps().min(first + CACHED_STEPS))
             .map(|step| step * DEPTH)
             .collect();
         for (panel, sums) in sums.iter_mut().enumerate() {
@@ -39,19 +41,21 @@ fn product(
     }
 }
 
-/// Rows with a length that is a multiple of [`DEPTH`], padded with zeros.
-fn padded_rows<T: Copy + Sync>(
+/// Rows of `bf16` with a length that is a multiple of [`DEPTH`], padded with zeros; and that length.
+fn padded_rows<T: Copy>(
     values: &[T],
-    columns: usize,
-    convert: impl Fn(T) -> bf16 + Sync,
-) -> (Vec<bf16>, usize) {
+    (rows, columns): (usize, usize),
+    convert: impl Fn(T) -> bf16,
+) -> (Scratch<bf16>, usize) {
     let stride = columns.next_multiple_of(DEPTH);
-    let rows = values.len() / columns.max(1);
-    let padded = par_parts(rows, stride, |row, to| {
+    let mut padded = Scratch::new(rows * stride);
+    for row in 0..rows {
+        let (to, end) = padded[row * stride..][..stride].split_at_mut(columns);
         for (to, from) in to.iter_mut().zip(&values[row * columns..][..columns]) {
             *to = convert(*from);
         }
-    });
+        end.fill(bf16::ZERO);
+    }
     (padded, stride)
 }
 
@@ -83,27 +87,20 @@ pub(crate) fn forward<T: Copy + Default + Send + Sync>(
         .for_each(|block| {
             let first = block * 2 * ROWS;
             let count = (2 * ROWS).min(outputs - first);
-            let (left, stride) = padded_rows(
-                &weight[first * inputs..][..count * inputs],
-                inputs,
-                bf16::from_real,
-            );
+            let (left, stride) =
+                padded_rows(&weight[first * inputs..], (count, inputs), bf16::from_real);
+            // One pair of tiles.
+            let rows = row_pairs(count, stride)[0];
             let mut sums = vec![Sums::zero(); right.panels()];
-            for rows in row_pairs(count, stride) {
-                product((&left, stride), rows, &right, &mut sums);
-                for row in 0..batch {
-                    let column = row % COLUMNS;
-                    let sums = sums[row / COLUMNS].rows(rows).map(|sums| sums[column]);
-                    for (output, sum) in (first..first + count).zip(sums) {
-                        let value = finish(sum, output);
-                        // SAFETY: inside `y`, and only this block has this output.
-                        unsafe {
-                            destination
-                                .pointer()
-                                .add(row * outputs + output)
-                                .write(value)
-                        }
-                    }
+            product((&left, stride), rows, &right, &mut sums);
+            for row in 0..batch {
+                let column = row % COLUMNS;
+                let sums = sums[row / COLUMNS].rows(rows).map(|sums| sums[column]);
+                for (output, sum) in (first..first + count).zip(sums) {
+                    let value = finish(sum, output);
+                    let index = row * outputs + output;
+                    // SAFETY: inside `y`, and only this block has this output.
+                    unsafe { destination.pointer().add(index).write(value) }
                 }
             }
         });
@@ -120,7 +117,7 @@ pub(crate) fn input_gradient(
     grad_y: &[bf16],
     weight: &[f32],
 ) -> Vec<bf16> {
-    let (left, stride) = padded_rows(grad_y, outputs, |value| value);
+    let (left, stride) = padded_rows(grad_y, (batch, outputs), |value| value);
     let mut grad_x = vec![bf16::ZERO; batch * inputs];
     let destination = Shared::new(&mut grad_x);
     (0..inputs.div_ceil(COLUMNS))

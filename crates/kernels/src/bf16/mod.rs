@@ -53,6 +53,86 @@ mod tests {
         values.iter().map(|value| f64::from(*value))
     }
 
+    /// The 64-bit FNV-1a hash of values in `f32`.
+    fn hash(values: impl IntoIterator<Item = f32>) -> u64 {
+        let bytes = values
+            .into_iter()
+            .flat_map(|value| value.to_bits().to_le_bytes());
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        })
+    }
+
+    /// Another test runs this one on all instruction sets, AMX among them.
+    #[test]
+    fn layers_have_fixed_bits() {
+        let geometry = Geometry::new([3, 9, 17, 21], [37, 21, 5, 5], 2).unwrap();
+        let pool = Some(Pool {
+            kernel: 3,
+            stride: 2,
+        });
+        let layer = Conv2d::new(geometry, ConvAlgorithm::Direct, Activation::Relu, pool).unwrap();
+        let x = values(1, 3 * geometry.image());
+        let weight = single(&values(2, geometry.weights()));
+        let (y, argmax) = layer.forward_bf16(&x, &weight, &single(&values(3, 37)));
+        let grad_y = values(4, y.len());
+        let found = layer.backward_bf16((&x, &weight), (&y, &argmax), &grad_y, true);
+        let convolution = [
+            hash(single(&y)),
+            hash(single(&found.x.unwrap())),
+            hash(found.weight),
+            hash(found.bias),
+        ];
+
+        let sizes = Sizes {
+            batch: 41,
+            inputs: 75,
+            outputs: 50,
+        };
+        let x = values(5, 41 * 75);
+        let weight = single(&values(6, 75 * 50));
+        let bias = single(&values(7, 50));
+        let y: Vec<bf16> = linear::forward_bf16(sizes, Activation::Relu, &x, &weight, &bias);
+        let found = linear::backward_bf16(sizes, &x, &weight, &values(8, y.len()), true);
+        let linear = [
+            hash(single(&y)),
+            hash(single(&found.x.unwrap())),
+            hash(found.weight),
+            hash(found.bias),
+        ];
+        assert_eq!(
+            convolution,
+            [
+                0x20c8_477f_8d0b_20f6,
+                0x5544_f66d_2d05_252d,
+                0x8708_ef77_213d_07e8,
+                0x0f00_8efe_c183_6ad1
+            ]
+        );
+        assert_eq!(
+            linear,
+            [
+                0x05aa_77ac_abb6_d2fd,
+                0x1e9d_1c89_71dc_7071,
+                0x4103_1eed_3200_6993,
+                0xd6f3_d8eb_815e_7e12
+            ]
+        );
+    }
+
+    /// The bias and the activation are what is left.
+    #[test]
+    fn layers_without_inputs_give_the_bias() {
+        let sizes = Sizes {
+            batch: 2,
+            inputs: 0,
+            outputs: 3,
+        };
+        let bias = [1.0, -2.0, 3.0];
+        let y: Vec<f32> = linear::forward_bf16(sizes, Activation::Identity, &[], &[], &bias);
+        assert_eq!(y, [bias, bias].concat());
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(48) })]
 

@@ -1,6 +1,6 @@
 //! Operands of products, arranged for the matrix unit.
 
-use super::block::{COLUMNS, DEPTH, RIGHT, ROWS, Rows, TILE_COLUMNS};
+use super::block::{COLUMNS, DEPTH, ROWS, Rows, STEP_ELEMENTS, TILE_COLUMNS};
 use crate::scratch::Scratch;
 use half::bf16;
 use rayon::prelude::*;
@@ -9,6 +9,7 @@ use rayon::prelude::*;
 /// [`Block::right`](super::block::Block::right).
 pub(crate) struct Right {
     values: Scratch<bf16>,
+    panels: usize,
     steps: usize,
 }
 
@@ -22,16 +23,16 @@ impl Right {
         pair: impl Fn(usize, usize, &mut [[bf16; 2]; COLUMNS]) + Sync,
     ) -> Self {
         let panels = columns.div_ceil(COLUMNS);
-        let mut values = Scratch::new(panels * steps * RIGHT);
+        let mut values = Scratch::new(panels * steps * STEP_ELEMENTS);
         values
-            .par_chunks_mut((steps * RIGHT).max(1))
+            .par_chunks_mut((steps * STEP_ELEMENTS).max(1))
             .enumerate()
             .for_each(|(panel, to)| {
-                for (step, to) in to.chunks_exact_mut(RIGHT).enumerate() {
+                for (step, to) in to.chunks_exact_mut(STEP_ELEMENTS).enumerate() {
                     for row in 0..DEPTH / 2 {
                         let mut pairs = [[bf16::ZERO; 2]; COLUMNS];
                         pair(step * DEPTH / 2 + row, panel * COLUMNS, &mut pairs);
-                        let tiles = to.chunks_exact_mut(RIGHT / 2);
+                        let tiles = to.chunks_exact_mut(STEP_ELEMENTS / 2);
                         for (to, pairs) in tiles.zip(pairs.chunks_exact(TILE_COLUMNS)) {
                             to[row * 2 * TILE_COLUMNS..][..2 * TILE_COLUMNS]
                                 .copy_from_slice(pairs.as_flattened());
@@ -39,12 +40,16 @@ impl Right {
                     }
                 }
             });
-        Self { values, steps }
+        Self {
+            values,
+            panels,
+            steps,
+        }
     }
 
     /// The number of panels.
     pub(crate) fn panels(&self) -> usize {
-        self.values.len() / (self.steps * RIGHT).max(1)
+        self.panels
     }
 
     /// The number of steps.
@@ -54,7 +59,8 @@ impl Right {
 
     /// A panel, from step number `first` on.
     pub(crate) fn panel(&self, panel: usize, first: usize) -> &[bf16] {
-        &self.values[(panel * self.steps + first) * RIGHT..(panel + 1) * self.steps * RIGHT]
+        &self.values
+            [(panel * self.steps + first) * STEP_ELEMENTS..(panel + 1) * self.steps * STEP_ELEMENTS]
     }
 }
 
@@ -89,7 +95,7 @@ pub(crate) fn pairs<T: Copy>(items: &[T]) -> Vec<[T; 2]> {
     items.chunks(2).map(pair).collect()
 }
 
-/// A left operand with contiguous rows: the transposes of matrices, one behind the other in each row.
+/// A left operand with contiguous rows: the transposes of matrices, concatenated along the rows.
 pub(crate) struct Transposed {
     values: Scratch<bf16>,
     /// Elements from a row to the next: an odd number of cache lines, so that rows do not evict one another.

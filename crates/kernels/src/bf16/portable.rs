@@ -1,6 +1,7 @@
 //! Blocks of a matrix product without the matrix unit, with its bits.
 
-use super::block::{Block, COLUMNS, DEPTH, RIGHT, ROWS, Rows, Sums, TILE_COLUMNS};
+use super::block::{Block, COLUMNS, DEPTH, ROWS, Rows, STEP_ELEMENTS, Sums, TILE_COLUMNS};
+use crate::element::Element;
 use crate::instruction_set::arch;
 use half::bf16;
 use pulp::{Simd, WithSimd};
@@ -8,11 +9,11 @@ use pulp::{Simd, WithSimd};
 /// Pairs of elements of the inner dimension in a step.
 const PAIRS: usize = DEPTH / 2;
 
-/// Rows whose sums are in registers at a time.
-const TALL: usize = 4;
+/// Rows of the micro-kernel, whose sums are in registers.
+const MR: usize = 4;
 
-/// Vectors of columns whose sums are in registers at a time.
-const WIDE: usize = 2;
+/// Vectors of columns of the micro-kernel.
+const NR: usize = 2;
 
 /// Adds a block of the product to `sums`.
 pub(super) fn add(block: &Block<'_>, sums: &mut Sums) {
@@ -25,10 +26,10 @@ struct Add<'a, 'b> {
 }
 
 /// The left operand of a step: rows of one tile.
-type Left = [[f32; DEPTH]; ROWS];
+type LeftTile = [[f32; DEPTH]; ROWS];
 
 /// The even, and the odd elements of the right operand of a step: `[2, PAIRS, TILE_COLUMNS]`.
-type Right = [[f32; COLUMNS * PAIRS]; 2];
+type RightStep = [[f32; COLUMNS * PAIRS]; 2];
 
 impl WithSimd for Add<'_, '_> {
     type Output = ();
@@ -43,7 +44,7 @@ impl WithSimd for Add<'_, '_> {
         if !self.block.steps.is_empty() {
             flush_all(self.sums.0.as_flattened_mut().as_flattened_mut());
         }
-        let steps = self.block.right.as_chunks::<RIGHT>().0;
+        let steps = self.block.right.as_chunks::<STEP_ELEMENTS>().0;
         for (offset, from) in self.block.steps.iter().zip(steps) {
             let right_exponent = smallest_exponent(from);
             separate(from, &mut right);
@@ -55,10 +56,14 @@ impl WithSimd for Add<'_, '_> {
                 }
                 let tile = tile.as_flattened();
                 for (to, from) in wide.as_flattened_mut().iter_mut().zip(tile) {
-                    *to = widen(*from);
+                    *to = from.to_real();
                 }
-                let sums = &mut sums.as_chunks_mut::<TALL>().0[..count.div_ceil(TALL)];
-                match smallest_exponent(tile) + right_exponent >= NORMAL {
+                let sums = &mut sums.as_chunks_mut::<MR>().0[..count.div_ceil(MR)];
+                let left_exponent = smallest_exponent(tile);
+                let normal = left_exponent > 0
+                    && right_exponent > 0
+                    && left_exponent + right_exponent >= MIN_EXPONENT_SUM;
+                match normal {
                     true => step::<_, false>(simd, &wide, &right, sums),
                     false => {
                         let mut right = right;
@@ -72,36 +77,30 @@ impl WithSimd for Add<'_, '_> {
     }
 }
 
-/// The least sum of the exponents of two operands, as they are stored, from which no sum of their products is denormal.
-/// Products are multiples of the last place of the smallest one, and so are their sums. Values of `bf16` have 8 significant
-/// bits, so products have 16: the smallest one is to be at least 2^-110. Exponents are stored with 127 added.
-const NORMAL: u16 = 2 * 127 - 110;
+/// The least sum of two biased exponents from which no sum of products is denormal. A product is a multiple of the product of
+/// the last places of the two smallest factors, and so are all sums. Values of `bf16` have 8 significant bits: with a
+/// smallest product of at least 2^-110, the last place is 2^-124.
+const MIN_EXPONENT_SUM: u16 = 2 * 127 - 110;
 
-/// Greater than the exponent of any value.
+/// Greater than any biased exponent.
 const NO_EXPONENT: u16 = 256;
 
-/// The smallest exponent of values that are not 0, as it is stored: 0 of a denormal value.
+/// The smallest biased exponent of the values that are not 0, [`NO_EXPONENT`] without any. That of a denormal value is 0.
 #[inline(always)]
 fn smallest_exponent(values: &[bf16]) -> u16 {
-    // A magnitude less 1 is the greatest value for 0.
+    // Subtracting 1 wraps 0 to the maximum, so zeros are ignored.
     let smallest = (values.iter()).fold(u16::MAX, |smallest, value| {
         smallest.min((value.to_bits() & 0x7fff).wrapping_sub(1))
     });
     (smallest.saturating_add(1) >> 7).min(NO_EXPONENT)
 }
 
-/// The value in `f32`.
-#[inline(always)]
-fn widen(value: bf16) -> f32 {
-    f32::from_bits(u32::from(value.to_bits()) << 16)
-}
-
 /// Separates even and odd elements.
 #[inline(always)]
-fn separate(from: &[bf16; RIGHT], [even, odd]: &mut Right) {
+fn separate(from: &[bf16; STEP_ELEMENTS], [even, odd]: &mut RightStep) {
     let from = from.as_chunks::<2>().0;
     for ((even, odd), from) in even.iter_mut().zip(odd).zip(from) {
-        (*even, *odd) = (widen(from[0]), widen(from[1]));
+        (*even, *odd) = (from[0].to_real(), from[1].to_real());
     }
 }
 
@@ -123,37 +122,37 @@ fn flush<S: Simd>(simd: S, value: S::f32s) -> S::f32s {
     simd.select_f32s(denormal, zero, value)
 }
 
-/// Adds one step to rows of a tile, [`TALL`] rows and [`WIDE`] vectors of columns at a time. `FLUSH`: whether sums of
+/// Adds one step to rows of a tile, [`MR`] rows and [`NR`] vectors of columns at a time. `FLUSH`: whether sums of
 /// products may be denormal.
 #[inline(always)]
 fn step<S: Simd, const FLUSH: bool>(
     simd: S,
-    left: &Left,
-    right: &Right,
-    sums: &mut [[[f32; COLUMNS]; TALL]],
+    left: &LeftTile,
+    right: &RightStep,
+    sums: &mut [[[f32; COLUMNS]; MR]],
 ) {
-    for (left, sums) in left.as_chunks::<TALL>().0.iter().zip(sums) {
-        for first in (0..COLUMNS / S::F32_LANES).step_by(WIDE) {
-            rows_of::<_, FLUSH>(simd, left, right, first, sums);
+    for (left, sums) in left.as_chunks::<MR>().0.iter().zip(sums) {
+        for first in (0..COLUMNS / S::F32_LANES).step_by(NR) {
+            micro_kernel::<_, FLUSH>(simd, left, right, first, sums);
         }
     }
 }
 
-/// Adds one step to [`TALL`] rows and [`WIDE`] vectors of columns from number `first` on.
+/// Adds one step to [`MR`] rows and [`NR`] vectors of columns from number `first` on.
 #[inline(always)]
-fn rows_of<S: Simd, const FLUSH: bool>(
+fn micro_kernel<S: Simd, const FLUSH: bool>(
     simd: S,
-    left: &[[f32; DEPTH]; TALL],
-    right: &Right,
+    left: &[[f32; DEPTH]; MR],
+    right: &RightStep,
     first: usize,
-    sums: &mut [[f32; COLUMNS]; TALL],
+    sums: &mut [[f32; COLUMNS]; MR],
 ) {
     let zero = simd.splat_f32s(0.0);
-    let mut parts = [[[zero; 2]; WIDE]; TALL];
+    let mut parts = [[[zero; 2]; NR]; MR];
     for pair in 0..PAIRS {
         // Loops instead of `map`, whose closures are not compiled for the instruction set.
         for (odd, right) in right.iter().enumerate() {
-            let mut vectors = [zero; WIDE];
+            let mut vectors = [zero; NR];
             for (vector, to) in (first..).zip(&mut vectors) {
                 let column = vector * S::F32_LANES;
                 let tile = column / TILE_COLUMNS * PAIRS * TILE_COLUMNS;
@@ -170,7 +169,7 @@ fn rows_of<S: Simd, const FLUSH: bool>(
         }
     }
     for (parts, sums) in parts.iter().zip(sums) {
-        let sums = &mut S::as_mut_simd_f32s(sums).0[first..first + WIDE];
+        let sums = &mut S::as_mut_simd_f32s(sums).0[first..first + NR];
         for ([even, odd], to) in parts.iter().zip(sums) {
             let added = simd.add_f32s(*even, *odd);
             let added = if FLUSH { flush(simd, added) } else { added };

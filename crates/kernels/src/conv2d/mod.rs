@@ -161,14 +161,14 @@ impl Conv2d {
         )
     }
 
-    /// The gradients. `weight_gradient` computes that of the weight, and writes that of the input.
+    /// The gradients. `backward` computes that of the weight, and writes that of the input.
     fn gradients<E: Element>(
         &self,
         (x, weight): (&[E], &[E::Real]),
         (y, argmax): (&[E], &[u8]),
         grad_y: &[E],
         wants_x: bool,
-        weight_gradient: impl FnOnce(&Gradients<'_, E>, Option<&Parts<E>>) -> Vec<E::Real>,
+        backward: impl FnOnce(&Gradients<'_, E>, Option<&Parts<E>>) -> Vec<E::Real>,
     ) -> ParameterGradients<E> {
         let g = &self.geometry;
         assert!(x.len() == g.batch * g.image() && weight.len() == g.weights());
@@ -183,7 +183,7 @@ impl Conv2d {
             argmax,
             &mut sums,
         );
-        let weight = weight_gradient(&gradients, grad_x.as_ref());
+        let weight = backward(&gradients, grad_x.as_ref());
         ParameterGradients {
             x: grad_x.map(Parts::into_vec),
             weight,

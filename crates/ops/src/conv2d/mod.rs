@@ -56,8 +56,8 @@ impl Conv2d {
 /// `[batch, height', width', out_channels]`, where `height'` is `height + 2 padding - kernel + 1` before pooling.
 ///
 /// # Errors
-/// When the shapes do not fit, or the tensors are neither all `f32` nor all `f64`, nor `x` is `bf16`, and weight and bias
-/// are `f32`. On a GPU there is no `f64`.
+/// When the shapes do not fit, or the tensors are not all `f32`, all `f64`, or `x` in `bf16` with weight and bias in
+/// `f32`. On a GPU there is no `f64`.
 pub fn conv2d(
     arithmetic: impl Into<Arithmetic>,
     layer: Conv2d,

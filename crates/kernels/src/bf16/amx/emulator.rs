@@ -8,7 +8,6 @@ use libc::{c_int, c_void, greg_t, siginfo_t, ucontext_t};
 use std::cell::UnsafeCell;
 use std::mem::zeroed;
 use std::ptr;
-use std::sync::OnceLock;
 
 /// Bytes of a row of a tile, and rows of a tile.
 const ROW: usize = 64;
@@ -30,16 +29,13 @@ thread_local! {
 
 /// Executes the unit's instructions in software from now on. Whether that was possible.
 pub(super) fn install() -> bool {
-    static INSTALLED: OnceLock<bool> = OnceLock::new();
-    *INSTALLED.get_or_init(|| {
-        // SAFETY: a zeroed action is valid, and the handler only touches the thread's tiles and what the instruction names.
-        unsafe {
-            let mut action: libc::sigaction = zeroed();
-            action.sa_sigaction = handle as *const () as usize;
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
-            libc::sigaction(libc::SIGILL, &raw const action, ptr::null_mut()) == 0
-        }
-    })
+    // SAFETY: a zeroed action is valid, and the handler only touches the thread's tiles and what the instruction names.
+    unsafe {
+        let mut action: libc::sigaction = zeroed();
+        action.sa_sigaction = handle as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
+        libc::sigaction(libc::SIGILL, &raw const action, ptr::null_mut()) == 0
+    }
 }
 
 extern "C" fn handle(_: c_int, _: *mut siginfo_t, context: *mut c_void) {
