@@ -138,4 +138,34 @@ fn a_run_in_bf16_is_stopped_resumed_used_and_verified() {
             "{precision}: {loss}, {recorded}"
         );
     }
+
+    let picture = runs.join("grey.png");
+    image::RgbImage::from_pixel(32, 32, image::Rgb([128; 3]))
+        .save(&picture)
+        .unwrap();
+    let output = program("trainer")
+        .args(["predict", "--precision", "bf16", "--checkpoint"])
+        .arg(&checkpoint)
+        .arg(&picture)
+        .assert()
+        .success();
+    let said = String::from_utf8(output.get_output().stdout.clone()).unwrap();
+    assert!(said.contains("grey.png: "), "{said}");
+
+    let out = runs.join("comparison");
+    xtask("compare")
+        .args(["--models", "lenet", "--seeds", "0,1", "--precision", "bf16"])
+        .args(["--dataset", "synthetic", "--limit-train", "60"])
+        .args(["--limit-test", "20", "--batch-size", "25", "--epochs", "2"])
+        .arg("--out")
+        .arg(&out)
+        .assert()
+        .success();
+    let report = fs::read_to_string(out.join("report.md")).unwrap();
+    assert!(report.contains("bf16"), "{report}");
+    // The runs of a comparison are those of the trainer.
+    assert_eq!(
+        digests(&out.join("lenet-reference-seed0")),
+        digests(&runs.join("whole"))
+    );
 }
