@@ -86,6 +86,45 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
+fn versions_that_do_not_go_together_are_named() {
+    let Some((program, emulator)) = built() else {
+        return;
+    };
+    let runs = tempfile::tempdir().unwrap();
+    let with = |variable: &str, value: &str| {
+        let mut command = run(&program, &emulator, runs.path(), "a");
+        command.env(variable, value);
+        command
+    };
+    refused(
+        &mut with("CUDA_EMULATOR_DRIVER", "12040"),
+        1,
+        &[
+            "the driver knows CUDA 12.4",
+            "the libraries are of CUDA 13.0",
+            "a newer driver",
+        ],
+    );
+    refused(
+        &mut with("CUDA_EMULATOR_CAPABILITY", "61"),
+        1,
+        &["compute capability is 6.1", "CUDA 12"],
+    );
+    refused(
+        &mut with("CUDA_EMULATOR_CAPABILITY", "121"),
+        1,
+        &["compute capability is 12.1", "later libraries"],
+    );
+    let mut command = with("CUDA_EMULATOR_CAPABILITY", "75");
+    refused(
+        command.args(["--precision", "bf16"]),
+        2,
+        &["--precision bf16", "7.5", "8.0"],
+    );
+    assert_eq!(fs::read_dir(runs.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn auto_falls_back_and_says_why() {
     let Some((program, emulator)) = built() else {
         return;

@@ -2,22 +2,12 @@
 
 use crate::files::{create_folder, write};
 use crate::process::{self, cargo};
-use anyhow::{Context, bail};
-use run::NativePath;
-use run::cli::{self, Exit};
+use anyhow::{Context, ensure};
 use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-/// Options of `cuda-toolkit`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// The folder of the toolkit [default: target/cuda-toolkit].
-    #[arg(long, value_name = "DIR")]
-    dir: Option<NativePath>,
-}
 
 /// What cargo needs to build with the feature `cuda`.
 pub(crate) struct Build {
@@ -42,35 +32,13 @@ pub(crate) fn target() -> PathBuf {
     target.map_or_else(|| path("../target"), PathBuf::from)
 }
 
-/// Assembles the toolkit and prints how to build with it.
-pub(crate) fn run_toolkit(args: &Args) -> anyhow::Result<Exit> {
-    let build = match &args.dir {
-        Some(directory) => toolkit(directory),
-        None => toolkit(&target().join("cuda-toolkit")),
-    }?;
-    for (name, value) in &build.variables {
-        cli::line(&format!("export {name}=\"{}\"", value.to_string_lossy()));
-    }
-    cli::note("then build with: cargo build --package trainer --features cuda");
-    Ok(Exit::Success)
-}
-
-/// Assembles NVIDIA's compiler in `directory`.
-pub(crate) fn toolkit(directory: &Path) -> anyhow::Result<Build> {
-    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        bail!("the toolkit is for Linux on x86-64; install CUDA 13 with cuDNN 9 instead");
-    }
-    let directory = made(directory)?;
-    process::run("bash", bash("cuda/toolkit.sh").arg(&directory)).context(
-        "cannot assemble the CUDA toolkit (it needs bash, python3 with pip, and a C and a C++ compiler)",
-    )?;
-    let home = directory.join("nvidia/cu13");
-    let compiler = home.join("bin/nvcc-lite");
-    Build::without_cuda(&directory, &home, &compiler)
-}
-
-/// A stub of CUDA to build with, and the folder of the emulated GPU's libraries.
+/// A stub of CUDA to build with, and the folder of the emulated GPU's libraries. What is built with it opens the libraries
+/// of CUDA that are there when it runs; no kernel of candle's is called.
 pub(crate) fn stub() -> anyhow::Result<(Build, PathBuf)> {
+    ensure!(
+        cfg!(target_os = "linux"),
+        "the feature `cuda` is built on Linux only"
+    );
     let directory = made(&target().join("cuda-stub"))?;
     let mut script = bash("cuda/stub.sh");
     script.arg(&directory).arg(path("../crates/ops/src/cuda"));
@@ -86,18 +54,6 @@ fn made(directory: &Path) -> anyhow::Result<PathBuf> {
 }
 
 impl Build {
-    /// With the installed CUDA, or with the toolkit where none is installed.
-    pub(crate) fn any() -> anyhow::Result<Self> {
-        let installed = Command::new("nvcc").arg("--version").output().is_ok();
-        if installed || env::var_os("CUDA_HOME").is_some() || env::var_os("NVCC").is_some() {
-            return Ok(Self {
-                variables: Vec::new(),
-            });
-        }
-        cli::note("nvcc is not installed: assembling one in target/cuda-toolkit");
-        toolkit(&target().join("cuda-toolkit"))
-    }
-
     fn without_cuda(directory: &Path, home: &Path, compiler: &Path) -> anyhow::Result<Self> {
         // candle enables `dynamic-linking` of its CUDA bindings, whose build script refuses `dynamic-loading` as well. As
         // a compiler flag it reaches the bindings alone, which then open the libraries at run time, so that the program

@@ -1,7 +1,8 @@
 //! `cargo xtask gpu-check`: builds the programs with the feature `cuda` and runs their check of the GPU.
 
-use crate::cuda::{Build, stub};
-use crate::files::create_folder;
+use crate::cuda::stub;
+use crate::files::{create_folder, write};
+use crate::process;
 use anyhow::Context;
 use run::NativePath;
 use run::cli::{self, Exit};
@@ -10,11 +11,14 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+/// The first checks on a machine with a GPU.
+const RUN: &str = include_str!("../cuda/run.sh");
+
 /// Options of `gpu-check`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only build, and copy the programs into this folder. On a machine without cargo, `DIR/bench gpu-check` runs the
-    /// check.
+    /// Only build, and copy the programs into this folder, with a script. On a machine without cargo, `DIR/run.sh OUT` makes
+    /// the first checks and writes their results into the folder OUT, in less than nine minutes.
     #[arg(long, value_name = "DIR", conflicts_with = "emulated")]
     bundle: Option<NativePath>,
 
@@ -36,7 +40,7 @@ impl Args {
             emulated: true,
             arguments: vec![
                 "--quick".into(),
-                // The emulated GPU computes tf32 as f32.
+                // Tests of single operations cover tf32.
                 "--precisions=f32,bf16".into(),
                 "--out".into(),
                 path("gpu-check.json"),
@@ -49,10 +53,7 @@ impl Args {
 
 /// Builds the programs, and runs the check unless `--bundle` is given.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
-    let (build, emulator) = match args.emulated {
-        true => stub().map(|(build, emulator)| (build, Some(emulator)))?,
-        false => (Build::any()?, None),
-    };
+    let (build, emulator) = stub()?;
     let programs = build.programs()?;
     if let Some(bundle) = &args.bundle {
         create_folder(bundle)?;
@@ -63,15 +64,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
             // Halves the size. Without `strip` the programs work as well.
             let _ = Command::new("strip").arg(&to).status();
         }
+        let script = bundle.join("run.sh");
+        write(&script, RUN)?;
+        process::run("chmod", Command::new("chmod").arg("+x").arg(&script))?;
         cli::note(&format!(
-            "built {0}/bench and {0}/trainer; run the check with: {0}/bench gpu-check",
+            "built {0}/bench and {0}/trainer; on the machine with the GPU: {0}/run.sh OUT",
             bundle.display()
         ));
         return Ok(Exit::Success);
     }
     let mut command = Command::new(programs.join("bench"));
     command.arg("gpu-check").args(&args.arguments);
-    command.envs(emulator.map(|folder| ("LD_LIBRARY_PATH", folder)));
+    if args.emulated {
+        command.env("LD_LIBRARY_PATH", emulator);
+    }
     let status = command.status().context("cannot run the check")?;
     Ok(status.into())
 }

@@ -40,8 +40,6 @@ enum Command {
     Bench(bench::Args),
     /// Check an NVIDIA GPU: reference values, gradients, reproducibility, speed.
     GpuCheck(gpu_check::Args),
-    /// Assemble what builds the feature `cuda` on a machine without CUDA (Linux on x86-64).
-    CudaToolkit(cuda::Args),
     /// Generate the reference of commands and flags: crates/trainer/README.md and xtask/README.md.
     Docs(docs::Args),
     /// Run every check: formatting, lints, tests, documentation.
@@ -57,7 +55,6 @@ fn main() -> Exit {
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::GpuCheck(args) => gpu_check::run(&args),
-        Command::CudaToolkit(args) => cuda::run_toolkit(&args),
         Command::Docs(args) => docs::run(&args, Args::command()),
         Command::Ci(args) => ci::run(&args),
     })

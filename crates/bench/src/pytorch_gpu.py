@@ -1,7 +1,8 @@
 """Images per second of a network in PyTorch on an NVIDIA GPU, for `cargo xtask gpu-check`.
 
 PyTorch at its best: images and labels lie on the GPU, normalised and ready (so it neither loads nor augments), channels last,
-cuDNN chooses its algorithms by trying them, SGD is fused, the loss is read at the end alone; once as it is and once compiled.
+cuDNN chooses its algorithms by trying them, SGD is fused, the loss is read at the end alone; as it is, and with `--compiled`
+compiled as well.
 The program defines `network()` in front of this script. Prints one JSON object as its last line.
 """
 
@@ -50,6 +51,7 @@ def main():
     parser.add_argument("--precision", choices=["f32", "tf32", "bf16"], required=True)
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--compiled", action="store_true")
     args = parser.parse_args()
 
     torch.backends.cudnn.benchmark = True
@@ -57,11 +59,12 @@ def main():
     torch.backends.cudnn.allow_tf32 = fast
     torch.backends.cuda.matmul.allow_tf32 = fast
     rates = {"eager": rate(args, False)}
-    try:
-        rates["compiled"] = rate(args, True)
-    except Exception as error:  # The compiler needs Triton and a C compiler, which not every machine has.
-        print(f"not compiled: {error}", file=sys.stderr)
-        rates["compiled"] = None
+    if args.compiled:
+        try:
+            rates["compiled"] = rate(args, True)
+        except Exception as error:  # The compiler needs Triton and a C compiler, which not every machine has.
+            print(f"not compiled: {error}", file=sys.stderr)
+            rates["compiled"] = None
     print(json.dumps({"version": torch.__version__, "images_per_second": rates}))
 
 

@@ -164,6 +164,15 @@ pub(crate) fn arithmetic(
     if device.is_cpu() {
         note_other_precision(precision);
     }
+    #[cfg(feature = "cuda")]
+    if let (Some(Precision::Bf16), Device::Cuda(gpu)) = (precision, device)
+        && let Ok(capability) = ops::cuda::capability(gpu)
+        && capability.major < 8
+    {
+        return Err(UsageError(format!(
+            "--precision bf16: the GPU has compute capability {capability}, and bf16 takes 8.0; use --precision f32"
+        )));
+    }
     let precision = match precision {
         Some(Precision::Tf32) if device.is_cpu() => {
             return Err(UsageError(

@@ -3,7 +3,8 @@
 // about speed, and nothing about what the real libraries do beyond their documentation.
 //
 // Memory is filled with NaN when it is handed out, and has guards on both sides, which are checked.
-// CUDA_EMULATOR_DEVICES is the number of devices (1), CUDA_EMULATOR_MEMORY the bytes of memory (8 GiB).
+// CUDA_EMULATOR_DEVICES is the number of devices (1), CUDA_EMULATOR_MEMORY the bytes of memory (8 GiB),
+// CUDA_EMULATOR_CAPABILITY the compute capability (90, for 9.0), CUDA_EMULATOR_DRIVER the driver's CUDA (13000).
 
 #include <stdarg.h>
 #include <stdint.h>
@@ -31,13 +32,15 @@ void emulator_fail(const char *format, ...) {
 
 // ---- Device and context ----
 
-static int devices(void) {
-  const char *text = getenv("CUDA_EMULATOR_DEVICES");
-  return text ? atoi(text) : 1;
+static int number(const char *variable, int otherwise) {
+  const char *text = getenv(variable);
+  return text ? atoi(text) : otherwise;
 }
 
+static int devices(void) { return number("CUDA_EMULATOR_DEVICES", 1); }
+
 result cuInit(unsigned flags) { return devices() > 0 ? SUCCESS : NO_DEVICE; }
-result cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
+result cuDriverGetVersion(int *version) { return *version = number("CUDA_EMULATOR_DRIVER", 13000), SUCCESS; }
 result cuDeviceGetCount(int *count) { return *count = devices(), SUCCESS; }
 result cuDeviceGet(int *device, int number) {
   if (number < 0 || number >= devices()) return INVALID_DEVICE;
@@ -49,8 +52,8 @@ result cuDeviceGetName(char *name, int length, int device) {
 }
 result cuDeviceGetAttribute(int *value, int attribute, int device) {
   switch (attribute) {
-    case 75: *value = 9; break;  // Compute capability, major
-    case 76: *value = 0; break;  // Minor
+    case 75: *value = number("CUDA_EMULATOR_CAPABILITY", 90) / 10; break; // Compute capability, major
+    case 76: *value = number("CUDA_EMULATOR_CAPABILITY", 90) % 10; break; // Minor
     case 115: *value = 1; break; // Memory pools
     default: *value = 0;
   }
@@ -207,7 +210,7 @@ static const struct {
     {"emulated bf16 1", emulator_program_bf16_1},
 };
 
-typedef struct { char ptx[64]; } program;
+typedef struct { char cubin[64]; } program;
 
 result nvrtcCreateProgram(program **made, const char *source, const char *name, int headers,
                           const char *const *contents, const char *const *names) {
@@ -222,21 +225,24 @@ result nvrtcCompileProgram(program *made, int count, const char *const *options)
   for (int i = 0; i < count; ++i) {
     if (!strcmp(options[i], "-DBF16")) bf16 = 1;
     else if (!strncmp(options[i], "-DPACK=", 7)) pack = atoi(options[i] + 7);
-    else if (!strncmp(options[i], "--gpu-architecture=compute_", 27)) architecture = atoi(options[i] + 27);
+    else if (!strncmp(options[i], "--gpu-architecture=sm_", 22)) architecture = atoi(options[i] + 22);
     else emulator_fail("NVRTC does not know the option %s", options[i]);
   }
   if (!architecture || !pack) emulator_fail("NVRTC needs an architecture and PACK");
-  snprintf(made->ptx, sizeof made->ptx, "emulated %s %d", bf16 ? "bf16" : "float", pack);
+  snprintf(made->cubin, sizeof made->cubin, "emulated %s %d", bf16 ? "bf16" : "float", pack);
   return SUCCESS;
 }
-result nvrtcGetPTXSize(program *made, size_t *bytes) { return *bytes = strlen(made->ptx) + 1, SUCCESS; }
-result nvrtcGetPTX(program *made, char *to) { return strcpy(to, made->ptx), SUCCESS; }
+result nvrtcGetCUBINSize(program *made, size_t *bytes) { return *bytes = strlen(made->cubin) + 1, SUCCESS; }
+result nvrtcGetCUBIN(program *made, char *to) { return strcpy(to, made->cubin), SUCCESS; }
+result nvrtcVersion(int *major, int *minor) { return *major = 13, *minor = 0, SUCCESS; }
+result nvrtcGetNumSupportedArchs(int *count) { return *count = 2, SUCCESS; }
+result nvrtcGetSupportedArchs(int *architectures) { return architectures[0] = 75, architectures[1] = 90, SUCCESS; }
 result nvrtcGetProgramLogSize(program *made, size_t *bytes) { return *bytes = 1, SUCCESS; }
 result nvrtcGetProgramLog(program *made, char *to) { return *to = 0, SUCCESS; }
 
-result cuModuleLoadData(void **module, const void *ptx) {
+result cuModuleLoadData(void **module, const void *cubin) {
   for (unsigned i = 0; i < sizeof programs / sizeof *programs; ++i)
-    if (!strcmp(ptx, programs[i].name)) return *module = (void *)programs[i].kernels, SUCCESS;
+    if (!strcmp(cubin, programs[i].name)) return *module = (void *)programs[i].kernels, SUCCESS;
   emulator_fail("candle's own kernels are not emulated");
 }
 result cuModuleUnload(void *module) { return SUCCESS; }

@@ -8,7 +8,7 @@
 #include "emulator.h"
 
 typedef int result;
-enum { SUCCESS = 0, NOT_SUPPORTED = 3000, BLAS_NOT_SUPPORTED = 15 };
+enum { SUCCESS = 0, NOT_SUPPORTED = 3000, EXECUTION_FAILED = 5000, BLAS_NOT_SUPPORTED = 15 };
 
 // Compiled for several instruction sets, of which the best is taken.
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
@@ -42,6 +42,16 @@ static float *widened(const void *x, int bf16, size_t count, const char *what) {
   float *copy = malloc(count * sizeof *copy + 1);
   for (size_t i = 0; i < count; ++i) copy[i] = widen(x, bf16, i);
   return copy;
+}
+
+// The factors of tensor cores in TF32: 10 bits of the significand, the others cut off.
+static void to_tf32(float *x, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    memcpy(&bits, &x[i], sizeof bits);
+    bits &= ~(uint32_t)0x1fff;
+    memcpy(&x[i], &bits, sizeof bits);
+  }
 }
 
 static void put(void *to, int bf16, const float *from, size_t count, const char *what) {
@@ -89,8 +99,9 @@ typedef struct description {
   struct description *graph;
 } description;
 
-// The engines that the heuristics name: the first adds in no fixed order, the second uses tensor cores.
-enum { UNORDERED, TENSOR_CORES, PLAIN, ENGINES };
+// The engines that the heuristics name: one that fails when it is executed, one that needs more memory than any GPU has, one
+// on tensor cores, one without remarks, and one that adds in no fixed order.
+enum { FAILING, LARGE, TENSOR_CORES, PLAIN, UNORDERED, ENGINES };
 
 static size_t size_of(int type) {
   switch (type) {
@@ -122,6 +133,8 @@ static description *part(const description *d, int name, int kind) {
   return p;
 }
 
+size_t cudnnGetVersion(void) { return 92600; }
+size_t cudnnGetCudartVersion(void) { return 13000; }
 result cudnnCreate(void **made) { return *made = &handle, SUCCESS; }
 result cudnnDestroy(void *made) { return SUCCESS; }
 result cudnnSetStream(void *made, void *stream) { return SUCCESS; }
@@ -178,12 +191,13 @@ result cudnnBackendGetAttribute(description *d, int name, int type, int64_t room
       return *count = 1, SUCCESS;
     case ENGINE_NUMERICAL_NOTE:
       if (type != 11 || room < 1) emulator_fail("cuDNN: no room for notes");
-      *count = d->engine == PLAIN ? 0 : 1;
+      *count = d->engine == UNORDERED || d->engine == TENSOR_CORES;
       if (*count) *(int *)values = d->engine == UNORDERED ? 4 : 0;
       return SUCCESS;
     case EXECUTION_PLAN_WORKSPACE_SIZE:
       if (type != 3 || room < 1) emulator_fail("cuDNN: no room for a size");
-      *(int64_t *)values = WORKSPACE;
+      *(int64_t *)values =
+          part(d, EXECUTION_PLAN_ENGINE_CONFIG, ENGINECFG)->engine == LARGE ? (int64_t)1 << 40 : WORKSPACE;
       return *count = 1, SUCCESS;
   }
   emulator_fail("cuDNN: attribute %d is not emulated", name);
@@ -286,6 +300,8 @@ result cudnnBackendExecute(void *h, description *plan, description *pack) {
     emulator_fail("cuDNN: no plan or no pack");
   const description *configuration = part(plan, EXECUTION_PLAN_ENGINE_CONFIG, ENGINECFG);
   if (configuration->engine == UNORDERED) emulator_fail("cuDNN: an engine without a fixed order is used");
+  if (configuration->engine == LARGE) emulator_fail("cuDNN: an engine without its workspace is used");
+  if (configuration->engine == FAILING) return EXECUTION_FAILED;
   const description *operation = *(description *const *)find(configuration->graph, OPERATIONGRAPH_OPS)->data;
   // Where alpha is; then beta, the convolution, and the tensors.
   int first, kind = operation->kind;
@@ -310,6 +326,11 @@ result cudnnBackendExecute(void *h, description *plan, description *pack) {
   float *X = kind == BACKWARD_DATA ? calloc(count(x) + 1, sizeof *X) : widened(xp, x->bf16, count(x), "x");
   float *W = kind == BACKWARD_FILTER ? calloc(count(w) + 1, sizeof *W) : widened(wp, w->bf16, count(w), "weight");
   float *Y = kind == FORWARD ? calloc(count(y) + 1, sizeof *Y) : widened(yp, y->bf16, count(y), "y");
+  if (configuration->engine == TENSOR_CORES && !x->bf16) {
+    if (kind != BACKWARD_DATA) to_tf32(X, count(x));
+    if (kind != BACKWARD_FILTER) to_tf32(W, count(w));
+    if (kind != FORWARD) to_tf32(Y, count(y));
+  }
   if (kind == FORWARD) {
     forward(X, W, Y, x, w, &cv, y);
     put(yp, y->bf16, Y, count(y), "y");
@@ -430,6 +451,10 @@ result cublasLtMatmul(void *h, product *p, const float *alpha, const void *ap, m
   emulator_check(workspace, bytes, "cuBLASLt's workspace");
   float *A = widened(ap, a->bf16, (size_t)a->leading * a->columns, "a");
   float *B = widened(bp, b->bf16, (size_t)b->leading * b->columns, "b");
+  if (p->compute == COMPUTE_TF32 && !a->bf16) {
+    to_tf32(A, (size_t)a->leading * a->columns);
+    to_tf32(B, (size_t)b->leading * b->columns);
+  }
   float *D = calloc(d->rows * d->columns + 1, sizeof *D);
   multiply(A, B, D, p, a, b, d, depth);
   for (uint64_t j = 0; j < d->columns; ++j)

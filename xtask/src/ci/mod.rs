@@ -40,14 +40,18 @@ const CHECKS: [&str; 2] = [
 const CUDA_LINTS: &str = "clippy --features cuda --package ops --package models --package reference \
     --package engine --package trainer --package bench --all-targets -- -D warnings";
 
+// The tests with the feature `cuda` select the packages of the programs, so that dependencies are built once.
+
 /// The tests that run on the emulated GPU: those that compare a GPU with reference values or with the CPU.
-const CUDA_TESTS: &str = "test --features cuda --package ops --package reference gpu";
+const CUDA_TESTS: &str =
+    "test --features cuda --package ops --package reference --package bench --package trainer gpu";
 
 /// Unit tests of the CUDA backend that need neither a GPU nor NVIDIA's libraries.
-const UNIT_TESTS: &str = "test --features cuda --package ops --lib cuda";
+const UNIT_TESTS: &str = "test --features cuda --package ops --package reference --package bench --package trainer --lib cuda";
 
 /// The same and those that need NVIDIA's NVRTC and cuDNN, but no GPU: kernels compile, convolutions are planned.
-const LIBRARY_TESTS: &str = "test --features cuda --package ops --lib cuda -- --include-ignored";
+const LIBRARY_TESTS: &str = "test --features cuda --package ops --package reference --package bench --package trainer \
+    --lib cuda -- --include-ignored";
 
 /// A Python program that prints the folders of NVIDIA's libraries in Python packages. It fails where NVRTC or cuDNN is
 /// missing.

@@ -58,6 +58,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PYTHON", default_value = "python3")]
     python: NativePath,
 
+    /// Measure PyTorch compiled as well, which takes a minute for each network, batch size and precision.
+    #[arg(long)]
+    compiled: bool,
+
     /// The trainer, built with the feature `cuda` [default: beside this program].
     #[arg(long, value_name = "FILE")]
     trainer: Option<NativePath>,

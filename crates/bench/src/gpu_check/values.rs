@@ -23,6 +23,17 @@ fn limit(precision: Precision) -> f64 {
     }
 }
 
+/// The same for the norms of a network's results. In TF32 and bf16 rounding decides where some gradients go: in simulated
+/// TF32 (three seeds), the norms of SmallAlexNet's gradients are off by up to 1.2e-2, under PyTorch's autocast to bf16 by
+/// 1.9e-2, and LeNet's by 4.3e-2.
+fn network_limit(precision: Precision) -> f64 {
+    match precision {
+        Precision::F32 => 1e-4,
+        Precision::Tf32 => 3e-2,
+        Precision::Bf16 => 1e-1,
+    }
+}
+
 pub(super) fn check(args: &Args, device: &Device, report: &mut Report) -> anyhow::Result<()> {
     exact(device, report)?;
     for &precision in &args.precisions {
@@ -45,14 +56,14 @@ fn golden(
         dtype: DType::F32,
         arithmetic: arithmetic(precision),
     };
-    let limit = limit(precision);
-    let mut say = |what: String, deviations: &[Deviation]| {
+    let mut say = |what: String, deviations: &[Deviation], limit: f64| {
         let norm = worst(deviations.iter().map(|deviation| deviation.norm));
         let found = format!("norms within {norm:.1e} (limit {limit:.0e})");
         report.check(PART, what, norm <= limit, found)
     };
     let operations = reference::operations(&setting)?;
-    say(format!("PyTorch's operations, {precision}"), &operations)?;
+    let what = format!("PyTorch's operations, {precision}");
+    say(what, &operations, limit(precision))?;
     for architecture in args.architectures() {
         let found = reference::network(architecture, &setting)?;
         for (what, deviations) in [
@@ -60,9 +71,15 @@ fn golden(
             ("gradients", &found.gradients),
             ("three steps", &found.afterwards),
         ] {
+            let limit = match (precision, what) {
+                // Winograd's rounding decides as well.
+                (Precision::F32, "gradients" | "three steps") => 1e-2,
+                _ => network_limit(precision),
+            };
             say(
                 format!("PyTorch's {architecture}, {what}, {precision}"),
                 deviations,
+                limit,
             )?;
         }
     }
@@ -175,7 +192,8 @@ fn layers(
 
 /// Both networks with dropout, against the processor in double precision. Here rounding decides which way some
 /// gradients go behind ReLU and pooling, so the limits are wider: PyTorch 2.15's gradients of SmallAlexNet in bf16
-/// (autocast on a processor, three seeds, batches of 2 and 8) are 0.18 to 0.23 from those in double precision.
+/// (autocast on a processor, three seeds, batches of 2 and 8) are 0.18 to 0.23 from those in double precision, and those
+/// in simulated TF32 0.05 to 0.09.
 fn networks(
     args: &Args,
     device: &Device,
@@ -211,7 +229,8 @@ fn networks(
         };
         let expected = compute(&Device::Cpu, DType::F64, ConvAlgorithm::Direct.into())?;
         let found = compute(device, DType::F32, arithmetic(precision))?;
-        anyhow::ensure!(found.len() == expected.len() && found.len() == 17);
+        anyhow::ensure!(found.len() == expected.len());
+        anyhow::ensure!(found.len() == 1 + architecture.parameters().len());
         let mut errors = Vec::new();
         for (found, expected) in found.iter().zip(&expected) {
             errors.push(relative_error(found, expected)?);
@@ -219,7 +238,7 @@ fn networks(
         let worst = worst(errors.iter().copied());
         let limit = match precision {
             Precision::F32 => 1e-2,
-            Precision::Tf32 => 5e-2,
+            Precision::Tf32 => 2e-1,
             Precision::Bf16 => 4e-1,
         };
         report.check(

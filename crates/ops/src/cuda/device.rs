@@ -1,13 +1,14 @@
 //! Opening a GPU, and what can be wrong with it.
 
-use super::graph::cudnn;
+use super::graph;
 use super::product::blas;
 use super::program::Program;
 use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::driver::{CudaContext, result, sys};
-use candle_core::{CudaDevice, DType, Device, Error};
+use candle_core::cuda::cudarc::{cudnn, nvrtc};
+use candle_core::{CudaDevice, DType, Device, Error, bail};
 use std::any::Any;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::sync::{Mutex, PoisonError};
 use std::{panic, ptr};
 
@@ -37,9 +38,76 @@ pub enum DeviceError {
          the folder that holds it"
     )]
     MissingLibrary(String),
+    /// The driver is older than the libraries.
+    #[error(
+        "the driver knows CUDA {driver}, and the libraries are of CUDA {libraries}; install a newer driver, or the \
+         libraries of CUDA {}",
+        .driver.major
+    )]
+    OldDriver {
+        /// The latest version of CUDA that the driver knows.
+        driver: Version,
+        /// The version of CUDA of the libraries.
+        libraries: Version,
+    },
+    /// The libraries are of different major versions.
+    #[error(
+        "NVRTC is of CUDA {nvrtc} and cuDNN is made for CUDA {cudnn}; install libraries of one version, or let \
+         LD_LIBRARY_PATH name their folders first"
+    )]
+    MixedLibraries {
+        /// NVRTC's version.
+        nvrtc: Version,
+        /// The version of CUDA for which cuDNN was made.
+        cudnn: Version,
+    },
+    /// NVRTC does not compile for the GPU.
+    #[error(
+        "NVRTC of CUDA {nvrtc} does not compile for this GPU, whose compute capability is {gpu}; GPUs before 7.5 need the \
+         libraries of CUDA 12, new ones may need later libraries"
+    )]
+    Capability {
+        /// The GPU's compute capability.
+        gpu: Version,
+        /// NVRTC's version.
+        nvrtc: Version,
+    },
     /// Anything else.
     #[error("the GPU cannot be used: {0}")]
     Failed(String),
+}
+
+/// A version of CUDA, or a compute capability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// The number before the point.
+    pub major: i32,
+    /// The number behind it.
+    pub minor: i32,
+}
+
+impl Version {
+    /// Of CUDA, as the driver writes it: 12040 for 12.4.
+    fn of_cuda(number: i32) -> Self {
+        Self {
+            major: number / 1000,
+            minor: number % 1000 / 10,
+        }
+    }
+
+    /// A compute capability, as NVRTC writes it: 90 for 9.0.
+    fn of_architecture(number: i32) -> Self {
+        Self {
+            major: number / 10,
+            minor: number % 10,
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
 }
 
 /// The memory of a GPU.
@@ -85,18 +153,96 @@ fn open_or_panic(index: usize) -> Result<Device, DeviceError> {
         return Err(DeviceError::OutOfRange { index, count });
     }
     let failed = |error: Error| DeviceError::Failed(error.to_string());
+    check_versions(index)?;
     let device = Device::new_cuda(index).map_err(failed)?;
     if let Device::Cuda(cuda) = &device {
         // SAFETY: the events order work on several streams. Here is one, that of the thread that opened the
         // device, and whoever uses the device does so from that thread: see `open`.
         unsafe { cuda.disable_event_tracking() };
         keep_memory(cuda).map_err(failed)?;
-        cudnn(cuda).map_err(failed)?;
+        graph::cudnn(cuda).map_err(failed)?;
         blas(cuda).map_err(failed)?;
         let program = Program::packed(DType::F32, 4);
         program.prepare(cuda).map_err(failed)?;
     }
     Ok(device)
+}
+
+/// Checks that driver, libraries and GPU know one another.
+fn check_versions(index: usize) -> Result<(), DeviceError> {
+    let failed = |error: &dyn Debug| DeviceError::Failed(format!("{error:?}"));
+    let mut driver = 0;
+    // SAFETY: the driver writes a number.
+    let asked = unsafe { sys::cuDriverGetVersion(&raw mut driver) };
+    asked.result().map_err(|error| failed(&error))?;
+    let driver = Version::of_cuda(driver);
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: the library writes two numbers.
+    let asked = unsafe { nvrtc::sys::nvrtcVersion(&raw mut major, &raw mut minor) };
+    asked.result().map_err(|error| failed(&error))?;
+    let nvrtc = Version { major, minor };
+    // SAFETY: this gives a number.
+    let cudnn = unsafe { cudnn::sys::cudnnGetCudartVersion() };
+    let cudnn = Version::of_cuda(i32::try_from(cudnn).unwrap_or(i32::MAX));
+    if nvrtc.major != cudnn.major {
+        return Err(DeviceError::MixedLibraries { nvrtc, cudnn });
+    }
+    // Within a major version, drivers run programs of later minor ones.
+    if driver.major < nvrtc.major {
+        return Err(DeviceError::OldDriver {
+            driver,
+            libraries: nvrtc,
+        });
+    }
+    let index = i32::try_from(index).map_err(|error| failed(&error))?;
+    let gpu = compute_capability(index).map_err(|error| failed(&error))?;
+    let known = architectures().map_err(|error| failed(&error))?;
+    match nearest(gpu, &known) {
+        Some(_) => Ok(()),
+        None => Err(DeviceError::Capability { gpu, nvrtc }),
+    }
+}
+
+/// The compute capability of GPU number `index`.
+fn compute_capability(index: i32) -> Result<Version, result::DriverError> {
+    let device = result::device::get(index)?;
+    let attribute = |attribute| {
+        // SAFETY: the driver gave the device.
+        unsafe { result::device::get_attribute(device, attribute) }
+    };
+    Ok(Version {
+        major: attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        minor: attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    })
+}
+
+/// The compute capabilities for which NVRTC compiles.
+fn architectures() -> Result<Vec<Version>, nvrtc::result::NvrtcError> {
+    let mut count = 0;
+    // SAFETY: the library writes a number.
+    unsafe { nvrtc::sys::nvrtcGetNumSupportedArchs(&raw mut count) }.result()?;
+    let mut all = vec![0; usize::try_from(count).unwrap_or(0)];
+    // SAFETY: the library writes as many numbers as it said.
+    unsafe { nvrtc::sys::nvrtcGetSupportedArchs(all.as_mut_ptr()) }.result()?;
+    Ok(all.into_iter().map(Version::of_architecture).collect())
+}
+
+/// The greatest of the compute capabilities `known` whose programs run on a GPU: those of its major version, up to its own.
+fn nearest(gpu: Version, known: &[Version]) -> Option<Version> {
+    let known = known.iter().copied();
+    known
+        .filter(|version| version.major == gpu.major && *version <= gpu)
+        .max()
+}
+
+/// The architecture for which our kernels are compiled on a GPU, such as `sm_90`.
+pub(super) fn architecture(device: &CudaDevice) -> candle_core::Result<String> {
+    let gpu = capability(device)?;
+    let known = architectures().map_err(|error| Error::Msg(format!("NVRTC: {error:?}")))?;
+    match nearest(gpu, &known) {
+        Some(Version { major, minor }) => Ok(format!("sm_{major}{minor}")),
+        None => bail!("NVRTC does not compile for compute capability {gpu}"),
+    }
 }
 
 /// Lets the driver keep freed memory for later allocations. Otherwise it returns it to the system whenever the GPU is
@@ -146,6 +292,16 @@ pub fn name(device: &CudaDevice) -> candle_core::Result<String> {
     device.cuda_stream().context().name().w()
 }
 
+/// A GPU's compute capability.
+///
+/// # Errors
+/// When the driver fails.
+pub fn capability(device: &CudaDevice) -> candle_core::Result<Version> {
+    let context = device.cuda_stream().context().clone();
+    let (major, minor) = context.compute_capability().w()?;
+    Ok(Version { major, minor })
+}
+
 /// A GPU's memory.
 ///
 /// # Errors
@@ -163,7 +319,7 @@ pub fn is_out_of_memory(error: &impl Debug) -> bool {
     let text = format!("{error:?}");
     [
         "CUDA_ERROR_OUT_OF_MEMORY",
-        "CUDNN_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
         "CUBLAS_STATUS_ALLOC_FAILED",
     ]
     .iter()
@@ -187,6 +343,22 @@ mod tests {
             matches!(missing("cudnn"), DeviceError::MissingLibrary(library) if library == "cudnn")
         );
         assert!(matches!(from_panic(&"else"), DeviceError::Failed(text) if text == "else"));
+    }
+
+    #[test]
+    fn programs_run_on_later_gpus_of_a_major_version() {
+        let known = [75, 80, 86, 90, 100, 120].map(Version::of_architecture);
+        for (gpu, expected) in [
+            (61, None),
+            (75, Some(75)),
+            (89, Some(86)),
+            (103, Some(100)),
+            (110, None),
+            (121, Some(120)),
+        ] {
+            let found = nearest(Version::of_architecture(gpu), &known);
+            assert_eq!(found, expected.map(Version::of_architecture), "{gpu}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! heuristics name engines, the fastest first. They look at sizes, types and the device alone, so that the choice
 //! is the same in every run; an engine that adds in an order that changes from run to run is passed over.
 
+use super::device::is_out_of_memory;
 use super::memory::Elements;
 use super::per_device::PerDevice;
 use super::workspace::with_workspace;
@@ -69,19 +70,60 @@ pub(super) fn cudnn(device: &CudaDevice) -> Result<Rc<Cudnn>> {
 }
 
 impl Cudnn {
-    /// The plan of a task, made the first time.
+    /// Computes a task: with the plan that worked the first time, or with the first one that works.
     ///
     /// # Errors
-    /// When the library has no engine for the task.
-    fn plan(&self, task: Task) -> Result<Rc<Plan>> {
+    /// When the plan fails, or none works.
+    fn compute(&self, task: Task, tensors: [Elements<'_>; 3]) -> Result<()> {
         let known = self.plans.borrow().get(&task).cloned();
         if let Some(plan) = known {
-            return Ok(plan);
+            return self.execute(&plan, tensors);
         }
-        let plan = Rc::new(Plan::new(&Target::Device(&self.handle), &task)?);
-        tracing::debug!(?task, workspace = plan.workspace, "convolution planned");
-        self.plans.borrow_mut().insert(task, plan.clone());
-        Ok(plan)
+        let (mut no_plan, mut failure) = (None, None);
+        for plan in plans(&Target::Device(&self.handle), &task)? {
+            let plan = match plan {
+                Ok(plan) => plan,
+                Err(error) => {
+                    tracing::debug!(?task, %error, "no plan");
+                    no_plan = Some(error);
+                    continue;
+                }
+            };
+            match self.execute(&plan, tensors) {
+                Ok(()) => {
+                    tracing::debug!(?task, workspace = plan.workspace, "convolution planned");
+                    self.plans.borrow_mut().insert(task, Rc::new(plan));
+                    return Ok(());
+                }
+                // How much memory is free must not decide which engine computes.
+                Err(error) if is_out_of_memory(&error) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(?task, %error, "an engine of cuDNN failed; trying the next one");
+                    failure = failure.or(Some(error));
+                }
+            }
+        }
+        let reason = failure.or(no_plan);
+        let reason = reason.unwrap_or_else(|| Error::Msg("the heuristics name none".to_owned()));
+        Err(reason.context(format!("cuDNN has no engine that works for {task:?}")))
+    }
+
+    /// Puts a plan's work on the stream.
+    fn execute(&self, plan: &Plan, tensors: [Elements<'_>; 3]) -> Result<()> {
+        with_workspace(tensors[0].device, plan.workspace, |workspace| {
+            let addresses = tensors.map(|tensor| tensor.address);
+            let pack = Descriptor::new(Kind::CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR)?
+                .set(Name::CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, &[X, WEIGHT, Y])?
+                .set(Name::CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, &addresses)?
+                .set(Name::CUDNN_ATTR_VARIANT_PACK_WORKSPACE, &[workspace])?
+                .finalized()?;
+            // SAFETY: the plan and the pack are complete. The tensors are on the handle's device; their counts, types and
+            // alignment were checked by `convolve`, and the workspace has the plan's size. Freeing the memory is ordered
+            // behind the work, on the same stream.
+            unsafe { sys::cudnnBackendExecute(self.handle.0, plan.plan.0, pack.0) }
+                .result()
+                .map_err(failed)
+        })
     }
 }
 
@@ -98,23 +140,7 @@ pub(crate) fn convolve(task: Task, tensors: [Elements<'_>; 3]) -> Result<()> {
             bail!("conv2d: a tensor does not begin at a multiple of 16 bytes");
         }
     }
-    let device = tensors[0].device;
-    let cudnn = cudnn(device)?;
-    let plan = cudnn.plan(task)?;
-    with_workspace(device, plan.workspace, |workspace| {
-        let addresses = tensors.map(|tensor| tensor.address);
-        let pack = Descriptor::new(Kind::CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR)?
-            .set(Name::CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, &[X, WEIGHT, Y])?
-            .set(Name::CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, &addresses)?
-            .set(Name::CUDNN_ATTR_VARIANT_PACK_WORKSPACE, &[workspace])?
-            .finalized()?;
-        // SAFETY: the plan and the pack are complete. The tensors are on the handle's device; their counts, types and
-        // alignment were checked, and the workspace has the plan's size. Freeing the memory is ordered behind the work,
-        // on the same stream.
-        unsafe { sys::cudnnBackendExecute(cudnn.handle.0, plan.plan.0, pack.0) }
-            .result()
-            .map_err(failed)
-    })
+    cudnn(tensors[0].device)?.compute(task, tensors)
 }
 
 /// A handle of cuDNN, for the thread that made it.
@@ -257,63 +283,81 @@ const Y: i64 = 3;
 /// Engines that are asked for.
 const ENGINES: usize = 64;
 
+/// Most bytes of a plan's workspace: a constant, so that equal GPUs choose alike. AlexNet's first plans in `f32` take up to
+/// 1.1 GiB for a batch of 1000.
+const MOST_WORKSPACE: usize = 2 << 30;
+
 /// A convolution that is ready to be computed.
 struct Plan {
     plan: Descriptor,
     /// What the plan was made of.
-    _parts: Vec<Descriptor>,
+    _engine: Descriptor,
+    _graph: Rc<Graph>,
     /// Bytes that it needs.
     workspace: usize,
 }
 
+/// The plans of a task that have the same bits in every run and the precision asked for, in the order of the heuristics;
+/// or why there is no such plan of an engine.
+///
+/// # Errors
+/// When the library cannot describe the task.
+fn plans<'a>(
+    target: &'a Target<'_>,
+    task: &'a Task,
+) -> Result<impl Iterator<Item = Result<Plan>> + 'a> {
+    let graph = Rc::new(Graph::new(target, task)?);
+    // The first mode names fast engines, the second those that can do most.
+    let modes = [
+        sys::cudnnBackendHeurMode_t::CUDNN_HEUR_MODE_A,
+        sys::cudnnBackendHeurMode_t::CUDNN_HEUR_MODE_FALLBACK,
+    ];
+    Ok(modes.into_iter().flat_map(move |mode| {
+        let graph = graph.clone();
+        let engines: Vec<Result<Descriptor>> = match engines(target, &graph.graph, mode) {
+            Ok(engines) => engines.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        };
+        let plans = engines.into_iter();
+        plans.map(move |engine| Plan::new(target, task, engine?, graph.clone()))
+    }))
+}
+
 impl Plan {
     /// # Errors
-    /// When the library has no engine for the task.
-    fn new(target: &Target<'_>, task: &Task) -> Result<Self> {
-        let (graph, mut parts) = graph(target, task)?;
-        // The first mode names fast engines, the second those that can do most.
-        for mode in [
-            sys::cudnnBackendHeurMode_t::CUDNN_HEUR_MODE_A,
-            sys::cudnnBackendHeurMode_t::CUDNN_HEUR_MODE_FALLBACK,
-        ] {
-            let Ok(engines) = engines(target, &graph, mode) else {
-                continue;
-            };
-            for engine in engines {
-                if !is_allowed(&notes(&engine)?, task.arithmetic) {
-                    continue;
-                }
-                let plan = Descriptor::new(Kind::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR)?
-                    .set(Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, &[engine.0])?;
-                let plan = match target {
-                    Target::Device(handle) => {
-                        let name = Name::CUDNN_ATTR_EXECUTION_PLAN_HANDLE;
-                        plan.set(name, std::slice::from_ref(*handle))
-                    }
-                    #[cfg(test)]
-                    Target::Described(device) => {
-                        let name = Name::CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP;
-                        plan.set(name, &[device.0])
-                    }
-                };
-                // Some engines turn out not to support the sizes.
-                let Ok(plan) = plan.and_then(Descriptor::finalized) else {
-                    continue;
-                };
-                let name = Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE;
-                let mut bytes = [0_i64];
-                // SAFETY: an integer may be anything.
-                unsafe { plan.get(name, &mut bytes)? };
-                parts.push(engine);
-                parts.push(graph);
-                return Ok(Self {
-                    plan,
-                    _parts: parts,
-                    workspace: bytes[0].max(0) as usize,
-                });
-            }
+    /// When the engine is not allowed or does not support the task, or its workspace is too large.
+    fn new(target: &Target<'_>, task: &Task, engine: Descriptor, graph: Rc<Graph>) -> Result<Self> {
+        let notes = notes(&engine)?;
+        if !is_allowed(&notes, task.arithmetic) {
+            bail!("an engine with the notes {notes:?} is not used");
         }
-        bail!("cuDNN has no engine for {task:?}")
+        let plan = Descriptor::new(Kind::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR)?
+            .set(Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, &[engine.0])?;
+        let plan = match target {
+            Target::Device(handle) => {
+                let name = Name::CUDNN_ATTR_EXECUTION_PLAN_HANDLE;
+                plan.set(name, std::slice::from_ref(*handle))?
+            }
+            #[cfg(test)]
+            Target::Described(device) => {
+                let name = Name::CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP;
+                plan.set(name, &[device.0])?
+            }
+        };
+        let plan = plan.finalized()?;
+        let mut bytes = [0_i64];
+        // SAFETY: an integer may be anything.
+        unsafe { plan.get(Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, &mut bytes)? };
+        let workspace = bytes[0].max(0) as usize;
+        if workspace > MOST_WORKSPACE {
+            bail!("an engine needs a workspace of {workspace} bytes");
+        }
+        Ok(Self {
+            plan,
+            _engine: engine,
+            _graph: graph,
+            workspace,
+        })
     }
 }
 
@@ -337,81 +381,91 @@ fn tensor(id: i64, dtype: DType, sizes: [usize; 4]) -> Result<Descriptor> {
         .finalized()
 }
 
-/// The graph of one convolution, and what it is made of.
-fn graph(target: &Target<'_>, task: &Task) -> Result<(Descriptor, Vec<Descriptor>)> {
-    let g = &task.geometry;
-    let x = tensor(X, task.dtype, [g.batch, g.in_channels, g.height, g.width])?;
-    let sizes = [g.out_channels, g.in_channels, g.kernel, g.kernel];
-    let weight = tensor(WEIGHT, task.dtype, sizes)?;
-    let sizes = [g.batch, g.out_channels, g.out_height(), g.out_width()];
-    let y = tensor(Y, task.dtype, sizes)?;
-    let padding = [g.padding as i64; 2];
-    let compute = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
-    let mode = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
-    let convolution = Descriptor::new(Kind::CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR)?
-        .set(Name::CUDNN_ATTR_CONVOLUTION_COMP_TYPE, &[compute])?
-        .set(Name::CUDNN_ATTR_CONVOLUTION_CONV_MODE, &[mode])?
-        .set(Name::CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, &[2_i64])?
-        .set(Name::CUDNN_ATTR_CONVOLUTION_DILATIONS, &[1_i64, 1])?
-        .set(Name::CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, &[1_i64, 1])?
-        .set(Name::CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, &padding)?
-        .set(Name::CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, &padding)?
-        .finalized()?;
-    let (kind, [alpha, beta, of, first, second, third]) = match task.pass {
-        Pass::Forward => (
-            Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR,
-            [
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA,
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA,
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC,
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X,
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W,
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y,
-            ],
-        ),
-        Pass::InputGradient => (
-            Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR,
-            [
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA,
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA,
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_CONV_DESC,
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX,
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_W,
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DY,
-            ],
-        ),
-        Pass::WeightGradient => (
-            Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR,
-            [
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA,
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA,
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_CONV_DESC,
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_X,
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DW,
-                Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DY,
-            ],
-        ),
-    };
-    let operation = Descriptor::new(kind)?
-        .set(alpha, &[1.0_f32])?
-        .set(beta, &[0.0_f32])?
-        .set(of, &[convolution.0])?
-        .set(first, &[x.0])?
-        .set(second, &[weight.0])?
-        .set(third, &[y.0])?
-        .finalized()?;
-    let graph = Descriptor::new(Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR)?
-        .set(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, &[operation.0])?;
-    let graph = match target {
-        Target::Device(handle) => {
-            let name = Name::CUDNN_ATTR_OPERATIONGRAPH_HANDLE;
-            graph.set(name, std::slice::from_ref(*handle))?
-        }
-        #[cfg(test)]
-        Target::Described(_) => graph,
-    };
-    let parts = vec![operation, convolution, x, weight, y];
-    Ok((graph.finalized()?, parts))
+/// The graph of one convolution.
+struct Graph {
+    graph: Descriptor,
+    /// What it is made of.
+    _parts: [Descriptor; 5],
+}
+
+impl Graph {
+    fn new(target: &Target<'_>, task: &Task) -> Result<Self> {
+        let g = &task.geometry;
+        let x = tensor(X, task.dtype, [g.batch, g.in_channels, g.height, g.width])?;
+        let sizes = [g.out_channels, g.in_channels, g.kernel, g.kernel];
+        let weight = tensor(WEIGHT, task.dtype, sizes)?;
+        let sizes = [g.batch, g.out_channels, g.out_height(), g.out_width()];
+        let y = tensor(Y, task.dtype, sizes)?;
+        let padding = [g.padding as i64; 2];
+        let compute = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
+        let mode = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
+        let convolution = Descriptor::new(Kind::CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR)?
+            .set(Name::CUDNN_ATTR_CONVOLUTION_COMP_TYPE, &[compute])?
+            .set(Name::CUDNN_ATTR_CONVOLUTION_CONV_MODE, &[mode])?
+            .set(Name::CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, &[2_i64])?
+            .set(Name::CUDNN_ATTR_CONVOLUTION_DILATIONS, &[1_i64, 1])?
+            .set(Name::CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, &[1_i64, 1])?
+            .set(Name::CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, &padding)?
+            .set(Name::CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, &padding)?
+            .finalized()?;
+        let (kind, [alpha, beta, of, first, second, third]) = match task.pass {
+            Pass::Forward => (
+                Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR,
+                [
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y,
+                ],
+            ),
+            Pass::InputGradient => (
+                Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR,
+                [
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_CONV_DESC,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_W,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DY,
+                ],
+            ),
+            Pass::WeightGradient => (
+                Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR,
+                [
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_CONV_DESC,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_X,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DW,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DY,
+                ],
+            ),
+        };
+        let operation = Descriptor::new(kind)?
+            .set(alpha, &[1.0_f32])?
+            .set(beta, &[0.0_f32])?
+            .set(of, &[convolution.0])?
+            .set(first, &[x.0])?
+            .set(second, &[weight.0])?
+            .set(third, &[y.0])?
+            .finalized()?;
+        let graph = Descriptor::new(Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR)?
+            .set(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, &[operation.0])?;
+        let graph = match target {
+            Target::Device(handle) => {
+                let name = Name::CUDNN_ATTR_OPERATIONGRAPH_HANDLE;
+                graph.set(name, std::slice::from_ref(*handle))?
+            }
+            #[cfg(test)]
+            Target::Described(_) => graph,
+        };
+        Ok(Self {
+            graph: graph.finalized()?,
+            _parts: [operation, convolution, x, weight, y],
+        })
+    }
 }
 
 /// The engines that the heuristics name, the fastest first.
@@ -566,8 +620,9 @@ mod tests {
                             dtype,
                             arithmetic: arithmetic(ConvAlgorithm::Winograd, precision),
                         };
-                        let plan = Plan::new(&Target::Described(&device), &task).unwrap();
-                        assert!(plan.workspace < 4 << 30, "{task:?}: {}", plan.workspace);
+                        let target = Target::Described(&device);
+                        let mut plans = plans(&target, &task).unwrap();
+                        assert!(plans.any(|plan| plan.is_ok()), "{task:?}");
                     }
                 }
             }

@@ -15,7 +15,7 @@ mod table;
 mod updates;
 mod workspace;
 
-pub use device::{DeviceError, Memory, is_out_of_memory, memory, name, open};
+pub use device::{DeviceError, Memory, Version, capability, is_out_of_memory, memory, name, open};
 pub(crate) use graph::{Pass, Task, convolve};
 pub(crate) use memory::{Buffer, Elements, activations, empty};
 pub(crate) use product::{Stored, product};

@@ -1,19 +1,20 @@
 //! Kernels of our own: compiled when they are first needed, and started.
 
+use super::device::architecture;
 use super::memory::{Buffer, Elements};
 use super::per_device::PerDevice;
 use super::table::Table;
 use candle_core::cuda::WrapErr;
-use candle_core::cuda::cudarc::driver::sys::CUdevice_attribute;
 use candle_core::cuda::cudarc::driver::{
-    CudaFunction, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
+    CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
 };
-use candle_core::cuda::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
+use candle_core::cuda::cudarc::nvrtc::{Ptx, result, sys};
 use candle_core::{CudaDevice, DType, Error, Result, bail};
 use kernels::Windows;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ffi::CString;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -53,68 +54,83 @@ impl Program {
         count / self.pack
     }
 
-    /// Unique among the programs.
-    fn name(self) -> &'static str {
-        match (self.bf16, self.pack) {
-            (false, 1) => "f32",
-            (false, _) => "f32-packed",
-            (true, 1) => "bf16",
-            (true, _) => "bf16-packed",
-        }
-    }
-
-    /// The program as PTX for the architecture of a device or a virtual one.
+    /// The program as a cubin for a real architecture, such as `sm_90`. Unlike PTX, it does not need a driver as new as NVRTC.
     ///
     /// # Errors
     /// When it does not compile.
-    pub(super) fn compile(self, architecture: &str) -> Result<String> {
+    pub(super) fn compile(self, architecture: &str) -> Result<Vec<u8>> {
         let mut options = vec![
             format!("--gpu-architecture={architecture}"),
             format!("-DPACK={}", self.pack),
         ];
         options.extend(self.bf16.then(|| "-DBF16".to_owned()));
-        let options = CompileOptions {
-            options,
-            ..CompileOptions::default()
-        };
-        match compile_ptx_with_opts(SOURCE, options) {
-            Ok(ptx) => Ok(ptx.to_src()),
-            Err(error) => bail!("NVRTC cannot compile the kernels for {architecture}: {error:?}"),
-        }
+        compile(SOURCE, &options)
+            .map_err(|error| error.context(format!("for {architecture} and {self:?}")))
     }
 
     /// Compiles and loads the program, so that an error is found at once.
     pub(super) fn prepare(self, device: &CudaDevice) -> Result<()> {
-        let ptx = self.for_device(device)?;
-        device.get_or_load_custom_func("transpose", self.name(), &ptx)?;
+        self.load(device)?.load_function("transpose").w()?;
         Ok(())
     }
 
-    /// The program for a device, compiled once a process.
-    fn for_device(self, device: &CudaDevice) -> Result<Arc<str>> {
+    /// Loads the program, which is compiled once a process.
+    fn load(self, device: &CudaDevice) -> Result<Arc<CudaModule>> {
         /// By program and architecture.
-        type Compiled = HashMap<(Program, String), Arc<str>>;
+        type Compiled = HashMap<(Program, String), Vec<u8>>;
         static COMPILED: Mutex<Option<Compiled>> = Mutex::new(None);
-        let architecture = architecture(device)?;
         let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
         let compiled = compiled.get_or_insert_default();
-        let key = (self, architecture);
-        if let Some(ptx) = compiled.get(&key) {
-            return Ok(ptx.clone());
-        }
-        let ptx: Arc<str> = self.compile(&key.1)?.into();
-        compiled.insert(key, ptx.clone());
-        Ok(ptx)
+        let cubin = match compiled.entry((self, architecture(device)?)) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let cubin = self.compile(&entry.key().1)?;
+                entry.insert(cubin)
+            }
+        };
+        let stream = device.cuda_stream();
+        let module = stream
+            .context()
+            .load_module(Ptx::from_binary(cubin.clone()));
+        module.w()
     }
 }
 
-/// The virtual architecture of a device, such as `compute_90`.
-fn architecture(device: &CudaDevice) -> Result<String> {
-    let stream = device.cuda_stream();
-    let attribute = |attribute| stream.context().attribute(attribute).w();
-    let major = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-    let minor = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-    Ok(format!("compute_{major}{minor}"))
+/// A program of NVRTC, which is destroyed at the end.
+struct Source(sys::nvrtcProgram);
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        // SAFETY: made by `create_program`, and destroyed once. A failure leaves nothing to do.
+        let _ = unsafe { result::destroy_program(self.0) };
+    }
+}
+
+/// `source` as a cubin.
+fn compile(source: &str, options: &[String]) -> Result<Vec<u8>> {
+    let failed = |error: result::NvrtcError| Error::Msg(format!("NVRTC: {error:?}"));
+    let source = CString::new(source).map_err(Error::wrap)?;
+    let program = Source(result::create_program(&source, None).map_err(failed)?);
+    // SAFETY: the program and its source are alive.
+    if let Err(error) = unsafe { result::compile_program(program.0, options) } {
+        // SAFETY: as before.
+        let log = unsafe { result::get_program_log(program.0) }.unwrap_or_default();
+        let log: Vec<u8> = log.into_iter().map(|byte| byte as u8).collect();
+        let log = String::from_utf8_lossy(&log)
+            .trim_end_matches('\0')
+            .trim()
+            .to_owned();
+        bail!("NVRTC cannot compile the kernels: {error:?}: {log}");
+    }
+    let mut bytes = 0;
+    // SAFETY: the library writes the size.
+    let size = unsafe { sys::nvrtcGetCUBINSize(program.0, &raw mut bytes) };
+    size.result().map_err(failed)?;
+    let mut cubin = vec![0_u8; bytes];
+    // SAFETY: the library writes as many bytes as it said.
+    let written = unsafe { sys::nvrtcGetCUBIN(program.0, cubin.as_mut_ptr().cast()) };
+    written.result().map_err(failed)?;
+    Ok(cubin)
 }
 
 /// An argument of a kernel. A pointer borrows its memory until the kernel is started; later uses of the memory are
@@ -200,9 +216,10 @@ impl From<f32> for Argument<'_> {
     }
 }
 
-/// The kernels of a device that were started before, so that starting one costs little.
+/// The programs of a device that were loaded and the kernels that were started before, so that starting one costs little.
 struct Loaded {
     stream: Arc<CudaStream>,
+    programs: RefCell<HashMap<Program, Arc<CudaModule>>>,
     functions: RefCell<HashMap<(Program, &'static str), CudaFunction>>,
 }
 
@@ -227,6 +244,7 @@ pub(crate) fn launch(
     let load = || {
         Ok(Loaded {
             stream: device.cuda_stream(),
+            programs: RefCell::default(),
             functions: RefCell::default(),
         })
     };
@@ -235,9 +253,12 @@ pub(crate) fn launch(
     let kernel = match functions.entry((program, name)) {
         Entry::Occupied(entry) => entry.into_mut(),
         Entry::Vacant(entry) => {
-            let ptx = program.for_device(device)?;
-            let kernel = device.get_or_load_custom_func(name, program.name(), &ptx)?;
-            entry.insert(kernel.into_cuda_function())
+            let mut programs = loaded.programs.borrow_mut();
+            let module = match programs.entry(program) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(program.load(device)?),
+            };
+            entry.insert(module.load_function(name).w()?)
         }
     };
     let mut builder = loaded.stream.launch_builder(kernel);
@@ -275,14 +296,14 @@ mod tests {
 
     #[test]
     #[ignore = "needs NVRTC, but no GPU"]
-    fn the_kernels_compile_to_ptx() {
+    fn the_kernels_compile_for_all_architectures() {
         let programs = [DType::F32, DType::BF16]
             .into_iter()
             .flat_map(|dtype| [0, 1].map(|inner| Program::packed(dtype, inner)));
         for program in programs {
-            for architecture in ["compute_80", "compute_90"] {
-                let ptx = program.compile(architecture).unwrap();
-                assert!(!ptx.is_empty(), "{program:?}");
+            for architecture in ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_120"] {
+                let cubin = program.compile(architecture).unwrap();
+                assert!(cubin.starts_with(b"\x7fELF"), "{program:?}");
             }
         }
     }
