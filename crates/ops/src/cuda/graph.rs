@@ -283,7 +283,7 @@ const Y: i64 = 3;
 /// Engines that are asked for.
 const ENGINES: usize = 64;
 
-/// Most bytes of a plan's workspace: a constant, so that equal GPUs choose alike. AlexNet's first plans in `f32` take up to
+/// The largest workspace of a plan, in bytes: a constant, so that equal GPUs choose alike. AlexNet's first plans in `f32` take up to
 /// 1.1 GiB for a batch of 1000.
 const MOST_WORKSPACE: usize = 2 << 30;
 
@@ -297,8 +297,8 @@ struct Plan {
     workspace: usize,
 }
 
-/// The plans of a task that have the same bits in every run and the precision asked for, in the order of the heuristics;
-/// or why there is no such plan of an engine.
+/// The plans of a task, in the order of the heuristics: those that give the same bits in every run at the precision asked
+/// for. An engine without such a plan is an error.
 ///
 /// # Errors
 /// When the library cannot describe the task.
