@@ -185,6 +185,8 @@ fn differences(first: &Run, second: &Run) -> Result<Vec<Difference>, Error> {
     let mut differences = first
         .settings
         .differences(&second.settings, Property::VariesBetweenRepetitions)?;
+    // The precision that was used counts, whether it was asked for or not.
+    differences.retain(|difference| difference.key != "precision");
     let [first, second] = [first, second].map(|run| run.made_by.precision.to_string());
     if first != second {
         differences.push(Difference {
@@ -272,20 +274,22 @@ mod tests {
             run("alexnet", 0, "recipe = 'best'\nbatch_size = 100"),
         ];
         assert_eq!(labels_of(recipes), ["AlexNet, reference", "AlexNet, best"]);
-        let precisions = vec![
-            run("alexnet", 0, ""),
-            Run {
-                made_by: MadeBy {
-                    precision: Precision::Tf32,
-                    ..run("alexnet", 0, "").made_by
+        for settings in ["", "precision = 'tf32'"] {
+            let precisions = vec![
+                run("alexnet", 0, ""),
+                Run {
+                    made_by: MadeBy {
+                        precision: Precision::Tf32,
+                        ..run("alexnet", 0, "").made_by
+                    },
+                    ..run("alexnet", 0, settings)
                 },
-                ..run("alexnet", 0, "")
-            },
-        ];
-        assert_eq!(
-            labels_of(precisions),
-            ["AlexNet, computed in f32", "AlexNet, computed in tf32"]
-        );
+            ];
+            assert_eq!(
+                labels_of(precisions),
+                ["AlexNet, computed in f32", "AlexNet, computed in tf32"]
+            );
+        }
         let rates = vec![
             run("alexnet", 0, "lr = 0.01\nthreads = 1"),
             run("alexnet", 0, "lr = 0.02"),
