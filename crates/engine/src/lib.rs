@@ -20,6 +20,8 @@ mod named_tensors;
 mod optimiser;
 mod progress;
 mod span_times;
+#[cfg(feature = "cuda")]
+mod step_graph;
 mod training;
 mod training_setup;
 mod training_step;

@@ -3,6 +3,7 @@
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var, bail};
 use candle_nn::Optimizer;
+use ops::GradientScale;
 
 /// `torch.optim.SGD` with momentum and weight decay, after `torch.nn.utils.clip_grad_norm_`: see [`ops::sgd_step`] for
 /// the formula.
@@ -16,9 +17,6 @@ pub struct Sgd {
     /// `torch.nn.utils.clip_grad_norm_`. No clipping at 0, the default.
     pub(crate) clip_grad_norm: f64,
 }
-
-/// What `clip_grad_norm_` adds to the norm before it divides by it.
-const CLIP_EPSILON: f64 = 1e-6;
 
 impl Sgd {
     /// The momentum buffers, in the order of the parameters.
@@ -68,15 +66,17 @@ impl Optimizer for Sgd {
         });
         let (decayed, undecayed): (Vec<_>, Vec<_>) =
             updates.partition(|[parameter, ..]| self.decay_biases || parameter.rank() > 1);
-        let mut factors = self.factors;
-        if self.clip_grad_norm > 0.0 {
+        let scale = if self.clip_grad_norm > 0.0 {
             let all = decayed.iter().chain(&undecayed);
-            let norm = ops::norm(all.map(|[.., gradient]| *gradient))?;
-            factors.gradient_scale = (self.clip_grad_norm / (norm + CLIP_EPSILON)).min(1.0);
-        }
-        ops::sgd_step(factors, &decayed)?;
+            let gradients: Vec<&Tensor> = all.map(|[.., gradient]| *gradient).collect();
+            GradientScale::clipping(&gradients, self.clip_grad_norm)?
+        } else {
+            GradientScale::ONE
+        };
+        let mut factors = self.factors;
+        ops::sgd_step(factors, &scale, &decayed)?;
         factors.weight_decay = 0.0;
-        ops::sgd_step(factors, &undecayed)
+        ops::sgd_step(factors, &scale, &undecayed)
     }
 
     fn learning_rate(&self) -> f64 {

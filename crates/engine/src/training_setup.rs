@@ -51,7 +51,6 @@ impl TrainingSetup {
             momentum: settings.momentum.get(),
             weight_decay: settings.weight_decay.get(),
             nesterov: settings.nesterov,
-            ..ops::Sgd::default()
         };
         let variables = network.variables().iter();
         let variables = variables.map(|(_, variable)| variable.clone()).collect();

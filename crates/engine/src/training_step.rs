@@ -5,13 +5,20 @@ use crate::ema::Ema;
 use crate::error::Error;
 use crate::optimiser::Sgd;
 use crate::progress::Position;
+#[cfg(feature = "cuda")]
+use crate::step_graph::{StepGraph, StepKind};
 use crate::training_setup::TrainingSetup;
 #[cfg(feature = "cuda")]
 use candle_core::Device;
+use candle_core::Tensor;
 use candle_nn::Optimizer;
 use datasets::Batch;
 use models::{CLASSES, DropoutMasks, Network};
+#[cfg(feature = "cuda")]
+use ops::cuda::StepValues;
 use ops::{MetricsAccumulator, Tape};
+#[cfg(feature = "cuda")]
+use std::mem;
 use tracing::debug_span;
 
 /// Steps after which a GPU is waited for, to read its metrics.
@@ -30,6 +37,8 @@ pub(crate) struct TrainingStep {
     pub(crate) steps_per_epoch: usize,
     /// Metrics of steps that are not added to a position yet.
     metrics: MetricsAccumulator,
+    #[cfg(feature = "cuda")]
+    graph: StepGraph,
     /// Bytes of a GPU's memory that were free before the first step.
     #[cfg(feature = "cuda")]
     free: usize,
@@ -52,6 +61,8 @@ impl TrainingStep {
             optimiser,
             ema,
             metrics: MetricsAccumulator::new(CLASSES, &setup.device)?,
+            #[cfg(feature = "cuda")]
+            graph: StepGraph::default(),
             #[cfg(feature = "cuda")]
             free: match &setup.device {
                 Device::Cuda(gpu) => ops::cuda::memory(gpu)?.free,
@@ -85,26 +96,74 @@ impl TrainingStep {
             seed: settings.seed,
             step: self.number(position) as u32,
         });
-        let mut tape = Tape::recording(self.setup.arithmetic);
-        let logits = self.network.forward(&mut tape, &batch.images, dropout)?;
-        let labels = &batch.labels;
-        let (smoothing, step) = (settings.label_smoothing.get(), position.step as u64);
-        let metrics = &mut self.metrics;
-        let gradient = metrics.add_with_gradient(&logits, labels, smoothing, step)?;
+        self.optimiser.set_learning_rate(lr);
+        let step = position.step as u64;
+        #[cfg(feature = "cuda")]
+        if self.setup.device.is_cuda() && self.replay(batch, dropout, position)? {
+            position.step += 1;
+            return Ok(());
+        }
+        let (tape, gradient) = self.forward(&batch.images, &batch.labels, dropout, step)?;
         if self.setup.device.is_cpu() {
             // Nothing is waited for here, and a loss that is not finite never reaches the weights.
             self.collect(position)?;
         }
+        self.update(tape, gradient)?;
+        position.step += 1;
+        Ok(())
+    }
+
+    /// The forward pass and the gradient of the loss. `step` of the epoch is named where the loss is not finite.
+    fn forward(
+        &mut self,
+        images: &Tensor,
+        labels: &Tensor,
+        dropout: Option<DropoutMasks>,
+        step: u64,
+    ) -> candle_core::Result<(Tape, Tensor)> {
+        let mut tape = Tape::recording(self.setup.arithmetic);
+        let logits = self.network.forward(&mut tape, images, dropout)?;
+        let smoothing = self.setup.settings.label_smoothing.get();
+        let metrics = &mut self.metrics;
+        let gradient = metrics.add_with_gradient(&logits, labels, smoothing, step)?;
+        Ok((tape, gradient))
+    }
+
+    /// The backward pass and the update.
+    fn update(&mut self, tape: Tape, gradient: Tensor) -> candle_core::Result<()> {
         let gradients = tape.backward(gradient)?;
-        self.optimiser.set_learning_rate(lr);
         debug_span!("update").in_scope(|| {
             self.optimiser.step(&gradients)?;
             self.ema
                 .as_mut()
                 .map_or(Ok(()), |ema| ema.update(&self.network))
-        })?;
-        position.step += 1;
-        Ok(())
+        })
+    }
+
+    /// Replays the step as a CUDA graph; false if it is to be computed.
+    #[cfg(feature = "cuda")]
+    fn replay(
+        &mut self,
+        batch: &Batch,
+        dropout: Option<DropoutMasks>,
+        position: &Position,
+    ) -> candle_core::Result<bool> {
+        let kind = StepKind {
+            batch_size: batch.labels.elem_count(),
+            dropout_probability: dropout.map_or(0.0, |dropout| dropout.probability),
+        };
+        let values = StepValues {
+            learning_rate: self.optimiser.learning_rate() as f32,
+            number: self.number(position) as u32,
+            number_in_epoch: position.step as u64,
+        };
+        let mut graph = mem::take(&mut self.graph);
+        let replayed = graph.replay(kind, batch, values, |images, labels| {
+            let (tape, gradient) = self.forward(images, labels, dropout, values.number_in_epoch)?;
+            self.update(tape, gradient)
+        });
+        self.graph = graph;
+        replayed
     }
 
     /// Whether the metrics are collected after the step before `position`: on a CPU after every step, on a GPU, which
@@ -158,7 +217,7 @@ impl TrainingStep {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Tensor};
+    use candle_core::Device;
     use datasets::Dataset;
     use models::{Architecture, initial_parameters};
     use ops::ConvAlgorithm;

@@ -4,7 +4,7 @@ use crate::simd::Real;
 use rayon::prelude::*;
 
 /// The factors of a step of stochastic gradient descent, as in `torch.optim.SGD` with dampening 0.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sgd {
     /// Step size.
     pub learning_rate: f64,
@@ -14,21 +14,6 @@ pub struct Sgd {
     pub weight_decay: f64,
     /// Whether the momentum is Nesterov's.
     pub nesterov: bool,
-    /// Factor of the gradient, for gradient clipping.
-    pub gradient_scale: f64,
-}
-
-impl Default for Sgd {
-    /// A learning rate, momentum and weight decay of 0, and a gradient scale of 1.
-    fn default() -> Self {
-        Self {
-            learning_rate: 0.0,
-            momentum: 0.0,
-            weight_decay: 0.0,
-            nesterov: false,
-            gradient_scale: 1.0,
-        }
-    }
 }
 
 /// Elements of a task.
@@ -40,12 +25,18 @@ const PART: usize = 1 << 15;
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn step<T: Real>(sgd: Sgd, parameter: &mut [T], buffer: &mut [T], gradient: &[T]) {
+pub fn step<T: Real>(
+    sgd: Sgd,
+    gradient_scale: f64,
+    parameter: &mut [T],
+    buffer: &mut [T],
+    gradient: &[T],
+) {
     assert!(parameter.len() == buffer.len() && parameter.len() == gradient.len());
     let momentum = T::from_f64(sgd.momentum);
     let decay = T::from_f64(sgd.weight_decay);
     let rate = T::from_f64(sgd.learning_rate);
-    let scale = T::from_f64(sgd.gradient_scale);
+    let scale = T::from_f64(gradient_scale);
     parameter
         .par_chunks_mut(PART)
         .zip(buffer.par_chunks_mut(PART))

@@ -201,7 +201,14 @@ fn ends(criterion: &mut Criterion) {
         // Two are read and written, the gradient is read.
         group.throughput(Throughput::Bytes(20 * parameter.elem_count() as u64));
         group.bench_function("update", |bencher| {
-            bencher.iter(|| ops::sgd_step(factors, &[[&parameter, &buffer, &gradient]]).unwrap());
+            bencher.iter(|| {
+                ops::sgd_step(
+                    factors,
+                    &ops::GradientScale::ONE,
+                    &[[&parameter, &buffer, &gradient]],
+                )
+                .unwrap()
+            });
         });
     }
 }

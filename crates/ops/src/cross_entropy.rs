@@ -214,6 +214,7 @@ pub(crate) mod cuda {
             classes.into(),
             (label_smoothing.unwrap_or(0.0) as f32).into(),
             Argument::Long(step.unwrap_or(0)),
+            Argument::step_values(),
         ];
         let program = Program::packed(DType::F32, 1);
         launch(logits.device, program, "cross_entropy", batch, &arguments)

@@ -62,7 +62,7 @@ impl Operation for Dropout {
 #[cfg(feature = "cuda")]
 mod cuda {
     use super::Dropout;
-    use crate::cuda::{Program, activations, empty, launch};
+    use crate::cuda::{Argument, Program, activations, empty, launch};
     use crate::operation::Output;
     use candle_core::{Result, Tensor};
     use rng::Purpose;
@@ -84,6 +84,7 @@ mod cuda {
             &[x.into(), (&y).into(), count.into()],
             &words.map(Into::into)[..],
             &factors.map(Into::into),
+            &[Argument::step_values()],
         ];
         // Four elements a thread are loaded at once, as packs are.
         let (program, threads) = (Program::packed(x.dtype, 0), count.div_ceil(4));

@@ -1,20 +1,64 @@
-//! The norm of tensors.
+//! The norm of gradients, and gradient clipping.
 
 use crate::storage::{with_dtype, with_slices};
 use candle_core::{Result, Tensor};
+
+/// What `torch.nn.utils.clip_grad_norm_` adds to the norm before it divides by it.
+const EPSILON: f64 = 1e-6;
+
+/// The factor of all gradients in gradient clipping. That of gradients on a GPU stays there.
+pub struct GradientScale(pub(crate) Factor);
+
+pub(crate) enum Factor {
+    Host(f64),
+    /// One element of `f32`.
+    #[cfg(feature = "cuda")]
+    Cuda(crate::cuda::Buffer),
+}
+
+impl GradientScale {
+    /// No clipping.
+    pub const ONE: Self = Self(Factor::Host(1.0));
+
+    /// The factor that `torch.nn.utils.clip_grad_norm_` computes, `min(1, max_norm / (norm + 1e-6))`, with the [`norm`] of
+    /// all gradients together; 1 where that is a NaN. A GPU is not waited for.
+    ///
+    /// # Errors
+    /// As for [`norm`].
+    pub fn clipping(gradients: &[&Tensor], max_norm: f64) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if let Some(squares) = cuda::sum_of_squares(gradients)? {
+            return cuda::clip_factor(&squares, max_norm).map(|factor| Self(Factor::Cuda(factor)));
+        }
+        let factor = max_norm / (norm(gradients)? + EPSILON);
+        Ok(Self(Factor::Host(factor.min(1.0))))
+    }
+}
+
+impl From<f64> for GradientScale {
+    /// A factor on the host, for tensors on a CPU.
+    fn from(factor: f64) -> Self {
+        Self(Factor::Host(factor))
+    }
+}
 
 /// The square root of the sum of all squares of all `tensors`, summed in double precision in an order that does not
 /// depend on threads. A GPU is synchronised.
 ///
 /// # Errors
 /// When a tensor is neither `f32` nor `f64`, or, on a GPU, neither `f32` nor `bf16`.
-pub fn norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<f64> {
-    let sums = tensors.into_iter().map(|tensor| {
+pub fn norm(tensors: &[&Tensor]) -> Result<f64> {
+    #[cfg(feature = "cuda")]
+    if let Some(squares) = cuda::sum_of_squares(tensors)? {
+        return Ok(squares
+            .tensor()
+            .to_vec1::<f64>()?
+            .iter()
+            .sum::<f64>()
+            .sqrt());
+    }
+    let sums = tensors.iter().map(|tensor| {
         let tensor = &tensor.contiguous()?;
-        #[cfg(feature = "cuda")]
-        if tensor.device().is_cuda() {
-            return sum_of_squares(tensor);
-        }
         with_dtype!("norm", tensor.dtype(), T => {
             with_slices::<T, _, 1>("norm", [tensor], |[values]| kernels::sgd::sum_of_squares(values))
         })
@@ -22,27 +66,56 @@ pub fn norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<f64> {
     Ok(sums.sum::<Result<f64>>()?.sqrt())
 }
 
-/// The sum on a GPU.
 #[cfg(feature = "cuda")]
-fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
-    use crate::cuda::{Argument, Program, activations, empty, launch};
-    /// Threads: enough for a GPU, and few partial sums for the host to add.
-    const THREADS: usize = 1 << 14;
+mod cuda {
+    use crate::cuda::{
+        Argument, Buffer, CREW, GROUP, Program, Update, activations, empty, launch, launch_tables,
+    };
+    use candle_core::{DType, Device, Result, Tensor};
 
-    let x = activations("norm", tensor)?;
-    let count = x.count();
-    let threads = count.min(THREADS);
-    if threads == 0 {
-        return Ok(0.0);
+    /// Elements of a group of threads: `NORM_CHUNK` in the kernels' source.
+    const CHUNK: usize = 16_384;
+
+    /// The sum of the squares of all tensors, one element of `f64`, in an order that depends on their sizes alone; `None`
+    /// where they are not on a GPU.
+    pub(super) fn sum_of_squares(tensors: &[&Tensor]) -> Result<Option<Buffer>> {
+        let Some(Device::Cuda(device)) = tensors.first().map(|tensor| tensor.device()) else {
+            return Ok(None);
+        };
+        let tensors = tensors.iter().map(|tensor| {
+            Ok(Update {
+                parameter: None,
+                buffer: None,
+                gradient: activations("norm", tensor)?,
+            })
+        });
+        let tensors: Vec<_> = tensors.collect::<Result<_>>()?;
+        let chunks = tensors
+            .iter()
+            .map(|tensor| tensor.gradient.count().div_ceil(CHUNK));
+        let mut count = chunks.sum::<usize>() * CREW;
+        let mut sums = empty(device, DType::F64, count)?;
+        launch_tables(device, "squares", &tensors, CHUNK, |launched| {
+            vec![Argument::element(&sums, launched * CREW)]
+        })?;
+        while count > 1 {
+            let groups = count.div_ceil(GROUP);
+            let left = empty(device, DType::F64, groups)?;
+            let arguments = [(&sums).into(), (&left).into(), groups.into(), count.into()];
+            let program = Program::packed(DType::F32, 1);
+            launch(device, program, "sum_groups", groups, &arguments)?;
+            (sums, count) = (left, groups);
+        }
+        Ok(Some(sums))
     }
-    let sums = empty(x.device, candle_core::DType::F64, threads)?;
-    let arguments = [
-        Argument::singly(x),
-        (&sums).into(),
-        count.into(),
-        threads.into(),
-    ];
-    let program = Program::packed(x.dtype, 1);
-    launch(x.device, program, "squares", threads, &arguments)?;
-    Ok(sums.tensor().to_vec1::<f64>()?.iter().sum())
+
+    /// The factor of gradients with this sum of squares: see [`super::GradientScale::clipping`].
+    pub(super) fn clip_factor(squares: &Buffer, max_norm: f64) -> Result<Buffer> {
+        let device = squares.elements().device;
+        let factor = empty(device, DType::F32, 1)?;
+        let arguments = [squares.into(), (&factor).into(), Argument::Double(max_norm)];
+        let program = Program::packed(DType::F32, 1);
+        launch(device, program, "clip_factor", 1, &arguments)?;
+        Ok(factor)
+    }
 }

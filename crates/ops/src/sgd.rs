@@ -1,5 +1,6 @@
 //! One step of stochastic gradient descent, in place.
 
+use crate::norm::{Factor, GradientScale};
 use crate::storage::{in_place, with_dtype};
 use candle_core::{Result, Tensor, bail};
 pub use kernels::sgd::Sgd;
@@ -10,9 +11,9 @@ pub use kernels::sgd::Sgd;
 /// first step. `updates` are a parameter, its momentum buffer and its gradient each.
 ///
 /// # Errors
-/// When the shapes differ, a tensor is not contiguous, or they are neither all `f32` nor all `f64`. On a GPU: when
-/// parameters and momentum buffers are not `f32`, or a gradient is neither `f32` nor `bf16`.
-pub fn sgd_step(sgd: Sgd, updates: &[[&Tensor; 3]]) -> Result<()> {
+/// When the shapes differ, a tensor is not contiguous, they are neither all `f32` nor all `f64`, or the scale is on another
+/// device. On a GPU: when parameters and momentum buffers are not `f32`, or a gradient is neither `f32` nor `bf16`.
+pub fn sgd_step(sgd: Sgd, gradient_scale: &GradientScale, updates: &[[&Tensor; 3]]) -> Result<()> {
     for [parameter, buffer, gradient] in updates {
         if parameter.shape() != gradient.shape() || parameter.shape() != buffer.shape() {
             bail!(
@@ -23,28 +24,36 @@ pub fn sgd_step(sgd: Sgd, updates: &[[&Tensor; 3]]) -> Result<()> {
             );
         }
     }
+    if updates.is_empty() {
+        return Ok(());
+    }
     #[cfg(feature = "cuda")]
-    if let Some([parameter, ..]) = updates.first()
-        && let candle_core::Device::Cuda(device) = parameter.device()
-    {
-        let factors = [
-            sgd.learning_rate,
-            sgd.momentum,
-            sgd.weight_decay,
-            sgd.gradient_scale,
-        ];
-        let [rate, momentum, decay, scale] = factors.map(|factor| (factor as f32).into());
+    if let candle_core::Device::Cuda(device) = updates[0][0].device() {
+        use crate::cuda::Argument;
+        let factors = [sgd.learning_rate, sgd.momentum, sgd.weight_decay];
+        let [rate, momentum, decay] = factors.map(|factor| (factor as f32).into());
+        let scale = match &gradient_scale.0 {
+            Factor::Cuda(scale) => Some(scale.elements()),
+            Factor::Host(1.0) => None,
+            Factor::Host(_) => bail!("sgd: the gradient scale is not on the GPU"),
+        };
         let nesterov = u32::from(sgd.nesterov).into();
-        let factors = [rate, momentum, decay, scale, nesterov];
+        let [scale, values] = [Argument::maybe(scale), Argument::step_values()];
+        let factors = [rate, momentum, decay, nesterov, scale, values];
         return crate::cuda::update(device, "sgd", updates, &factors);
     }
+    let scale = match gradient_scale.0 {
+        Factor::Host(scale) => scale,
+        #[cfg(feature = "cuda")]
+        Factor::Cuda(_) => bail!("sgd: the gradient scale is on a GPU"),
+    };
     for [parameter, buffer, gradient] in updates {
         let gradient = &gradient.contiguous()?;
         with_dtype!("sgd", gradient.dtype(), T => {
             // Candle's operations in place change one tensor, so there are two, one inside the other.
             in_place::<T>("sgd", parameter, gradient, |parameter, _| {
                 in_place::<T>("sgd", buffer, gradient, |buffer, gradient| {
-                    kernels::sgd::step(sgd, parameter, buffer, gradient);
+                    kernels::sgd::step(sgd, scale, parameter, buffer, gradient);
                     Ok(())
                 })
             })?;

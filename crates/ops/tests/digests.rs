@@ -183,12 +183,15 @@ fn found() -> Result<String> {
             momentum: 0.9,
             weight_decay: 0.01,
             nesterov,
-            gradient_scale: 0.7,
         };
         let [parameter, buffer, ema] =
             [6, 7, 8].map(|seed| Var::from_tensor(&tensor(seed, &[40_003])?));
         let (parameter, buffer, ema) = (parameter?, buffer?, ema?);
-        ops::sgd_step(sgd, &[[&parameter, &buffer, &tensor(9, &[40_003])?]])?;
+        ops::sgd_step(
+            sgd,
+            &0.7.into(),
+            &[[&parameter, &buffer, &tensor(9, &[40_003])?]],
+        )?;
         ops::ema_step(0.99, &[[&ema, &parameter]])?;
         let name = if nesterov { "sgd-nesterov" } else { "sgd" };
         line(name, [digest(&[&parameter, &buffer])?, digest(&[&ema])?]);

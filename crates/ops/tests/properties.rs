@@ -6,8 +6,8 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use kernels::InstructionSet;
 use ops::{
-    Activation, Conv2d, ConvAlgorithm, Dropout, Pool, Sgd, Tape, avg_pool2d, cross_entropy,
-    cross_entropy_gradient, max_pool2d, sgd_step,
+    Activation, Conv2d, ConvAlgorithm, Dropout, GradientScale, Pool, Sgd, Tape, avg_pool2d,
+    cross_entropy, cross_entropy_gradient, max_pool2d, sgd_step,
 };
 use proptest::prelude::*;
 use rng::{Purpose, Stream, unit};
@@ -563,10 +563,18 @@ fn sgd_moves_as_pytorch_does() -> Result<()> {
     let parameter = Var::from_tensor(&Tensor::new(&[1.0_f64, -2.0], device)?)?;
     let buffer = parameter.zeros_like()?;
     let mut gradient = Tensor::new(&[0.5_f64, 1.0], device)?;
-    sgd_step(sgd, &[[parameter.as_tensor(), &buffer, &gradient]])?;
+    sgd_step(
+        sgd,
+        &GradientScale::ONE,
+        &[[parameter.as_tensor(), &buffer, &gradient]],
+    )?;
     assert_close(&values(&parameter), &[0.949, -2.098], 1e-12);
     gradient = Tensor::new(&[-1.0_f64, 0.25], device)?;
-    sgd_step(sgd, &[[parameter.as_tensor(), &buffer, &gradient]])?;
+    sgd_step(
+        sgd,
+        &GradientScale::ONE,
+        &[[parameter.as_tensor(), &buffer, &gradient]],
+    )?;
     assert_close(&values(&parameter), &[1.002_151, -2.209_102], 1e-12);
     Ok(())
 }
@@ -582,7 +590,6 @@ fn nesterov_and_ema_move_as_pytorch_does() -> Result<()> {
         momentum: 0.9,
         weight_decay: 0.01,
         nesterov: true,
-        ..Sgd::default()
     };
     let parameter = Var::from_tensor(&Tensor::new(&[1.0_f64, -2.0], device)?)?;
     let buffer = parameter.zeros_like()?;
@@ -601,7 +608,11 @@ fn nesterov_and_ema_move_as_pytorch_does() -> Result<()> {
         ),
     ] {
         let gradient = Tensor::new(&gradient, device)?;
-        sgd_step(sgd, &[[parameter.as_tensor(), &buffer, &gradient]])?;
+        sgd_step(
+            sgd,
+            &GradientScale::ONE,
+            &[[parameter.as_tensor(), &buffer, &gradient]],
+        )?;
         assert_close(&values(&parameter), &after, 1e-12);
         match &ema {
             None => ema = Some(parameter.as_tensor().copy()?),
@@ -643,6 +654,7 @@ fn a_norm_is_that_of_all_tensors_on_any_number_of_threads() -> Result<()> {
         .flat_map(values)
         .map(|value| value * value)
         .sum();
+    let tensors: Vec<&Tensor> = tensors.iter().collect();
     assert!((ops::norm(&tensors)? - all.sqrt()).abs() < 1e-9 * all.sqrt());
     same_on_any_threads(|| vec![vec![ops::norm(&tensors).unwrap().to_bits()]]);
     Ok(())
@@ -725,7 +737,12 @@ fn results_are_the_same_bits_on_any_number_of_threads() {
         let parameter = Var::from_tensor(&single(7, &[100_003])).unwrap();
         let buffer = single(8, &[100_003]);
         let gradient = single(9, &[100_003]);
-        sgd_step(sgd, &[[parameter.as_tensor(), &buffer, &gradient]]).unwrap();
+        sgd_step(
+            sgd,
+            &GradientScale::ONE,
+            &[[parameter.as_tensor(), &buffer, &gradient]],
+        )
+        .unwrap();
         vec![bits(&parameter), bits(&buffer)]
     });
 }

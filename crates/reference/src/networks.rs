@@ -4,7 +4,7 @@ use crate::deviation::{Deviation, Statistics};
 use crate::{Error, Setting, channels_last, elements};
 use candle_core::Tensor;
 use models::{Architecture, CLASSES, Network};
-use ops::{Sgd, Tape, cross_entropy, cross_entropy_gradient, sgd_step};
+use ops::{GradientScale, Sgd, Tape, cross_entropy, cross_entropy_gradient, sgd_step};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs;
@@ -175,7 +175,7 @@ pub fn network(architecture: Architecture, setting: &Setting) -> Result<NetworkD
             }
             updates.push([variable.as_tensor(), momentum_buffer, gradient]);
         }
-        sgd_step(sgd, &updates)?;
+        sgd_step(sgd, &GradientScale::ONE, &updates)?;
     }
     for (name, variable) in variables {
         let expected = get(&case.params_after, name)?;

@@ -2,9 +2,11 @@
 // so that everything around the GPU's arithmetic can be tested on machines without one. It says nothing
 // about speed, and nothing about what the real libraries do beyond their documentation.
 //
-// Memory is filled with NaN when it is handed out, and has guards on both sides, which are checked.
+// Memory is filled with NaN when it is handed out, and has guards on both sides, which are checked. A CUDA graph keeps the memory
+// that is allocated in it.
 // CUDA_EMULATOR_DEVICES is the number of devices (1), CUDA_EMULATOR_MEMORY the bytes of memory (8 GiB),
-// CUDA_EMULATOR_CAPABILITY the compute capability (90, for 9.0), CUDA_EMULATOR_DRIVER the driver's CUDA (13000).
+// CUDA_EMULATOR_CAPABILITY the compute capability (90, for 9.0), CUDA_EMULATOR_DRIVER the driver's CUDA (13000),
+// CUDA_EMULATOR_GRAPHS whether CUDA graphs can be captured (1). With CUDA_EMULATOR_CALLS=1 the number of calls is printed at the end.
 
 #include <stdarg.h>
 #include <stdint.h>
@@ -15,10 +17,14 @@
 
 #include "emulator.h"
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, NOT_FOUND = 500 };
+enum {
+  SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, NOT_FOUND = 500,
+  CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901,
+};
 typedef int result;
 
 unsigned emulator_index;
+unsigned short emulator_sizes[16];
 
 void emulator_fail(const char *format, ...) {
   va_list arguments;
@@ -39,7 +45,12 @@ static int number(const char *variable, int otherwise) {
 
 static int devices(void) { return number("CUDA_EMULATOR_DEVICES", 1); }
 
-result cuInit(unsigned flags) { return devices() > 0 ? SUCCESS : NO_DEVICE; }
+static void print_calls(void);
+result cuInit(unsigned flags) {
+  static int once;
+  if (number("CUDA_EMULATOR_CALLS", 0) && !once++) atexit(print_calls);
+  return devices() > 0 ? SUCCESS : NO_DEVICE;
+}
 result cuDriverGetVersion(int *version) { return *version = number("CUDA_EMULATOR_DRIVER", 13000), SUCCESS; }
 result cuDeviceGetCount(int *count) { return *count = devices(), SUCCESS; }
 result cuDeviceGet(int *device, int number) {
@@ -66,8 +77,6 @@ result cuDevicePrimaryCtxRelease_v2(int device) { return SUCCESS; }
 result cuCtxSetCurrent(void *to) { return current = to, SUCCESS; }
 result cuCtxGetCurrent(void **to) { return *to = current, SUCCESS; }
 result cuCtxSynchronize(void) { return SUCCESS; }
-result cuStreamSynchronize(void *stream) { return SUCCESS; }
-result cuStreamIsCapturing(void *stream, int *status) { return *status = 0, SUCCESS; }
 result cuEventCreate(void **event, unsigned flags) { return *event = &context, SUCCESS; }
 result cuEventDestroy_v2(void *event) { return SUCCESS; }
 static const char *name_of(result code) {
@@ -75,11 +84,76 @@ static const char *name_of(result code) {
     case SUCCESS: return "CUDA_SUCCESS";
     case OUT_OF_MEMORY: return "CUDA_ERROR_OUT_OF_MEMORY";
     case NO_DEVICE: return "CUDA_ERROR_NO_DEVICE";
+    case CAPTURE_UNSUPPORTED: return "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED";
+    case CAPTURE_INVALIDATED: return "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED";
     default: return "CUDA_ERROR";
   }
 }
 result cuGetErrorName(result code, const char **text) { return *text = name_of(code), SUCCESS; }
 result cuGetErrorString(result code, const char **text) { return *text = name_of(code), SUCCESS; }
+
+// ---- CUDA graphs ----
+
+// A call that is kept, with its data.
+typedef struct call {
+  void (*run)(void *data);
+  struct call *next;
+  // Aligned for any type.
+  _Alignas(16) char data[];
+} call;
+
+typedef struct graph {
+  call *first, **end;
+  int invalid;
+} graph;
+
+// The graph that the thread captures.
+static _Thread_local graph *captured;
+
+static struct { unsigned long launches, operations, allocations, frees, copies, graphs; } calls;
+
+static void print_calls(void) {
+  fprintf(stderr, "emulated GPU: %lu kernels, %lu operations, %lu allocations, %lu frees, %lu copies, %lu graphs\n",
+          calls.launches, calls.operations, calls.allocations, calls.frees, calls.copies, calls.graphs);
+}
+
+static int record(void (*run)(void *data), const void *data, size_t bytes) {
+  if (!captured) return 0;
+  call *c = malloc(sizeof *c + bytes);
+  c->run = run;
+  c->next = 0;
+  memcpy(c->data, data, bytes);
+  *captured->end = c;
+  captured->end = &c->next;
+  return 1;
+}
+
+int emulator_record(void (*run)(void *data), const void *data, unsigned long bytes) {
+  ++calls.operations;
+  return record(run, data, bytes);
+}
+
+// What the host would have to wait for cannot be captured.
+static result waits(void) { return captured ? (captured->invalid = 1, CAPTURE_UNSUPPORTED) : SUCCESS; }
+
+result cuStreamSynchronize(void *stream) { return waits(); }
+result cuStreamIsCapturing(void *stream, int *status) { return *status = captured != 0, SUCCESS; }
+result cuStreamBeginCapture_v2(void *stream, int mode) {
+  if (!number("CUDA_EMULATOR_GRAPHS", 1)) return CAPTURE_UNSUPPORTED;
+  if (captured) return INVALID_VALUE;
+  captured = calloc(1, sizeof *captured);
+  captured->end = &captured->first;
+  return SUCCESS;
+}
+result cuGraphInstantiateWithFlags(graph **made, graph *from, unsigned long long flags) { return *made = from, SUCCESS; }
+result cuGraphUpload(graph *g, void *stream) { return SUCCESS; }
+result cuGraphLaunch(graph *g, void *stream) {
+  ++calls.graphs;
+  for (call *c = g->first; c; c = c->next) c->run(c->data);
+  return SUCCESS;
+}
+result cuGraphExecDestroy(graph *g) { return SUCCESS; }
+result cuDeviceGraphMemTrim(int device) { return SUCCESS; }
 
 // ---- Memory ----
 
@@ -89,6 +163,9 @@ result cuGetErrorString(result code, const char **text) { return *text = name_of
 typedef struct block {
   unsigned char *memory;
   size_t bytes;
+  // The graph that allocated it, and whether it frees it.
+  graph *owner;
+  int freed;
   struct block *next;
 } block;
 
@@ -122,8 +199,14 @@ void emulator_check(const void *address, unsigned long bytes, const char *what) 
   pthread_mutex_unlock(&lock);
 }
 
+static void fill(void *data) {
+  block *b = *(block **)data;
+  memset(b->memory, 0xFF, b->bytes); // NaN in every type of float.
+}
+
 static result allocate(uint64_t *address, size_t bytes) {
   if (!bytes) return INVALID_VALUE;
+  ++calls.allocations;
   pthread_mutex_lock(&lock);
   if (used + bytes > total()) {
     pthread_mutex_unlock(&lock);
@@ -132,9 +215,9 @@ static result allocate(uint64_t *address, size_t bytes) {
   void *raw;
   if (posix_memalign(&raw, 256, bytes + 2 * GUARD)) emulator_fail("the machine has no memory");
   block *b = malloc(sizeof *b);
-  *b = (block){(unsigned char *)raw + GUARD, bytes, blocks};
+  *b = (block){(unsigned char *)raw + GUARD, bytes, captured, 0, blocks};
   memset(raw, GUARD_BYTE, GUARD);
-  memset(b->memory, 0xFF, bytes); // NaN in every type of float.
+  if (!record(fill, &b, sizeof b)) fill(&b);
   memset(b->memory + bytes, GUARD_BYTE, GUARD);
   blocks = b;
   used += bytes;
@@ -143,20 +226,50 @@ static result allocate(uint64_t *address, size_t bytes) {
   return SUCCESS;
 }
 
+static void free_in_graph(void *data) {
+  check_guards(*(block **)data);
+  fill(data);
+}
+
+static void free_block(block **at) {
+  block *b = *at;
+  check_guards(b);
+  *at = b->next;
+  used -= b->bytes;
+  free(b->memory - GUARD);
+  free(b);
+}
+
 static result release(uint64_t address) {
+  ++calls.frees;
   pthread_mutex_lock(&lock);
-  for (block **at = &blocks; *at; at = &(*at)->next)
-    if ((uint64_t)(*at)->memory == address) {
-      block *b = *at;
-      check_guards(b);
-      *at = b->next;
-      used -= b->bytes;
-      free(b->memory - GUARD);
-      free(b);
-      pthread_mutex_unlock(&lock);
-      return SUCCESS;
-    }
-  emulator_fail("memory is given back that was not handed out");
+  block **at = &blocks;
+  while (*at && (uint64_t)(*at)->memory != address) at = &(*at)->next;
+  block *b = *at;
+  if (!b || b->freed) emulator_fail("memory is given back that was not handed out");
+  if (b->owner != captured) emulator_fail("a graph does not free the memory that it allocates, or frees other memory");
+  b->freed = record(free_in_graph, &b, sizeof b);
+  if (!b->freed) free_block(at);
+  pthread_mutex_unlock(&lock);
+  return SUCCESS;
+}
+
+result cuStreamEndCapture(void *stream, graph **made) {
+  graph *g = captured;
+  captured = 0;
+  *made = g->invalid ? 0 : g;
+  return g->invalid ? CAPTURE_INVALIDATED : SUCCESS;
+}
+result cuGraphDestroy(graph *g) {
+  pthread_mutex_lock(&lock);
+  for (block **at = &blocks; *at;) {
+    if ((*at)->owner == g) free_block(at);
+    else at = &(*at)->next;
+  }
+  pthread_mutex_unlock(&lock);
+  for (call *c = g->first, *next; c; c = next) next = c->next, free(c);
+  free(g);
+  return SUCCESS;
 }
 
 result cuMemAllocAsync(uint64_t *address, size_t bytes, void *stream) { return allocate(address, bytes); }
@@ -164,6 +277,7 @@ result cuMemAlloc_v2(uint64_t *address, size_t bytes) { return allocate(address,
 result cuMemFreeAsync(uint64_t address, void *stream) { return release(address); }
 result cuMemFree_v2(uint64_t address) { return release(address); }
 result cuDeviceGetDefaultMemPool(void **pool, int device) { return *pool = &blocks, SUCCESS; }
+result cuMemPoolTrimTo(void *pool, size_t bytes) { return SUCCESS; }
 result cuMemPoolSetAttribute(void *pool, int attribute, void *value) {
   // The threshold above which memory is given back to the system.
   return attribute == 4 ? SUCCESS : INVALID_VALUE;
@@ -173,26 +287,44 @@ result cuMemGetInfo_v2(size_t *left, size_t *all) {
   *left = *all - used;
   return SUCCESS;
 }
+
+typedef struct {
+  void *to;
+  const void *from;
+  unsigned char value;
+  size_t bytes;
+} copy;
+static void run_memset(void *data) {
+  const copy *c = data;
+  memset(c->to, c->value, c->bytes);
+}
+static void run_copy(void *data) {
+  const copy *c = data;
+  memcpy(c->to, c->from, c->bytes);
+}
+static result copied(void (*run)(void *), copy c) {
+  ++calls.copies;
+  if (!record(run, &c, sizeof c)) run(&c);
+  return SUCCESS;
+}
 result cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream) {
   emulator_check((void *)to, bytes, "memset");
-  memset((void *)to, value, bytes);
-  return SUCCESS;
+  return copied(run_memset, (copy){(void *)to, 0, value, bytes});
 }
 result cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
+  if (waits()) return CAPTURE_UNSUPPORTED;
   emulator_check((void *)to, bytes, "copy to the device");
-  memcpy((void *)to, from, bytes);
-  return SUCCESS;
+  return copied(run_copy, (copy){(void *)to, from, 0, bytes});
 }
 result cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
+  if (waits()) return CAPTURE_UNSUPPORTED;
   emulator_check((void *)from, bytes, "copy from the device");
-  memcpy(to, (void *)from, bytes);
-  return SUCCESS;
+  return copied(run_copy, (copy){to, (void *)from, 0, bytes});
 }
 result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
   emulator_check((void *)to, bytes, "copy on the device");
   emulator_check((void *)from, bytes, "copy on the device");
-  memcpy((void *)to, (void *)from, bytes);
-  return SUCCESS;
+  return copied(run_copy, (copy){(void *)to, (void *)from, 0, bytes});
 }
 
 // ---- NVRTC and kernels ----
@@ -251,6 +383,44 @@ result cuModuleGetFunction(void **function, void *module, const char *name) {
     if (!strcmp(k->name, name)) return *function = (void *)k, SUCCESS;
   return NOT_FOUND;
 }
+
+// A launch that is kept: the arguments follow one another.
+typedef struct {
+  const emulator_kernel *kernel;
+  unsigned threads;
+  unsigned short sizes[16];
+  char values[2048];
+} launch;
+static void run_kernel(const emulator_kernel *k, unsigned threads, void **arguments) {
+  pthread_mutex_lock(&lock);
+  for (emulator_index = 0; emulator_index < threads; ++emulator_index) k->call(arguments);
+  pthread_mutex_unlock(&lock);
+}
+static void run_launch(void *data) {
+  launch *l = data;
+  void *arguments[16];
+  char *at = l->values;
+  for (unsigned i = 0; i < 16; ++i) arguments[i] = at, at += (l->sizes[i] + 7) / 8 * 8;
+  run_kernel(l->kernel, l->threads, arguments);
+}
+static int record_launch(const emulator_kernel *k, unsigned threads, void **arguments) {
+  if (!captured) return 0;
+  launch l = {k, threads};
+  pthread_mutex_lock(&lock);
+  // The thread beyond the last returns at once, and tells the sizes of the arguments.
+  memset(emulator_sizes, 0, sizeof emulator_sizes);
+  emulator_index = ~0u;
+  k->call(arguments);
+  memcpy(l.sizes, emulator_sizes, sizeof l.sizes);
+  pthread_mutex_unlock(&lock);
+  char *at = l.values;
+  for (unsigned i = 0; i < 16; ++i) {
+    if (l.sizes[i]) memcpy(at, arguments[i], l.sizes[i]);
+    at += (l.sizes[i] + 7) / 8 * 8;
+  }
+  return record(run_launch, &l, sizeof l);
+}
+
 result cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                       unsigned block_y, unsigned block_z, unsigned shared, void *stream, void **arguments,
                       void **extra) {
@@ -258,10 +428,8 @@ result cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned
   if (!current) emulator_fail("%s: no context is current", k->name);
   if (grid_y * grid_z * block_y * block_z != 1 || block_x > 1024 || !grid_x || !block_x || shared || extra)
     emulator_fail("%s: a launch that is not emulated", k->name);
-  unsigned threads = grid_x * block_x;
-  pthread_mutex_lock(&lock);
-  for (emulator_index = 0; emulator_index < threads; ++emulator_index) k->call(arguments);
-  pthread_mutex_unlock(&lock);
+  ++calls.launches;
+  if (!record_launch(k, grid_x * block_x, arguments)) run_kernel(k, grid_x * block_x, arguments);
   return SUCCESS;
 }
 

@@ -32,7 +32,7 @@ static inline void atomicMin(unsigned long long *to, unsigned long long value) {
 
 #include "kernels.cu"
 
-#define A(number, type) (*(type *)arguments[number])
+#define A(number, type) (*(type *)emulator_argument(arguments, number, sizeof(type)))
 #define CALL(name) static void call_##name(void **arguments)
 typedef const act *in;
 typedef act *out;
@@ -40,9 +40,12 @@ typedef const float *floats;
 typedef float *floats_out;
 typedef const unsigned *words;
 typedef const unsigned char *bytes;
-typedef unsigned char *bytes_out;
+typedef places *places_out;
+typedef const places *places_in;
 typedef unsigned long long *longs_out;
+typedef const double *doubles;
 typedef double *doubles_out;
+typedef const step_values *values;
 typedef unsigned u;
 
 CALL(views) {
@@ -59,11 +62,11 @@ CALL(activate) { activate(A(0, in), A(1, floats), A(2, out), A(3, u), A(4, u), A
 CALL(add_bias_wide) { add_bias_wide(A(0, floats_out), A(1, floats), A(2, u), A(3, u)); }
 CALL(relu_gradient) { relu_gradient(A(0, in), A(1, in), A(2, out), A(3, u)); }
 CALL(pool) {
-  pool(A(0, in), A(1, floats), A(2, out), A(3, bytes_out), A(4, u), A(5, u), A(6, u), A(7, u), A(8, u),
+  pool(A(0, in), A(1, floats), A(2, out), A(3, places_out), A(4, u), A(5, u), A(6, u), A(7, u), A(8, u),
        A(9, u), A(10, u), A(11, u), A(12, int));
 }
 CALL(pool_gradient) {
-  pool_gradient(A(0, in), A(1, in), A(2, bytes), A(3, out), A(4, u), A(5, u), A(6, u), A(7, u), A(8, u),
+  pool_gradient(A(0, in), A(1, in), A(2, places_in), A(3, out), A(4, u), A(5, u), A(6, u), A(7, u), A(8, u),
                 A(9, u), A(10, u), A(11, u));
 }
 CALL(avg_pool) {
@@ -77,17 +80,20 @@ CALL(sum_rows) { sum_rows(A(0, in), A(1, floats_out), A(2, u), A(3, u), A(4, u))
 CALL(sum_sums) { sum_sums(A(0, floats), A(1, floats_out), A(2, u), A(3, u), A(4, u)); }
 CALL(dropout) {
   dropout(A(0, in), A(1, out), A(2, u), A(3, u), A(4, u), A(5, u), A(6, u), A(7, u), A(8, float),
-          A(9, float));
+          A(9, float), A(10, values));
 }
 CALL(cross_entropy) {
   cross_entropy(A(0, floats), A(1, words), A(2, floats_out), A(3, longs_out), A(4, u), A(5, u),
-                A(6, float), A(7, unsigned long long));
+                A(6, float), A(7, unsigned long long), A(8, values));
 }
 CALL(sgd) {
-  sgd(A(0, tensors), A(1, u), A(2, u), A(3, float), A(4, float), A(5, float), A(6, float), A(7, u));
+  sgd(A(0, tensors), A(1, u), A(2, u), A(3, float), A(4, float), A(5, float), A(6, u), A(7, floats), A(8, values));
 }
 CALL(ema) { ema(A(0, tensors), A(1, u), A(2, u), A(3, float)); }
-CALL(squares) { squares(A(0, in), A(1, doubles_out), A(2, u), A(3, u)); }
+CALL(squares) { squares(A(0, tensors), A(1, u), A(2, u), A(3, doubles_out)); }
+CALL(sum_groups) { sum_groups(A(0, doubles), A(1, doubles_out), A(2, u), A(3, u)); }
+CALL(clip_factor) { clip_factor(A(0, doubles), A(1, floats_out), A(2, double)); }
+CALL(set_step_values) { set_step_values(A(0, step_values *), A(1, u), A(2, float), A(3, unsigned long long)); }
 
 #define ENTRY(name) {#name, call_##name}
 #define TABLE_NAME(variant) TABLE_NAME_OF(variant)
@@ -99,5 +105,6 @@ const emulator_kernel TABLE_NAME(VARIANT)[] = {
     ENTRY(relu_gradient), ENTRY(pool),          ENTRY(pool_gradient),   ENTRY(sum_rows),
     ENTRY(sum_sums),      ENTRY(dropout),       ENTRY(cross_entropy),   ENTRY(sgd),
     ENTRY(ema),           ENTRY(squares),       ENTRY(avg_pool),        ENTRY(avg_pool_gradient),
+    ENTRY(sum_groups),    ENTRY(clip_factor),   ENTRY(set_step_values),
     {0, 0},
 };

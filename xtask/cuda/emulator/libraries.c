@@ -295,6 +295,11 @@ FAST static void backward_filter(float *X, float *W, float *Y, const tensor *x, 
   })
 }
 
+typedef struct {
+  description *plan, pack;
+} execution;
+static void execute(void *data);
+
 result cudnnBackendExecute(void *h, description *plan, description *pack) {
   if (plan->kind != EXECUTION_PLAN || !plan->finalized || pack->kind != VARIANT_PACK || !pack->finalized)
     emulator_fail("cuDNN: no plan or no pack");
@@ -302,6 +307,14 @@ result cudnnBackendExecute(void *h, description *plan, description *pack) {
   if (configuration->engine == UNORDERED) emulator_fail("cuDNN: an engine without a fixed order is used");
   if (configuration->engine == LARGE) emulator_fail("cuDNN: an engine without its workspace is used");
   if (configuration->engine == FAILING) return EXECUTION_FAILED;
+  execution e = {plan, *pack};
+  if (!emulator_record(execute, &e, sizeof e)) execute(&e);
+  return SUCCESS;
+}
+
+static void execute(void *data) {
+  const execution *e = data;
+  const description *pack = &e->pack, *configuration = part(e->plan, EXECUTION_PLAN_ENGINE_CONFIG, ENGINECFG);
   const description *operation = *(description *const *)find(configuration->graph, OPERATIONGRAPH_OPS)->data;
   // Where alpha is; then beta, the convolution, and the tensors.
   int first, kind = operation->kind;
@@ -342,7 +355,6 @@ result cudnnBackendExecute(void *h, description *plan, description *pack) {
     put(wp, w->bf16, W, count(w), "weight");
   }
   free(X), free(W), free(Y);
-  return SUCCESS;
 }
 
 // ---- cuBLASLt ----
@@ -440,6 +452,15 @@ FAST static void multiply(const float *A, const float *B, float *D, const produc
       }
 }
 
+typedef struct {
+  product p;
+  matrix a, b, d;
+  const void *ap, *bp;
+  void *dp, *workspace;
+  size_t bytes;
+} matmul;
+static void run_matmul(void *data);
+
 result cublasLtMatmul(void *h, product *p, const float *alpha, const void *ap, matrix *a, const void *bp,
                       matrix *b, const float *beta, const void *cp, matrix *c, void *dp, matrix *d,
                       const uint64_t *algorithm, void *workspace, size_t bytes, void *stream) {
@@ -448,9 +469,20 @@ result cublasLtMatmul(void *h, product *p, const float *alpha, const void *ap, m
   if (algorithm[0] != (d->rows ^ d->columns << 20 ^ depth << 40))
     emulator_fail("cuBLASLt: the algorithm was chosen for another product");
   if (*alpha != 1.0f || *beta != 0.0f || cp != dp || c != d) emulator_fail("cuBLASLt: factors");
-  emulator_check(workspace, bytes, "cuBLASLt's workspace");
-  float *A = widened(ap, a->bf16, (size_t)a->leading * a->columns, "a");
-  float *B = widened(bp, b->bf16, (size_t)b->leading * b->columns, "b");
+  matmul m = {*p, *a, *b, *d, ap, bp, dp, workspace, bytes};
+  if (!emulator_record(run_matmul, &m, sizeof m)) run_matmul(&m);
+  return SUCCESS;
+}
+
+static void run_matmul(void *data) {
+  const matmul *m = data;
+  const product *p = &m->p;
+  const matrix *a = &m->a, *b = &m->b, *d = &m->d;
+  uint64_t depth;
+  shape(p, a, b, d, &depth);
+  emulator_check(m->workspace, m->bytes, "cuBLASLt's workspace");
+  float *A = widened(m->ap, a->bf16, (size_t)a->leading * a->columns, "a");
+  float *B = widened(m->bp, b->bf16, (size_t)b->leading * b->columns, "b");
   if (p->compute == COMPUTE_TF32 && !a->bf16) {
     to_tf32(A, (size_t)a->leading * a->columns);
     to_tf32(B, (size_t)b->leading * b->columns);
@@ -458,7 +490,6 @@ result cublasLtMatmul(void *h, product *p, const float *alpha, const void *ap, m
   float *D = calloc(d->rows * d->columns + 1, sizeof *D);
   multiply(A, B, D, p, a, b, d, depth);
   for (uint64_t j = 0; j < d->columns; ++j)
-    put((char *)dp + j * d->leading * (d->bf16 ? 2 : 4), d->bf16, D + j * d->rows, d->rows, "d");
+    put((char *)m->dp + j * d->leading * (d->bf16 ? 2 : 4), d->bf16, D + j * d->rows, d->rows, "d");
   free(A), free(B), free(D);
-  return SUCCESS;
 }

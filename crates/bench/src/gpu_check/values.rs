@@ -5,8 +5,8 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use datasets::{Augmentation, DataLoader, Dataset, Normalisation};
 use models::{Architecture, DropoutMasks, Layer, NamedLayer, Network, initial_parameters};
 use ops::{
-    Activation, Arithmetic, Conv2d, ConvAlgorithm, Dropout, Metrics, MetricsAccumulator, Pool, Sgd,
-    Tape, cross_entropy, cross_entropy_gradient, sgd_step,
+    Activation, Arithmetic, Conv2d, ConvAlgorithm, Dropout, GradientScale, Metrics,
+    MetricsAccumulator, Pool, Sgd, Tape, cross_entropy, cross_entropy_gradient, sgd_step,
 };
 use reference::{Deviation, Setting, relative_error, uniform};
 use run::settings::{Flip, PaddingMode, Precision, WeightInit};
@@ -452,17 +452,14 @@ fn update(device: &Device, report: &mut Report) -> anyhow::Result<()> {
         ..Sgd::default()
     };
     let mut errors = Vec::new();
-    for (precision, sgd) in [
-        (Precision::F32, sgd),
-        (Precision::Bf16, sgd),
-        (
-            Precision::F32,
-            Sgd {
-                nesterov: true,
-                gradient_scale: 0.75,
-                ..sgd
-            },
-        ),
+    let nesterov = Sgd {
+        nesterov: true,
+        ..sgd
+    };
+    for (precision, sgd, clips) in [
+        (Precision::F32, sgd, false),
+        (Precision::Bf16, sgd, true),
+        (Precision::F32, nesterov, true),
     ] {
         let sizes: Vec<usize> = (0..40)
             .map(|n| 1 + n * n * 7)
@@ -501,8 +498,13 @@ fn update(device: &Device, report: &mut Report) -> anyhow::Result<()> {
                         [parameter.as_tensor(), momentum_buffer, gradient]
                     })
                     .collect();
+                let gradients: Vec<&Tensor> = gradients.iter().collect();
                 norms.push(ops::norm(&gradients)? as f32);
-                sgd_step(sgd, &updates)?;
+                let scale = match clips {
+                    true => GradientScale::clipping(&gradients, 100.0)?,
+                    false => GradientScale::ONE,
+                };
+                sgd_step(sgd, &scale, &updates)?;
                 let pairs: Vec<[&Tensor; 2]> = averages
                     .iter()
                     .zip(&parameters)

@@ -40,9 +40,29 @@ DEVICE act narrow(float x) { return x; }
 
 typedef struct ALIGNED(PACK * sizeof(act)) { act at[PACK]; } pack;
 typedef struct ALIGNED(4 * sizeof(act)) { act at[4]; } quad;
+// The places of a pack's maxima.
+typedef struct ALIGNED(PACK) { unsigned char at[PACK]; } places;
 
 DEVICE pack load(const act *from, unsigned number) { return ((const pack *)from)[number]; }
 DEVICE void store(act *to, unsigned number, pack value) { ((pack *)to)[number] = value; }
+
+// What changes from one training step to the next. A kernel that is replayed in a CUDA graph reads it from memory; elsewhere its
+// pointer is null, and the kernel's own argument counts.
+typedef struct {
+  // Of the run's steps.
+  unsigned number;
+  float learning_rate;
+  // Of the epoch's steps.
+  unsigned long long number_in_epoch;
+} step_values;
+
+KERNEL(set_step_values)(step_values *values, unsigned number, float learning_rate,
+                        unsigned long long number_in_epoch) {
+  if (INDEX) return;
+  values->number = number;
+  values->learning_rate = learning_rate;
+  values->number_in_epoch = number_in_epoch;
+}
 
 // A NaN stays one, so that the loss shows it.
 DEVICE float activated(float x, int relu) { return relu && x < 0.0f ? 0.0f : x; }
@@ -163,9 +183,9 @@ KERNEL(relu_gradient)(const act *y, const act *gradient, act *out, unsigned pack
 // The maxima over windows of `size` by `size`, `stride` apart, then bias and activation, which keep the order
 // of numbers; and the place of each maximum in its window, counted row by row. Of equal values the
 // first is the maximum, and a NaN is larger than any number.
-KERNEL(pool)(const act *x, const float *bias, act *y, unsigned char *places, unsigned packs,
-             unsigned channels, unsigned height, unsigned width, unsigned rows, unsigned columns,
-             unsigned size, unsigned stride, int relu) {
+KERNEL(pool)(const act *x, const float *bias, act *y, places *argmax, unsigned packs, unsigned channels,
+             unsigned height, unsigned width, unsigned rows, unsigned columns, unsigned size, unsigned stride,
+             int relu) {
   unsigned i = INDEX;
   if (i >= packs) return;
   unsigned lanes = channels / PACK;
@@ -173,8 +193,8 @@ KERNEL(pool)(const act *x, const float *bias, act *y, unsigned char *places, uns
   unsigned left = window % columns * stride, top = window / columns % rows * stride;
   unsigned image = window / columns / rows;
   float best[PACK];
-  unsigned char place[PACK];
-  for (unsigned n = 0; n < PACK; ++n) best[n] = 0.0f, place[n] = 0;
+  places place;
+  for (unsigned n = 0; n < PACK; ++n) best[n] = 0.0f, place.at[n] = 0;
   for (unsigned at = 0; at < size * size; ++at) {
     unsigned pixel = (image * height + top + at / size) * width + left + at % size;
     pack value = load(x, pixel * lanes + lane);
@@ -182,23 +202,22 @@ KERNEL(pool)(const act *x, const float *bias, act *y, unsigned char *places, uns
       float v = widen(value.at[n]);
       if (at == 0 || v > best[n] || v != v) {
         best[n] = v;
-        place[n] = (unsigned char)at;
+        place.at[n] = (unsigned char)at;
       }
     }
   }
   pack out;
-  for (unsigned n = 0; n < PACK; ++n) {
+  for (unsigned n = 0; n < PACK; ++n)
     out.at[n] = narrow(activated(best[n] + (bias ? bias[lane * PACK + n] : 0.0f), relu));
-    places[i * PACK + n] = place[n];
-  }
+  argmax[i] = place;
   store(y, i, out);
 }
 
 // The gradient of `pool` with respect to `x`: each place gathers from the windows whose maximum it was. `y`
 // is the result of ReLU, which zeroes gradients, and null without ReLU.
-KERNEL(pool_gradient)(const act *gradient, const act *y, const unsigned char *places, act *out,
-                      unsigned packs, unsigned channels, unsigned height, unsigned width, unsigned rows,
-                      unsigned columns, unsigned size, unsigned stride) {
+KERNEL(pool_gradient)(const act *gradient, const act *y, const places *argmax, act *out, unsigned packs,
+                      unsigned channels, unsigned height, unsigned width, unsigned rows, unsigned columns,
+                      unsigned size, unsigned stride) {
   unsigned i = INDEX;
   if (i >= packs) return;
   unsigned lanes = channels / PACK;
@@ -210,12 +229,14 @@ KERNEL(pool_gradient)(const act *gradient, const act *y, const unsigned char *pl
   for (unsigned n = 0; n < PACK; ++n) sum[n] = 0.0f;
   for (unsigned r = first_row; r < rows && r * stride <= row; ++r)
     for (unsigned c = first_column; c < columns && c * stride <= column; ++c) {
-      unsigned place = (row - r * stride) * size + column - c * stride;
+      unsigned here = (row - r * stride) * size + column - c * stride;
       unsigned window = ((image * rows + r) * columns + c) * lanes + lane;
-      pack value = load(gradient, window);
+      places place = argmax[window];
+      pack value = load(gradient, window), output = value;
+      if (y) output = load(y, window);
       for (unsigned n = 0; n < PACK; ++n) {
-        int cut = y && widen(y[window * PACK + n]) <= 0.0f;
-        if (!cut && places[window * PACK + n] == place) sum[n] += widen(value.at[n]);
+        int cut = y && widen(output.at[n]) <= 0.0f;
+        if (!cut && place.at[n] == here) sum[n] += widen(value.at[n]);
       }
     }
   pack result;
@@ -266,7 +287,7 @@ KERNEL(avg_pool_gradient)(const act *gradient, act *out, unsigned packs, unsigne
   store(out, i, result);
 }
 
-// Rows that one thread adds up.
+// Rows or elements that one thread adds up.
 #define GROUP 64
 
 // The sums of every GROUP rows of [rows, channels], in their order: [rows / GROUP rounded up, channels].
@@ -316,9 +337,10 @@ DEVICE void philox(unsigned counter[4], unsigned key0, unsigned key1) {
 // Sets to 0 what the mask says and multiplies the rest by `scale`: element i is kept where word i % 4 of
 // random block i / 4 is at least `probability`. Four elements a thread.
 KERNEL(dropout)(const act *x, act *y, unsigned count, unsigned key0, unsigned key1, unsigned layer,
-                unsigned step, unsigned purpose, float probability, float scale) {
+                unsigned step, unsigned purpose, float probability, float scale, const step_values *values) {
   unsigned i = INDEX;
   if (i > (count - 1) / 4) return;
+  if (values) step = values->number;
   // A mask has less than 2^32 blocks; the layer's number lies above them.
   unsigned words[4] = {i, layer << 16, step, purpose};
   philox(words, key0, key1);
@@ -346,9 +368,10 @@ KERNEL(dropout)(const act *x, act *y, unsigned count, unsigned key0, unsigned ke
 // that the order of the additions does not matter.
 KERNEL(cross_entropy)(const float *logits, const unsigned *labels, float *gradient,
                       unsigned long long *metrics, unsigned batch, unsigned classes, float smoothing,
-                      unsigned long long step) {
+                      unsigned long long step, const step_values *values) {
   unsigned i = INDEX;
   if (i >= batch) return;
+  if (values) step = values->number_in_epoch;
   const float *row = logits + i * classes;
   unsigned label = labels[i];
   float top = row[0];
@@ -398,22 +421,32 @@ typedef struct { tensor at[TENSORS]; } tensors;
 #define CHUNK 2048
 #define CREW 256
 
+// The tensor of a chunk.
+DEVICE tensor tensor_of(const tensors *all, unsigned count, unsigned chunk) {
+  unsigned number = 0;
+  while (number + 1 < count && all->at[number + 1].chunks_before <= chunk) ++number;
+  return all->at[number];
+}
+
+DEVICE float gradient_of(tensor t, unsigned n) {
+  return t.wide ? ((const float *)t.gradient)[n] : widen(((const act *)t.gradient)[n]);
+}
+
 // A step of gradient descent on all parameters: slope = scale gradient + decay parameter,
 // buffer = momentum buffer + slope, parameter -= rate buffer; with `nesterov`,
-// parameter -= rate (slope + momentum buffer).
+// parameter -= rate (slope + momentum buffer). Without `scale` it is 1.
 KERNEL(sgd)(const tensors all, unsigned count, unsigned chunks, float rate, float momentum, float decay,
-            float scale, unsigned nesterov) {
+            unsigned nesterov, const float *scale, const step_values *values) {
   unsigned i = INDEX;
   unsigned chunk = i / CREW, worker = i % CREW;
   if (chunk >= chunks) return;
-  unsigned number = 0;
-  while (number + 1 < count && all.at[number + 1].chunks_before <= chunk) ++number;
-  tensor t = all.at[number];
+  if (values) rate = values->learning_rate;
+  float factor = scale ? *scale : 1.0f;
+  tensor t = tensor_of(&all, count, chunk);
   unsigned first = (chunk - t.chunks_before) * CHUNK;
   for (unsigned n = first + worker; n < first + CHUNK && n < t.count; n += CREW) {
-    float g = t.wide ? ((const float *)t.gradient)[n] : widen(((const act *)t.gradient)[n]);
     float p = t.parameter[n];
-    float slope = scale * g + decay * p;
+    float slope = factor * gradient_of(t, n) + decay * p;
     float b = momentum * t.buffer[n] + slope;
     t.buffer[n] = b;
     t.parameter[n] = p - rate * (nesterov ? slope + momentum * b : b);
@@ -425,19 +458,45 @@ KERNEL(ema)(const tensors all, unsigned count, unsigned chunks, float factor) {
   unsigned i = INDEX;
   unsigned chunk = i / CREW, worker = i % CREW;
   if (chunk >= chunks) return;
-  unsigned number = 0;
-  while (number + 1 < count && all.at[number + 1].chunks_before <= chunk) ++number;
-  tensor t = all.at[number];
+  tensor t = tensor_of(&all, count, chunk);
   unsigned first = (chunk - t.chunks_before) * CHUNK;
   for (unsigned n = first + worker; n < first + CHUNK && n < t.count; n += CREW)
     t.buffer[n] += factor * (t.parameter[n] - t.buffer[n]);
 }
 
-// The sum of the squares of every `threads`-th element, one sum a thread.
-KERNEL(squares)(const act *x, double *sums, unsigned count, unsigned threads) {
+// ---- Gradient clipping ----
+
+// Elements of a chunk here: more, so that there are few sums.
+#define NORM_CHUNK 16384
+
+// The sums of the squares of gradients, one sum a thread: CREW sums for each chunk.
+KERNEL(squares)(const tensors all, unsigned count, unsigned chunks, double *sums) {
   unsigned i = INDEX;
-  if (i >= threads) return;
+  unsigned chunk = i / CREW, worker = i % CREW;
+  if (chunk >= chunks) return;
+  tensor t = tensor_of(&all, count, chunk);
+  unsigned first = (chunk - t.chunks_before) * NORM_CHUNK;
   double sum = 0.0;
-  for (unsigned n = i; n < count; n += threads) sum += (double)widen(x[n]) * (double)widen(x[n]);
+  for (unsigned n = first + worker; n < first + NORM_CHUNK && n < t.count; n += CREW) {
+    double g = (double)gradient_of(t, n);
+    sum += g * g;
+  }
   sums[i] = sum;
+}
+
+// The sums of every GROUP elements, in their order: [count / GROUP rounded up].
+KERNEL(sum_groups)(const double *x, double *sums, unsigned groups, unsigned count) {
+  unsigned i = INDEX;
+  if (i >= groups) return;
+  unsigned first = i * GROUP, last = first + GROUP < count ? first + GROUP : count;
+  double sum = 0.0;
+  for (unsigned n = first; n < last; ++n) sum += x[n];
+  sums[i] = sum;
+}
+
+// The factor of gradients whose squares have this sum, so that their norm is at most `most`; 1 where the norm is a NaN.
+KERNEL(clip_factor)(const double *squares, float *factor, double most) {
+  if (INDEX) return;
+  double clipped = most / (sqrt(*squares) + 1e-6);
+  *factor = clipped < 1.0 ? (float)clipped : 1.0f;
 }

@@ -4,6 +4,7 @@
 //! All work is put on candle's stream of the device, and operations return before it is done. On one stream, no memory
 //! is reused before the work on it is done.
 
+mod capture;
 mod device;
 mod graph;
 mod memory;
@@ -15,13 +16,14 @@ mod table;
 mod updates;
 mod workspace;
 
+pub use capture::{CapturedStep, StepValues};
 pub use device::{DeviceError, Memory, Version, capability, is_out_of_memory, memory, name, open};
 pub(crate) use graph::{Pass, Task, convolve};
 pub(crate) use memory::{Buffer, Elements, activations, empty};
 pub(crate) use product::{Stored, product};
-pub(crate) use program::{Argument, Program, launch, pack};
+pub(crate) use program::{Argument, GROUP, Program, launch, pack};
 pub(crate) use sum_rows::sum_rows;
-pub(crate) use updates::update;
+pub(crate) use updates::{CREW, Update, launch_tables, update};
 
 use candle_core::{DType, Result, Tensor};
 

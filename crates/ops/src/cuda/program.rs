@@ -21,8 +21,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The kernels' source.
 pub(super) const SOURCE: &str = include_str!("kernels.cu");
 
-/// Rows that one thread of the kernel `sum_rows` adds up: `GROUP` in the source.
-pub(super) const GROUP: usize = 64;
+/// Rows or elements that one thread adds up: `GROUP` in the source.
+pub(crate) const GROUP: usize = 64;
 
 /// Threads of a block.
 const THREADS: usize = 256;
@@ -145,6 +145,7 @@ pub(crate) enum Argument<'a> {
     Long(u64),
     Signed(i32),
     Float(f32),
+    Double(f64),
     Table(&'a Table),
 }
 
@@ -152,6 +153,13 @@ impl<'a> Argument<'a> {
     /// Memory that the kernel reads one element at a time, so that it may begin anywhere.
     pub(crate) fn singly(memory: Elements<'a>) -> Self {
         Self::Long(memory.address)
+    }
+
+    /// Memory that the kernel writes from an element on.
+    pub(crate) fn element(memory: &'a Buffer, index: usize) -> Self {
+        let memory = memory.elements();
+        assert!(index < memory.count());
+        Self::Long(memory.address + (index * memory.dtype.size_in_bytes()) as u64)
     }
 
     /// Memory that the kernel changes.
@@ -274,6 +282,7 @@ pub(crate) fn launch(
             Argument::Unsigned(value) => builder.arg(value),
             Argument::Signed(value) => builder.arg(value),
             Argument::Float(value) => builder.arg(value),
+            Argument::Double(value) => builder.arg(value),
             Argument::Table(value) => builder.arg(*value),
         };
     }

@@ -1,5 +1,6 @@
 //! Working memory for the libraries.
 
+use super::capture::is_capturing;
 use super::per_device::PerDevice;
 use candle_core::cuda::cudarc::driver::{CudaSlice, DevicePtr};
 use candle_core::{CudaDevice, Result};
@@ -19,6 +20,12 @@ pub(crate) fn with_workspace<R>(
     bytes: usize,
     work: impl FnOnce(u64) -> Result<R>,
 ) -> Result<R> {
+    if is_capturing() {
+        // A graph has its own: the shared one may be replaced by a larger one before the graph is replayed.
+        // SAFETY: as below.
+        let slice = unsafe { device.alloc::<u8>(bytes.max(1))? };
+        return work(slice.device_ptr(&device.cuda_stream()).0);
+    }
     let workspace = WORKSPACE.with(|all| all.get(device, || Ok(RefCell::default())))?;
     let mut workspace = workspace.borrow_mut();
     // The old one is freed first.

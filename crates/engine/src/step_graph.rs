@@ -1,0 +1,59 @@
+//! Training steps as CUDA graphs, so that the host does not bound a GPU.
+
+use candle_core::{Result, Tensor};
+use datasets::Batch;
+use ops::cuda::{CapturedStep, StepValues};
+
+/// What a captured step depends on, apart from its values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct StepKind {
+    pub(crate) batch_size: usize,
+    pub(crate) dropout_probability: f32,
+}
+
+/// Captures a training step when the step before it was of the same kind, and replays it from then on. Steps of other kinds, such
+/// as the last, smaller batch of an epoch, are computed operation by operation, with the same bits.
+#[derive(Default)]
+pub(crate) struct StepGraph {
+    previous: Option<StepKind>,
+    /// Images and labels are the inputs.
+    captured: Option<(StepKind, CapturedStep<2>)>,
+    /// Whether capturing failed before.
+    failed: bool,
+}
+
+impl StepGraph {
+    /// Replays a step on a batch. Returns false if the step is to be computed by the caller; `step` is called to capture it.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub(crate) fn replay(
+        &mut self,
+        kind: StepKind,
+        batch: &Batch,
+        values: StepValues,
+        step: impl FnOnce(&Tensor, &Tensor) -> Result<()>,
+    ) -> Result<bool> {
+        let is_repeated = self.previous.replace(kind) == Some(kind);
+        let inputs = [&batch.images, &batch.labels];
+        let is_captured = self.captured.as_ref().is_some_and(|(of, _)| *of == kind);
+        if !is_captured && is_repeated && !self.failed {
+            // Its memory is reused.
+            self.captured = None;
+            match CapturedStep::capture(inputs, |[images, labels]| step(images, labels)) {
+                Ok(captured) => self.captured = Some((kind, captured)),
+                Err(error) => {
+                    tracing::warn!(%error, "steps are not replayed as a CUDA graph");
+                    self.failed = true;
+                }
+            }
+        }
+        match &mut self.captured {
+            Some((of, captured)) if *of == kind => {
+                captured.replay(inputs, values)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! CUDA graphs: work that is captured once and replayed by one call, so that the host does not bound a GPU that is faster
+//! than it launches kernels.
+
+use super::device::memory;
+use super::memory::{Elements, empty};
+use super::program::{Argument, Program, launch};
+use candle_core::cuda::WrapErr;
+use candle_core::cuda::cudarc::driver::{CudaGraph, CudaSlice, DevicePtr, result, sys};
+use candle_core::{CudaDevice, DType, Device, Error, Result, Tensor, bail};
+use std::cell::Cell;
+use std::ptr;
+
+/// What changes from one training step to the next. While work is captured, kernels are told where these values are;
+/// [`CapturedStep::replay`] sets them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepValues {
+    /// The learning rate of [`sgd_step`](crate::sgd_step).
+    pub learning_rate: f32,
+    /// The step of [`Dropout`](crate::Dropout).
+    pub number: u32,
+    /// The step of [`MetricsAccumulator`](crate::MetricsAccumulator).
+    pub number_in_epoch: u64,
+}
+
+/// Bytes of `step_values` in the kernels' source.
+const STEP_VALUES: usize = 16;
+
+thread_local! {
+    /// Where the step values are, while work is captured.
+    static CAPTURING: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+impl Argument<'_> {
+    /// The memory of the step values; null unless work is captured.
+    pub(crate) fn step_values() -> Self {
+        Self::Long(CAPTURING.get().unwrap_or(0))
+    }
+}
+
+/// Whether work is captured at the moment: then nothing is computed.
+pub(super) fn is_capturing() -> bool {
+    CAPTURING.get().is_some()
+}
+
+/// A training step as a CUDA graph. Memory that was allocated in it is the graph's own, and is kept with it.
+pub struct CapturedStep<const N: usize> {
+    graph: CudaGraph,
+    values: CudaSlice<u8>,
+    inputs: [Tensor; N],
+    device: CudaDevice,
+}
+
+impl<const N: usize> CapturedStep<N> {
+    /// Captures what `step` puts on the stream for inputs of these shapes and types, which is not computed. `step` frees all
+    /// memory that it allocates and does not wait for the GPU. Other memory that it uses must live as long as the result. The same
+    /// work was computed at least once before, so that kernels are loaded and plans are chosen.
+    ///
+    /// # Errors
+    /// When `step` fails, something in it cannot be captured, or the GPU would have less free memory than the graph takes. The
+    /// GPU is as before.
+    pub fn capture(
+        inputs: [&Tensor; N],
+        step: impl FnOnce(&[Tensor; N]) -> Result<()>,
+    ) -> Result<Self> {
+        let Some(Device::Cuda(device)) = inputs.first().map(|input| input.device()) else {
+            bail!("only work on a GPU can be captured");
+        };
+        let stream = device.cuda_stream();
+        let copies = inputs.map(|input| Ok(empty(device, input.dtype(), input.shape())?.tensor()));
+        let copies: Vec<_> = copies.into_iter().collect::<Result<_>>()?;
+        let copies: [Tensor; N] = std::array::from_fn(|index| copies[index].clone());
+        // SAFETY: `replay` writes the values before the kernels read them.
+        let values = unsafe { device.alloc::<u8>(STEP_VALUES)? };
+        let graph = captured(device, values.device_ptr(&stream).0, || step(&copies))?;
+        release_unused_memory(device)?;
+        let before = memory(device)?.free;
+        let uploaded = graph.upload().w();
+        let free = memory(device)?.free;
+        let has_room = before - free.min(before) <= free;
+        if uploaded.is_err() || !has_room {
+            drop(graph);
+            release_graph_memory(device)?;
+            uploaded?;
+            bail!("too little memory would be left beside a CUDA graph");
+        }
+        Ok(Self {
+            graph,
+            values,
+            inputs: copies,
+            device: device.clone(),
+        })
+    }
+
+    /// Puts the captured work on the stream, with these inputs and values.
+    ///
+    /// # Errors
+    /// When the inputs have other shapes or types, or the driver fails.
+    pub fn replay(&mut self, inputs: [&Tensor; N], values: StepValues) -> Result<()> {
+        for (to, from) in self.inputs.iter().zip(inputs) {
+            copy(from, to)?;
+        }
+        let arguments = [
+            Argument::slice(&mut self.values),
+            values.number.into(),
+            values.learning_rate.into(),
+            Argument::Long(values.number_in_epoch),
+        ];
+        let program = Program::packed(DType::F32, 1);
+        launch(&self.device, program, "set_step_values", 1, &arguments)?;
+        self.graph.launch().w()
+    }
+}
+
+/// The graph of what `work` puts on the stream, with the step values at an address.
+fn captured(
+    device: &CudaDevice,
+    values: u64,
+    work: impl FnOnce() -> Result<()>,
+) -> Result<CudaGraph> {
+    /// Ends the capture of this thread.
+    struct Capturing;
+    impl Drop for Capturing {
+        fn drop(&mut self) {
+            CAPTURING.set(None);
+        }
+    }
+
+    let stream = device.cuda_stream();
+    // Relaxed: the libraries may do what other modes forbid, such as load a module.
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+    stream.begin_capture(mode).w()?;
+    CAPTURING.set(Some(values));
+    let capturing = Capturing;
+    let worked = work();
+    drop(capturing);
+    let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).w();
+    // Freeing memory in a capture that failed leaves an error behind.
+    let freed = stream.context().check_err().w();
+    worked?;
+    let graph = graph?;
+    freed?;
+    graph.ok_or_else(|| Error::Msg("nothing was captured".to_owned()))
+}
+
+/// Gives memory of the driver's pool that is not in use back to the GPU: graphs have a pool of their own.
+fn release_unused_memory(device: &CudaDevice) -> Result<()> {
+    let stream = device.cuda_stream();
+    stream.synchronize().w()?;
+    let mut pool = ptr::null_mut();
+    // SAFETY: the device is open, the driver writes a pointer to its pool, and memory in use stays.
+    unsafe {
+        let got = sys::cuDeviceGetDefaultMemPool(&raw mut pool, stream.context().cu_device());
+        got.result().w()?;
+        sys::cuMemPoolTrimTo(pool, 0).result().w()
+    }
+}
+
+/// Gives the memory of graphs that are no more back to the GPU.
+fn release_graph_memory(device: &CudaDevice) -> Result<()> {
+    let stream = device.cuda_stream();
+    // SAFETY: the device is open, and memory in use stays.
+    let trimmed = unsafe { sys::cuDeviceGraphMemTrim(stream.context().cu_device()) };
+    trimmed.result().w()
+}
+
+/// Copies the elements of `from` into `to`, which has the same shape and type, in place; both are contiguous, on one GPU.
+fn copy(from: &Tensor, to: &Tensor) -> Result<()> {
+    if to.shape() != from.shape() {
+        bail!(
+            "copy: the shapes {:?} and {:?} differ",
+            from.shape(),
+            to.shape()
+        );
+    }
+    let to = Elements::of("copy", to, from.dtype())?;
+    let from = Elements::of("copy", from, from.dtype())?;
+    let bytes = from.count() * from.dtype.size_in_bytes();
+    let stream = to.device.cuda_stream();
+    // SAFETY: both have this many bytes on the stream's device, and do not overlap: `to` was allocated for this purpose.
+    unsafe { result::memcpy_dtod_async(to.address, from.address, bytes, stream.cu_stream()) }.w()
+}
