@@ -68,7 +68,7 @@ enum {
   CONVOLUTION_COMP_TYPE = 100, CONVOLUTION_CONV_MODE, CONVOLUTION_DILATIONS, CONVOLUTION_FILTER_STRIDES,
   CONVOLUTION_POST_PADDINGS, CONVOLUTION_PRE_PADDINGS, CONVOLUTION_SPATIAL_DIMS,
   ENGINEHEUR_MODE = 200, ENGINEHEUR_OPERATION_GRAPH, ENGINEHEUR_RESULTS,
-  ENGINECFG_ENGINE = 300,
+  ENGINECFG_ENGINE = 300, ENGINECFG_KNOB_CHOICES = 302,
   EXECUTION_PLAN_HANDLE = 400, EXECUTION_PLAN_ENGINE_CONFIG, EXECUTION_PLAN_WORKSPACE_SIZE,
   FORWARD_ALPHA = 700, // Then beta, the convolution, and the tensors, each pass in its own order.
   BACKWARD_DATA_ALPHA = 706,
@@ -76,7 +76,7 @@ enum {
   OPERATIONGRAPH_HANDLE = 800, OPERATIONGRAPH_OPS,
   TENSOR_BYTE_ALIGNMENT = 900, TENSOR_DATA_TYPE, TENSOR_DIMENSIONS, TENSOR_STRIDES, TENSOR_UNIQUE_ID = 906,
   VARIANT_PACK_UNIQUE_IDS = 1000, VARIANT_PACK_DATA_POINTERS, VARIANT_PACK_INTERMEDIATES, VARIANT_PACK_WORKSPACE,
-  ENGINE_NUMERICAL_NOTE = 1303,
+  ENGINE_GLOBAL_INDEX = 1301, ENGINE_NUMERICAL_NOTE = 1303,
 };
 
 // Descriptions.
@@ -188,6 +188,11 @@ result cudnnBackendGetAttribute(description *d, int name, int type, int64_t room
     case ENGINECFG_ENGINE:
       if (type != 15 || room != 1 || parts[0]->kind != ENGINE) emulator_fail("cuDNN: no engine");
       parts[0]->engine = d->engine;
+      return *count = 1, SUCCESS;
+    case ENGINECFG_KNOB_CHOICES: return *count = 0, SUCCESS;
+    case ENGINE_GLOBAL_INDEX:
+      if (type != 3 || room != 1) emulator_fail("cuDNN: no room for a number");
+      *(int64_t *)values = d->engine;
       return *count = 1, SUCCESS;
     case ENGINE_NUMERICAL_NOTE:
       if (type != 11 || room < 1) emulator_fail("cuDNN: no room for notes");

@@ -7,14 +7,17 @@ use super::memory::Elements;
 use super::per_device::PerDevice;
 use super::workspace::with_workspace;
 use crate::arithmetic::{Arithmetic, Precision};
+use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::cudnn::{result, sys};
 use candle_core::cuda::cudarc::driver::CudaStream;
 use candle_core::{CudaDevice, DType, Error, Result, bail};
 use kernels::conv2d::{ConvAlgorithm, Geometry};
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::ptr;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 use sys::cudnnBackendAttributeName_t as Name;
 use sys::cudnnBackendAttributeType_t as Type;
 use sys::cudnnBackendDescriptorType_t as Kind;
@@ -44,11 +47,67 @@ fn failed(error: result::CudnnError) -> Error {
     Error::Msg(format!("cuDNN: {error:?}"))
 }
 
+impl fmt::Display for Task {
+    /// What a record calls the task: the pass, the images, the channels of the results, the windows and the precision.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Geometry {
+            batch,
+            height,
+            width,
+            in_channels,
+            out_channels,
+            kernel,
+            padding,
+        } = self.geometry;
+        let pass = match self.pass {
+            Pass::Forward => "forward",
+            Pass::InputGradient => "input gradient",
+            Pass::WeightGradient => "weight gradient",
+        };
+        write!(
+            f,
+            "{pass} {batch}x{height}x{width}x{in_channels} to {out_channels}, {kernel}x{kernel} padded by {padding}, {}",
+            format!("{:?}", self.arithmetic.precision).to_lowercase()
+        )
+    }
+}
+
+/// The engine of cuDNN that computes each pass of a convolution, both by name.
+pub type EngineChoices = BTreeMap<String, String>;
+
+/// How an engine is chosen for a pass: the one of `known`; otherwise the first that works in the order of the heuristics, or
+/// with `benchmark` the fastest of the first few that work.
+///
+/// # Errors
+/// When cuDNN does not start.
+pub fn choose_engines(device: &CudaDevice, known: EngineChoices, benchmark: bool) -> Result<()> {
+    let cudnn = cudnn(device)?;
+    cudnn.plans.borrow_mut().clear();
+    *cudnn.choices.borrow_mut() = Choices { known, benchmark };
+    Ok(())
+}
+
+/// The engines that were chosen so far, and those that [`choose_engines`] was given.
+///
+/// # Errors
+/// When cuDNN does not start.
+pub fn engine_choices(device: &CudaDevice) -> Result<EngineChoices> {
+    Ok(cudnn(device)?.choices.borrow().known.clone())
+}
+
+/// See [`choose_engines`].
+#[derive(Default)]
+struct Choices {
+    known: EngineChoices,
+    benchmark: bool,
+}
+
 /// cuDNN on one device.
 pub(super) struct Cudnn {
     handle: Handle,
     /// The plan of each pass that was computed before.
     plans: RefCell<HashMap<Task, Rc<Plan>>>,
+    choices: RefCell<Choices>,
 }
 
 thread_local! {
@@ -64,13 +123,14 @@ pub(super) fn cudnn(device: &CudaDevice) -> Result<Rc<Cudnn>> {
         Ok(Cudnn {
             handle: Handle::new(&device.cuda_stream())?,
             plans: RefCell::default(),
+            choices: RefCell::default(),
         })
     };
     CUDNN.with(|all| all.get(device, make))
 }
 
 impl Cudnn {
-    /// Computes a task: with the plan that worked the first time, or with the first one that works.
+    /// Computes a task, with the plan that was chosen the first time.
     ///
     /// # Errors
     /// When the plan fails, or none works.
@@ -79,33 +139,96 @@ impl Cudnn {
         if let Some(plan) = known {
             return self.execute(&plan, tensors);
         }
-        let (mut no_plan, mut failure) = (None, None);
-        for plan in plans(&Target::Device(&self.handle), &task)? {
+        let plan = self.choose(&task, tensors)?;
+        let (engine, workspace) = (&plan.engine, plan.workspace);
+        tracing::debug!(%task, engine, workspace, "convolution planned");
+        let known = &mut self.choices.borrow_mut().known;
+        known.insert(task.to_string(), engine.clone());
+        self.plans.borrow_mut().insert(task, Rc::new(plan));
+        Ok(())
+    }
+
+    /// Computes a task and returns the plan that did.
+    fn choose(&self, task: &Task, tensors: [Elements<'_>; 3]) -> Result<Plan> {
+        let Choices { known, benchmark } = &*self.choices.borrow();
+        if let Some(engine) = known.get(&task.to_string()) {
+            match self.working(task, tensors, 1, |plan| plan.engine == *engine) {
+                Ok(mut plans) => return Ok(plans.swap_remove(0)),
+                Err(error) if is_out_of_memory(&error) => return Err(error),
+                Err(error) => tracing::warn!(
+                    %task, engine, %error,
+                    "the recorded engine of cuDNN does not work here; another one computes, maybe with other bits"
+                ),
+            }
+        }
+        if !benchmark {
+            return Ok(self.working(task, tensors, 1, |_| true)?.swap_remove(0));
+        }
+        let plans = self.working(task, tensors, CANDIDATES, |_| true)?;
+        let times = plans.iter().map(|plan| self.time(plan, tensors));
+        let times: Vec<Duration> = times.collect::<Result<_>>()?;
+        let fastest = plans.into_iter().zip(times).min_by_key(|(_, time)| *time);
+        let (plan, _) = fastest.ok_or_else(|| Error::Msg(format!("no engine for {task}")))?;
+        self.execute(&plan, tensors)?;
+        Ok(plan)
+    }
+
+    /// The first plans in the order of the heuristics that are wanted and work, at least one and at most `most`. Each has
+    /// computed the task, the last one last.
+    ///
+    /// # Errors
+    /// When none works. If one is asked for, also when there is no memory for the first: how much is free must not decide which
+    /// engine computes.
+    fn working(
+        &self,
+        task: &Task,
+        tensors: [Elements<'_>; 3],
+        most: usize,
+        is_wanted: impl Fn(&Plan) -> bool,
+    ) -> Result<Vec<Plan>> {
+        let (mut working, mut no_plan, mut failure) = (Vec::new(), None, None);
+        for plan in plans(&Target::Device(&self.handle), task)? {
             let plan = match plan {
-                Ok(plan) => plan,
+                Ok(plan) if is_wanted(&plan) => plan,
+                Ok(_) => continue,
                 Err(error) => {
-                    tracing::debug!(?task, %error, "no plan");
+                    tracing::debug!(%task, %error, "no plan");
                     no_plan = Some(error);
                     continue;
                 }
             };
             match self.execute(&plan, tensors) {
-                Ok(()) => {
-                    tracing::debug!(?task, workspace = plan.workspace, "convolution planned");
-                    self.plans.borrow_mut().insert(task, Rc::new(plan));
-                    return Ok(());
-                }
-                // How much memory is free must not decide which engine computes.
-                Err(error) if is_out_of_memory(&error) => return Err(error),
+                Ok(()) => working.push(plan),
+                Err(error) if is_out_of_memory(&error) && most == 1 => return Err(error),
                 Err(error) => {
-                    tracing::warn!(?task, %error, "an engine of cuDNN failed; trying the next one");
+                    let engine = &plan.engine;
+                    tracing::warn!(%task, engine, %error, "an engine of cuDNN failed; trying the next one");
                     failure = failure.or(Some(error));
                 }
             }
+            if working.len() == most {
+                break;
+            }
         }
-        let reason = failure.or(no_plan);
-        let reason = reason.unwrap_or_else(|| Error::Msg("the heuristics name none".to_owned()));
-        Err(reason.context(format!("cuDNN has no engine that works for {task:?}")))
+        if working.is_empty() {
+            let reason = failure.or(no_plan);
+            let reason =
+                reason.unwrap_or_else(|| Error::Msg("the heuristics name none".to_owned()));
+            return Err(reason.context(format!("cuDNN has no engine that works for {task}")));
+        }
+        Ok(working)
+    }
+
+    /// The time that a plan takes.
+    fn time(&self, plan: &Plan, tensors: [Elements<'_>; 3]) -> Result<Duration> {
+        let stream = tensors[0].device.cuda_stream();
+        stream.synchronize().w()?;
+        let start = Instant::now();
+        for _ in 0..REPETITIONS {
+            self.execute(plan, tensors)?;
+        }
+        stream.synchronize().w()?;
+        Ok(start.elapsed())
     }
 
     /// Puts a plan's work on the stream.
@@ -176,6 +299,11 @@ enum Target<'a> {
 /// A description in cuDNN.
 struct Descriptor(sys::cudnnBackendDescriptor_t);
 
+/// A kind of knob, `cudnnBackendKnobType_t`, of which later versions of the library may know more.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct KnobType(i32);
+
 /// A type of attributes.
 ///
 /// # Safety
@@ -212,6 +340,9 @@ unsafe impl Attribute for sys::cudnnBackendDescriptor_t {
 /// A note on an engine's arithmetic, `cudnnBackendNumericalNote_t`, of which later versions of the library may know more.
 unsafe impl Attribute for i32 {
     const KIND: Type = Type::CUDNN_TYPE_NUMERICAL_NOTE;
+}
+unsafe impl Attribute for KnobType {
+    const KIND: Type = Type::CUDNN_TYPE_KNOB_TYPE;
 }
 #[cfg(test)]
 unsafe impl Attribute for u8 {
@@ -283,15 +414,27 @@ const Y: i64 = 3;
 /// Engines that are asked for.
 const ENGINES: usize = 64;
 
+/// Knobs of an engine that are asked for.
+const KNOBS: usize = 64;
+
 /// The largest workspace of a plan, in bytes: a constant, so that equal GPUs choose alike. AlexNet's first plans in `f32` take up to
 /// 1.1 GiB for a batch of 1000.
 const MOST_WORKSPACE: usize = 2 << 30;
 
+/// Plans whose time is measured with `--cudnn-benchmark`. Each costs the time to build it, which may be a tenth of a second, and
+/// the fastest are expected among the first.
+const CANDIDATES: usize = 8;
+
+/// Executions that are timed together.
+const REPETITIONS: usize = 5;
+
 /// A convolution that is ready to be computed.
 struct Plan {
     plan: Descriptor,
+    /// What a record calls the engine.
+    engine: String,
     /// What the plan was made of.
-    _engine: Descriptor,
+    _configuration: Descriptor,
     _graph: Rc<Graph>,
     /// Bytes that it needs.
     workspace: usize,
@@ -326,13 +469,21 @@ fn plans<'a>(
 impl Plan {
     /// # Errors
     /// When the engine is not allowed or does not support the task, or its workspace is too large.
-    fn new(target: &Target<'_>, task: &Task, engine: Descriptor, graph: Rc<Graph>) -> Result<Self> {
+    fn new(
+        target: &Target<'_>,
+        task: &Task,
+        configuration: Descriptor,
+        graph: Rc<Graph>,
+    ) -> Result<Self> {
+        let engine = engine(&configuration)?;
         let notes = notes(&engine)?;
         if !is_allowed(&notes, task.arithmetic) {
             bail!("an engine with the notes {notes:?} is not used");
         }
-        let plan = Descriptor::new(Kind::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR)?
-            .set(Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, &[engine.0])?;
+        let plan = Descriptor::new(Kind::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR)?.set(
+            Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG,
+            &[configuration.0],
+        )?;
         let plan = match target {
             Target::Device(handle) => {
                 let name = Name::CUDNN_ATTR_EXECUTION_PLAN_HANDLE;
@@ -354,7 +505,8 @@ impl Plan {
         }
         Ok(Self {
             plan,
-            _engine: engine,
+            engine: name(&configuration, &engine)?,
+            _configuration: configuration,
             _graph: graph,
             workspace,
         })
@@ -493,16 +645,44 @@ fn engines(
     Ok(engines)
 }
 
+/// The engine of a configuration.
+fn engine(configuration: &Descriptor) -> Result<Descriptor> {
+    let engine = [Descriptor::new(Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR)?];
+    configuration.fill(Name::CUDNN_ATTR_ENGINECFG_ENGINE, &engine)?;
+    let [engine] = engine;
+    Ok(engine)
+}
+
 /// The library's notes on an engine's arithmetic.
 fn notes(engine: &Descriptor) -> Result<Vec<i32>> {
-    let inner = [Descriptor::new(Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR)?];
-    engine.fill(Name::CUDNN_ATTR_ENGINECFG_ENGINE, &inner)?;
     let mut notes = vec![0; 32];
     let name = Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE;
     // SAFETY: an integer may be anything.
-    let count = unsafe { inner[0].get(name, &mut notes)? };
+    let count = unsafe { engine.get(name, &mut notes)? };
     notes.truncate(count);
     Ok(notes)
+}
+
+/// The name of a configuration as NVIDIA's cudnn-frontend writes it: the number of the engine, and each of its knobs with its
+/// value, such as `eng34_k2=5_k13=1`.
+fn name(configuration: &Descriptor, engine: &Descriptor) -> Result<String> {
+    let mut index = [0_i64];
+    // SAFETY: an integer may be anything.
+    unsafe { engine.get(Name::CUDNN_ATTR_ENGINE_GLOBAL_INDEX, &mut index)? };
+    let knobs = (0..KNOBS).map(|_| Descriptor::new(Kind::CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR));
+    let knobs = knobs.collect::<Result<Vec<_>>>()?;
+    let count = configuration.fill(Name::CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, &knobs)?;
+    let mut text = format!("eng{}", index[0]);
+    for knob in knobs.iter().take(count) {
+        let (mut kind, mut value) = ([KnobType(0)], [0_i64]);
+        // SAFETY: integers may be anything.
+        unsafe {
+            knob.get(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, &mut kind)?;
+            knob.get(Name::CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, &mut value)?;
+        }
+        text += &format!("_k{}={}", kind[0].0, value[0]);
+    }
+    Ok(text)
 }
 
 /// Whether an engine with these notes gives the same bits in every run, and the precision asked for.
@@ -522,6 +702,7 @@ fn is_allowed(notes: &[i32], arithmetic: Arithmetic) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
 
     fn arithmetic(conv_algorithm: ConvAlgorithm, precision: Precision) -> Arithmetic {
         Arithmetic {
@@ -621,8 +802,13 @@ mod tests {
                             arithmetic: arithmetic(ConvAlgorithm::Winograd, precision),
                         };
                         let target = Target::Described(&device);
-                        let mut plans = plans(&target, &task).unwrap();
-                        assert!(plans.any(|plan| plan.is_ok()), "{task:?}");
+                        let plans = plans(&target, &task).unwrap();
+                        // Building a plan takes long; the first few tell.
+                        let plans: Vec<_> = plans.flatten().take(2).collect();
+                        assert!(!plans.is_empty(), "{task}");
+                        let names: HashSet<_> = plans.iter().map(|plan| &plan.engine).collect();
+                        assert_eq!(names.len(), plans.len(), "{task}: {names:?}");
+                        assert_eq!(names.len(), plans.len(), "{task}: {names:?}");
                     }
                 }
             }

@@ -18,6 +18,7 @@ mod workspace;
 
 pub use capture::{CapturedStep, StepValues};
 pub use device::{DeviceError, Memory, Version, capability, is_out_of_memory, memory, name, open};
+pub use graph::{EngineChoices, choose_engines, engine_choices};
 pub(crate) use graph::{Pass, Task, convolve};
 pub(crate) use memory::{Buffer, Elements, activations, empty};
 pub(crate) use product::{Stored, product};
