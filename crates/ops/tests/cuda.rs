@@ -1,11 +1,13 @@
 //! What only a GPU has: captured steps, and the choice of cuDNN's engines.
 
 #![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use ops::cuda::{CapturedStep, StepValues, choose_engines, engine_choices};
-use ops::{Activation, Arithmetic, Conv2d, ConvAlgorithm, Precision, Sgd, Tape};
-use ops::{GradientScale, sgd_step};
+use ops::{
+    Activation, Arithmetic, Conv2d, ConvAlgorithm, GradientScale, Precision, Sgd, Tape, sgd_step,
+};
 
 fn gpu() -> Device {
     ops::cuda::open(0).unwrap()

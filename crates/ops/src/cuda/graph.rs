@@ -808,7 +808,6 @@ mod tests {
                         assert!(!plans.is_empty(), "{task}");
                         let names: HashSet<_> = plans.iter().map(|plan| &plan.engine).collect();
                         assert_eq!(names.len(), plans.len(), "{task}: {names:?}");
-                        assert_eq!(names.len(), plans.len(), "{task}: {names:?}");
                     }
                 }
             }
