@@ -286,3 +286,22 @@ fn the_best_weights_are_those_of_the_best_epoch() {
     assert_eq!(number(&best, "loss"), number(first, "test_loss"));
     assert_ne!(number(&best, "loss"), number(second, "test_loss"));
 }
+
+#[test]
+fn direct_convolutions_need_no_engine_of_cudnn() {
+    let Some((program, emulator)) = built() else {
+        return;
+    };
+    let runs = tempfile::tempdir().unwrap();
+    // The only engine fails.
+    let with = |name, conv| {
+        let mut command = run(&program, &emulator, runs.path(), name);
+        command.env("CUDA_EMULATOR_ENGINES", "1");
+        command.args(["--conv", conv]);
+        command
+    };
+    let output = with("a", "winograd").assert().code(1);
+    let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    assert!(message.contains("error: cuDNN has no engine"), "{message}");
+    with("b", "direct").assert().success();
+}

@@ -100,8 +100,14 @@ typedef struct description {
 } description;
 
 // The engines that the heuristics name: one that fails when it is executed, one that needs more memory than any GPU has, one
-// on tensor cores, one without remarks, and one that adds in no fixed order.
+// on tensor cores, one without remarks, and one that adds in no fixed order. CUDA_EMULATOR_ENGINES is how many of them there
+// are (all).
 enum { FAILING, LARGE, TENSOR_CORES, PLAIN, UNORDERED, ENGINES };
+
+static int engines(void) {
+  const char *text = getenv("CUDA_EMULATOR_ENGINES");
+  return text ? atoi(text) : ENGINES;
+}
 
 static size_t size_of(int type) {
   switch (type) {
@@ -176,7 +182,7 @@ result cudnnBackendGetAttribute(description *d, int name, int type, int64_t room
   switch (name) {
     case ENGINEHEUR_RESULTS:
       // The second mode knows no more.
-      *count = choice(d, ENGINEHEUR_MODE) == 3 ? ENGINES : 0;
+      *count = choice(d, ENGINEHEUR_MODE) == 3 ? engines() : 0;
       if (type != 15 || room < *count) emulator_fail("cuDNN: no room for engines");
       for (int i = 0; i < *count; ++i) {
         if (parts[i]->kind != ENGINECFG) emulator_fail("cuDNN: no configuration");
@@ -447,7 +453,8 @@ result cublasLtMatmul(void *h, product *p, const float *alpha, const void *ap, m
   shape(p, a, b, d, &depth);
   if (algorithm[0] != (d->rows ^ d->columns << 20 ^ depth << 40))
     emulator_fail("cuBLASLt: the algorithm was chosen for another product");
-  if (*alpha != 1.0f || *beta != 0.0f || cp != dp || c != d) emulator_fail("cuBLASLt: factors");
+  if (*alpha != 1.0f || (*beta != 0.0f && (*beta != 1.0f || d->bf16)) || cp != dp || c != d)
+    emulator_fail("cuBLASLt: factors");
   emulator_check(workspace, bytes, "cuBLASLt's workspace");
   float *A = widened(ap, a->bf16, (size_t)a->leading * a->columns, "a");
   float *B = widened(bp, b->bf16, (size_t)b->leading * b->columns, "b");
@@ -457,6 +464,11 @@ result cublasLtMatmul(void *h, product *p, const float *alpha, const void *ap, m
   }
   float *D = calloc(d->rows * d->columns + 1, sizeof *D);
   multiply(A, B, D, p, a, b, d, depth);
+  if (*beta != 0.0f) {
+    if (d->leading != (int64_t)d->rows) emulator_fail("cuBLASLt: adding to a part of a matrix is not emulated");
+    emulator_check(cp, d->rows * d->columns * 4, "c");
+    for (uint64_t i = 0; i < d->rows * d->columns; ++i) D[i] += ((const float *)cp)[i];
+  }
   for (uint64_t j = 0; j < d->columns; ++j)
     put((char *)dp + j * d->leading * (d->bf16 ? 2 : 4), d->bf16, D + j * d->rows, d->rows, "d");
   free(A), free(B), free(D);

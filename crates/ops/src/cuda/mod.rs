@@ -6,6 +6,7 @@
 
 mod device;
 mod graph;
+mod im2col;
 mod memory;
 mod per_device;
 mod product;
@@ -17,6 +18,7 @@ mod workspace;
 
 pub use device::{DeviceError, Memory, Version, capability, is_out_of_memory, memory, name, open};
 pub(crate) use graph::{Pass, Task, convolve};
+pub(crate) use im2col::convolve_by_products;
 pub(crate) use memory::{Buffer, Elements, activations, empty};
 pub(crate) use product::{Stored, product};
 pub(crate) use program::{Argument, Program, launch, pack};
@@ -42,9 +44,14 @@ pub(crate) fn to_activations(x: &Tensor, dtype: DType) -> Result<Tensor> {
 /// When there is no memory.
 pub(crate) fn from_f32(x: Elements<'_>, dtype: DType) -> Result<Buffer> {
     let y = empty(x.device, dtype, x.shape)?;
-    let program = Program::packed(dtype, x.count());
-    let packs = program.packs(x.count());
-    let arguments = [x.into(), (&y).into(), packs.into()];
-    launch(x.device, program, "narrow_all", packs, &arguments)?;
+    narrow(x, y.elements())?;
     Ok(y)
+}
+
+/// Writes `x` in `f32` to `y` in its type.
+fn narrow(x: Elements<'_>, y: Elements<'_>) -> Result<()> {
+    let program = Program::packed(y.dtype, x.count());
+    let packs = program.packs(x.count());
+    let arguments = [x.into(), y.into(), packs.into()];
+    launch(x.device, program, "narrow_all", packs, &arguments)
 }
