@@ -7,6 +7,7 @@
 mod device;
 mod graph;
 mod im2col;
+mod libraries;
 mod memory;
 mod per_device;
 mod product;
@@ -19,6 +20,7 @@ mod workspace;
 pub use device::{DeviceError, Memory, Version, capability, is_out_of_memory, memory, name, open};
 pub(crate) use graph::{Pass, Task, convolve};
 pub(crate) use im2col::convolve_by_products;
+pub use libraries::log_environment;
 pub(crate) use memory::{Buffer, Elements, activations, empty};
 pub(crate) use product::{Stored, product};
 pub(crate) use program::{Argument, Program, launch, pack};
