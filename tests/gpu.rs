@@ -115,6 +115,11 @@ fn versions_that_do_not_go_together_are_named() {
         1,
         &["compute capability is 12.1", "later libraries"],
     );
+    refused(
+        &mut with("CUDA_EMULATOR_NVRTC", "12"),
+        1,
+        &["NVRTC is of CUDA 12.0", "for CUDA 13.0", "libcuda.so"],
+    );
     let mut command = with("CUDA_EMULATOR_CAPABILITY", "75");
     refused(
         command.args(["--precision", "bf16"]),
@@ -285,4 +290,49 @@ fn the_best_weights_are_those_of_the_best_epoch() {
     let best: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
     assert_eq!(number(&best, "loss"), number(first, "test_loss"));
     assert_ne!(number(&best, "loss"), number(second, "test_loss"));
+}
+
+#[test]
+fn direct_convolutions_need_no_engine_of_cudnn() {
+    let Some((program, emulator)) = built() else {
+        return;
+    };
+    let runs = tempfile::tempdir().unwrap();
+    // The only engine fails.
+    let with = |name, conv| {
+        let mut command = run(&program, &emulator, runs.path(), name);
+        command.env("CUDA_EMULATOR_ENGINES", "1");
+        command.args(["--conv", conv]);
+        command
+    };
+    let output = with("a", "winograd").assert().code(1);
+    let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    assert!(message.contains("error: cuDNN has no engine"), "{message}");
+    with("b", "direct").assert().success();
+}
+
+#[test]
+fn the_log_names_the_libraries_and_a_gpu_without_memory_pools_is_warned_of_once() {
+    let Some((program, emulator)) = built() else {
+        return;
+    };
+    let runs = tempfile::tempdir().unwrap();
+    let warnings = |pools| {
+        let mut command = run(&program, &emulator, runs.path(), pools);
+        command.env("CUDA_EMULATOR_POOLS", pools);
+        let output = command.assert().success();
+        let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+        message.matches("the GPU has no memory pools").count()
+    };
+    assert_eq!(warnings("1"), 0);
+    assert_eq!(warnings("0"), 1);
+    let log = fs::read_to_string(runs.path().join("0/log.txt")).unwrap();
+    assert!(log.contains("the GPU has no memory pools"), "{log}");
+    let library = emulator.join("libcuda.so").canonicalize().unwrap();
+    for part in [
+        "driver=13.0 nvrtc=13.0 cudnn=\"9.26.0\" cublaslt=\"13.0.0\"",
+        &library.display().to_string(),
+    ] {
+        assert!(log.contains(part), "`{part}` is not in: {log}");
+    }
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask gpu-check`: builds the programs with the feature `cuda` and runs their check of the GPU.
 
-use crate::cuda::stub;
+use crate::cuda::{emulator, programs};
 use crate::files::{create_folder, write};
 use crate::process;
 use anyhow::Context;
@@ -53,8 +53,7 @@ impl Args {
 
 /// Builds the programs, and runs the check unless `--bundle` is given.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
-    let (build, emulator) = stub()?;
-    let programs = build.programs()?;
+    let programs = programs()?;
     if let Some(bundle) = &args.bundle {
         create_folder(bundle)?;
         for program in ["bench", "trainer"] {
@@ -76,7 +75,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let mut command = Command::new(programs.join("bench"));
     command.arg("gpu-check").args(&args.arguments);
     if args.emulated {
-        command.env("LD_LIBRARY_PATH", emulator);
+        command.env("LD_LIBRARY_PATH", emulator()?);
     }
     let status = command.status().context("cannot run the check")?;
     Ok(status.into())

@@ -1,5 +1,6 @@
 //! The program `trainer`: built, and run as a child process.
 
+use crate::cuda::cargo_cuda;
 use crate::process::cargo;
 use anyhow::{Context, bail};
 use run::cli::{self, Exit, UsageError};
@@ -52,13 +53,17 @@ impl Trainer {
                 _copy: None,
             });
         }
-        let mut command = cargo();
-        command.args(["build", "--package", "trainer"]);
-        command.args(["--message-format", "json-render-diagnostics"]);
-        if device.is_some_and(|device| device.to_string_lossy().starts_with("cuda")) {
-            command.args(["--features", "cuda"]);
-        }
+        let is_gpu = device.is_some_and(|device| device.to_string_lossy().starts_with("cuda"));
+        let mut command = if is_gpu {
+            cargo_cuda("build --features cuda")
+        } else {
+            let mut command = cargo();
+            command.arg("build");
+            command
+        };
         let output = command
+            .args(["--package", "trainer"])
+            .args(["--message-format", "json-render-diagnostics"])
             .stderr(Stdio::inherit())
             .output()
             .context("cannot run cargo")?;

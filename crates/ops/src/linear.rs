@@ -178,7 +178,7 @@ mod cuda {
                 self.precision,
                 (x, Stored::AsIs),
                 (weight, Stored::Transposed),
-                &y,
+                y.elements(),
             )?;
             if relu {
                 crate::relu::cuda::activate(y.elements(), Some(bias), &y, outputs, true)?;
@@ -214,7 +214,7 @@ mod cuda {
             };
             let multiplied = |a, b, rows, columns| {
                 let c = empty(x.device, x.dtype, (rows, columns))?;
-                product(self.precision, a, (b, Stored::AsIs), &c)?;
+                product(self.precision, a, (b, Stored::AsIs), c.elements())?;
                 Ok::<_, Error>(c.tensor())
             };
             let grad_x = wants_x.then(|| multiplied((grad_y, Stored::AsIs), weight, batch, inputs));

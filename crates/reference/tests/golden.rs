@@ -138,7 +138,7 @@ mod gpu {
     use ops::cuda::{DeviceError, open};
 
     /// The GPU; none where the machine has none.
-    fn gpu(precision: Precision) -> Option<Setting> {
+    fn gpu(conv_algorithm: ConvAlgorithm, precision: Precision) -> Option<Setting> {
         let device = match open(0) {
             Ok(device) => device,
             Err(error @ (DeviceError::NoDriver | DeviceError::NoDevice)) => {
@@ -154,7 +154,7 @@ mod gpu {
             device,
             dtype: DType::F32,
             arithmetic: Arithmetic {
-                conv_algorithm: ConvAlgorithm::Winograd,
+                conv_algorithm,
                 precision,
             },
         })
@@ -172,10 +172,12 @@ mod gpu {
     #[test]
     fn operations_agree_with_pytorch() -> Result<(), Error> {
         for precision in Precision::ALL {
-            let Some(setting) = gpu(precision) else {
-                return Ok(());
-            };
-            assert_within(&operations(&setting)?, tolerance(precision));
+            for algorithm in ConvAlgorithm::ALL {
+                let Some(setting) = gpu(algorithm, precision) else {
+                    return Ok(());
+                };
+                assert_within(&operations(&setting)?, tolerance(precision));
+            }
         }
         Ok(())
     }

@@ -24,8 +24,8 @@ pub(crate) fn open(preference: DevicePreference) -> anyhow::Result<Device> {
 #[cfg(not(feature = "cuda"))]
 fn gpu(preference: DevicePreference, _: usize) -> anyhow::Result<Device> {
     Err(UsageError(format!(
-        "--device {preference}: this program was built without GPU support; build it with `--features cuda`, or use \
-         --device cpu or --device auto"
+        "--device {preference}: this program was built without GPU support; build it with `cargo cuda build --features cuda`, \
+         or use --device cpu or --device auto"
     ))
     .into())
 }

@@ -193,6 +193,10 @@ fn run_with(
     }
     let span_times = SpanTimes::within("step");
     let _trace_until_the_end = logging::start(&folder, args.log_level, trace, &span_times)?;
+    #[cfg(feature = "cuda")]
+    if let candle_core::Device::Cuda(gpu) = &setup.backend.device {
+        ops::cuda::log_environment(gpu)?;
+    }
     let run = ReadyRun {
         args,
         setup: &setup,

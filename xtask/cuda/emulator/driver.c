@@ -6,6 +6,7 @@
 // that is allocated in it.
 // CUDA_EMULATOR_DEVICES is the number of devices (1), CUDA_EMULATOR_MEMORY the bytes of memory (8 GiB),
 // CUDA_EMULATOR_CAPABILITY the compute capability (90, for 9.0), CUDA_EMULATOR_DRIVER the driver's CUDA (13000),
+// CUDA_EMULATOR_NVRTC the major version of NVRTC (13), CUDA_EMULATOR_POOLS whether there are memory pools (1),
 // CUDA_EMULATOR_GRAPHS whether CUDA graphs can be captured (1). With CUDA_EMULATOR_CALLS=1 the number of calls is printed at the end.
 
 #include <stdarg.h>
@@ -44,6 +45,7 @@ static int number(const char *variable, int otherwise) {
 }
 
 static int devices(void) { return number("CUDA_EMULATOR_DEVICES", 1); }
+static int pools(void) { return number("CUDA_EMULATOR_POOLS", 1); }
 
 static void print_calls(void);
 result cuInit(unsigned flags) {
@@ -65,7 +67,7 @@ result cuDeviceGetAttribute(int *value, int attribute, int device) {
   switch (attribute) {
     case 75: *value = number("CUDA_EMULATOR_CAPABILITY", 90) / 10; break; // Compute capability, major
     case 76: *value = number("CUDA_EMULATOR_CAPABILITY", 90) % 10; break; // Minor
-    case 115: *value = 1; break; // Memory pools
+    case 115: *value = pools(); break; // Memory pools
     default: *value = 0;
   }
   return SUCCESS;
@@ -272,11 +274,17 @@ result cuGraphDestroy(graph *g) {
   return SUCCESS;
 }
 
-result cuMemAllocAsync(uint64_t *address, size_t bytes, void *stream) { return allocate(address, bytes); }
+result cuMemAllocAsync(uint64_t *address, size_t bytes, void *stream) {
+  if (!pools()) emulator_fail("there is no memory pool");
+  return allocate(address, bytes);
+}
 result cuMemAlloc_v2(uint64_t *address, size_t bytes) { return allocate(address, bytes); }
 result cuMemFreeAsync(uint64_t address, void *stream) { return release(address); }
 result cuMemFree_v2(uint64_t address) { return release(address); }
-result cuDeviceGetDefaultMemPool(void **pool, int device) { return *pool = &blocks, SUCCESS; }
+result cuDeviceGetDefaultMemPool(void **pool, int device) {
+  if (!pools()) emulator_fail("there is no memory pool");
+  return *pool = &blocks, SUCCESS;
+}
 result cuMemPoolTrimTo(void *pool, size_t bytes) { return SUCCESS; }
 result cuMemPoolSetAttribute(void *pool, int attribute, void *value) {
   // The threshold above which memory is given back to the system.
@@ -366,7 +374,7 @@ result nvrtcCompileProgram(program *made, int count, const char *const *options)
 }
 result nvrtcGetCUBINSize(program *made, size_t *bytes) { return *bytes = strlen(made->cubin) + 1, SUCCESS; }
 result nvrtcGetCUBIN(program *made, char *to) { return strcpy(to, made->cubin), SUCCESS; }
-result nvrtcVersion(int *major, int *minor) { return *major = 13, *minor = 0, SUCCESS; }
+result nvrtcVersion(int *major, int *minor) { return *major = number("CUDA_EMULATOR_NVRTC", 13), *minor = 0, SUCCESS; }
 result nvrtcGetNumSupportedArchs(int *count) { return *count = 2, SUCCESS; }
 result nvrtcGetSupportedArchs(int *architectures) { return architectures[0] = 75, architectures[1] = 90, SUCCESS; }
 result nvrtcGetProgramLogSize(program *made, size_t *bytes) { return *bytes = 1, SUCCESS; }

@@ -58,6 +58,12 @@ CALL(arrange_weight) {
   arrange_weight(A(0, floats), A(1, out), A(2, u), A(3, u), A(4, u), A(5, u), A(6, u));
 }
 CALL(arrange_gradient) { arrange_gradient(A(0, in), A(1, out), A(2, u), A(3, u), A(4, u), A(5, u)); }
+CALL(im2col) {
+  im2col(A(0, in), A(1, out), A(2, u), A(3, u), A(4, u), A(5, u), A(6, u), A(7, u), A(8, u), A(9, u));
+}
+CALL(col2im) {
+  col2im(A(0, floats), A(1, out), A(2, u), A(3, u), A(4, u), A(5, u), A(6, u), A(7, u), A(8, u), A(9, u));
+}
 CALL(activate) { activate(A(0, in), A(1, floats), A(2, out), A(3, u), A(4, u), A(5, int)); }
 CALL(add_bias_wide) { add_bias_wide(A(0, floats_out), A(1, floats), A(2, u), A(3, u)); }
 CALL(relu_gradient) { relu_gradient(A(0, in), A(1, in), A(2, out), A(3, u)); }
@@ -106,5 +112,6 @@ const emulator_kernel TABLE_NAME(VARIANT)[] = {
     ENTRY(sum_sums),      ENTRY(dropout),       ENTRY(cross_entropy),   ENTRY(sgd),
     ENTRY(ema),           ENTRY(squares),       ENTRY(avg_pool),        ENTRY(avg_pool_gradient),
     ENTRY(sum_groups),    ENTRY(clip_factor),   ENTRY(set_step_values),
+    ENTRY(im2col),        ENTRY(col2im),
     {0, 0},
 };

@@ -100,8 +100,14 @@ typedef struct description {
 } description;
 
 // The engines that the heuristics name: one that fails when it is executed, one that needs more memory than any GPU has, one
-// on tensor cores, one without remarks, and one that adds in no fixed order.
+// on tensor cores, one without remarks, and one that adds in no fixed order. CUDA_EMULATOR_ENGINES is how many of them there
+// are (all).
 enum { FAILING, LARGE, TENSOR_CORES, PLAIN, UNORDERED, ENGINES };
+
+static int engines(void) {
+  const char *text = getenv("CUDA_EMULATOR_ENGINES");
+  return text ? atoi(text) : ENGINES;
+}
 
 static size_t size_of(int type) {
   switch (type) {
@@ -176,7 +182,7 @@ result cudnnBackendGetAttribute(description *d, int name, int type, int64_t room
   switch (name) {
     case ENGINEHEUR_RESULTS:
       // The second mode knows no more.
-      *count = choice(d, ENGINEHEUR_MODE) == 3 ? ENGINES : 0;
+      *count = choice(d, ENGINEHEUR_MODE) == 3 ? engines() : 0;
       if (type != 15 || room < *count) emulator_fail("cuDNN: no room for engines");
       for (int i = 0; i < *count; ++i) {
         if (parts[i]->kind != ENGINECFG) emulator_fail("cuDNN: no configuration");
@@ -378,6 +384,7 @@ typedef struct {
   int compute, transposed[2];
 } product;
 
+size_t cublasLtGetVersion(void) { return 130000; }
 result cublasLtCreate(void **made) { return *made = &handle, SUCCESS; }
 result cublasLtDestroy(void *made) { return SUCCESS; }
 result cublasLtMatrixLayoutCreate(matrix **made, int type, uint64_t rows, uint64_t columns, int64_t leading) {
@@ -463,6 +470,7 @@ typedef struct {
   const void *ap, *bp;
   void *dp, *workspace;
   size_t bytes;
+  float beta;
 } matmul;
 static void run_matmul(void *data);
 
@@ -473,8 +481,9 @@ result cublasLtMatmul(void *h, product *p, const float *alpha, const void *ap, m
   shape(p, a, b, d, &depth);
   if (algorithm[0] != (d->rows ^ d->columns << 20 ^ depth << 40))
     emulator_fail("cuBLASLt: the algorithm was chosen for another product");
-  if (*alpha != 1.0f || *beta != 0.0f || cp != dp || c != d) emulator_fail("cuBLASLt: factors");
-  matmul m = {*p, *a, *b, *d, ap, bp, dp, workspace, bytes};
+  if (*alpha != 1.0f || (*beta != 0.0f && (*beta != 1.0f || d->bf16)) || cp != dp || c != d)
+    emulator_fail("cuBLASLt: factors");
+  matmul m = {*p, *a, *b, *d, ap, bp, dp, workspace, bytes, *beta};
   if (!emulator_record(run_matmul, &m, sizeof m)) run_matmul(&m);
   return SUCCESS;
 }
@@ -494,6 +503,11 @@ static void run_matmul(void *data) {
   }
   float *D = calloc(d->rows * d->columns + 1, sizeof *D);
   multiply(A, B, D, p, a, b, d, depth);
+  if (m->beta != 0.0f) {
+    if (d->leading != (int64_t)d->rows) emulator_fail("cuBLASLt: adding to a part of a matrix is not emulated");
+    emulator_check(m->dp, d->rows * d->columns * 4, "c");
+    for (uint64_t i = 0; i < d->rows * d->columns; ++i) D[i] += ((const float *)m->dp)[i];
+  }
   for (uint64_t j = 0; j < d->columns; ++j)
     put((char *)m->dp + j * d->leading * (d->bf16 ? 2 : 4), d->bf16, D + j * d->rows, d->rows, "d");
   free(A), free(B), free(D);

@@ -108,9 +108,9 @@ fn check_cargo(arguments: &str) -> anyhow::Result<()> {
 
 /// Lints the feature `cuda` and tests it on the emulated GPU. CUDA is not needed.
 fn cuda_checks() -> anyhow::Result<()> {
-    let (build, emulator) = cuda::stub()?;
+    let emulator = cuda::emulator()?;
     let check_cuda = |arguments: &str, libraries: Option<&Path>| {
-        let mut command = build.cargo(arguments);
+        let mut command = cuda::cargo_cuda(arguments);
         command.envs(libraries.map(|folder| ("LD_LIBRARY_PATH", folder)));
         check(&format!("cargo {arguments}"), &mut command)
     };
@@ -123,7 +123,7 @@ fn cuda_checks() -> anyhow::Result<()> {
         cli::note("--- skipped: what needs NVRTC and cuDNN, which python3 does not have");
         check_cuda(UNIT_TESTS, None)?;
     }
-    let programs = build.programs()?;
+    let programs = cuda::programs()?;
     let mut behaviour = cargo();
     behaviour
         // The same packages as before, so that nothing is rebuilt.

@@ -1,31 +1,31 @@
-//! Convolution on a GPU: cuDNN for the sums, our own kernels for what follows them.
+//! Convolution on a GPU: cuDNN for the sums, or matrix products without cuDNN, and our own kernels for what follows them.
 //!
-//! cuDNN's images and weights are channels-last. If the channels are not a multiple of 16 bytes (three, in the first
+//! For both, images and weights are channels-last. If the channels are not a multiple of 16 bytes (three, in the first
 //! layer's input), channels of zeros are added.
 
 use super::Conv2d;
-use crate::arithmetic::Arithmetic;
+use crate::arithmetic::{Arithmetic, Precision};
 use crate::cuda::{
-    Buffer, Elements, Pass, Program, Task, activations, convolve, empty, launch, pack, sum_rows,
-    to_activations,
+    Buffer, Elements, Pass, Program, Task, activations, convolve, convolve_by_products, empty,
+    launch, pack, sum_rows, to_activations,
 };
 use crate::operation::{Gradients, Output};
 use candle_core::{DType, Error, Result, Tensor};
 use kernels::Activation;
-use kernels::conv2d::Geometry;
+use kernels::conv2d::{ConvAlgorithm, Geometry};
 
 /// What is saved for the backward pass.
 pub(super) struct Saved {
     /// The images with padded channels, if those differ from the input's.
     x: Option<Buffer>,
-    /// The weight in cuDNN's layout.
+    /// The weight, channels-last.
     weight: Buffer,
     /// With pooling, for each result the index of the maximum in its window.
     argmax: Option<Buffer>,
 }
 
-/// The convolution that cuDNN computes: channels of zeros are added up to multiples of 16 bytes.
-fn task(pass: Pass, g: &Geometry, dtype: DType, arithmetic: Arithmetic) -> Task {
+/// The convolution that is computed: channels of zeros are added up to multiples of 16 bytes.
+fn task(pass: Pass, g: &Geometry, dtype: DType, precision: Precision) -> Task {
     Task {
         pass,
         geometry: Geometry {
@@ -34,7 +34,15 @@ fn task(pass: Pass, g: &Geometry, dtype: DType, arithmetic: Arithmetic) -> Task 
             ..*g
         },
         dtype,
-        arithmetic,
+        precision,
+    }
+}
+
+/// Computes one of the three tensors images, weight and result from the two others.
+fn compute(algorithm: ConvAlgorithm, task: Task, tensors: [Elements<'_>; 3]) -> Result<()> {
+    match algorithm {
+        ConvAlgorithm::Winograd => convolve(task, tensors),
+        ConvAlgorithm::Direct => convolve_by_products(task, tensors),
     }
 }
 
@@ -47,14 +55,15 @@ pub(super) fn forward(
     let x = activations("conv2d", x)?;
     let weight = Elements::of("conv2d", weight, DType::F32)?;
     let bias = Elements::of("conv2d", bias, DType::F32)?;
-    let task = task(Pass::Forward, g, x.dtype, arithmetic);
+    let task = task(Pass::Forward, g, x.dtype, arithmetic.precision);
     let wide = &task.geometry;
     let widened = resized(x, wide.in_channels)?;
     let weight = arrange_weight(g, weight, wide, x.dtype)?;
     let shape = (g.batch, g.out_height(), g.out_width(), wide.out_channels);
     let mut sums = empty(x.device, x.dtype, shape)?;
     let images = widened.as_ref().map_or(x, Buffer::elements);
-    convolve(task, [images, weight.elements(), sums.elements()])?;
+    let tensors = [images, weight.elements(), sums.elements()];
+    compute(arithmetic.conv_algorithm, task, tensors)?;
     if let Some(narrow) = resized(sums.elements(), g.out_channels)? {
         sums = narrow;
     }
@@ -107,20 +116,21 @@ pub(super) fn backward(
     let gradient = computed.as_ref().map_or(grad_y, Buffer::elements);
     let bias = sum_rows(gradient, (g.batch * g.positions(), g.out_channels))?;
 
-    let task = |pass| task(pass, g, x.dtype, arithmetic);
+    let task = |pass| task(pass, g, x.dtype, arithmetic.precision);
+    let algorithm = arithmetic.conv_algorithm;
     let wide = task(Pass::WeightGradient).geometry;
     let widened = resized(gradient, wide.out_channels)?;
     let gradient = widened.as_ref().map_or(gradient, Buffer::elements);
     let images = saved.x.as_ref().map_or(x, Buffer::elements);
     let arranged = empty(x.device, x.dtype, wide.weights())?;
     let tensors = [images, arranged.elements(), gradient];
-    convolve(task(Pass::WeightGradient), tensors)?;
+    compute(algorithm, task(Pass::WeightGradient), tensors)?;
     let grad_weight = arrange_gradient(g, arranged.elements(), wide.in_channels)?;
     let grad_x = wants_x.then(|| {
         let shape = (g.batch, g.height, g.width, wide.in_channels);
         let grad_x = empty(x.device, x.dtype, shape)?;
         let tensors = [grad_x.elements(), saved.weight.elements(), gradient];
-        convolve(task(Pass::InputGradient), tensors)?;
+        compute(algorithm, task(Pass::InputGradient), tensors)?;
         let narrow = resized(grad_x.elements(), g.in_channels)?;
         Ok::<_, Error>(narrow.unwrap_or(grad_x).tensor())
     });

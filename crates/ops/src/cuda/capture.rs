@@ -126,6 +126,9 @@ fn captured(
     }
 
     let stream = device.cuda_stream();
+    if !stream.context().has_async_alloc() {
+        bail!("the GPU has no memory pools");
+    }
     // Relaxed: the libraries may do what other modes forbid, such as load a module.
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
     stream.begin_capture(mode).w()?;

@@ -1,11 +1,11 @@
 //! Opening a GPU, and what can be wrong with it.
 
-use super::graph;
 use super::product::blas;
 use super::program::Program;
+use super::{graph, libraries};
 use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::driver::{CudaContext, result, sys};
-use candle_core::cuda::cudarc::{cudnn, nvrtc};
+use candle_core::cuda::cudarc::nvrtc;
 use candle_core::{CudaDevice, DType, Device, Error, bail};
 use std::any::Any;
 use std::fmt::{self, Debug};
@@ -53,13 +53,15 @@ pub enum DeviceError {
     /// The libraries are of different major versions.
     #[error(
         "NVRTC is of CUDA {nvrtc} and cuDNN is made for CUDA {cudnn}; install libraries of one version, or let \
-         LD_LIBRARY_PATH name their folders first"
+         LD_LIBRARY_PATH name their folders first (these were opened: {files})"
     )]
     MixedLibraries {
         /// NVRTC's version.
         nvrtc: Version,
         /// The version of CUDA for which cuDNN was made.
         cudnn: Version,
+        /// The files that were opened.
+        files: String,
     },
     /// NVRTC does not compile for the GPU.
     #[error(
@@ -88,7 +90,7 @@ pub struct Version {
 
 impl Version {
     /// Of CUDA, as the driver writes it: 12040 for 12.4.
-    fn of_cuda(number: i32) -> Self {
+    pub(super) fn of_cuda(number: i32) -> Self {
         Self {
             major: number / 1000,
             minor: number % 1000 / 10,
@@ -171,21 +173,16 @@ fn open_or_panic(index: usize) -> Result<Device, DeviceError> {
 /// Checks that driver, libraries and GPU know one another.
 fn check_versions(index: usize) -> Result<(), DeviceError> {
     let failed = |error: &dyn Debug| DeviceError::Failed(format!("{error:?}"));
-    let mut driver = 0;
-    // SAFETY: the driver writes a number.
-    let asked = unsafe { sys::cuDriverGetVersion(&raw mut driver) };
-    asked.result().map_err(|error| failed(&error))?;
-    let driver = Version::of_cuda(driver);
-    let (mut major, mut minor) = (0, 0);
-    // SAFETY: the library writes two numbers.
-    let asked = unsafe { nvrtc::sys::nvrtcVersion(&raw mut major, &raw mut minor) };
-    asked.result().map_err(|error| failed(&error))?;
-    let nvrtc = Version { major, minor };
-    // SAFETY: this gives a number.
-    let cudnn = unsafe { cudnn::sys::cudnnGetCudartVersion() };
-    let cudnn = Version::of_cuda(i32::try_from(cudnn).unwrap_or(i32::MAX));
+    let driver = libraries::driver().map_err(|error| failed(&error))?;
+    let nvrtc = libraries::nvrtc().map_err(|error| failed(&error))?;
+    let cudnn = libraries::cuda_of_cudnn();
     if nvrtc.major != cudnn.major {
-        return Err(DeviceError::MixedLibraries { nvrtc, cudnn });
+        let files = libraries::files().join(", ");
+        return Err(DeviceError::MixedLibraries {
+            nvrtc,
+            cudnn,
+            files,
+        });
     }
     // Within a major version, drivers run programs of later minor ones.
     if driver.major < nvrtc.major {
@@ -250,8 +247,7 @@ pub(super) fn architecture(device: &CudaDevice) -> candle_core::Result<String> {
 fn keep_memory(device: &CudaDevice) -> candle_core::Result<()> {
     let stream = device.cuda_stream();
     let context = stream.context();
-    let pools = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
-    if context.attribute(pools).w()? == 0 {
+    if !context.has_async_alloc() {
         return Ok(());
     }
     let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;

@@ -6,12 +6,12 @@ use super::device::is_out_of_memory;
 use super::memory::Elements;
 use super::per_device::PerDevice;
 use super::workspace::with_workspace;
-use crate::arithmetic::{Arithmetic, Precision};
+use crate::arithmetic::Precision;
 use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::cudnn::{result, sys};
 use candle_core::cuda::cudarc::driver::CudaStream;
 use candle_core::{CudaDevice, DType, Error, Result, bail};
-use kernels::conv2d::{ConvAlgorithm, Geometry};
+use kernels::conv2d::Geometry;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -29,7 +29,7 @@ pub(crate) struct Task {
     pub(crate) pass: Pass,
     pub(crate) geometry: Geometry,
     pub(crate) dtype: DType,
-    pub(crate) arithmetic: Arithmetic,
+    pub(crate) precision: Precision,
 }
 
 /// Which of the three tensors is computed from the two others.
@@ -41,6 +41,24 @@ pub(crate) enum Pass {
     InputGradient,
     /// The gradient of the weight.
     WeightGradient,
+}
+
+impl Task {
+    /// Checks that the tensors images, weight and result are those of the task.
+    ///
+    /// # Errors
+    /// When one is not aligned.
+    pub(super) fn check(&self, tensors: &[Elements<'_>; 3]) -> Result<()> {
+        let g = &self.geometry;
+        let counts = [g.batch * g.image(), g.weights(), g.batch * g.out_image()];
+        for (tensor, count) in tensors.iter().zip(counts) {
+            assert!(tensor.count() == count && tensor.dtype == self.dtype);
+            if tensor.address % 16 != 0 {
+                bail!("conv2d: a tensor does not begin at a multiple of 16 bytes");
+            }
+        }
+        Ok(())
+    }
 }
 
 fn failed(error: result::CudnnError) -> Error {
@@ -67,7 +85,7 @@ impl fmt::Display for Task {
         write!(
             f,
             "{pass} {batch}x{height}x{width}x{in_channels} to {out_channels}, {kernel}x{kernel} padded by {padding}, {}",
-            format!("{:?}", self.arithmetic.precision).to_lowercase()
+            format!("{:?}", self.precision).to_lowercase()
         )
     }
 }
@@ -255,14 +273,7 @@ impl Cudnn {
 /// # Errors
 /// When the library has no engine for the task, or fails.
 pub(crate) fn convolve(task: Task, tensors: [Elements<'_>; 3]) -> Result<()> {
-    let g = &task.geometry;
-    let counts = [g.batch * g.image(), g.weights(), g.batch * g.out_image()];
-    for (tensor, count) in tensors.iter().zip(counts) {
-        assert!(tensor.count() == count && tensor.dtype == task.dtype);
-        if tensor.address % 16 != 0 {
-            bail!("conv2d: a tensor does not begin at a multiple of 16 bytes");
-        }
-    }
+    task.check(&tensors)?;
     cudnn(tensors[0].device)?.compute(task, tensors)
 }
 
@@ -477,7 +488,7 @@ impl Plan {
     ) -> Result<Self> {
         let engine = engine(&configuration)?;
         let notes = notes(&engine)?;
-        if !is_allowed(&notes, task.arithmetic) {
+        if !is_allowed(&notes, task.precision) {
             bail!("an engine with the notes {notes:?} is not used");
         }
         let plan = Descriptor::new(Kind::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR)?.set(
@@ -686,17 +697,14 @@ fn name(configuration: &Descriptor, engine: &Descriptor) -> Result<String> {
 }
 
 /// Whether an engine with these notes gives the same bits in every run, and the precision asked for.
-fn is_allowed(notes: &[i32], arithmetic: Arithmetic) -> bool {
+fn is_allowed(notes: &[i32], precision: Precision) -> bool {
     let has = |note: Note| notes.contains(&(note as i32));
-    let full = arithmetic.precision == Precision::F32;
-    let direct = arithmetic.conv_algorithm == ConvAlgorithm::Direct;
+    let full = precision == Precision::F32;
     !(has(Note::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC)
         || has(Note::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)
         // On f32, tensor cores compute in TF32.
         || full && has(Note::CUDNN_NUMERICAL_NOTE_TENSOR_CORE)
-        || full && has(Note::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS)
-        || direct && has(Note::CUDNN_NUMERICAL_NOTE_FFT)
-        || direct && has(Note::CUDNN_NUMERICAL_NOTE_WINOGRAD))
+        || full && has(Note::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS))
 }
 
 #[cfg(test)]
@@ -704,49 +712,21 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
-    fn arithmetic(conv_algorithm: ConvAlgorithm, precision: Precision) -> Arithmetic {
-        Arithmetic {
-            conv_algorithm,
-            precision,
-        }
-    }
-
     #[test]
     fn engines_without_a_fixed_order_are_passed_over() {
         let nondeterministic = Note::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC as i32;
         for precision in Precision::ALL {
-            for convolution in ConvAlgorithm::ALL {
-                let arithmetic = arithmetic(convolution, precision);
-                assert!(!is_allowed(&[nondeterministic], arithmetic));
-                assert!(is_allowed(&[], arithmetic));
-            }
+            assert!(!is_allowed(&[nondeterministic], precision));
+            assert!(is_allowed(&[], precision));
         }
     }
 
     #[test]
-    fn f32_stays_f32_and_direct_stays_direct() {
+    fn f32_stays_f32() {
         let tensor_core = [Note::CUDNN_NUMERICAL_NOTE_TENSOR_CORE as i32];
-        let winograd = [Note::CUDNN_NUMERICAL_NOTE_WINOGRAD as i32];
-        let allowed = |notes: &[i32], convolution, precision| {
-            is_allowed(notes, arithmetic(convolution, precision))
-        };
-        assert!(!allowed(
-            &tensor_core,
-            ConvAlgorithm::Winograd,
-            Precision::F32
-        ));
-        assert!(allowed(
-            &tensor_core,
-            ConvAlgorithm::Winograd,
-            Precision::Tf32
-        ));
-        assert!(allowed(
-            &tensor_core,
-            ConvAlgorithm::Direct,
-            Precision::Bf16
-        ));
-        assert!(!allowed(&winograd, ConvAlgorithm::Direct, Precision::F32));
-        assert!(allowed(&winograd, ConvAlgorithm::Winograd, Precision::F32));
+        assert!(!is_allowed(&tensor_core, Precision::F32));
+        assert!(is_allowed(&tensor_core, Precision::Tf32));
+        assert!(is_allowed(&tensor_core, Precision::Bf16));
     }
 
     /// An H200 as cuDNN 9.26 describes a device, from its data sheet and CUDA's table of compute capability 9.0.
@@ -799,7 +779,7 @@ mod tests {
                             pass,
                             geometry,
                             dtype,
-                            arithmetic: arithmetic(ConvAlgorithm::Winograd, precision),
+                            precision,
                         };
                         let target = Target::Described(&device);
                         let plans = plans(&target, &task).unwrap();

@@ -150,6 +150,46 @@ KERNEL(arrange_gradient)(const act *arranged, act *gradient, unsigned count, uns
   gradient[i] = arranged[(out * taps + tap) * padded + channel];
 }
 
+// ---- Convolutions as products ----
+
+// The patches of images: [batch, rows, columns, size, size, channels] of the images [batch, height, width, channels] with
+// `padding` zeros on each side. Coordinates outside of an image wrap around to large ones.
+KERNEL(im2col)(const act *x, act *patches, unsigned packs, unsigned channels, unsigned height, unsigned width,
+               unsigned rows, unsigned columns, unsigned size, unsigned padding) {
+  unsigned i = INDEX;
+  if (i >= packs) return;
+  unsigned lanes = channels / PACK;
+  unsigned lane = i % lanes, tap = i / lanes % (size * size), position = i / lanes / (size * size);
+  unsigned row = position / columns % rows + tap / size - padding, column = position % columns + tap % size - padding;
+  unsigned image = position / columns / rows;
+  pack value;
+  for (unsigned n = 0; n < PACK; ++n) value.at[n] = narrow(0.0f);
+  if (row < height && column < width) value = load(x, ((image * height + row) * width + column) * lanes + lane);
+  store(patches, i, value);
+}
+
+// The gradient of the images from that of their patches: each pixel adds up its places in patches, tap by tap.
+KERNEL(col2im)(const float *patches, act *x, unsigned packs, unsigned channels, unsigned height, unsigned width,
+               unsigned rows, unsigned columns, unsigned size, unsigned padding) {
+  unsigned i = INDEX;
+  if (i >= packs) return;
+  unsigned lanes = channels / PACK;
+  unsigned lane = i % lanes, pixel = i / lanes;
+  unsigned column = pixel % width, row = pixel / width % height, image = pixel / width / height;
+  float sum[PACK];
+  for (unsigned n = 0; n < PACK; ++n) sum[n] = 0.0f;
+  for (unsigned tap = 0; tap < size * size; ++tap) {
+    unsigned r = row + padding - tap / size, c = column + padding - tap % size;
+    if (r >= rows || c >= columns) continue;
+    unsigned patch = (image * rows + r) * columns + c;
+    const float *from = patches + (patch * size * size + tap) * channels + lane * PACK;
+    for (unsigned n = 0; n < PACK; ++n) sum[n] += from[n];
+  }
+  pack out;
+  for (unsigned n = 0; n < PACK; ++n) out.at[n] = narrow(sum[n]);
+  store(x, i, out);
+}
+
 // ---- Bias, activation, pooling ----
 
 // activation(x + bias); without `bias`, activation(x). `x` and `y` may be the same.

@@ -7,6 +7,8 @@
 mod capture;
 mod device;
 mod graph;
+mod im2col;
+mod libraries;
 mod memory;
 mod per_device;
 mod product;
@@ -20,6 +22,8 @@ pub use capture::{CapturedStep, StepValues};
 pub use device::{DeviceError, Memory, Version, capability, is_out_of_memory, memory, name, open};
 pub use graph::{EngineChoices, choose_engines, engine_choices};
 pub(crate) use graph::{Pass, Task, convolve};
+pub(crate) use im2col::convolve_by_products;
+pub use libraries::log_environment;
 pub(crate) use memory::{Buffer, Elements, activations, empty};
 pub(crate) use product::{Stored, product};
 pub(crate) use program::{Argument, GROUP, Program, launch, pack};
@@ -45,9 +49,14 @@ pub(crate) fn to_activations(x: &Tensor, dtype: DType) -> Result<Tensor> {
 /// When there is no memory.
 pub(crate) fn from_f32(x: Elements<'_>, dtype: DType) -> Result<Buffer> {
     let y = empty(x.device, dtype, x.shape)?;
-    let program = Program::packed(dtype, x.count());
-    let packs = program.packs(x.count());
-    let arguments = [x.into(), (&y).into(), packs.into()];
-    launch(x.device, program, "narrow_all", packs, &arguments)?;
+    narrow(x, y.elements())?;
     Ok(y)
+}
+
+/// Writes `x` in `f32` to `y` in its type.
+fn narrow(x: Elements<'_>, y: Elements<'_>) -> Result<()> {
+    let program = Program::packed(y.dtype, x.count());
+    let packs = program.packs(x.count());
+    let arguments = [x.into(), y.into(), packs.into()];
+    launch(x.device, program, "narrow_all", packs, &arguments)
 }

@@ -1,6 +1,6 @@
 //! Matrix products by cuBLASLt.
 
-use super::memory::{Buffer, Elements};
+use super::memory::Elements;
 use super::per_device::PerDevice;
 use super::workspace::with_workspace;
 use crate::arithmetic::Precision;
@@ -131,6 +131,9 @@ fn preference() -> Result<Description<sys::cublasLtMatmulPreference_t>> {
     Ok(preference)
 }
 
+/// A factor, and how it is stored.
+type Factor<'a> = (Elements<'a>, Stored);
+
 /// Computes `c = a b`, with the first algorithm of the library's heuristics. They depend on sizes, types and the device
 /// alone, so that it is the same in every run.
 ///
@@ -138,11 +141,24 @@ fn preference() -> Result<Description<sys::cublasLtMatmulPreference_t>> {
 /// When the library has no algorithm, or fails.
 pub(crate) fn product(
     precision: Precision,
-    (a, a_stored): (Elements<'_>, Stored),
-    (b, b_stored): (Elements<'_>, Stored),
-    c: &Buffer,
+    a: Factor<'_>,
+    b: Factor<'_>,
+    c: Elements<'_>,
 ) -> Result<()> {
-    let c = c.elements();
+    gemm(precision, a, b, 0.0, c)
+}
+
+/// Computes `c = a b + beta c`, as [`product`] does. With 0 as `beta`, `c` need not be initialised.
+///
+/// # Errors
+/// Those of [`product`].
+pub(super) fn gemm(
+    precision: Precision,
+    (a, a_stored): Factor<'_>,
+    (b, b_stored): Factor<'_>,
+    beta: f32,
+    c: Elements<'_>,
+) -> Result<()> {
     let (rows, columns) = c.shape.dims2()?;
     let ((a_rows, a_columns), (b_rows, b_columns)) = (a.shape.dims2()?, b.shape.dims2()?);
     let depth = match a_stored {
@@ -185,7 +201,7 @@ pub(crate) fn product(
         }
     };
     let stream = c.device.cuda_stream();
-    let (one, zero) = (1.0_f32, 0.0_f32);
+    let alpha = 1.0_f32;
     with_workspace(c.device, WORKSPACE, |workspace| {
         let [a, b, c, workspace] =
             [a.address, b.address, c.address, workspace].map(|at| at as *mut c_void);
@@ -195,8 +211,8 @@ pub(crate) fn product(
             result::matmul(
                 blas.handle,
                 operation.0,
-                (&raw const one).cast(),
-                (&raw const zero).cast(),
+                (&raw const alpha).cast(),
+                (&raw const beta).cast(),
                 b,
                 first.0,
                 a,

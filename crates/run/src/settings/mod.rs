@@ -269,7 +269,7 @@ macros::settings! {
         #[arg(value_name = "DEVICE")]
         device: DevicePreference = "auto" [MayChangeOnResume, VariesBetweenRepetitions];
 
-        /// How convolutions are computed in f32 on a CPU.
+        /// How convolutions are computed in f32 on a CPU, and on a GPU.
         #[arg(value_enum)]
         conv: ConvAlgorithm = "winograd" [];
 

@@ -112,10 +112,11 @@ named_values! {
 named_values! {
     /// How convolutions are computed.
     ConvAlgorithm {
-        /// Winograd's minimal filtering: fewer operations, relative errors of 1e-5 to 1e-4 instead of 1e-7.
+        /// Winograd's minimal filtering: fewer operations, relative errors of 1e-5 to 1e-4 instead of 1e-7; on a GPU, by
+        /// cuDNN.
         #[serde(alias = "fast")]
         Winograd,
-        /// Directly, by the definition.
+        /// Directly, by the definition; on a GPU, by matrix products without cuDNN.
         Direct,
     }
 }
