@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # run.sh OUT: the first minutes of the programs beside this script on a machine with an NVIDIA GPU. Each result is written to
 # the empty folder OUT as it comes, one line for each step to OUT/summary.txt. Stops by itself in less than nine minutes. The
-# libraries of CUDA are those in LD_LIBRARY_PATH, and then those in the packages of python3 (PyTorch's wheels bring them).
+# libraries of CUDA are those in LD_LIBRARY_PATH, and then those in the packages of PYTHON (python3; PyTorch's wheels bring
+# them), whose PyTorch is measured in turn.
 # With QUICK=1, the smallest network in the smallest batches, in a minute: to see that driver, libraries and programs fit.
 set -uo pipefail
-out=${1:?usage: [QUICK=1] run.sh OUT}
+out=${1:?usage: [QUICK=1] [PYTHON=python3] run.sh OUT}
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
 if [ -n "$(ls -A "$out")" ]; then
@@ -14,12 +15,13 @@ fi
 deadline=510
 failures=0
 quick=${QUICK:-}
+python=${PYTHON:-python3}
 
-wheels=$(timeout 20 python3 -c 'import nvidia, glob
+wheels=$(timeout 20 "$python" -c 'import nvidia, glob
 print(":".join(d for p in nvidia.__path__ for d in sorted(glob.glob(p + "/*/lib"))))' 2>>"$out/libraries.txt") || true
 export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}${LD_LIBRARY_PATH:+:}$wheels"
 echo "LD_LIBRARY_PATH=$LD_LIBRARY_PATH" >>"$out/libraries.txt"
-timeout 20 python3 -m pip list 2>/dev/null | grep -iE 'nvidia|torch' >>"$out/libraries.txt"
+timeout 20 "$python" -m pip list 2>/dev/null | grep -iE 'nvidia|torch' >>"$out/libraries.txt"
 
 # step NAME SECONDS COMMAND...: the command's output goes to NAME.txt.
 step() {
@@ -33,7 +35,10 @@ step() {
   timeout -k 5 $((limit < left ? limit : left)) "$@" >"$out/$name.txt" 2>&1
   code=$?
   echo "$name: exit status $code after $((SECONDS - start)) s" | tee -a "$out/summary.txt"
-  [ "$code" = 0 ] || failures=$((failures + 1))
+  if [ "$code" != 0 ]; then
+    failures=$((failures + 1))
+    tail -n 20 "$out/$name.txt"
+  fi
   return "$code"
 }
 
@@ -96,6 +101,6 @@ if [ -z "$quick" ]; then
   bench speed-small-alexnet 60 small-alexnet 128 bf16 --no-layers
 fi
 bench layers 90 alexnet,small-alexnet 500 bf16
-bench pytorch 90 alexnet 500 bf16 --no-layers --no-compile --against-pytorch python3
+bench pytorch 90 alexnet 500 bf16 --no-layers --no-compile --against-pytorch "$python"
 echo "$failures steps failed or were not run; all output is in $out" | tee -a "$out/summary.txt"
 [ "$failures" = 0 ]

@@ -19,18 +19,12 @@ pub(crate) enum DeviceKind {
 }
 
 impl DeviceKind {
-    #[cfg(feature = "cuda")]
-    pub(crate) fn open(self) -> anyhow::Result<Device> {
-        Ok(match self {
-            Self::Cpu => Device::Cpu,
-            Self::Cuda => ops::cuda::open(0)?,
-        })
-    }
-
-    #[cfg(not(feature = "cuda"))]
     pub(crate) fn open(self) -> anyhow::Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
+            #[cfg(feature = "cuda")]
+            Self::Cuda => Ok(ops::cuda::open(0)?),
+            #[cfg(not(feature = "cuda"))]
             Self::Cuda => anyhow::bail!(
                 "--device cuda: this program was built without GPU support; `cargo xtask bench` builds it with it"
             ),
@@ -51,37 +45,33 @@ pub(crate) fn model(device: &Device) -> anyhow::Result<String> {
     }
 }
 
-/// Measures the memory that this process takes from now on.
-pub(crate) struct Memory {
-    #[cfg(feature = "cuda")]
-    device: Device,
-    /// Free before, on a GPU.
-    #[cfg(feature = "cuda")]
-    free: Option<usize>,
-}
-
-#[cfg(feature = "cuda")]
+/// The free bytes of a GPU; `None` for a CPU.
 fn free(device: &Device) -> Option<usize> {
     match device {
+        #[cfg(feature = "cuda")]
         Device::Cuda(gpu) => Some(ops::cuda::memory(gpu).ok()?.free),
         _ => None,
     }
 }
 
+/// Measures the memory that this process takes.
+pub(crate) struct Memory {
+    device: Device,
+    /// Before, on a GPU.
+    free: Option<usize>,
+}
+
 impl Memory {
-    pub(crate) fn new(#[cfg_attr(not(feature = "cuda"), allow(unused))] device: &Device) -> Self {
+    pub(crate) fn new(device: &Device) -> Self {
         Self {
-            #[cfg(feature = "cuda")]
             device: device.clone(),
-            #[cfg(feature = "cuda")]
             free: free(device),
         }
     }
 
-    /// On a GPU, what is allocated there, without the driver and the libraries' handles; freed memory is kept. On a CPU, the
-    /// process's largest resident memory, where the system reports it.
+    /// On a GPU, what was allocated since `new`, without the driver and the libraries' handles; freed memory is kept. On a
+    /// CPU, the process's largest resident memory, where the system reports it.
     pub(crate) fn peak_bytes(&self) -> Option<u64> {
-        #[cfg(feature = "cuda")]
         if let Some(before) = self.free {
             return Some(before.saturating_sub(free(&self.device)?) as u64);
         }

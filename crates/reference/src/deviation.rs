@@ -71,6 +71,16 @@ pub fn elements(tensor: &Tensor) -> Result<Vec<f64>> {
         .to_vec1::<f64>()
 }
 
+/// The bits of a tensor's elements in `f32`, in row-major order.
+///
+/// # Errors
+/// When the tensor cannot be read.
+pub fn bits(tensor: &Tensor) -> Result<Vec<u32>> {
+    let values = tensor.to_device(&Device::Cpu)?.flatten_all()?;
+    let values = values.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+    Ok(values.into_iter().map(f32::to_bits).collect())
+}
+
 fn norm(values: &[f64]) -> f64 {
     values.iter().map(|v| v * v).sum::<f64>().sqrt()
 }

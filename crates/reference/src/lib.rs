@@ -5,7 +5,7 @@ mod deviation;
 mod test_device;
 mod uniform;
 
-pub use deviation::{Deviation, Statistics, elements, relative_error};
+pub use deviation::{Deviation, Statistics, bits, elements, relative_error};
 pub use uniform::{narrow, uniform};
 
 /// Inputs of operations, and the outputs and gradients of PyTorch, as JSON.

@@ -1,9 +1,9 @@
 //! Crops, flips, cutout and normalisation: the same bits on each device.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result};
 use datasets::{Augmentation, DataLoader, Dataset, Normalisation};
 use ops::Arithmetic;
-use reference::test_device;
+use reference::{bits, test_device};
 use run::settings::{Flip, PaddingMode};
 use std::num::NonZeroUsize;
 
@@ -41,10 +41,4 @@ fn batches_have_the_bits_of_the_cpu(
         assert_eq!(images, 70);
     }
     Ok(())
-}
-
-fn bits(tensor: &Tensor) -> Result<Vec<u32>> {
-    let values = tensor.to_device(&Device::Cpu)?.flatten_all()?;
-    let values = values.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-    Ok(values.into_iter().map(f32::to_bits).collect())
 }

@@ -3,19 +3,13 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use half::bf16;
 use ops::{Activation, Arithmetic, Conv2d, Dropout, Pool, Precision, Tape};
-use reference::{narrow, test_device};
+use reference::{bits, narrow, test_device};
 use rng::{Purpose, Stream, unit};
 
 const POOL: Pool = Pool {
     kernel: 3,
     stride: 2,
 };
-
-fn bits(tensor: &Tensor) -> Result<Vec<u32>> {
-    let values = tensor.to_device(&Device::Cpu)?.flatten_all()?;
-    let values = values.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-    Ok(values.into_iter().map(f32::to_bits).collect())
-}
 
 /// What is tested: an operation on a tape.
 type Operation = fn(&mut Tape, &Tensor) -> Result<Tensor>;
