@@ -1,3 +1,5 @@
+//! What the machine or its GPU can do at most: matrix products and memory traffic.
+
 use crate::device::{self, DeviceKind};
 use candle_core::{DType, Device, Tensor, Var};
 use ops::{Activation, Arithmetic, ConvAlgorithm, Precision, Tape};
