@@ -1,6 +1,5 @@
-//! The trainer built with the feature `cuda`, on an emulated GPU: what it says where something is wrong with the GPU,
-//! and that a run that was stopped goes on to the same bits. `cargo xtask ci` builds both and says where
-//! they are; elsewhere these tests say that they were skipped.
+//! The trainer built with the feature `cuda`, on an emulated GPU: what it says where something is wrong with the GPU, and
+//! that runs and weights move between GPU and CPU. `cargo xtask ci` builds both and says where they are.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -10,16 +9,9 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 /// The trainer and the folder of the emulated GPU's libraries.
-fn built() -> Option<(PathBuf, PathBuf)> {
-    let path = |name| env::var_os(name).map(PathBuf::from);
-    let found = path("CUDA_TRAINER").zip(path("CUDA_EMULATOR"));
-    if found.is_none() {
-        #[allow(clippy::print_stdout)] // What a test did not do is said.
-        {
-            println!("skipped: CUDA_TRAINER and CUDA_EMULATOR are not set");
-        }
-    }
-    found
+fn built() -> (PathBuf, PathBuf) {
+    let path = |name| PathBuf::from(env::var_os(name).unwrap());
+    (path("CUDA_TRAINER"), path("CUDA_EMULATOR"))
 }
 
 /// The trainer with the libraries in `folder`.
@@ -55,10 +47,9 @@ fn without(emulator: &Path, library: &str) -> tempfile::TempDir {
 }
 
 #[test]
+#[ignore = "needs CUDA_TRAINER and CUDA_EMULATOR"]
 fn what_is_missing_is_named() {
-    let Some((program, emulator)) = built() else {
-        return;
-    };
+    let (program, emulator) = built();
     let runs = tempfile::tempdir().unwrap();
     let nothing = tempfile::tempdir().unwrap();
     let mut command = run(&program, nothing.path(), runs.path(), "a");
@@ -86,10 +77,9 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
+#[ignore = "needs CUDA_TRAINER and CUDA_EMULATOR"]
 fn versions_that_do_not_go_together_are_named() {
-    let Some((program, emulator)) = built() else {
-        return;
-    };
+    let (program, emulator) = built();
     let runs = tempfile::tempdir().unwrap();
     let with = |variable: &str, value: &str| {
         let mut command = run(&program, &emulator, runs.path(), "a");
@@ -130,10 +120,9 @@ fn versions_that_do_not_go_together_are_named() {
 }
 
 #[test]
+#[ignore = "needs CUDA_TRAINER and CUDA_EMULATOR"]
 fn auto_falls_back_and_says_why() {
-    let Some((program, emulator)) = built() else {
-        return;
-    };
+    let (program, emulator) = built();
     let runs = tempfile::tempdir().unwrap();
     let folder = without(&emulator, "cudnn");
     let mut command = trainer(&program, folder.path());
@@ -145,10 +134,9 @@ fn auto_falls_back_and_says_why() {
 }
 
 #[test]
+#[ignore = "needs CUDA_TRAINER and CUDA_EMULATOR"]
 fn auto_takes_the_gpu_and_says_so() {
-    let Some((program, emulator)) = built() else {
-        return;
-    };
+    let (program, emulator) = built();
     let runs = tempfile::tempdir().unwrap();
     let mut command = trainer(&program, &emulator);
     command.args(SHORT).args(["--epochs", "1", "--name", "a"]);
@@ -166,10 +154,9 @@ fn auto_takes_the_gpu_and_says_so() {
 }
 
 #[test]
+#[ignore = "needs CUDA_TRAINER and CUDA_EMULATOR"]
 fn a_batch_that_does_not_fit_is_told_what_would() {
-    let Some((program, emulator)) = built() else {
-        return;
-    };
+    let (program, emulator) = built();
     let runs = tempfile::tempdir().unwrap();
     let mut command = trainer(&program, &emulator);
     command
@@ -203,10 +190,9 @@ fn a_batch_that_does_not_fit_is_told_what_would() {
 }
 
 #[test]
+#[ignore = "needs CUDA_TRAINER and CUDA_EMULATOR"]
 fn weights_move_between_the_gpu_and_the_processor() {
-    let Some((program, emulator)) = built() else {
-        return;
-    };
+    let (program, emulator) = built();
     let runs = tempfile::tempdir().unwrap();
     run(&program, &emulator, runs.path(), "a")
         .assert()
@@ -242,10 +228,9 @@ fn weights_move_between_the_gpu_and_the_processor() {
 }
 
 #[test]
+#[ignore = "needs CUDA_TRAINER and CUDA_EMULATOR"]
 fn a_run_that_diverges_says_at_which_step() {
-    let Some((program, emulator)) = built() else {
-        return;
-    };
+    let (program, emulator) = built();
     let runs = tempfile::tempdir().unwrap();
     let mut command = run(&program, &emulator, runs.path(), "a");
     let output = command.args(["--lr", "1e30"]).assert().code(1);
@@ -259,10 +244,9 @@ fn a_run_that_diverges_says_at_which_step() {
 }
 
 #[test]
+#[ignore = "needs CUDA_TRAINER and CUDA_EMULATOR"]
 fn the_best_weights_are_those_of_the_best_epoch() {
-    let Some((program, emulator)) = built() else {
-        return;
-    };
+    let (program, emulator) = built();
     let runs = tempfile::tempdir().unwrap();
     // Epochs are shorter than the pause between checkpoints, so the best weights wait on the GPU while later
     // steps change the network's.
@@ -293,10 +277,9 @@ fn the_best_weights_are_those_of_the_best_epoch() {
 }
 
 #[test]
+#[ignore = "needs CUDA_TRAINER and CUDA_EMULATOR"]
 fn direct_convolutions_need_no_engine_of_cudnn() {
-    let Some((program, emulator)) = built() else {
-        return;
-    };
+    let (program, emulator) = built();
     let runs = tempfile::tempdir().unwrap();
     // The only engine fails.
     let with = |name, conv| {
@@ -312,10 +295,9 @@ fn direct_convolutions_need_no_engine_of_cudnn() {
 }
 
 #[test]
+#[ignore = "needs CUDA_TRAINER and CUDA_EMULATOR"]
 fn the_log_names_the_libraries_and_a_gpu_without_memory_pools_is_warned_of_once() {
-    let Some((program, emulator)) = built() else {
-        return;
-    };
+    let (program, emulator) = built();
     let runs = tempfile::tempdir().unwrap();
     let warnings = |pools| {
         let mut command = run(&program, &emulator, runs.path(), pools);

@@ -68,6 +68,7 @@ fn what_cannot_be_measured_or_written_is_said_at_once() {
         (["--models", "resnet"], "resnet"),
         (["--batch-sizes", "0"], "--batch-sizes"),
         (["--engines", "turbo"], "turbo"),
+        (["--engines", "tf32"], "--engines tf32"),
     ] {
         refused(program("bench").args(arguments), 2, &[part]);
     }

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # run.sh OUT: the first minutes of the programs beside this script on a machine with an NVIDIA GPU. Each result is written to
 # the empty folder OUT as it comes, one line for each step to OUT/summary.txt. Stops by itself in less than nine minutes. The
-# libraries of CUDA are those in LD_LIBRARY_PATH, and then those in the packages of python3 (PyTorch's wheels bring them).
+# libraries of CUDA are those in LD_LIBRARY_PATH, and then those in the packages of PYTHON (python3; PyTorch's wheels bring
+# them), whose PyTorch is measured in turn.
+# With QUICK=1, the smallest network in the smallest batches, in a minute: to see that driver, libraries and programs fit.
 set -uo pipefail
-out=${1:?usage: run.sh OUT}
+out=${1:?usage: [QUICK=1] [PYTHON=python3] run.sh OUT}
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
 if [ -n "$(ls -A "$out")" ]; then
@@ -12,12 +14,14 @@ if [ -n "$(ls -A "$out")" ]; then
 fi
 deadline=510
 failures=0
+quick=${QUICK:-}
+python=${PYTHON:-python3}
 
-wheels=$(timeout 20 python3 -c 'import nvidia, glob
+wheels=$(timeout 20 "$python" -c 'import nvidia, glob
 print(":".join(d for p in nvidia.__path__ for d in sorted(glob.glob(p + "/*/lib"))))' 2>>"$out/libraries.txt") || true
 export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}${LD_LIBRARY_PATH:+:}$wheels"
 echo "LD_LIBRARY_PATH=$LD_LIBRARY_PATH" >>"$out/libraries.txt"
-timeout 20 python3 -m pip list 2>/dev/null | grep -iE 'nvidia|torch' >>"$out/libraries.txt"
+timeout 20 "$python" -m pip list 2>/dev/null | grep -iE 'nvidia|torch' >>"$out/libraries.txt"
 
 # step NAME SECONDS COMMAND...: the command's output goes to NAME.txt.
 step() {
@@ -31,7 +35,10 @@ step() {
   timeout -k 5 $((limit < left ? limit : left)) "$@" >"$out/$name.txt" 2>&1
   code=$?
   echo "$name: exit status $code after $((SECONDS - start)) s" | tee -a "$out/summary.txt"
-  [ "$code" = 0 ] || failures=$((failures + 1))
+  if [ "$code" != 0 ]; then
+    failures=$((failures + 1))
+    tail -n 20 "$out/$name.txt"
+  fi
   return "$code"
 }
 
@@ -48,15 +55,38 @@ train() {
     step "$name-logged" 60 "${command[@]}" --name "$name-logged" --log-level debug
 }
 
+# tests CRATE NAME SECONDS FILTERS...: the tests of a crate with one of these in their names.
+tests() {
+  local crate=$1 name=$2 limit=$3
+  shift 3
+  step "$name" "$limit" "$here/$crate-devices" --include-ignored --test-threads=1 "$@"
+}
+
+# bench NAME SECONDS MODELS BATCH ENGINES OPTIONS...: training steps, in tables, and in NAME.json.
+bench() {
+  local name=$1 limit=$2 models=$3 batch=$4 engines=$5
+  shift 5
+  if [ -n "$quick" ]; then models=lenet batch=1; fi
+  step "$name" "$limit" "$here/bench" --device cuda --models "$models" --batch-sizes "$batch" --engines "$engines" \
+    --passes train --rounds 1 --seconds "${quick:+0.0}5" --out "$out/$name.json" "$@"
+}
+
+few=(--model small-alexnet --epochs 2 --batch-size 100 --limit-train 500 --limit-test 100)
+without=()
+if [ -n "$quick" ]; then
+  few=(--model lenet --epochs 2 --batch-size 2 --limit-train 4 --limit-test 2)
+  without=(--skip alexnet --skip runs::)
+fi
+
 if command -v nvidia-smi >/dev/null; then
   step nvidia-smi 20 nvidia-smi
 fi
 for precision in bf16 tf32 f32; do
-  train "train-$precision" --model small-alexnet --epochs 2 --batch-size 100 --limit-train 500 --limit-test 100 \
-    --precision "$precision"
+  train "train-$precision" "${few[@]}" --precision "$precision"
 done
 for precision in bf16 tf32 f32; do
-  step "values-$precision" 60 "$here/bench" gpu-check --only values --precisions "$precision" --out "$out/values-$precision.json"
+  tests ops "values-$precision-ops" 60 "cuda_$precision"
+  tests engine "values-$precision-engine" 60 "cuda_$precision" --skip ends_with_the_same_bits "${without[@]}"
 done
 if command -v compute-sanitizer >/dev/null; then
   step memcheck 90 compute-sanitizer --tool memcheck --error-exitcode 9 "$here/trainer" --device cuda --dataset synthetic \
@@ -65,16 +95,12 @@ if command -v compute-sanitizer >/dev/null; then
 else
   echo "memcheck: not run, there is no compute-sanitizer" | tee -a "$out/summary.txt"
 fi
-step runs 90 "$here/bench" gpu-check --only runs --precisions bf16 --run-dir "$out/runs" --out "$out/runs.json"
-for case in "alexnet 500 bf16" "alexnet 500 tf32" "small-alexnet 128 bf16"; do
-  read -r model batch precision <<<"$case"
-  step "speed-$model-$batch-$precision" 30 "$here/bench" gpu-measure --what training --model "$model" \
-    --batch-size "$batch" --precision "$precision"
-done
-for model in alexnet small-alexnet; do
-  step "layers-$model" 30 "$here/bench" gpu-measure --what layers --model "$model" --batch-size 500 --precision bf16
-done
-step pytorch 120 "$here/bench" gpu-check --only speed --batch-sizes 500 --precisions bf16 --rounds 1 --seconds 3 \
-  --out "$out/speed.json"
+if [ -z "$quick" ]; then
+  tests engine runs 90 ends_with_the_same_bits::cuda_bf16
+  bench speed-alexnet 90 alexnet 500 bf16,tf32 --no-layers
+  bench speed-small-alexnet 60 small-alexnet 128 bf16 --no-layers
+fi
+bench layers 90 alexnet,small-alexnet 500 bf16
+bench pytorch 90 alexnet 500 bf16 --no-layers --no-compile --against-pytorch "$python"
 echo "$failures steps failed or were not run; all output is in $out" | tee -a "$out/summary.txt"
 [ "$failures" = 0 ]

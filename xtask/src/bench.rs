@@ -1,9 +1,11 @@
 //! `cargo xtask bench`: builds and runs the crate `bench`.
 
+use crate::cuda::{programs, target};
 use crate::process::cargo;
 use anyhow::Context;
 use run::cli::Exit;
 use std::ffi::OsString;
+use std::process::Command;
 
 /// Options of `bench`.
 #[derive(Debug, clap::Args)]
@@ -14,12 +16,29 @@ pub(crate) struct Args {
     arguments: Vec<OsString>,
 }
 
+impl Args {
+    fn on_gpu(&self) -> bool {
+        let mut pairs = self.arguments.windows(2);
+        let has_pair = pairs.any(|pair| pair[0] == "--device" && pair[1] == "cuda");
+        has_pair
+            || self
+                .arguments
+                .iter()
+                .any(|argument| argument == "--device=cuda")
+    }
+}
+
 /// Runs the measurements. They are a crate of their own, so that the other commands build without candle.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
-    let status = cargo()
-        .args(["run", "--package", "bench", "--"])
-        .args(&args.arguments)
-        .status()
-        .context("cannot run cargo")?;
-    Ok(status.into())
+    let mut command = if args.on_gpu() {
+        let folder = target().join("cuda");
+        programs(&folder)?;
+        Command::new(folder.join("bench"))
+    } else {
+        let mut cargo = cargo();
+        cargo.args(["run", "--package", "bench", "--"]);
+        cargo
+    };
+    let status = command.args(&args.arguments).status();
+    Ok(status.context("cannot run the measurements")?.into())
 }

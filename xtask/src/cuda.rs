@@ -3,10 +3,18 @@
 use crate::files::create_folder;
 use crate::process::{self, cargo};
 use anyhow::{Context, ensure};
+use serde_json::Value;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+
+/// Selects the packages with the feature `cuda`: the same in all commands, so that dependencies are built once.
+pub(crate) const PACKAGES: &str = "--features cuda --package ops --package models --package engine \
+    --package bench --package trainer";
+
+/// The tests that run on each device: those of the crates `ops` and `engine`.
+pub(crate) const DEVICE_TESTS: &str = "devices";
 
 /// A path in the folder of this crate.
 fn path(name: &str) -> PathBuf {
@@ -47,18 +55,42 @@ pub(crate) fn cargo_cuda(arguments: &str) -> Command {
     command
 }
 
-/// Builds the programs `trainer` and `bench` with the feature `cuda`, and copies them into a folder, which is returned: the
-/// next build without it replaces them.
-pub(crate) fn programs() -> anyhow::Result<PathBuf> {
-    let mut cargo = cargo_cuda("build --features cuda --package bench --package trainer");
-    process::run("cargo", &mut cargo)
-        .context("the programs cannot be built with the feature `cuda`")?;
-    let folder = target().join("cuda");
-    create_folder(&folder)?;
-    for program in ["bench", "trainer"] {
-        let to = folder.join(program);
-        fs::copy(target().join("debug").join(program), &to)
-            .with_context(|| format!("cannot write `{}`", to.display()))?;
+/// Builds `trainer`, `bench` and the tests on a GPU, `ops-devices` and `engine-devices`, and copies them into `folder`: the
+/// next build without CUDA replaces them. Returns the names.
+pub(crate) fn programs(folder: &Path) -> anyhow::Result<Vec<String>> {
+    create_folder(folder)?;
+    let mut cargo = cargo_cuda(&format!("build {PACKAGES} --bins --test {DEVICE_TESTS}"));
+    cargo.args(["--message-format", "json-render-diagnostics"]);
+    let output = cargo.stderr(Stdio::inherit()).output();
+    let output = output.context("cannot run cargo")?;
+    ensure!(
+        output.status.success(),
+        "the programs cannot be built with the feature `cuda`"
+    );
+    let mut names = Vec::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let message: Value = serde_json::from_str(line).context("cannot read cargo's output")?;
+        let Some((name, program)) = program(&message) else {
+            continue;
+        };
+        let to = folder.join(&name);
+        fs::copy(program, &to).with_context(|| format!("cannot write `{}`", to.display()))?;
+        names.push(name);
     }
-    Ok(folder.canonicalize()?)
+    Ok(names)
+}
+
+/// The name and path of a program that cargo has built, from its message. Tests of the same name are told apart by that of
+/// their crate.
+fn program(message: &Value) -> Option<(String, &str)> {
+    let path = message["executable"].as_str()?;
+    let name = message["target"]["name"].as_str()?;
+    let is_test = message["target"]["kind"][0] == "test";
+    let manifest = Path::new(message["manifest_path"].as_str()?);
+    let package = manifest.parent()?.file_name()?.to_str()?;
+    let name = match is_test {
+        true => format!("{package}-{name}"),
+        false => name.to_owned(),
+    };
+    Some((name, path))
 }

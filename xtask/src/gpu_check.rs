@@ -1,9 +1,9 @@
-//! `cargo xtask gpu-check`: builds the programs with the feature `cuda` and runs their check of the GPU.
+//! `cargo xtask gpu-check`: runs the tests that need a GPU, or builds them for another machine.
 
-use crate::cuda::{emulator, programs};
-use crate::files::{create_folder, write};
+use crate::cuda::{DEVICE_TESTS, PACKAGES, cargo_cuda, emulator, programs};
+use crate::files::write;
 use crate::process;
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use run::NativePath;
 use run::cli::{self, Exit};
 use std::ffi::OsString;
@@ -14,69 +14,86 @@ use std::process::Command;
 /// The first checks on a machine with a GPU.
 const RUN: &str = include_str!("../cuda/run.sh");
 
+/// The most that the programs may take, in MiB: they are copied to machines that are lent for minutes.
+const MOST_MIB: f64 = 60.0;
+
+/// Tests that take most of the time on the emulated GPU. They run there where they are asked for.
+const SLOW: [&str; 4] = [
+    "networks::alexnet",
+    "layers_of_alexnet",
+    "ends_with_the_same_bits::cuda_f32",
+    "ends_with_the_same_bits::cuda_tf32",
+];
+
 /// Options of `gpu-check`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only build, and copy the programs into this folder, with a script. On a machine without cargo, `DIR/run.sh OUT` makes
-    /// the first checks and writes their results into the folder OUT, in less than nine minutes.
-    #[arg(long, value_name = "DIR", conflicts_with = "emulated")]
+    /// Only build, for a machine with a GPU but no cargo: the tests, `trainer`, `bench` and a script. There,
+    /// `DIR/run.sh OUT` makes the first checks and measurements in less than nine minutes, and writes each result into the
+    /// folder OUT as it comes.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["emulated", "arguments"])]
     bundle: Option<NativePath>,
 
-    /// Check an emulated GPU, which is not a measure of speed.
+    /// Use an emulated GPU, by default without the slowest tests.
     #[arg(long)]
     emulated: bool,
 
-    /// Arguments of the check: see `cargo xtask gpu-check -- --help`.
+    /// Run the tests with one of these in their names, such as `cuda_bf16`, or pass other arguments to the test programs
+    /// [default: cuda_].
     #[arg(last = true)]
     arguments: Vec<OsString>,
 }
 
-impl Args {
-    /// The quick check of the emulated GPU, which writes into `folder`.
-    pub(crate) fn quick_emulated(folder: &Path) -> Self {
-        let path = |name| folder.join(name).into_os_string();
-        Self {
-            bundle: None,
-            emulated: true,
-            arguments: vec![
-                "--quick".into(),
-                // Tests of single operations cover tf32.
-                "--precisions=f32,bf16".into(),
-                "--out".into(),
-                path("gpu-check.json"),
-                "--run-dir".into(),
-                path("runs"),
-            ],
-        }
-    }
-}
-
-/// Builds the programs, and runs the check unless `--bundle` is given.
+/// Builds the tests, and runs them unless `--bundle` is given.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
-    let programs = programs()?;
-    if let Some(bundle) = &args.bundle {
-        create_folder(bundle)?;
-        for program in ["bench", "trainer"] {
-            let to = bundle.join(program);
-            fs::copy(programs.join(program), &to)
-                .with_context(|| format!("cannot write `{}`", to.display()))?;
-            // Halves the size. Without `strip` the programs work as well.
-            let _ = Command::new("strip").arg(&to).status();
-        }
-        let script = bundle.join("run.sh");
-        write(&script, RUN)?;
-        process::run("chmod", Command::new("chmod").arg("+x").arg(&script))?;
+    if let Some(folder) = &args.bundle {
+        bundle(folder)?;
         cli::note(&format!(
-            "built {0}/bench and {0}/trainer; on the machine with the GPU: {0}/run.sh OUT",
-            bundle.display()
+            "on the machine with the GPU: {}/run.sh OUT",
+            folder.display()
         ));
         return Ok(Exit::Success);
     }
-    let mut command = Command::new(programs.join("bench"));
-    command.arg("gpu-check").args(&args.arguments);
-    if args.emulated {
-        command.env("LD_LIBRARY_PATH", emulator()?);
+    let emulator = args.emulated.then(emulator).transpose()?;
+    let status = tests(emulator.as_deref(), &args.arguments).status();
+    Ok(status.context("cannot run cargo")?.into())
+}
+
+/// The tests on a GPU, or on the emulated one in this folder: those that `arguments` select.
+pub(crate) fn tests(emulator: Option<&Path>, arguments: &[OsString]) -> Command {
+    // One after the other: they share the GPU's memory, and the emulated GPU has one thread.
+    let mut tests = cargo_cuda(&format!(
+        "test {PACKAGES} --lib --test {DEVICE_TESTS} -- --include-ignored --test-threads=1"
+    ));
+    if let Some(emulator) = emulator {
+        tests.env("LD_LIBRARY_PATH", emulator);
     }
-    let status = command.status().context("cannot run the check")?;
-    Ok(status.into())
+    if arguments.is_empty() {
+        tests.arg("cuda_");
+        if emulator.is_some() {
+            tests.args(SLOW.iter().flat_map(|name| ["--skip", name]));
+        }
+    }
+    tests.args(arguments);
+    tests
+}
+
+/// Builds the programs for another machine into `folder`, stripped, with the script that runs them.
+pub(crate) fn bundle(folder: &Path) -> anyhow::Result<()> {
+    let names = programs(folder)?;
+    let mut strip = Command::new("strip");
+    strip.args(&names).current_dir(folder);
+    process::run("strip", &mut strip)?;
+    let script = folder.join("run.sh");
+    write(&script, RUN)?;
+    process::run("chmod", Command::new("chmod").arg("+x").arg(&script))?;
+    let mut bytes = 0;
+    for name in &names {
+        bytes += fs::metadata(folder.join(name))?.len();
+    }
+    let mib = bytes as f64 / f64::from(1 << 20);
+    let text = format!("{} in {}: {mib:.0} MiB", names.join(", "), folder.display());
+    ensure!(mib <= MOST_MIB, "{text}, more than {MOST_MIB} MiB");
+    cli::note(&text);
+    Ok(())
 }

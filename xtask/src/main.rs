@@ -36,9 +36,9 @@ enum Command {
     Tune(tune::Args),
     /// Train a run again and check that its weights are the same, bit for bit.
     Verify(verify::Args),
-    /// Measure training and evaluation on this machine, layer by layer and against PyTorch.
+    /// Measure training and evaluation on this machine or its GPU, layer by layer and against PyTorch.
     Bench(bench::Args),
-    /// Check an NVIDIA GPU: reference values, gradients, reproducibility, speed.
+    /// Run the tests that need an NVIDIA GPU, or build them for another machine.
     GpuCheck(gpu_check::Args),
     /// Generate the reference of commands and flags: crates/trainer/README.md and xtask/README.md.
     Docs(docs::Args),

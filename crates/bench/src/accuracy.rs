@@ -1,9 +1,10 @@
 //! The rounding errors of convolutions, on the activations and gradients of real training.
 
+use crate::device::DeviceKind;
 use crate::machine::use_threads;
 use crate::throughput::{Engine, name, network, settings, sgd};
 use anyhow::Context;
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::Optimizer;
 use datasets::{Batch, DataLoader, Dataset, DatasetInfo};
 use models::{Architecture, DropoutMasks, Layer, NamedLayer, Network};
@@ -77,7 +78,7 @@ fn trained(
     batch_size: NonZeroUsize,
 ) -> anyhow::Result<(Network, Batch)> {
     let settings = settings(model, run::Overrides::default())?;
-    let network = network(model)?;
+    let network = network(model, &Device::Cpu)?;
     let mut optimiser = sgd(&network)?;
     let loader = DataLoader::new(set.training(), batch_size, (&settings).into());
     let epochs = (0..).map(|epoch| loader.load(loader.training(0, epoch, (&settings).into(), 0)));
@@ -179,7 +180,10 @@ fn errors(network: &Network, batch: &Batch) -> anyhow::Result<Vec<Errors>> {
             };
             let exact = run(ConvAlgorithm::Direct.into(), DType::F64)?;
             for engine in [Engine::Winograd, Engine::Direct] {
-                let found = run(engine.arithmetic().unwrap_or_default(), DType::F32)?;
+                let found = run(
+                    engine.arithmetic(DeviceKind::Cpu).unwrap_or_default(),
+                    DType::F32,
+                )?;
                 let error = |index: usize| relative(&found[index], &exact[index]);
                 let is_first = layers.is_empty();
                 all.push(Errors {

@@ -1,5 +1,6 @@
 //! The whole measurement: contestants in turn, ratios, layers, tables.
 
+use crate::device::DeviceKind;
 use crate::layers::LayerTime;
 use crate::machine::Machine;
 use crate::rival::{self, Configuration};
@@ -8,7 +9,7 @@ use anyhow::{Context, bail};
 use atomic_file::Unfinished;
 use models::Architecture;
 use run::NativePath;
-use run::cli;
+use run::cli::{self, UsageError};
 use run::settings::Precision;
 use serde::{Serialize, de::DeserializeOwned};
 use std::env;
@@ -33,13 +34,17 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',', default_value = "128")]
     batch_sizes: Vec<NonZeroUsize>,
 
+    /// The device: the CPU, or the first NVIDIA GPU.
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: DeviceKind,
+
     /// Threads [default: one per core].
     #[arg(long, value_delimiter = ',')]
     threads: Vec<NonZeroUsize>,
 
-    /// What computes: `winograd`, the default of the trainer; `direct`, its other algorithm; `bf16`, its other precision;
-    /// `tape` and `graph`, our operations on our tape and in candle's graph, on one batch; `candle`, candle's own
-    /// convolutions.
+    /// What computes: `winograd`, the trainer in f32; `direct`, the same with `--conv direct`; `bf16` and, on a GPU, `tf32`,
+    /// its other precisions; on a CPU also `tape` and `graph`, our operations on our tape and in candle's graph, on one
+    /// batch, and `candle`, candle's own convolutions.
     #[arg(
         long,
         value_delimiter = ',',
@@ -48,12 +53,16 @@ pub(crate) struct Args {
     )]
     engines: Vec<Engine>,
 
-    /// Measure PyTorch as well, with this Python, in turn with ours: in f32 and in bf16 (autocast), in both layouts, as it is
-    /// and compiled.
+    /// Measure PyTorch as well, with this Python, in turn with ours: in the precisions of the engines (bf16 is autocast), on a
+    /// CPU in both layouts, as it is and compiled.
     #[arg(long, value_name = "PYTHON")]
     against_pytorch: Option<NativePath>,
 
-    /// How often each is measured, in turn.
+    /// Measure PyTorch as it is alone. On a GPU, compiling takes a minute for each measurement.
+    #[arg(long)]
+    no_compile: bool,
+
+    /// How often each is measured, in turn. The machine is measured twice if this is above 1.
     #[arg(long, default_value = "2")]
     rounds: NonZeroU32,
 
@@ -89,6 +98,7 @@ struct Task {
     model: Architecture,
     pass: Pass,
     batch_size: NonZeroUsize,
+    device: DeviceKind,
     threads: NonZeroUsize,
 }
 
@@ -96,6 +106,7 @@ struct Task {
 #[derive(Debug, Default, Serialize)]
 struct Report {
     version: &'static str,
+    commit: &'static str,
     pytorch: Option<String>,
     machines: Vec<Machine>,
     throughput: Vec<Row>,
@@ -117,6 +128,7 @@ struct Row {
     images_per_second: Vec<f64>,
     peak_bytes: Option<u64>,
     waiting_share: Option<f64>,
+    host_milliseconds: Option<f64>,
 }
 
 /// How many times as many images per second the first processed as the second, in each round.
@@ -139,11 +151,21 @@ struct Layers {
     model: Architecture,
     engine: Engine,
     batch_size: NonZeroUsize,
+    device: DeviceKind,
     threads: NonZeroUsize,
     layers: Vec<LayerTime>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let device = args.device;
+    if let Some(engine) = args.engines.iter().find(|engine| !engine.is_for(device)) {
+        let text = format!(
+            "--engines {}: not for --device {}",
+            name(*engine),
+            name(device)
+        );
+        return Err(UsageError(text).into());
+    }
     let cannot_write = || format!("cannot write `{}`", args.out.display());
     // A file that cannot be written is reported before the measurements.
     let mut out = Unfinished::create(&args.out).with_context(cannot_write)?;
@@ -153,17 +175,22 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
+        commit: env!("BUILT_FROM"),
         ..Report::default()
     };
     let mut contestants: Vec<_> = args.engines.iter().copied().map(Contestant::Ours).collect();
     if let Some(python) = &args.against_pytorch {
-        match rival::version(python) {
+        match rival::version(python, device) {
             Ok(version) => {
                 report.pytorch = Some(version);
-                let compiles = rival::compiles(python).inspect_err(|error| {
-                    cli::note(&format!("{error}: measuring PyTorch as it is"));
-                });
-                let configurations = Configuration::all(compiles.is_ok());
+                let compiles = !args.no_compile
+                    && rival::compiles(python)
+                        .inspect_err(|error| {
+                            cli::note(&format!("{error}: measuring PyTorch as it is"));
+                        })
+                        .is_ok();
+                let precisions = args.engines.iter().map(|engine| engine.precision());
+                let configurations = Configuration::all(precisions, device, compiles);
                 contestants.extend(configurations.map(|how| Contestant::PyTorch(python, how)));
             }
             Err(error) => cli::note(&format!(
@@ -174,7 +201,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let measure_machine = |threads: &NonZeroUsize| -> anyhow::Result<Machine> {
         cli::note(&format!("the machine with {threads} threads"));
-        own("machine", *threads)
+        own("machine", device, *threads)
     };
     let machines = threads.iter().map(measure_machine);
     report.machines = machines.collect::<anyhow::Result<_>>()?;
@@ -186,6 +213,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                         model,
                         pass,
                         batch_size,
+                        device,
                         threads,
                     };
                     let rows = task.measure(args, &contestants)?;
@@ -197,15 +225,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     report.ratios.extend(scaling(&report.throughput));
     // Again, some time later: on a shared machine, a single moment may be a bad one.
-    for machine in &mut report.machines {
-        machine.improve(&measure_machine(&machine.threads)?);
+    if args.rounds > NonZeroU32::MIN {
+        for machine in &mut report.machines {
+            machine.improve(&measure_machine(&machine.threads)?);
+        }
     }
     if !args.no_layers {
         let (Some(&batch_size), Some(&threads)) = (args.batch_sizes.first(), threads.last()) else {
             bail!("there is no batch size");
         };
         for &model in &args.models {
-            for &engine in args.engines.iter().filter(|e| e.arithmetic().is_some()) {
+            let engines = args.engines.iter();
+            for &engine in engines.filter(|engine| engine.arithmetic(device).is_some()) {
                 let name = name(engine);
                 cli::note(&format!("{model}, {name}: the layers"));
                 let arguments = format!(
@@ -216,8 +247,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                     model,
                     engine,
                     batch_size,
+                    device,
                     threads,
-                    layers: own(&arguments, threads)?,
+                    layers: own(&arguments, device, threads)?,
                 });
             }
         }
@@ -231,9 +263,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// Runs this program with other arguments.
-fn own<T: DeserializeOwned>(arguments: &str, threads: NonZeroUsize) -> anyhow::Result<T> {
+fn own<T: DeserializeOwned>(
+    arguments: &str,
+    device: DeviceKind,
+    threads: NonZeroUsize,
+) -> anyhow::Result<T> {
     let output = Command::new(env::current_exe()?)
         .args(arguments.split(' '))
+        .arg(format!("--device={}", name(device)))
         .arg(format!("--threads={threads}"))
         // For candle's own operations.
         .env("RAYON_NUM_THREADS", threads.to_string())
@@ -261,7 +298,7 @@ impl Contestant<'_> {
     }
 
     fn measure(self, task: Task, seconds: f64) -> anyhow::Result<Measured> {
-        let (model, threads) = (task.model, task.threads);
+        let (model, device, threads) = (task.model, task.device, task.threads);
         let options = format!(
             "--pass={} --batch-size={} --seconds={seconds}",
             name(task.pass),
@@ -273,11 +310,13 @@ impl Contestant<'_> {
                     "throughput --model={model} --engine={} {options}",
                     name(engine)
                 ),
+                device,
                 threads,
             ),
             Self::PyTorch(python, configuration) => {
                 let options = format!(
-                    "{options} --threads={threads} {}",
+                    "{options} --device={} --threads={threads} {}",
+                    name(device),
                     configuration.arguments()
                 );
                 rival::ask(python, model, include_str!("pytorch.py"), &options)
@@ -297,6 +336,7 @@ impl Task {
             images_per_second: Vec::new(),
             peak_bytes: None,
             waiting_share: None,
+            host_milliseconds: None,
         });
         let mut rows: Vec<Row> = rows.collect();
         for _ in 0..args.rounds.get() {
@@ -314,6 +354,7 @@ impl Task {
                 row.images_per_second.push(measured.images_per_second);
                 row.peak_bytes = row.peak_bytes.max(measured.peak_bytes);
                 row.waiting_share = measured.waiting_share.or(row.waiting_share);
+                row.host_milliseconds = measured.host_milliseconds.or(row.host_milliseconds);
             }
         }
         Ok(rows)
@@ -390,7 +431,7 @@ fn ratio(of: &Row, to: &Row, name: &str) -> Ratio {
 }
 
 /// The middle one, or the mean of the middle two.
-pub(crate) fn median(values: &[f64]) -> f64 {
+fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {
@@ -405,10 +446,13 @@ fn tables(report: &Report) -> String {
     for machine in &report.machines {
         let _ = writeln!(
             text,
-            "{} with {} threads: {:.0} GFLOP/s in matrix products, {:.0} in bf16, {:.1} GB/s of memory traffic",
+            "{} with {} threads: {:.0} GFLOP/s in matrix products, {}{:.0} in bf16, {:.1} GB/s of memory traffic",
             machine.processor,
             machine.threads,
             machine.gemm_gflops,
+            machine
+                .tf32_gflops
+                .map_or_else(String::new, |gflops| format!("{gflops:.0} in tf32, ")),
             machine.bf16_gflops,
             machine.bandwidth_gb_s
         );
@@ -416,8 +460,8 @@ fn tables(report: &Report) -> String {
     if let Some(version) = &report.pytorch {
         let _ = writeln!(text, "PyTorch {version}");
     }
-    text += "\n| network | pass | batch | threads | engine | images/s | rounds | peak MB | waiting for data |\n\
-             |---|---|---|---|---|---|---|---|---|\n";
+    text += "\n| network | pass | batch | threads | engine | images/s | rounds | ms per step | on the host | peak MB | waiting for data |\n\
+             |---|---|---|---|---|---|---|---|---|---|---|\n";
     let or_none = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
     for row in &report.throughput {
         let rounds = row.images_per_second.iter();
@@ -428,13 +472,16 @@ fn tables(report: &Report) -> String {
         let waiting = row
             .waiting_share
             .map(|share| format!("{:.2} %", 100.0 * share));
+        let host = row.host_milliseconds.map(|host| format!("{host:.2}"));
+        let rate = median(&row.images_per_second);
         let _ = writeln!(
             text,
-            "{} {} | {:.1} | {} | {} | {} |",
+            "{} {} | {rate:.1} | {} | {:.2} | {} | {} | {} |",
             row.task.cells(),
             row.contestant,
-            median(&row.images_per_second),
             rounds.join(", "),
+            1e3 * row.task.batch_size.get() as f64 / rate,
+            or_none(host),
             or_none(peak),
             or_none(waiting)
         );
@@ -480,7 +527,8 @@ fn layer_table(layers: &Layers, machine: &Machine) -> String {
     );
     let peak = match layers.engine.precision() {
         Precision::Bf16 => machine.bf16_gflops,
-        Precision::F32 | Precision::Tf32 => machine.gemm_gflops,
+        Precision::Tf32 => machine.tf32_gflops.unwrap_or(f64::NAN),
+        Precision::F32 => machine.gemm_gflops,
     };
     let (mut total, mut total_floor) = (0.0, 0.0);
     for row in &layers.layers {
@@ -502,7 +550,7 @@ fn layer_table(layers: &Layers, machine: &Machine) -> String {
         };
         let _ = writeln!(
             text,
-            "| {} | {} | {:.1} | {products} | {floor:.1} | {:.1} |",
+            "| {} | {} | {:.3} | {products} | {floor:.3} | {:.1} |",
             row.layer,
             row.pass,
             row.milliseconds,
@@ -511,7 +559,7 @@ fn layer_table(layers: &Layers, machine: &Machine) -> String {
     }
     let _ = writeln!(
         text,
-        "| all | step | {total:.1} | - | - | - | {total_floor:.1} | {:.1} |",
+        "| all | step | {total:.3} | - | - | - | {total_floor:.3} | {:.1} |",
         total / total_floor
     );
     text
@@ -528,6 +576,7 @@ mod tests {
                 model: "alexnet".parse().unwrap(),
                 pass: Pass::Train,
                 batch_size: NonZeroUsize::new(128).unwrap(),
+                device: DeviceKind::Cpu,
                 threads: NonZeroUsize::new(threads).unwrap(),
             },
             contestant: contestant.to_owned(),
@@ -540,6 +589,7 @@ mod tests {
             images_per_second: rates.to_vec(),
             peak_bytes: Some(peak_bytes),
             waiting_share: None,
+            host_milliseconds: None,
         }
     }
 

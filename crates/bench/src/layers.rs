@@ -1,13 +1,13 @@
 //! Where the time of a step goes: each layer, forward and backward.
 
+use crate::device::DeviceKind;
 use crate::machine::use_threads;
 use crate::throughput::{Measurement, batch, network, sgd};
 use anyhow::Context;
-use candle_core::Device;
 use candle_nn::Optimizer;
 use engine::SpanTimes;
-use models::{Architecture, DropoutMasks, Network, Operation};
-use ops::{Arithmetic, Tape, cross_entropy_gradient};
+use models::{Architecture, DropoutMasks, Operation};
+use ops::{Arithmetic, ConvAlgorithm, Tape, cross_entropy_gradient};
 use run::cli;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -35,32 +35,20 @@ pub(crate) struct Work {
     pub(crate) bytes: u64,
 }
 
+/// Each layer's passes on a batch. A GPU is waited for after each.
 pub(crate) fn run(what: &Measurement) -> anyhow::Result<()> {
     use_threads(what.threads)?;
-    let network = network(what.model)?;
-    let (size, seconds) = (what.batch_size.get(), what.seconds);
-    let arithmetic = what.engine.arithmetic();
+    let arithmetic = what.arithmetic();
     let arithmetic = arithmetic.context("only this program's own engines have layers")?;
-    let rows = profile(&network, arithmetic, size, seconds, &Device::Cpu)?;
-    cli::line(&serde_json::to_string(&rows)?);
-    Ok(())
-}
-
-/// Each layer's passes on a batch of `size`, measured for `seconds`. A GPU is waited for after each.
-pub(crate) fn profile(
-    network: &Network,
-    arithmetic: Arithmetic,
-    size: usize,
-    seconds: f64,
-    device: &Device,
-) -> anyhow::Result<Vec<LayerTime>> {
+    let device = &what.device.open()?;
+    let size = what.batch_size.get();
+    let network = &network(what.model, device)?;
     let spans = SpanTimes::install()?;
-    let architecture = network.architecture();
     let mut optimiser = sgd(network)?;
     let (images, labels) = batch(size)?;
     let images = ops::activations(&images.to_device(device)?, arithmetic.precision)?;
     let labels = labels.to_device(device)?;
-    let limit = Duration::from_secs_f64(seconds);
+    let limit = Duration::from_secs_f64(what.seconds);
     let (mut start, mut steps) = (Instant::now(), 0_u32);
     let mut update = Duration::ZERO;
     // The first step, on fresh memory, does not count.
@@ -94,7 +82,15 @@ pub(crate) fn profile(
     };
     let times = spans.take();
     let mut rows = Vec::new();
-    for (name, [forward, backward]) in works(architecture, arithmetic, size)? {
+    let counted = match what.device {
+        DeviceKind::Cpu => arithmetic,
+        // Which algorithms cuDNN takes is not known.
+        DeviceKind::Cuda => Arithmetic {
+            conv_algorithm: ConvAlgorithm::Direct,
+            ..arithmetic
+        },
+    };
+    for (name, [forward, backward]) in works(what.model, counted, size)? {
         for (pass, work) in [("forward", forward), ("backward", backward)] {
             if let Some(total) = times.get(&(pass, name.clone())) {
                 rows.push(row(&name, pass, total.time, work));
@@ -102,18 +98,18 @@ pub(crate) fn profile(
         }
     }
     // Parameter and momentum buffer are read and written, the gradient is read. On a CPU it is `f32`.
-    let gradient = if device.is_cpu() {
-        4
-    } else {
-        width(arithmetic)
+    let gradient = match what.device {
+        DeviceKind::Cpu => 4,
+        DeviceKind::Cuda => width(arithmetic),
     };
-    let bytes = (4 * 4 + gradient) * architecture.parameter_count() as u64;
+    let bytes = (4 * 4 + gradient) * what.model.parameter_count() as u64;
     let work = Work {
         bytes,
         ..Work::default()
     };
     rows.push(row("all parameters", "update", update, work));
-    Ok(rows)
+    cli::line(&serde_json::to_string(&rows)?);
+    Ok(())
 }
 
 /// Bytes of an activation or gradient.
@@ -165,7 +161,6 @@ fn works(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ops::ConvAlgorithm;
 
     /// AlexNet and SmallAlexNet take 1,182 and 416 million multiply-adds an image.
     #[test]

@@ -1,7 +1,8 @@
-//! What the machine can do at most: matrix products and memory traffic.
+//! What the machine or its GPU can do at most: matrix products and memory traffic.
 
+use crate::device::{self, DeviceKind};
 use candle_core::{DType, Device, Tensor, Var};
-use ops::{Activation, ConvAlgorithm, InstructionSet, Tape};
+use ops::{Activation, Arithmetic, ConvAlgorithm, Precision, Tape};
 use rayon::prelude::*;
 use run::cli;
 use serde::{Deserialize, Serialize};
@@ -11,20 +12,25 @@ use std::time::Instant;
 /// The options.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    #[arg(long, value_enum)]
+    device: DeviceKind,
     #[arg(long)]
     threads: NonZeroUsize,
 }
 
-/// The machine's peaks.
+/// The peaks of the machine, or of its GPU.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Machine {
+    /// The processor or GPU.
     pub(crate) processor: String,
     pub(crate) threads: NonZeroUsize,
     /// Of square `f32` matrix products, by candle's or by our routine, the fastest of all sizes.
     pub(crate) gemm_gflops: f64,
+    /// Of TF32 products on a GPU.
+    pub(crate) tf32_gflops: Option<f64>,
     /// Of `bf16` matrix products with sums in `f32`, by our routine, likewise.
     pub(crate) bf16_gflops: f64,
-    /// Reading two arrays larger than the caches and writing a third, in 10^9 bytes per second.
+    /// Reading and writing arrays larger than the caches, in 10^9 bytes per second.
     pub(crate) bandwidth_gb_s: f64,
 }
 
@@ -32,16 +38,20 @@ impl Machine {
     /// Takes the better of two measurements of one machine: the other one was disturbed by other programs.
     pub(crate) fn improve(&mut self, other: &Self) {
         self.gemm_gflops = self.gemm_gflops.max(other.gemm_gflops);
+        self.tf32_gflops = self
+            .tf32_gflops
+            .zip(other.tf32_gflops)
+            .map(|(a, b)| a.max(b));
         self.bf16_gflops = self.bf16_gflops.max(other.bf16_gflops);
         self.bandwidth_gb_s = self.bandwidth_gb_s.max(other.bandwidth_gb_s);
     }
 }
 
 /// Rows, columns and depth of the products: from what fits into the caches to what does not.
-const SIZES: [usize; 3] = [512, 1024, 2048];
+const SIZES: [usize; 5] = [256, 512, 1024, 2048, 4096];
 
-/// The same in `bf16`, where there are more rows.
-const BF16_SIZES: [usize; 2] = [512, 1024];
+/// Larger products than one that took this long, in seconds, are no faster.
+const LONG: f64 = 0.02;
 
 /// Elements of the arrays.
 const LENGTH: usize = 1 << 25;
@@ -51,22 +61,19 @@ const TRIALS: usize = 8;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     use_threads(args.threads)?;
-    let fastest = |gflops: fn(usize) -> candle_core::Result<f64>, sizes: &[usize]| {
-        let mut sizes = sizes.iter().copied();
-        sizes.try_fold(0.0, |most, size| {
-            Ok::<f64, anyhow::Error>(gflops(size)?.max(most))
-        })
-    };
+    let device = &args.device.open()?;
+    let is_gpu = args.device == DeviceKind::Cuda;
+    let fastest = |precision| fastest(device, precision);
     let machine = Machine {
-        processor: format!(
-            "{} ({})",
-            ops::processor_name(),
-            InstructionSet::current().name()
-        ),
+        processor: device::model(device)?,
         threads: args.threads,
-        gemm_gflops: fastest(gemm, &SIZES)?,
-        bf16_gflops: fastest(bf16_product, &BF16_SIZES)?,
-        bandwidth_gb_s: bandwidth()?,
+        gemm_gflops: fastest(Precision::F32)?,
+        tf32_gflops: is_gpu.then(|| fastest(Precision::Tf32)).transpose()?,
+        bf16_gflops: fastest(Precision::Bf16)?,
+        bandwidth_gb_s: match args.device {
+            DeviceKind::Cpu => bandwidth()?,
+            DeviceKind::Cuda => copying(device)?,
+        },
     };
     cli::line(&serde_json::to_string(&machine)?);
     Ok(())
@@ -80,56 +87,68 @@ pub(crate) fn use_threads(threads: NonZeroUsize) -> anyhow::Result<()> {
 }
 
 /// The shortest time of `work` in seconds.
-fn best<T>(mut work: impl FnMut() -> candle_core::Result<T>) -> candle_core::Result<f64> {
+fn best<T>(
+    device: &Device,
+    mut work: impl FnMut() -> candle_core::Result<T>,
+) -> candle_core::Result<f64> {
     let mut best = f64::INFINITY;
     for _ in 0..TRIALS {
+        device.synchronize()?;
         let start = Instant::now();
         work()?;
+        device.synchronize()?;
         best = best.min(start.elapsed().as_secs_f64());
     }
     Ok(best)
 }
 
-fn gemm(size: usize) -> candle_core::Result<f64> {
-    let [a, b] = matrices(size)?;
-    let theirs = best(|| a.matmul(&b))?;
-    Ok(gflops(size, theirs.min(our_product(&a, &b)?)))
+/// 10^9 operations per second of products of random matrices, the fastest of all sizes. On zeros a GPU takes less power and
+/// is faster.
+fn fastest(device: &Device, precision: Precision) -> candle_core::Result<f64> {
+    let mut most = 0.0_f64;
+    for size in SIZES {
+        // So many rows that the rounding of the weight takes no time to speak of.
+        let rows = match precision {
+            Precision::Bf16 => 8,
+            _ => 1,
+        };
+        let matrix =
+            |rows| Tensor::rand(-1_f32, 1_f32, (rows, size), &Device::Cpu)?.to_device(device);
+        let (a, b) = (matrix(rows * size)?, matrix(size)?);
+        let x = ops::activations(&a, precision)?;
+        let weight = Var::from_tensor(&b)?;
+        let bias = Tensor::zeros(size, DType::F32, device)?;
+        let arithmetic = Arithmetic {
+            conv_algorithm: ConvAlgorithm::Direct,
+            precision,
+        };
+        let mut seconds = best(device, || {
+            let mut tape = Tape::no_grad(arithmetic);
+            tape.linear("product", Activation::Identity, &x, &weight, &bias)
+        })?;
+        if device.is_cpu() && precision == Precision::F32 {
+            seconds = seconds.min(best(device, || a.matmul(&b))?);
+        }
+        most = most.max(rows as f64 * 2.0 * (size as f64).powi(3) / seconds / 1e9);
+        if seconds > LONG {
+            break;
+        }
+    }
+    Ok(most)
 }
 
-fn bf16_product(size: usize) -> candle_core::Result<f64> {
-    // So many rows that the rounding of the weight takes no time to speak of.
-    const ROWS: usize = 8;
-    let [a, b] = matrices(size)?;
-    let a = a.to_dtype(DType::BF16)?.repeat((ROWS, 1))?;
-    Ok(ROWS as f64 * gflops(size, our_product(&a, &b)?))
+/// 10^9 bytes per second of a copy on a GPU.
+fn copying(device: &Device) -> candle_core::Result<f64> {
+    let large = Tensor::zeros(LENGTH, DType::F32, device)?;
+    Ok((2 * LENGTH * 4) as f64 / best(device, || large.copy())? / 1e9)
 }
 
-/// Two square matrices.
-fn matrices(size: usize) -> candle_core::Result<[Tensor; 2]> {
-    let matrix = || Tensor::rand(-1_f32, 1_f32, (size, size), &Device::Cpu);
-    Ok([matrix()?, matrix()?])
-}
-
-/// The seconds that our product takes.
-fn our_product(a: &Tensor, b: &Tensor) -> candle_core::Result<f64> {
-    let weight = Var::from_tensor(b)?;
-    let bias = Tensor::zeros(b.dim(0)?, DType::F32, &Device::Cpu)?;
-    best(|| {
-        let mut tape = Tape::no_grad(ConvAlgorithm::Direct);
-        tape.linear("product", Activation::Identity, a, &weight, &bias)
-    })
-}
-
-/// 10^9 operations per second of a product of square matrices.
-fn gflops(size: usize, seconds: f64) -> f64 {
-    2.0 * (size as f64).powi(3) / seconds / 1e9
-}
-
+/// The same of reading two arrays and writing a third on a CPU.
 fn bandwidth() -> candle_core::Result<f64> {
     const PART: usize = 1 << 16;
     let (a, b) = (vec![1_f32; LENGTH], vec![2_f32; LENGTH]);
     let mut c = vec![0_f32; LENGTH];
-    let seconds = best(|| {
+    let seconds = best(&Device::Cpu, || {
         c.par_chunks_mut(PART)
             .zip(a.par_chunks(PART))
             .zip(b.par_chunks(PART))

@@ -7,8 +7,7 @@ mod accuracy;
 mod candle_graph;
 mod candle_network;
 mod comparison;
-#[cfg(feature = "cuda")]
-mod gpu_check;
+mod device;
 mod layers;
 mod machine;
 mod rival;
@@ -33,13 +32,6 @@ enum Command {
     /// Train for some steps, then compare each convolution's results and gradients with a direct convolution in double
     /// precision.
     Accuracy(accuracy::Args),
-    /// Check an NVIDIA GPU: reference values, gradients, reproducibility, speed.
-    #[cfg(feature = "cuda")]
-    GpuCheck(gpu_check::Args),
-    /// One figure of a GPU, as JSON, in this process.
-    #[cfg(feature = "cuda")]
-    #[command(hide = true)]
-    GpuMeasure(gpu_check::measure::Args),
     /// One figure, as JSON, in this process.
     #[command(hide = true)]
     Throughput(throughput::Args),
@@ -57,10 +49,6 @@ fn main() -> Exit {
     let result = match &args.command {
         None => comparison::run(&args.comparison),
         Some(Command::Accuracy(args)) => accuracy::run(args),
-        #[cfg(feature = "cuda")]
-        Some(Command::GpuCheck(args)) => gpu_check::run(args),
-        #[cfg(feature = "cuda")]
-        Some(Command::GpuMeasure(args)) => gpu_check::measure::run(args),
         Some(Command::Throughput(args)) => throughput::run(args),
         Some(Command::Layers(args)) => layers::run(args),
         Some(Command::Machine(args)) => machine::run(args),

@@ -1,5 +1,6 @@
 //! The same networks and steps in PyTorch.
 
+use crate::device::DeviceKind;
 use anyhow::{Context, bail};
 use models::{Architecture, Layer};
 use run::settings::Precision;
@@ -9,7 +10,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// How PyTorch computes on a processor.
+/// How PyTorch computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Configuration {
     /// Whether images are `[batch, height, width, channels]` in memory, rather than `[batch, channels, height, width]`.
@@ -21,22 +22,29 @@ pub(crate) struct Configuration {
 }
 
 impl Configuration {
-    /// All configurations; those that are compiled only where PyTorch can.
-    pub(crate) fn all(compiles: bool) -> impl Iterator<Item = Self> {
-        let ways = [false, true]
-            .into_iter()
-            .filter(move |way| compiles || !way);
-        ways.flat_map(|compiled| {
-            let precisions = [Precision::F32, Precision::Bf16].into_iter();
-            precisions.flat_map(move |precision| {
-                let layouts = [false, true].into_iter();
-                layouts.map(move |channels_last| Self {
-                    channels_last,
-                    precision,
-                    compiled,
-                })
-            })
-        })
+    /// All configurations in these precisions; those that are compiled only where PyTorch can. On a GPU, channels are last.
+    pub(crate) fn all(
+        precisions: impl Iterator<Item = Precision>,
+        device: DeviceKind,
+        compiles: bool,
+    ) -> impl Iterator<Item = Self> {
+        let mut configurations = Vec::new();
+        for precision in precisions {
+            for channels_last in [false, true] {
+                for compiled in [false, true] {
+                    let configuration = Self {
+                        channels_last,
+                        precision,
+                        compiled,
+                    };
+                    let is_wanted = (compiles || !compiled)
+                        && (channels_last || device == DeviceKind::Cpu)
+                        && !configurations.contains(&configuration);
+                    configurations.extend(is_wanted.then_some(configuration));
+                }
+            }
+        }
+        configurations.into_iter()
     }
 
     /// The name of the layout.
@@ -66,10 +74,14 @@ impl fmt::Display for Configuration {
     }
 }
 
-/// PyTorch's version, where `python` has it.
-pub(crate) fn version(python: &Path) -> anyhow::Result<String> {
+/// PyTorch's version, where `python` has it for this device.
+pub(crate) fn version(python: &Path, device: DeviceKind) -> anyhow::Result<String> {
     let says = |line: &str| format!("`{}` has no PyTorch: {line}", python.display());
-    interpret(python, "import torch; print(torch.__version__)", says)
+    let script = match device {
+        DeviceKind::Cpu => "import torch; print(torch.__version__)",
+        DeviceKind::Cuda => "import torch; torch.zeros(1).cuda(); print(torch.__version__)",
+    };
+    interpret(python, script, says)
 }
 
 /// Whether PyTorch can compile networks there, which takes a C++ compiler.

@@ -1,5 +1,6 @@
 //! Images per second in training or evaluation.
 
+use crate::device::{DeviceKind, Memory};
 use crate::machine::use_threads;
 use crate::{candle_graph, candle_network};
 use candle_core::{Device, Tensor};
@@ -13,12 +14,14 @@ use run::settings::{Precision, Source, WeightInit};
 use run::{EvaluationSplit, Overrides, Settings, cli};
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
-use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::{Duration, Instant};
 
-/// Training images; enough that an epoch is longer than most measurements.
+/// Training images at least; enough that an epoch is longer than most measurements.
 const IMAGES: usize = 20_000;
+
+/// Steps of an epoch are a multiple of this: on a GPU one step in 32 is observed, and the first ones do not count.
+const STEPS: usize = 64;
 
 /// Training or evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -40,10 +43,12 @@ pub(crate) fn name(value: impl ValueEnum) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Engine {
-    /// This program, as it trains by default.
+    /// This program in f32.
     Winograd,
-    /// This program with `--conv direct`.
+    /// This program in f32 with `--conv direct`.
     Direct,
+    /// This program with `--precision tf32`, on a GPU.
+    Tf32,
     /// This program with `--precision bf16`.
     Bf16,
     /// Our operations on a tape, for one batch again and again, without augmentation and dropout.
@@ -56,15 +61,26 @@ pub(crate) enum Engine {
 
 impl Engine {
     /// How this program computes; `None` for the others.
-    pub(crate) fn arithmetic(self) -> Option<Arithmetic> {
-        match self {
-            Self::Winograd => Some(ConvAlgorithm::Winograd.into()),
-            Self::Direct => Some(ConvAlgorithm::Direct.into()),
-            Self::Bf16 => Some(Arithmetic {
-                conv_algorithm: ConvAlgorithm::Direct,
-                precision: ops::Precision::Bf16,
-            }),
-            Self::Tape | Self::Graph | Self::Candle => None,
+    pub(crate) fn arithmetic(self, device: DeviceKind) -> Option<Arithmetic> {
+        let (conv_algorithm, precision) = match (self, device) {
+            (Self::Winograd, _) => (ConvAlgorithm::Winograd, ops::Precision::F32),
+            (Self::Direct, _) => (ConvAlgorithm::Direct, ops::Precision::F32),
+            (Self::Tf32, _) => (ConvAlgorithm::Winograd, ops::Precision::Tf32),
+            (Self::Bf16, DeviceKind::Cpu) => (ConvAlgorithm::Direct, ops::Precision::Bf16),
+            (Self::Bf16, DeviceKind::Cuda) => (ConvAlgorithm::Winograd, ops::Precision::Bf16),
+            (Self::Tape | Self::Graph | Self::Candle, _) => return None,
+        };
+        Some(Arithmetic {
+            conv_algorithm,
+            precision,
+        })
+    }
+
+    /// Whether it computes on a device.
+    pub(crate) fn is_for(self, device: DeviceKind) -> bool {
+        match device {
+            DeviceKind::Cpu => self != Self::Tf32,
+            DeviceKind::Cuda => self.arithmetic(device).is_some(),
         }
     }
 
@@ -72,6 +88,7 @@ impl Engine {
     pub(crate) fn precision(self) -> Precision {
         match self {
             Self::Bf16 => Precision::Bf16,
+            Self::Tf32 => Precision::Tf32,
             _ => Precision::F32,
         }
     }
@@ -86,10 +103,19 @@ pub(crate) struct Measurement {
     pub(crate) engine: Engine,
     #[arg(long)]
     pub(crate) batch_size: NonZeroUsize,
+    #[arg(long, value_enum)]
+    pub(crate) device: DeviceKind,
     #[arg(long)]
     pub(crate) threads: NonZeroUsize,
     #[arg(long)]
     pub(crate) seconds: f64,
+}
+
+impl Measurement {
+    /// How this program computes; `None` for others.
+    pub(crate) fn arithmetic(&self) -> Option<Arithmetic> {
+        self.engine.arithmetic(self.device)
+    }
 }
 
 /// The options.
@@ -106,19 +132,24 @@ pub(crate) struct Args {
 pub(crate) struct Measured {
     pub(crate) images_per_second: f64,
     pub(crate) steps: usize,
-    /// The process's largest resident memory, where the system reports it.
+    /// The memory that it took: see [`Memory::peak_bytes`].
     pub(crate) peak_bytes: Option<u64>,
-    /// The fraction of the time in which the next batch was waited for.
+    /// The fraction of the time in which the next batch was waited for, on a CPU.
     #[serde(default)]
     pub(crate) waiting_share: Option<f64>,
+    /// What the host needs to hand a step to a GPU. If a step takes longer, the GPU never waits.
+    #[serde(default)]
+    pub(crate) host_milliseconds: Option<f64>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    use_threads(args.what.threads)?;
-    let measured = match (args.pass, args.what.engine.arithmetic()) {
-        (Pass::Train, Some(arithmetic)) => training(&args.what, arithmetic)?,
-        (Pass::Train, None) => one_batch_training(&args.what)?,
-        (Pass::Eval, _) => evaluation(&args.what)?,
+    let what = &args.what;
+    use_threads(what.threads)?;
+    let device = what.device.open()?;
+    let measured = match (args.pass, what.arithmetic()) {
+        (Pass::Train, Some(arithmetic)) => training(what, arithmetic, &device)?,
+        (Pass::Train, None) => one_batch_training(what)?,
+        (Pass::Eval, _) => evaluation(what, &device)?,
     };
     cli::line(&serde_json::to_string(&measured)?);
     Ok(())
@@ -145,15 +176,20 @@ pub(crate) fn inputs(settings: &Settings, set: &Dataset) -> Inputs {
     }
 }
 
-pub(crate) fn network(architecture: Architecture) -> anyhow::Result<Network> {
-    let parameters = initial_parameters(architecture, WeightInit::Pytorch, 0, &Device::Cpu)?;
+pub(crate) fn network(architecture: Architecture, device: &Device) -> anyhow::Result<Network> {
+    let parameters = initial_parameters(architecture, WeightInit::Pytorch, 0, device)?;
     Ok(Network::new(architecture, parameters)?)
 }
 
 /// The engine itself, as the trainer runs it, until the time is over.
-fn training(what: &Measurement, arithmetic: Arithmetic) -> anyhow::Result<Measured> {
+fn training(
+    what: &Measurement,
+    arithmetic: Arithmetic,
+    device: &Device,
+) -> anyhow::Result<Measured> {
     let spans = SpanTimes::install()?;
-    let images = IMAGES.next_multiple_of(what.batch_size.get());
+    let memory = Memory::new(device);
+    let images = IMAGES.next_multiple_of(STEPS * what.batch_size.get());
     let set = Dataset::synthetic(images, 1)?;
     let changes = Overrides {
         batch_size: Some(what.batch_size),
@@ -168,60 +204,81 @@ fn training(what: &Measurement, arithmetic: Arithmetic) -> anyhow::Result<Measur
         train: set.training(),
         test: set.test(),
         split: EvaluationSplit::Test,
-        device: Device::Cpu,
+        device: device.clone(),
         arithmetic,
     };
-    let mut training = Training::new(setup, network(what.model)?)?;
+    let mut training = Training::new(setup, network(what.model, device)?)?;
     let clock = Cell::new(Clock::default());
     let stop = || clock.get().is_over(what.seconds);
     training.run(&checkpoints, Duration::MAX, &stop, &mut |event| {
         let mut now = clock.get();
-        match event {
-            Event::Step { .. } => {
-                now.step();
-                // The first step, on fresh memory, does not count.
-                if now.steps == 0 {
-                    let _ = spans.take();
-                }
+        let is_first = match event {
+            Event::Step { done, .. } => now.step(*done, &memory),
+            // The time between epochs does not count.
+            Event::EpochStarted { .. } => {
+                now.start();
+                false
             }
-            // The time between epochs does not count either.
-            Event::EpochStarted { .. } => now.last = now.last.map(|_| Instant::now()),
-            _ => (),
+            _ => false,
+        };
+        if is_first {
+            let _ = spans.take();
         }
         clock.set(now);
         Ok(())
     })?;
+    let clock = clock.get();
     let times = spans.take();
-    let [waiting, step] = ["data", "step"].map(|name| {
+    let [data, step] = ["data", "step"].map(|name| {
         let total = times.get(&(name, String::new()));
         total.map_or(0.0, |total| total.time.as_secs_f64())
     });
-    Ok(Measured {
-        waiting_share: Some(waiting / (waiting + step)),
-        ..clock.get().measured(what.batch_size)
-    })
+    let mut measured = clock.measured(what.batch_size);
+    match what.device {
+        DeviceKind::Cpu => measured.waiting_share = Some(data / (data + step)),
+        DeviceKind::Cuda => {
+            measured.host_milliseconds = Some(1e3 * (data + step) / clock.steps as f64);
+        }
+    }
+    Ok(measured)
 }
 
 /// Counts steps and their time.
 #[derive(Clone, Copy, Default)]
 struct Clock {
-    /// The end of the last step, none before the first.
+    /// The end of the last steps, or the start of the epoch.
     last: Option<Instant>,
+    /// Steps of the epoch that were done then.
+    done: usize,
+    /// Whether there was a step.
+    is_warm: bool,
     steps: usize,
     time: Duration,
     peak_bytes: Option<u64>,
 }
 
 impl Clock {
-    fn step(&mut self) {
+    /// An epoch starts.
+    fn start(&mut self) {
+        self.last = Some(Instant::now());
+        self.done = 0;
+    }
+
+    /// `done` steps of the epoch are done. Returns whether these are the first ones, which do not count: they are on fresh
+    /// memory, and algorithms are chosen.
+    fn step(&mut self, done: usize, memory: &Memory) -> bool {
         let now = Instant::now();
-        if let Some(last) = self.last {
-            self.steps += 1;
+        let is_first = !self.is_warm;
+        if let (true, Some(last)) = (self.is_warm, self.last) {
+            self.steps += done - self.done;
             self.time += now - last;
         }
         // Here, so that what comes after the last step is not in it.
-        self.peak_bytes = peak_bytes();
+        self.peak_bytes = memory.peak_bytes();
+        self.is_warm = true;
+        self.done = done;
         self.last = Some(Instant::now());
+        is_first
     }
 
     /// Whether at least two steps have taken this long.
@@ -234,7 +291,7 @@ impl Clock {
             images_per_second: (self.steps * batch_size.get()) as f64 / self.time.as_secs_f64(),
             steps: self.steps,
             peak_bytes: self.peak_bytes,
-            waiting_share: None,
+            ..Measured::default()
         }
     }
 }
@@ -247,32 +304,32 @@ pub(crate) fn batch(size: usize) -> candle_core::Result<(Tensor, Tensor)> {
 }
 
 /// The forward pass and the loss on one batch, again and again.
-fn evaluation(what: &Measurement) -> anyhow::Result<Measured> {
-    let network = network(what.model)?;
+fn evaluation(what: &Measurement, device: &Device) -> anyhow::Result<Measured> {
+    let memory = Memory::new(device);
+    let network = network(what.model, device)?;
     let (images, labels) = batch(what.batch_size.get())?;
     let channels_first = images.permute((0, 3, 1, 2))?.contiguous()?;
-    let arithmetic = what.engine.arithmetic().unwrap_or_default();
-    let images = ops::activations(&images, arithmetic.precision)?;
-    repeat(what, || {
+    let arithmetic = what.arithmetic().unwrap_or_default();
+    let images = ops::activations(&images.to_device(device)?, arithmetic.precision)?;
+    let labels = labels.to_device(device)?;
+    repeat(what, &memory, || {
         let logits = match what.engine {
-            Engine::Winograd | Engine::Direct | Engine::Bf16 | Engine::Tape => {
-                network.forward(&mut Tape::no_grad(arithmetic), &images, None)?
-            }
             Engine::Graph => candle_graph::forward(&network, &images)?,
             Engine::Candle => candle_network::forward(&network, &channels_first)?,
+            _ => network.forward(&mut Tape::no_grad(arithmetic), &images, None)?,
         };
         loss(&logits, &labels)?;
         Ok(())
     })
 }
 
-/// Steps on one batch, without augmentation and dropout.
+/// Steps on one batch on a CPU, without augmentation and dropout.
 fn one_batch_training(what: &Measurement) -> anyhow::Result<Measured> {
-    let network = network(what.model)?;
+    let network = network(what.model, &Device::Cpu)?;
     let (images, labels) = batch(what.batch_size.get())?;
     let channels_first = images.permute((0, 3, 1, 2))?.contiguous()?;
     let mut optimiser = sgd(&network)?;
-    repeat(what, || {
+    repeat(what, &Memory::new(&Device::Cpu), || {
         let backward = |logits: Tensor| loss(&logits, &labels)?.backward();
         let gradients = match what.engine {
             Engine::Candle => backward(candle_network::forward(&network, &channels_first)?)?,
@@ -312,19 +369,16 @@ pub(crate) fn sgd(network: &Network) -> candle_core::Result<engine::Sgd> {
 
 fn repeat(
     what: &Measurement,
+    memory: &Memory,
     mut step: impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Measured> {
     let mut clock = Clock::default();
-    while !clock.is_over(what.seconds) {
+    for done in 1.. {
         step()?;
-        clock.step();
+        clock.step(done, memory);
+        if clock.is_over(what.seconds) {
+            break;
+        }
     }
     Ok(clock.measured(what.batch_size))
-}
-
-fn peak_bytes() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes * 1024)
 }

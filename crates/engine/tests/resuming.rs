@@ -2,120 +2,20 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
 
-use candle_core::Device;
-use datasets::Dataset;
-use engine::{Checkpoint, Checkpoints, Event, Inputs, LrFinder, Outcome, Training, TrainingSetup};
-use models::{Architecture, Network, initial_parameters};
-use ops::ConvAlgorithm;
-use run::settings::{Source, WeightInit};
-use run::{EvaluationSplit, Overrides, Settings, file, recipes};
+mod training;
+
+use engine::{Event, LrFinder, Outcome, Training, TrainingSetup};
+use models::Architecture;
+use run::file;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
+use training::{checkpoints, last, setup, start, state, train};
 
 fn lenet() -> Architecture {
     "lenet".parse().unwrap()
-}
-
-/// Two epochs of two steps of LeNet, with EMA, warm-up and dropout, which LeNet ignores.
-fn setup(changes: &str) -> TrainingSetup {
-    let layer = |text: &str| toml::from_str::<Overrides>(text).unwrap();
-    let shared = "model = \"lenet\"\nseed = 1\npatience = 5\nthreads = 1\nepochs = 2\nbatch_size = 3\n\
-                  model_ema_decay = 0.5\n";
-    let layers = [
-        (Source::Defaults, recipes::recipe("best").unwrap()),
-        (Source::Defaults, layer(shared)),
-        (Source::CommandLine, layer(changes)),
-    ];
-    let set = Dataset::synthetic(5, 4).unwrap();
-    TrainingSetup {
-        settings: Settings::resolve(&layers).unwrap(),
-        train: set.training(),
-        test: set.test(),
-        split: EvaluationSplit::Test,
-        device: Device::Cpu,
-        arithmetic: ConvAlgorithm::Winograd.into(),
-    }
-}
-
-fn start(setup: TrainingSetup) -> Training {
-    let architecture = setup.settings.model.parse().unwrap();
-    let parameters = initial_parameters(architecture, WeightInit::Kaiming, 1, &Device::Cpu);
-    let network = Network::new(architecture, parameters.unwrap()).unwrap();
-    Training::new(setup, network).unwrap()
-}
-
-fn checkpoints(folder: &Path) -> Checkpoints {
-    let inputs = Inputs {
-        mean: [0.5; 3].map(|value: f64| value.try_into().unwrap()),
-        std: [0.25; 3].map(|value: f64| value.try_into().unwrap()),
-        class_names: std::array::from_fn(|class| class.to_string()),
-    };
-    Checkpoints::new(folder, inputs)
-}
-
-fn last(checkpoints: &Checkpoints, architecture: Architecture) -> Checkpoint {
-    checkpoints.read_last(architecture).unwrap().unwrap()
-}
-
-/// Trains until `stop` is called for the `calls`-th time.
-fn train(training: &mut Training, checkpoints: &Checkpoints, calls: u32) -> Outcome {
-    let left = Cell::new(calls);
-    let stop = || {
-        left.set(left.get().saturating_sub(1));
-        left.get() == 0
-    };
-    let outcome = training.run(checkpoints, Duration::MAX, &stop, &mut |_| Ok(()));
-    outcome.unwrap()
-}
-
-/// What a checkpoint restores, without times.
-fn state(checkpoint: Checkpoint) -> (Vec<Vec<f32>>, Vec<Option<String>>) {
-    let weights = checkpoint.weights.tensors.into_iter();
-    let weights = weights.map(|(_, tensor)| tensor);
-    let tensors = weights.chain(checkpoint.momentum_buffers);
-    let tensors = tensors.chain(checkpoint.ema.unwrap());
-    let digests = checkpoint.progress.history.into_iter();
-    (
-        tensors
-            .map(|tensor| tensor.flatten_all().unwrap().to_vec1().unwrap())
-            .collect(),
-        digests.map(|epoch| epoch.weights_sha256).collect(),
-    )
-}
-
-#[test]
-fn a_run_that_is_stopped_anywhere_ends_with_the_same_bits() {
-    let folder = tempfile::tempdir().unwrap();
-    let whole = checkpoints(&folder.path().join("whole"));
-    let parts = checkpoints(&folder.path().join("parts"));
-    for name in ["whole", "parts"] {
-        fs::create_dir(folder.path().join(name)).unwrap();
-    }
-    let small_alexnet: Architecture = "small-alexnet".parse().unwrap();
-    let setup = || setup("model = \"small-alexnet\"");
-    let mut training = start(setup());
-    assert_eq!(train(&mut training, &whole, u32::MAX), Outcome::Finished);
-    assert_eq!(training.history().len(), 2);
-
-    // Before the first step, before the second one, and in the evaluation, of the weights and of the EMA.
-    let mut training = start(setup());
-    let mut stops = 0;
-    for calls in [1, 2, 2, 2, 3, 4, u32::MAX] {
-        let outcome = train(&mut training, &parts, calls);
-        if outcome == Outcome::Finished {
-            break;
-        }
-        stops += 1;
-        training = Training::resume(setup(), last(&parts, small_alexnet)).unwrap();
-    }
-    assert!(stops > 3, "{stops}");
-    let [parts, whole] = [parts, whole].map(|run| state(last(&run, small_alexnet)));
-    assert!(parts == whole);
-    let best = |name: &str| fs::read(folder.path().join(name).join(file::BEST_WEIGHTS)).unwrap();
-    assert!(best("parts") == best("whole"));
 }
 
 #[test]

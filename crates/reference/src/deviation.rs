@@ -1,12 +1,11 @@
 //! Deviations of tensors from reference values.
 
-use crate::{Error, elements};
-use candle_core::Tensor;
+use candle_core::{DType, Device, Result, Tensor, bail};
 use serde::Deserialize;
 
 /// The reference values of a tensor: its shape, norm and first elements.
-#[derive(Deserialize)]
-pub(crate) struct Statistics {
+#[derive(Debug, Deserialize)]
+pub struct Statistics {
     shape: Vec<usize>,
     l2: f64,
     first8: Vec<f64>,
@@ -31,11 +30,14 @@ impl Deviation {
         self.norm <= tolerance && self.values <= 10.0 * tolerance
     }
 
-    pub(crate) fn of(what: &str, tensor: &Tensor, expected: &Statistics) -> Result<Self, Error> {
+    /// That of `tensor`, on any device and of any type.
+    ///
+    /// # Errors
+    /// When the shape differs, or the tensor cannot be read.
+    pub fn of(what: &str, tensor: &Tensor, expected: &Statistics) -> Result<Self> {
         if tensor.dims() != expected.shape {
             let (found, wanted) = (tensor.shape(), &expected.shape);
-            let text = format!("{what} has shape {found:?}, not {wanted:?}");
-            return Err(candle_core::Error::Msg(text).into());
+            bail!("{what} has shape {found:?}, not {wanted:?}");
         }
         let values = elements(tensor)?;
         let typical = expected.l2 / (values.len() as f64).sqrt();
@@ -46,13 +48,37 @@ impl Deviation {
         })
     }
 
-    pub(crate) fn of_values(what: &str, found: &[f64], expected: &[f64], typical: f64) -> Self {
+    /// That of all elements, where all are known. Errors are relative to `typical` where elements are smaller.
+    #[must_use]
+    pub fn of_values(what: &str, found: &[f64], expected: &[f64], typical: f64) -> Self {
         Self {
             what: what.to_owned(),
             norm: (norm(found) - norm(expected)).abs() / norm(expected),
             values: largest(found, expected, typical),
         }
     }
+}
+
+/// A tensor's elements in double precision, in row-major order.
+///
+/// # Errors
+/// When the tensor cannot be read.
+pub fn elements(tensor: &Tensor) -> Result<Vec<f64>> {
+    tensor
+        .to_device(&Device::Cpu)?
+        .flatten_all()?
+        .to_dtype(DType::F64)?
+        .to_vec1::<f64>()
+}
+
+/// The bits of a tensor's elements in `f32`, in row-major order.
+///
+/// # Errors
+/// When the tensor cannot be read.
+pub fn bits(tensor: &Tensor) -> Result<Vec<u32>> {
+    let values = tensor.to_device(&Device::Cpu)?.flatten_all()?;
+    let values = values.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+    Ok(values.into_iter().map(f32::to_bits).collect())
 }
 
 fn norm(values: &[f64]) -> f64 {
@@ -72,9 +98,9 @@ fn largest(found: &[f64], expected: &[f64], typical: f64) -> f64 {
 ///
 /// # Errors
 /// When the shapes differ, or a tensor cannot be read.
-pub fn relative_error(found: &Tensor, expected: &Tensor) -> candle_core::Result<f64> {
+pub fn relative_error(found: &Tensor, expected: &Tensor) -> Result<f64> {
     if found.dims() != expected.dims() {
-        candle_core::bail!(
+        bail!(
             "cannot compare shape {:?} with {:?}",
             found.shape(),
             expected.shape()

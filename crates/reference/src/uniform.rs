@@ -1,5 +1,7 @@
 //! The generator of the weights and inputs of `make_golden.py`.
 
+use candle_core::{DType, Device, Result, Tensor};
+
 /// `count` values in `-bound..bound`: `splitmix64` and `uniform` of `make_golden.py`.
 #[must_use]
 pub fn uniform(seed: u64, count: usize, bound: f32) -> Vec<f32> {
@@ -12,4 +14,14 @@ pub fn uniform(seed: u64, count: usize, bound: f32) -> Vec<f32> {
             (2.0 * u - 1.0) as f32 * bound
         })
         .collect()
+}
+
+/// The same values on a CPU, in `f32`, rounded to `bf16`, so that tests in all precisions compute with the same.
+///
+/// # Errors
+/// When there is no memory.
+pub fn narrow(seed: u64, shape: &[usize], bound: f32) -> Result<Tensor> {
+    let values = uniform(seed, shape.iter().product(), bound);
+    let values = Tensor::from_vec(values, shape, &Device::Cpu)?;
+    values.to_dtype(DType::BF16)?.to_dtype(DType::F32)
 }

@@ -8,7 +8,7 @@ mod relay;
 use crate::cuda;
 use crate::gpu_check;
 use crate::process::{self, cargo};
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use run::cli::{self, Exit};
 use std::panic::resume_unwind;
 use std::path::Path;
@@ -37,21 +37,13 @@ const CHECKS: [&str; 2] = [
 ];
 
 /// Lints the crates that have the feature `cuda`.
-const CUDA_LINTS: &str = "clippy --features cuda --package ops --package models --package reference \
-    --package engine --package trainer --package bench --all-targets -- -D warnings";
-
-// The tests with the feature `cuda` select the packages of the programs, so that dependencies are built once.
-
-/// The tests that run on the emulated GPU: those that compare a GPU with reference values or with the CPU.
-const CUDA_TESTS: &str =
-    "test --features cuda --package ops --package reference --package bench --package trainer gpu";
+const CUDA_LINTS: &str = "--all-targets -- -D warnings";
 
 /// Unit tests of the CUDA backend that need neither a GPU nor NVIDIA's libraries.
-const UNIT_TESTS: &str = "test --features cuda --package ops --package reference --package bench --package trainer --lib cuda";
+const UNIT_TESTS: &str = "--lib cuda";
 
 /// The same and those that need NVIDIA's NVRTC and cuDNN, but no GPU: kernels compile, convolutions are planned.
-const LIBRARY_TESTS: &str = "test --features cuda --package ops --package reference --package bench --package trainer \
-    --lib cuda -- --include-ignored";
+const LIBRARY_TESTS: &str = "--lib cuda -- --include-ignored --skip cuda_";
 
 /// A Python program that prints the folders of NVIDIA's libraries in Python packages. It fails where NVRTC or cuDNN is
 /// missing.
@@ -109,39 +101,43 @@ fn check_cargo(arguments: &str) -> anyhow::Result<()> {
 /// Lints the feature `cuda` and tests it on the emulated GPU. CUDA is not needed.
 fn cuda_checks() -> anyhow::Result<()> {
     let emulator = cuda::emulator()?;
-    let check_cuda = |arguments: &str, libraries: Option<&Path>| {
-        let mut command = cuda::cargo_cuda(arguments);
+    let check_cuda = |command: &str, arguments: &str, libraries: Option<&Path>| {
+        let name = format!("{command} {} {arguments}", cuda::PACKAGES);
+        let mut command = cuda::cargo_cuda(&name);
         command.envs(libraries.map(|folder| ("LD_LIBRARY_PATH", folder)));
-        check(&format!("cargo {arguments}"), &mut command)
+        check(&format!("cargo {name}"), &mut command)
     };
-    check_cuda(CUDA_LINTS, None)?;
-    cli::note("--- on an emulated GPU:");
-    check_cuda(CUDA_TESTS, Some(&emulator))?;
+    check_cuda("clippy", CUDA_LINTS, None)?;
     if let Some(folders) = python_libraries() {
-        check_cuda(LIBRARY_TESTS, Some(folders.as_ref()))?;
+        check_cuda("test", LIBRARY_TESTS, Some(folders.as_ref()))?;
     } else {
         cli::note("--- skipped: what needs NVRTC and cuDNN, which python3 does not have");
-        check_cuda(UNIT_TESTS, None)?;
+        check_cuda("test", UNIT_TESTS, None)?;
     }
-    let programs = cuda::programs()?;
+    let mut tests = gpu_check::tests(Some(&emulator), &[]);
+    check("cargo xtask gpu-check --emulated", &mut tests)?;
+    let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
+    let folder = folder.path();
+    cli::note("--- cargo xtask gpu-check --bundle DIR");
+    gpu_check::bundle(folder)?;
+    let mut script = Command::new(folder.join("run.sh"));
+    script.arg(folder.join("results")).env("QUICK", "1");
+    // NVIDIA's libraries in Python packages do not go with the emulated GPU.
+    script
+        .env("LD_LIBRARY_PATH", &emulator)
+        .env("PYTHON", "false");
+    check("QUICK=1 DIR/run.sh OUT (on the emulated GPU)", &mut script)?;
     let mut behaviour = cargo();
     behaviour
         // The same packages as before, so that nothing is rebuilt.
-        .args(["test", "--workspace", "--test", "gpu"])
-        .env("CUDA_TRAINER", programs.join("trainer"))
+        .args(["test", "--workspace", "--test", "gpu", "--"])
+        .arg("--include-ignored")
+        .env("CUDA_TRAINER", folder.join("trainer"))
         .env("CUDA_EMULATOR", &emulator);
     check(
-        "cargo test --workspace --test gpu (on an emulated GPU)",
+        "cargo test --workspace --test gpu -- --include-ignored (on the emulated GPU)",
         &mut behaviour,
-    )?;
-    cli::note("--- cargo xtask gpu-check --emulated -- --quick");
-    let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
-    let exit = gpu_check::run(&gpu_check::Args::quick_emulated(folder.path()))?;
-    ensure!(
-        exit == Exit::Success,
-        "the check of the emulated GPU failed"
-    );
-    Ok(())
+    )
 }
 
 /// The folders of NVIDIA's libraries, where python3 has NVRTC and cuDNN.

@@ -1,8 +1,5 @@
 //! What only a GPU has: captured steps, and the choice of cuDNN's engines.
 
-#![cfg(feature = "cuda")]
-#![allow(clippy::unwrap_used)]
-
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use ops::cuda::{CapturedStep, StepValues, choose_engines, engine_choices};
 use ops::{
@@ -23,7 +20,7 @@ fn values(learning_rate: f32) -> StepValues {
 
 #[test]
 #[ignore = "needs a GPU"]
-fn a_captured_step_reads_new_inputs_and_values_on_cuda() -> Result<()> {
+fn captured_steps_read_new_inputs_and_values_cuda_f32() -> Result<()> {
     let device = gpu();
     let parameter = Var::zeros(3, DType::F32, &device)?;
     let buffer = Tensor::zeros(3, DType::F32, &device)?;
@@ -53,7 +50,7 @@ fn a_captured_step_reads_new_inputs_and_values_on_cuda() -> Result<()> {
 
 #[test]
 #[ignore = "needs a GPU"]
-fn a_step_that_cannot_be_captured_leaves_the_gpu_as_it_was_on_cuda() -> Result<()> {
+fn a_failed_capture_leaves_the_gpu_as_it_was_cuda_f32() -> Result<()> {
     let device = gpu();
     let x = Tensor::new(&[1_f32, -2.0, 3.0], &device)?;
     let waits = |[x]: &[Tensor; 1]| {
@@ -69,7 +66,7 @@ fn a_step_that_cannot_be_captured_leaves_the_gpu_as_it_was_on_cuda() -> Result<(
 
 #[test]
 #[ignore = "needs a GPU"]
-fn engines_are_recorded_and_chosen_again_on_cuda() -> Result<()> {
+fn engines_are_recorded_and_chosen_again_cuda_tf32() -> Result<()> {
     let device = gpu();
     let Device::Cuda(gpu) = &device else {
         bail!("the device is no GPU");

@@ -1,9 +1,8 @@
-//! Convolution, max-pooling and average pooling, forward and backward.
+//! Convolution, max-pooling and average pooling, forward and backward, against PyTorch in float64.
 
-use crate::deviation::{Deviation, Statistics};
-use crate::{Error, Setting, channels_last};
-use candle_core::{Device, Result, Tensor, Var};
-use ops::{Activation, Pool, Tape};
+use candle_core::{DType, Device, Result, Tensor, Var};
+use ops::{Activation, Arithmetic, Conv2d, Pool, Precision, Tape};
+use reference::{Deviation, OPERATIONS, Statistics, test_device, uniform};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -53,17 +52,35 @@ enum Operation {
     },
 }
 
-/// Deviations of the outputs and gradients of all reference cases.
-///
-/// # Errors
-/// When an operation fails.
-pub fn operations(setting: &Setting) -> std::result::Result<Vec<Deviation>, Error> {
-    let golden: Golden = serde_json::from_str(include_str!("../golden/ops.json"))?;
-    let mut deviations = Vec::new();
+test_device!(operations_agree_with_pytorch:
+    cpu_f64, cpu_f64_direct, cpu_f32, cpu_f32_direct, cpu_bf16,
+    cuda_f32, cuda_tf32, cuda_bf16, cuda_f32_direct, cuda_tf32_direct, cuda_bf16_direct);
+
+fn operations_agree_with_pytorch(
+    device: &Device,
+    dtype: DType,
+    arithmetic: Arithmetic,
+) -> Result<()> {
+    let tolerance = match (dtype, arithmetic.precision) {
+        (DType::F64, _) => 1e-9,
+        (_, Precision::F32) => 1e-4,
+        (_, Precision::Tf32) => 3e-3,
+        (_, Precision::Bf16) => 2e-2,
+    };
+    let golden: Golden = serde_json::from_str(OPERATIONS).unwrap();
+    // Six convolutions and seven poolings.
+    assert_eq!(golden.cases.len(), 13);
     for case in &golden.cases {
-        deviations.extend(case.deviations(setting)?);
+        for deviation in case.deviations(device, dtype, arithmetic)? {
+            assert!(deviation.is_within(tolerance), "{tolerance}: {deviation:?}");
+        }
     }
-    Ok(deviations)
+    Ok(())
+}
+
+/// From PyTorch's layout to `[batch, height, width, channels]`.
+fn channels_last(x: &Tensor) -> Result<Tensor> {
+    x.permute((0, 2, 3, 1))?.contiguous()
 }
 
 /// From `[batch, height, width, channels]` to PyTorch's layout, on the CPU.
@@ -73,19 +90,32 @@ fn channels_first(x: &Tensor) -> Result<Tensor> {
 }
 
 impl Case {
-    fn deviations(&self, setting: &Setting) -> std::result::Result<Vec<Deviation>, Error> {
+    fn deviations(
+        &self,
+        device: &Device,
+        dtype: DType,
+        arithmetic: Arithmetic,
+    ) -> Result<Vec<Deviation>> {
         let Self {
             x: shape, seeds, ..
         } = self;
+        let tensor = |seed, shape: &[usize], bound| {
+            let values = uniform(seed, shape.iter().product(), bound);
+            Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)
+        };
+        let activations = |x: &Tensor| {
+            ops::activations(&channels_last(x)?.to_device(device)?, arithmetic.precision)
+        };
+        let parameter =
+            |seed, shape| Var::from_tensor(&tensor(seed, shape, 0.5)?.to_device(device)?);
         let is_max_pool = matches!(self.operation, Operation::MaxPool2d { .. });
-        let mut x = setting.tensor(seeds.x, shape, 1.0)?;
+        let mut x = tensor(seeds.x, shape, 1.0)?;
         if is_max_pool {
-            let relu = x.to_device(&Device::Cpu)?.relu()?;
-            x = relu.to_device(&setting.device)?;
+            x = x.relu()?;
         }
-        let x = Var::from_tensor(&setting.activations(&channels_last(&x)?)?)?;
+        let x = Var::from_tensor(&activations(&x)?)?;
         let mut parameters = Vec::new();
-        let mut tape = Tape::recording(setting.arithmetic);
+        let mut tape = Tape::recording(arithmetic);
         let (name, y) = match &self.operation {
             Operation::Conv2d {
                 w,
@@ -93,9 +123,8 @@ impl Case {
                 grad_w,
                 grad_b,
             } => {
-                let weight = Var::from_tensor(&setting.tensor(seeds.w, w, 0.5)?)?;
-                let bias = Var::from_tensor(&setting.tensor(seeds.b, &w[..1], 0.5)?)?;
-                let layer = ops::Conv2d {
+                let (weight, bias) = (parameter(seeds.w, w)?, parameter(seeds.b, &w[..1])?);
+                let layer = Conv2d {
                     padding: *padding,
                     activation: Activation::Identity,
                     pool: None,
@@ -115,22 +144,18 @@ impl Case {
             }
         };
         let y = channels_first(&y)?;
-        let grad_y = setting.tensor(seeds.grad_y, y.dims(), 1.0)?;
-        let gradients = tape.backward(setting.activations(&channels_last(&grad_y)?)?)?;
-        let gradient = |of: &Var, what: &str| {
-            let gradient = gradients.get(of);
-            gradient.ok_or_else(|| Error::Missing(format!("{name}: gradient of {what}")))
-        };
+        let gradients = tape.backward(activations(&tensor(seeds.grad_y, y.dims(), 1.0)?)?)?;
         let mut deviations = vec![Deviation::of(&format!("{name}: y"), &y, &self.y)?];
         // Rounded to few bits, values tie that did not, and their gradients go elsewhere.
-        if !(is_max_pool && setting.is_narrow()) {
-            let (what, grad_x) = (format!("{name}: gradient of x"), gradient(&x, "x")?);
-            let grad_x = channels_first(grad_x)?;
+        if !(is_max_pool && arithmetic.precision == Precision::Bf16) {
+            let grad_x = channels_first(gradients.get(&x).unwrap())?;
+            let what = format!("{name}: gradient of x");
             deviations.push(Deviation::of(&what, &grad_x, &self.grad_x)?);
         }
         for (part, parameter, expected) in &parameters {
             let what = format!("{name}: gradient of {part}");
-            deviations.push(Deviation::of(&what, gradient(parameter, part)?, expected)?);
+            let gradient = gradients.get(parameter).unwrap();
+            deviations.push(Deviation::of(&what, gradient, expected)?);
         }
         Ok(deviations)
     }
