@@ -5,10 +5,12 @@ use std::path::Path;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-env-changed=RUSTC_WRAPPER");
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
+    println!("cargo::rerun-if-env-changed=RUSTC_WRAPPER");
+    // Cargo does not compare the wrapper of its settings, which set this variable as well.
+    println!("cargo::rerun-if-env-changed=CUDARC_CUDA_VERSION");
     let system = env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
     let wrapper = env::var_os("RUSTC_WRAPPER").unwrap_or_default();
     if system != "linux" {
