@@ -1,6 +1,6 @@
 //! Training over epochs, from the first step or from a checkpoint.
 
-use crate::checkpoint::{Checkpoint, Checkpoints};
+use crate::checkpoint::{Best, Checkpoint, Checkpoints};
 use crate::checkpoint_writer::CheckpointWriter;
 use crate::data_loader::DataLoader;
 use crate::early_stopping::EarlyStopping;
@@ -158,8 +158,9 @@ impl Training {
     }
 
     /// Trains until all epochs are done or `stop` returns true, which is called before every step. Writes a checkpoint
-    /// after every epoch, within one every `interval`, and on stopping. On a GPU, where an epoch may take less time than
-    /// a checkpoint, those after epochs are at least 20 seconds apart, except the last.
+    /// after every epoch, within one every `interval`, on stopping, and before an evaluation if the last one is 20 seconds
+    /// old. On a GPU, where an epoch may take less time than a checkpoint, the same holds after an epoch, except the last,
+    /// and training goes on while a checkpoint is written. No checkpoint is being written when this returns.
     ///
     /// # Errors
     /// When the loss or the weights are no longer finite, a checkpoint cannot be written, `observe` fails, or a tensor
@@ -171,17 +172,30 @@ impl Training {
         stop: &dyn Fn() -> bool,
         observe: &mut dyn FnMut(&Event<'_>) -> Observed,
     ) -> Result<Outcome, Error> {
+        let writer = CheckpointWriter::new(checkpoints, interval, &self.step.setup.device);
+        self.run_with(writer, stop, observe)
+    }
+
+    fn run_with(
+        &mut self,
+        writer: CheckpointWriter<'_>,
+        stop: &dyn Fn() -> bool,
+        observe: &mut dyn FnMut(&Event<'_>) -> Observed,
+    ) -> Result<Outcome, Error> {
         let mut connections = Connections {
-            writer: CheckpointWriter::new(checkpoints, interval, &self.step.setup.device),
+            writer,
             stop,
             observe: &mut |event| observe(&event).map_err(Error::Observer),
         };
         let outcome = self.run_epochs(&mut connections);
+        let written = connections.finish_writing();
         if outcome.is_err() {
             // The best weights before the error are kept. The first error is the one to report.
             let _ = self.write_best(&mut connections);
         }
-        outcome
+        let outcome = outcome?;
+        written?;
+        Ok(outcome)
     }
 
     /// Runs the LR finder, which changes the weights. The result ends early if the loss explodes or `stop` returns true.
@@ -204,7 +218,13 @@ impl Training {
         let epochs = self.settings().epochs.get();
         while self.progress.position.epoch < epochs && !self.stopped_early() {
             let evaluation = match self.train_epoch(connections)? {
-                Some(clock) => self.evaluate(clock, connections)?,
+                Some(mut clock) => {
+                    if connections.writer.is_due_before_evaluation() {
+                        self.write_checkpoint(connections)?;
+                        clock = Instant::now();
+                    }
+                    self.evaluate(clock, connections)?
+                }
                 None => None,
             };
             let Some(evaluation) = evaluation else {
@@ -250,6 +270,9 @@ impl Training {
                 continue;
             }
             self.collect(&mut clock)?;
+            if connections.writer.has_ended() {
+                connections.finish_writing()?;
+            }
             let position = &self.progress.position;
             (connections.observe)(Event::Step {
                 epoch,
@@ -331,9 +354,11 @@ impl Training {
         let EpochEvaluation { plain, is_last, .. } = evaluation;
         // On a GPU not every epoch has a checkpoint; the weights of the best epoch are kept until the next one.
         let is_due = connections.writer.is_due_after_epoch(is_last);
-        let digest = is_due.then(|| sha256(&weights(&self.step.network)));
-        let weights_sha256 = digest.transpose()?;
         let position = self.progress.position;
+        let weights_sha256 = match connections.writer.weights_sha256(position) {
+            None if is_due => Some(sha256(&weights(&self.step.network))?),
+            known => known,
+        };
         if !plain.loss.is_finite() {
             return Err(Error::diverged("test loss", position.epoch, position.step));
         }
@@ -369,9 +394,6 @@ impl Training {
                 false => copied_weights(network)?,
             });
         }
-        if is_due {
-            self.write_best(connections)?;
-        }
         if let Some(best) = self.progress.best {
             (connections.observe)(Event::EpochFinished {
                 history: &self.progress.history,
@@ -397,26 +419,173 @@ impl Training {
         self.scheduler.lr(self.step.number(&first))
     }
 
+    /// What is to be written to `best.safetensors`, if that is not up to date.
+    fn take_best(&mut self) -> Result<Option<Best>, Error> {
+        let Some(weights) = self.unwritten_best.take() else {
+            return Ok(None);
+        };
+        let epoch = self.progress.best.map_or(0, |best| best.epoch);
+        let sha256 = self.progress.weights_sha256(epoch);
+        Ok(Some(Best {
+            weights: to_device(weights, &Device::Cpu)?,
+            sha256: sha256.map(str::to_owned),
+        }))
+    }
+
     /// Writes `best.safetensors`, if it is not up to date.
     fn write_best(&mut self, connections: &mut Connections<'_>) -> Result<(), Error> {
-        let Some(weights) = self.unwritten_best.take() else {
+        let Some(best) = self.take_best()? else {
             return Ok(());
         };
-        let weights = to_device(weights, &Device::Cpu)?;
         let architecture = self.step.network.architecture();
         let checkpoints = connections.writer.checkpoints;
-        let best = self.progress.best.map_or(0, |best| best.epoch);
-        let sha256 = self.progress.weights_sha256(best);
-        let path = checkpoints.write_best(architecture, &weights, sha256)?;
+        let path = checkpoints.write_best(architecture, &best)?;
         (connections.observe)(Event::CheckpointWritten { path: &path })
     }
 
-    /// Writes `best.safetensors`, if it is not up to date, and `last.safetensors`, which refers to its epoch.
+    /// Writes `best.safetensors`, if it is not up to date, and `last.safetensors`, which refers to its epoch. On a GPU it
+    /// does not wait until they are written.
     fn write_checkpoint(&mut self, connections: &mut Connections<'_>) -> Result<(), Error> {
         let _span = debug_span!("checkpoint").entered();
-        self.write_best(connections)?;
+        connections.finish_writing()?;
+        let best = self.take_best()?;
         self.progress.lr_scheduler = self.scheduler.state();
-        let path = connections.writer.write(&self.step, &self.progress)?;
-        (connections.observe)(Event::CheckpointWritten { path: &path })
+        let writer = &mut connections.writer;
+        writer.start(&self.step, &self.progress, best)?;
+        if self.step.setup.device.is_cpu() {
+            connections.finish_writing()?;
+        }
+        Ok(())
+    }
+}
+
+impl Connections<'_> {
+    /// Waits until no checkpoint is being written.
+    fn finish_writing(&mut self) -> Result<(), Error> {
+        for path in self.writer.finish()? {
+            (self.observe)(Event::CheckpointWritten { path: &path })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::Inputs;
+    use datasets::Dataset;
+    use models::{Architecture, initial_parameters};
+    use ops::ConvAlgorithm;
+    use run::settings::{Source, WeightInit};
+    use run::{EvaluationSplit, file};
+    use std::fs;
+    use std::path::Path;
+
+    /// Two epochs of two steps of LeNet, with EMA.
+    fn setup() -> TrainingSetup {
+        let set = Dataset::synthetic(5, 4).unwrap();
+        let changes =
+            "model = \"lenet\"\npatience = 1\nepochs = 2\nbatch_size = 3\nmodel_ema_decay = 0.5";
+        let layers = [(Source::Defaults, toml::from_str(changes).unwrap())];
+        TrainingSetup {
+            settings: Settings::resolve(&layers).unwrap(),
+            train: set.training(),
+            test: set.test(),
+            split: EvaluationSplit::Test,
+            device: Device::Cpu,
+            arithmetic: ConvAlgorithm::Direct.into(),
+        }
+    }
+
+    fn lenet() -> Architecture {
+        "lenet".parse().unwrap()
+    }
+
+    fn start() -> Training {
+        let parameters = initial_parameters(lenet(), WeightInit::Kaiming, 1, &Device::Cpu).unwrap();
+        Training::new(setup(), Network::new(lenet(), parameters).unwrap()).unwrap()
+    }
+
+    /// Trains with a checkpoint before every evaluation.
+    fn run(
+        training: &mut Training,
+        checkpoints: &Checkpoints,
+        observe: &mut dyn FnMut(&Event<'_>) -> Observed,
+    ) -> Result<Outcome, Error> {
+        let mut writer = CheckpointWriter::new(checkpoints, Duration::MAX, &Device::Cpu);
+        writer.pause = Duration::ZERO;
+        training.run_with(writer, &|| false, observe)
+    }
+
+    /// The names of a run's files, the best weights, the history without times, and the tensors of the last checkpoint.
+    fn outcome(
+        training: &Training,
+        folder: &Path,
+    ) -> (Vec<String>, Vec<u8>, Vec<EpochMetrics>, Vec<Vec<f32>>) {
+        let entries = fs::read_dir(folder).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        let best = fs::read(folder.join(file::BEST_WEIGHTS)).unwrap();
+        let history = training.history().iter().map(|epoch| EpochMetrics {
+            seconds: 0.0,
+            images_per_second: 0.0,
+            ..epoch.clone()
+        });
+        let last = Checkpoints::new(folder, Inputs::example())
+            .read_last(lenet())
+            .unwrap()
+            .unwrap();
+        let weights = last.weights.tensors.into_iter().map(|(_, tensor)| tensor);
+        let tensors = weights
+            .chain(last.momentum_buffers)
+            .chain(last.ema.unwrap());
+        let values = tensors.map(|tensor| tensor.flatten_all().unwrap().to_vec1().unwrap());
+        (names, best, history.collect(), values.collect())
+    }
+
+    #[test]
+    fn an_error_in_an_evaluation_loses_no_step_and_changes_no_bit() {
+        let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let [undisturbed, failed] = [0, 1].map(|index| folders[index].path());
+        let checkpoints = |folder| Checkpoints::new(folder, Inputs::example());
+        let mut whole = start();
+        let ended = run(&mut whole, &checkpoints(undisturbed), &mut |_| Ok(()));
+        assert_eq!(ended.unwrap(), Outcome::Finished);
+
+        let mut training = start();
+        let checkpoints = checkpoints(failed);
+        for (epoch, history) in [(1, 0), (2, 1)] {
+            let ended = run(&mut training, &checkpoints, &mut |event| match event {
+                Event::EvaluationStarted { epoch: started } if *started == epoch => {
+                    Err("no memory".into())
+                }
+                _ => Ok(()),
+            });
+            assert!(matches!(ended, Err(Error::Observer(_))), "{ended:?}");
+            let checkpoint = checkpoints.read_last(lenet()).unwrap().unwrap();
+            training = Training::resume(setup(), checkpoint).unwrap();
+            let Position {
+                epoch: done, step, ..
+            } = training.position();
+            assert_eq!((done, step), (epoch - 1, 2));
+            assert_eq!(training.history().len(), history);
+        }
+        let ended = run(&mut training, &checkpoints, &mut |_| Ok(()));
+        assert_eq!(ended.unwrap(), Outcome::Finished);
+        assert!(outcome(&training, failed) == outcome(&whole, undisturbed));
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_written_ends_the_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing");
+        let checkpoints = Checkpoints::new(&missing, Inputs::example());
+        let ended = run(&mut start(), &checkpoints, &mut |event| match event {
+            Event::EvaluationStarted { .. } => Err("training went on".into()),
+            _ => Ok(()),
+        });
+        let error = ended.unwrap_err().to_string();
+        assert!(error.contains("cannot write `"), "{error}");
     }
 }
