@@ -170,6 +170,7 @@ fn training(what: &Measurement, arithmetic: Arithmetic) -> anyhow::Result<Measur
         split: EvaluationSplit::Test,
         device: Device::Cpu,
         arithmetic,
+        evaluation_batch: None,
     };
     let mut training = Training::new(setup, network(what.model)?)?;
     let clock = Cell::new(Clock::default());

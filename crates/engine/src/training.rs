@@ -14,10 +14,11 @@ use crate::named_tensors::{NamedTensors, copied_weights, sha256, to_device, weig
 use crate::progress::{BestEpoch, Position, Progress};
 use crate::training_setup::TrainingSetup;
 use crate::training_step::TrainingStep;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use datasets::Augmentation;
 use models::Network;
 use run::{EpochMetrics, LrFinderStep, Settings, SplitMetrics};
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 use tracing::debug_span;
 
@@ -32,6 +33,9 @@ pub enum Outcome {
     /// It was asked to stop, and a checkpoint is written.
     Interrupted,
 }
+
+/// Bytes of a GPU's memory for what is not tried: the order of an epoch, metrics, gaps between blocks.
+const GPU_RESERVE: usize = 64 << 20;
 
 /// The training of a network.
 pub struct Training {
@@ -69,7 +73,7 @@ impl Training {
     /// When the training set is smaller than a batch, or the device has too little memory.
     pub fn new(setup: TrainingSetup, network: Network) -> Result<Self, Error> {
         let progress = setup.initial_progress()?;
-        Self::start(setup, network, None, None, progress)
+        Self::start(setup, network, None, None, progress, false)
     }
 
     /// Training from a checkpoint.
@@ -101,7 +105,10 @@ impl Training {
         let network = checkpoint.weights.into_network(&setup.device)?;
         let momentum_buffers = on_device(checkpoint.momentum_buffers)?;
         let ema = ema.map(on_device).transpose()?;
-        Self::start(setup, network, Some(momentum_buffers), ema, progress)
+        // A run keeps its batch size of evaluations, since logits may depend on it in the last bit.
+        let is_kept = setup.evaluation_batch.is_some();
+        let buffers = Some(momentum_buffers);
+        Self::start(setup, network, buffers, ema, progress, is_kept)
     }
 
     fn start(
@@ -110,6 +117,7 @@ impl Training {
         momentum_buffers: Option<Vec<Tensor>>,
         ema: Option<Vec<Tensor>>,
         progress: Progress,
+        keeps_evaluation_batch: bool,
     ) -> Result<Self, Error> {
         let (batch_size, images) = (setup.settings.batch_size.get(), setup.train.len());
         if batch_size > images {
@@ -124,19 +132,47 @@ impl Training {
         scheduler.restore(progress.lr_scheduler);
         let decay = setup.settings.model_ema_decay.get();
         let ema = (decay > 0.0).then(|| Ema::new(decay, ema));
-        Ok(Self {
+        let mut training = Self {
             evaluator: Evaluator::new(
                 setup.test.clone(),
                 (&setup.settings).into(),
                 &setup.device,
                 setup.arithmetic,
+                setup.evaluation_batch,
             )?,
             step: TrainingStep::new(setup, train.host.batches(), network, optimiser, ema)?,
             train,
             scheduler,
             progress,
             unwritten_best: None,
-        })
+        };
+        training.fit_into_memory(keeps_evaluation_batch)?;
+        Ok(training)
+    }
+
+    /// Chooses the batch size of evaluations on a GPU: what fits beside everything that a run keeps in memory.
+    fn fit_into_memory(&mut self, keeps_evaluation_batch: bool) -> Result<(), Error> {
+        let (step, evaluator) = (&self.step, &mut self.evaluator);
+        if step.setup.device.is_cpu() {
+            return Ok(());
+        }
+        let network = &step.network;
+        // The weights of the best epoch, and the EMA.
+        let copies = 1 + step.ema.as_ref().map_or(0, Ema::copies_to_come);
+        let copies = (0..copies).map(|_| copied_weights(network));
+        let _copies: Vec<_> = copies.collect::<candle_core::Result<_>>()?;
+        let _reserve = Tensor::zeros(GPU_RESERVE, DType::U8, &step.setup.device)?;
+        let batch_size = step.setup.settings.batch_size.get();
+        let rehearse = || step.rehearse(batch_size);
+        let fitted = evaluator.fit(network, keeps_evaluation_batch, rehearse);
+        fitted.map_err(|error| step.explain(error))
+    }
+
+    /// Images per batch of an evaluation on a GPU, which a run keeps. On a CPU they do not affect the result.
+    #[must_use]
+    pub fn evaluation_batch(&self) -> Option<NonZeroUsize> {
+        let is_gpu = !self.step.setup.device.is_cpu();
+        is_gpu.then(|| self.evaluator.batch_size())
     }
 
     /// All finished epochs.
@@ -158,9 +194,9 @@ impl Training {
     }
 
     /// Trains until all epochs are done or `stop` returns true, which is called before every step. Writes a checkpoint
-    /// after every epoch, within one every `interval`, on stopping, and before an evaluation if the last one is 20 seconds
-    /// old. On a GPU, where an epoch may take less time than a checkpoint, the same holds after an epoch, except the last,
-    /// and training goes on while a checkpoint is written. No checkpoint is being written when this returns.
+    /// after every epoch, within one every `interval`, on stopping, and before an evaluation if the last one is a minute
+    /// old. On a GPU, where an epoch may take less time than a checkpoint, those before evaluations and after epochs, except
+    /// the last, are at least 20 seconds apart, and training goes on meanwhile. When this returns, all are written.
     ///
     /// # Errors
     /// When the loss or the weights are no longer finite, a checkpoint cannot be written, `observe` fails, or a tensor
@@ -309,7 +345,8 @@ impl Training {
         let span = || debug_span!("evaluation").entered();
         let evaluate = |network: &Network| {
             let _span = span();
-            self.evaluator.evaluate(network, stop)
+            let evaluated = self.evaluator.evaluate(network, stop);
+            evaluated.map_err(|error| self.evaluator.explain(error))
         };
         let Some(plain) = evaluate(network)? else {
             return Ok(None);
@@ -330,7 +367,8 @@ impl Training {
         let mut tta = None;
         if is_last {
             let _span = span();
-            tta = self.evaluator.evaluate_tta(network, &plain, stop)?;
+            let evaluated = self.evaluator.evaluate_tta(network, &plain, stop);
+            tta = evaluated.map_err(|error| self.evaluator.explain(error))?;
             if tta.is_none() {
                 return Ok(None);
             }
@@ -494,6 +532,7 @@ mod tests {
             split: EvaluationSplit::Test,
             device: Device::Cpu,
             arithmetic: ConvAlgorithm::Direct.into(),
+            evaluation_batch: None,
         }
     }
 

@@ -11,6 +11,7 @@ use models::Network;
 use ops::Arithmetic;
 use run::settings::{LrScheduler, WeightDecayOn};
 use run::{EvaluationSplit, Settings};
+use std::num::NonZeroUsize;
 
 /// What a run trains with, apart from weights.
 pub struct TrainingSetup {
@@ -26,6 +27,8 @@ pub struct TrainingSetup {
     pub device: Device,
     /// How it computes.
     pub arithmetic: Arithmetic,
+    /// Images per batch of an evaluation on a GPU, if they were chosen before.
+    pub evaluation_batch: Option<NonZeroUsize>,
 }
 
 /// The parts of training, made from the settings.

@@ -3,11 +3,11 @@
 use crate::dropout_schedule::DropoutSchedule;
 use crate::ema::Ema;
 use crate::error::Error;
+use crate::gpu_memory::{self, is_out_of_memory};
 use crate::optimiser::Sgd;
 use crate::progress::Position;
 use crate::training_setup::TrainingSetup;
-#[cfg(feature = "cuda")]
-use candle_core::Device;
+use candle_core::Tensor;
 use candle_nn::Optimizer;
 use datasets::Batch;
 use models::{CLASSES, DropoutMasks, Network};
@@ -16,10 +16,6 @@ use tracing::debug_span;
 
 /// Steps after which a GPU is waited for, to read its metrics.
 const STEPS_BETWEEN_WAITS: usize = 32;
-
-/// Bytes of a GPU's memory that the estimate of a batch size that fits leaves to libraries.
-#[cfg(feature = "cuda")]
-const LIBRARIES: usize = 64 << 20;
 
 /// A network and everything else that a training step changes.
 pub(crate) struct TrainingStep {
@@ -31,7 +27,6 @@ pub(crate) struct TrainingStep {
     /// Metrics of steps that are not added to a position yet.
     metrics: MetricsAccumulator,
     /// Bytes of a GPU's memory that were free before the first step.
-    #[cfg(feature = "cuda")]
     free: usize,
 }
 
@@ -52,11 +47,7 @@ impl TrainingStep {
             optimiser,
             ema,
             metrics: MetricsAccumulator::new(CLASSES, &setup.device)?,
-            #[cfg(feature = "cuda")]
-            free: match &setup.device {
-                Device::Cuda(gpu) => ops::cuda::memory(gpu)?.free,
-                _ => 0,
-            },
+            free: gpu_memory::free(&setup.device)?,
             setup,
             steps_per_epoch,
         })
@@ -131,34 +122,50 @@ impl TrainingStep {
         Ok(())
     }
 
+    /// Computes a step of so many black images without its update, which shows whether it fits into memory.
+    pub(crate) fn rehearse(&self, images: usize) -> candle_core::Result<()> {
+        let arithmetic = self.setup.arithmetic;
+        let dtype = arithmetic.precision.activations();
+        let images = Tensor::zeros((images, 32, 32, 3), dtype, &self.setup.device)?;
+        let dropout = (self.setup.settings.dropout.get() > 0.0).then_some(DropoutMasks {
+            probability: 0.5,
+            seed: 0,
+            step: 0,
+        });
+        let mut tape = Tape::recording(arithmetic);
+        let logits = self.network.forward(&mut tape, &images, dropout)?;
+        tape.backward(logits.zeros_like()?).map(drop)
+    }
+
     /// The error of a step. If a GPU has too little memory, it names a batch size that fits.
-    #[cfg_attr(not(feature = "cuda"), allow(clippy::unused_self))]
     pub(crate) fn explain(&self, error: Error) -> Error {
-        #[cfg(feature = "cuda")]
-        if let Error::Tensor(cause) = &error
-            && ops::cuda::is_out_of_memory(cause)
-        {
-            let precision = self.setup.arithmetic.precision;
-            let width = precision.activations().size_in_bytes();
-            let architecture = self.network.architecture();
-            // The gradients of the parameters and their copies in bf16, and what the libraries need.
-            let fixed = 4 * architecture.parameter_count() + LIBRARIES;
-            let image = width * architecture.training_elements();
-            let left = (self.free / 10 * 9).saturating_sub(fixed);
-            let batch_size = self.setup.settings.batch_size.get();
-            return Error::OutOfMemory {
-                batch_size,
-                fits: (left / image).min(batch_size - 1),
-            };
+        let Error::Tensor(cause) = &error else {
+            return error;
+        };
+        if !is_out_of_memory(cause) {
+            return error;
         }
-        error
+        let precision = self.setup.arithmetic.precision;
+        let width = precision.activations().size_in_bytes();
+        let architecture = self.network.architecture();
+        // The gradients of the parameters, and everything that is saved for the backward pass.
+        let fixed = 4 * architecture.parameter_count();
+        let image = width * architecture.training_elements();
+        let batch_size = self.setup.settings.batch_size.get();
+        let mut fits = (self.free.saturating_sub(fixed) / image).min(batch_size - 1);
+        let device = &self.setup.device;
+        // What else a step needs, the workspaces of convolutions above all, is tried, not estimated.
+        while fits > 0 && !matches!(gpu_memory::fits(device, || self.rehearse(fits)), Ok(true)) {
+            fits = fits * 3 / 4;
+        }
+        Error::OutOfMemory { batch_size, fits }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Tensor};
+    use candle_core::Device;
     use datasets::Dataset;
     use models::{Architecture, initial_parameters};
     use ops::ConvAlgorithm;
@@ -182,6 +189,7 @@ mod tests {
             split: EvaluationSplit::Test,
             device,
             arithmetic: ConvAlgorithm::Direct.into(),
+            evaluation_batch: None,
         };
         let optimiser = Sgd::new(variables, ops::Sgd::default()).unwrap();
         TrainingStep::new(setup, 5, network, optimiser, ema).unwrap()

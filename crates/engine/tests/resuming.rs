@@ -37,6 +37,7 @@ fn setup(changes: &str) -> TrainingSetup {
         split: EvaluationSplit::Test,
         device: Device::Cpu,
         arithmetic: ConvAlgorithm::Winograd.into(),
+        evaluation_batch: None,
     }
 }
 

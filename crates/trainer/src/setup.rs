@@ -10,8 +10,8 @@ use datasets::Split;
 use engine::{Checkpoints, Inputs, Training, TrainingMemory, TrainingSetup};
 use models::{Network, initial_parameters};
 use run::cli::{self, UsageError};
-use run::{MadeBy, Record, RunFolder, Session, file, metrics};
-use std::num::NonZeroU32;
+use run::{Choices, MadeBy, Record, RunFolder, Session, file, metrics};
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 
 /// What training needs: the settings of a run, its images, and what it computes with.
@@ -25,7 +25,7 @@ impl Setup {
     /// Opens the device and loads the images.
     pub(crate) fn new(resolved: Resolved) -> anyhow::Result<Self> {
         let run = &resolved.settings;
-        let backend = Backend::new(run)?;
+        let backend = Backend::new(&resolved)?;
         let limits = Limits {
             train: run.limit_train,
             test: run.limit_test,
@@ -153,6 +153,21 @@ impl Setup {
             split: self.data.evaluated,
             device: self.backend.device.clone(),
             arithmetic: self.backend.arithmetic,
+            evaluation_batch: self.recorded_evaluation_batch(),
+        }
+    }
+
+    /// Images per batch of an evaluation on a GPU of the run that is resumed or repeated.
+    fn recorded_evaluation_batch(&self) -> Option<NonZeroUsize> {
+        self.resolved.choices.as_ref()?.evaluation_batch
+    }
+
+    /// What the run chose for its device. A run that was on a GPU before keeps that also where a CPU does not need it.
+    pub(crate) fn choices(&self, training: &Training, is_resumed: bool) -> Choices {
+        let recorded = self.recorded_evaluation_batch().filter(|_| is_resumed);
+        Choices {
+            precision: self.backend.precision(),
+            evaluation_batch: training.evaluation_batch().or(recorded),
         }
     }
 

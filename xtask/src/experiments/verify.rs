@@ -182,7 +182,11 @@ fn conditions(run: &MadeBy, again: &MadeBy) -> Option<String> {
                 "device",
                 made_by.gpu.clone().or(Some(made_by.device.clone())),
             ),
-            ("precision", Some(made_by.precision.to_string())),
+            ("precision", Some(made_by.choices.precision.to_string())),
+            (
+                "evaluation batch",
+                made_by.choices.evaluation_batch.map(|n| n.to_string()),
+            ),
             ("operating system", machine(|machine| machine.os)),
             ("architecture", machine(|machine| machine.arch)),
             (

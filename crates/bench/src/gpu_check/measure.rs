@@ -122,6 +122,7 @@ fn training(args: &Args, device: &Device, gpu: &CudaDevice) -> anyhow::Result<St
         split: EvaluationSplit::Test,
         device: device.clone(),
         arithmetic: arithmetic(args.precision),
+        evaluation_batch: None,
     };
     let mut training = Training::new(setup, network(args, device)?)?;
     let limit = Duration::from_secs_f64(args.seconds);

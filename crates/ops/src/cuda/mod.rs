@@ -22,6 +22,7 @@ pub(crate) use product::{Stored, product};
 pub(crate) use program::{Argument, Program, launch, pack};
 pub(crate) use sum_rows::sum_rows;
 pub(crate) use updates::update;
+pub use workspace::release_workspace;
 
 use candle_core::{DType, Result, Tensor};
 
