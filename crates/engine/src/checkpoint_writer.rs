@@ -170,3 +170,51 @@ impl Job {
         Ok(best.into_iter().chain([last]).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::Inputs;
+
+    #[test]
+    fn checkpoints_are_due_at_intervals_before_evaluations_and_after_epochs() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(folder.path(), Inputs::example());
+        let hour = Duration::from_secs(3600);
+        let writer = |interval| CheckpointWriter::new(&checkpoints, interval, &Device::Cpu);
+        assert!(writer(Duration::ZERO).is_due());
+        assert!(!writer(hour).is_due());
+        assert!(!writer(hour).is_due_before_evaluation());
+        assert!(writer(hour).is_due_after_epoch(false));
+        // As on a GPU.
+        let mut paused = CheckpointWriter {
+            pause_after_epoch: hour,
+            ..writer(hour)
+        };
+        assert!(!paused.is_due_after_epoch(false));
+        assert!(paused.is_due_after_epoch(true));
+        paused.pause = Duration::ZERO;
+        assert!(paused.is_due_before_evaluation());
+    }
+
+    #[test]
+    fn the_digest_is_that_of_the_last_checkpoint_or_of_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(folder.path(), Inputs::example());
+        let mut writer = CheckpointWriter::new(&checkpoints, Duration::MAX, &Device::Cpu);
+        let (sender, receiver) = channel();
+        writer.digest = Some(((3, 7), receiver));
+        let at = |epoch, step| Position {
+            step,
+            ..Position::start_of(epoch)
+        };
+        sender.send("00".to_owned()).unwrap();
+        assert_eq!(writer.weights_sha256(at(4, 0)), None);
+        assert_eq!(writer.weights_sha256(at(3, 7)), Some("00".to_owned()));
+        assert_eq!(writer.weights_sha256(at(3, 7)), None);
+        // Its thread failed before.
+        writer.digest = Some(((3, 7), channel().1));
+        assert_eq!(writer.weights_sha256(at(3, 7)), None);
+        assert!(writer.finish().unwrap().is_empty() && !writer.has_ended());
+    }
+}

@@ -31,8 +31,7 @@ pub(crate) struct RunFiles<'a> {
 }
 
 impl<'a> RunFiles<'a> {
-    /// The files of a run with these settings, which starts as `training`. Writes its record and its table of
-    /// layers.
+    /// The files of a run with these settings, before its first step. Writes its record and its table of layers.
     pub(crate) fn create(
         folder: &'a RunFolder,
         setup: &'a Setup,

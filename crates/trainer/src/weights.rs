@@ -46,7 +46,8 @@ pub(crate) struct WeightArgs {
     #[arg(long, value_enum, default_value = "winograd")]
     pub(crate) conv: ConvAlgorithm,
 
-    /// Precision of matrix products and convolutions; tf32 is for GPUs [default: bf16 on a GPU from compute capability 8.0 on, else f32].
+    /// Precision of matrix products and convolutions; tf32 is for GPUs [default: bf16 on a GPU from compute capability
+    /// 8.0 on, else f32].
     #[arg(long, value_enum)]
     pub(crate) precision: Option<Precision>,
 }

@@ -273,7 +273,8 @@ macros::settings! {
         #[arg(value_enum)]
         conv: ConvAlgorithm = "winograd" [];
 
-        /// Precision of matrix products and convolutions; tf32 is for GPUs [default: bf16 on a GPU from compute capability 8.0 on, else f32].
+        /// Precision of matrix products and convolutions; tf32 is for GPUs [default: bf16 on a GPU from compute capability
+        /// 8.0 on, else f32].
         #[arg(value_enum)]
         precision: Option<Precision> [];
     }
