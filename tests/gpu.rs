@@ -143,14 +143,14 @@ fn auto_takes_the_gpu_and_says_so() {
     let output = command.arg("--run-dir").arg(runs.path()).assert().success();
     let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
     assert!(
-        message.contains("on cuda (emulated GPU) in tf32"),
+        message.contains("on cuda (emulated GPU) in bf16"),
         "{message}"
     );
     let record = fs::read_to_string(runs.path().join("a/run.toml")).unwrap();
     let record: toml::Table = record.parse().unwrap();
     assert_eq!(record["made_by"]["device"].as_str(), Some("cuda"));
     assert_eq!(record["made_by"]["gpu"].as_str(), Some("emulated GPU"));
-    assert_eq!(record["made_by"]["precision"].as_str(), Some("tf32"));
+    assert_eq!(record["made_by"]["precision"].as_str(), Some("bf16"));
 }
 
 #[test]
@@ -158,30 +158,23 @@ fn auto_takes_the_gpu_and_says_so() {
 fn a_batch_that_does_not_fit_is_told_what_would() {
     let (program, emulator) = built();
     let runs = tempfile::tempdir().unwrap();
-    let mut command = trainer(&program, &emulator);
-    command
-        .env("CUDA_EMULATOR_MEMORY", "350000000")
-        .args([
-            "--model",
-            "small-alexnet",
-            "--dataset",
-            "synthetic",
-            "--device",
-            "cuda",
-        ])
-        .args([
-            "--limit-train",
-            "900",
-            "--limit-test",
-            "10",
-            "--batch-size",
-            "900",
-        ])
-        .arg("--run-dir")
-        .arg(runs.path());
-    let output = command.assert().code(1);
-    let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
-    assert!(message.contains("--batch-size"), "{message}");
+    let train = |batch_size: &str| {
+        let mut command = trainer(&program, &emulator);
+        command
+            .env("CUDA_EMULATOR_MEMORY", "125000000")
+            .args(["--model", "lenet", "--dataset", "synthetic"])
+            .args(["--device", "cuda", "--epochs", "1"])
+            .args(["--limit-train", "900", "--limit-test", "10"])
+            .args(["--batch-size", batch_size, "--run-dir"])
+            .arg(runs.path());
+        command
+    };
+    let message = refused(&mut train("900"), 1, &["a step of 900 images"]);
+    // Before the first step: nothing is left behind.
+    assert_eq!(fs::read_dir(runs.path()).unwrap().count(), 0);
+    let (_, fits) = message.trim().split_once("use --batch-size ").unwrap();
+    assert!(fits.parse::<usize>().unwrap() >= 200, "{message}");
+    train(fits).assert().success();
     let mut command = run(&program, &emulator, runs.path(), "small");
     command.env("CUDA_EMULATOR_MEMORY", "60000000");
     let output = command.assert().code(1);
@@ -194,9 +187,8 @@ fn a_batch_that_does_not_fit_is_told_what_would() {
 fn weights_move_between_the_gpu_and_the_processor() {
     let (program, emulator) = built();
     let runs = tempfile::tempdir().unwrap();
-    run(&program, &emulator, runs.path(), "a")
-        .assert()
-        .success();
+    let mut command = run(&program, &emulator, runs.path(), "a");
+    command.args(["--precision", "f32"]).assert().success();
     let evaluate = |device: &str| -> serde_json::Value {
         let mut command = trainer(&program, &emulator);
         command
@@ -208,7 +200,7 @@ fn weights_move_between_the_gpu_and_the_processor() {
                 "10",
                 "--json",
             ])
-            .args(["--device", device, "--checkpoint"])
+            .args(["--device", device, "--precision", "f32", "--checkpoint"])
             .arg(runs.path().join("a/last.safetensors"));
         let output = command.assert().success();
         serde_json::from_slice(&output.get_output().stdout).unwrap()
@@ -217,7 +209,7 @@ fn weights_move_between_the_gpu_and_the_processor() {
     let loss = |result: &serde_json::Value| result["loss"].as_f64().unwrap();
     assert!((loss(&gpu) - loss(&cpu)).abs() < 1e-4, "{gpu} {cpu}");
     assert_eq!(gpu["confusion"], cpu["confusion"]);
-    // A run of the GPU goes on on the processor, which computes in f32.
+    // A run of the GPU goes on on the processor.
     let mut command = trainer(&program, &emulator);
     command
         .args(["--device", "cpu", "--epochs", "3", "--resume"])
@@ -317,4 +309,326 @@ fn the_log_names_the_libraries_and_a_gpu_without_memory_pools_is_warned_of_once(
     ] {
         assert!(log.contains(part), "`{part}` is not in: {log}");
     }
+}
+
+/// What the emulated GPU was called for: kernels, operations of the libraries, allocations, frees, copies and graphs.
+fn calls(stderr: &[u8]) -> [usize; 6] {
+    let text = String::from_utf8_lossy(stderr);
+    let (_, counts) = text.split_once("emulated GPU: ").unwrap();
+    let counts = counts.split(|c: char| !c.is_ascii_digit());
+    let counts = counts.filter_map(|count| count.parse().ok());
+    counts.collect::<Vec<_>>().try_into().unwrap()
+}
+
+#[test]
+#[ignore = "needs CUDA_TRAINER and CUDA_EMULATOR"]
+fn steps_are_replayed_as_a_graph_with_the_same_bits() {
+    let (program, emulator) = built();
+    let runs = tempfile::tempdir().unwrap();
+    let train = |name: &str, images: &str, graphs| {
+        let mut command = trainer(&program, &emulator);
+        command.env("CUDA_EMULATOR_CALLS", "1");
+        command.env("CUDA_EMULATOR_GRAPHS", graphs);
+        command.args([
+            "--model",
+            "small-alexnet",
+            "--dataset",
+            "synthetic",
+            "--limit-train",
+            images,
+        ]);
+        command.args([
+            "--limit-test",
+            "1",
+            "--batch-size",
+            "1",
+            "--device",
+            "cuda",
+            "--epochs",
+            "1",
+        ]);
+        command.args([
+            "--clip-grad-norm",
+            "0.1",
+            "--model-ema-decay",
+            "0.9",
+            "--precision",
+            "bf16",
+        ]);
+        command
+            .arg("--run-dir")
+            .arg(runs.path())
+            .args(["--name", name]);
+        let output = command.assert().success().get_output().clone();
+        let metrics = fs::read_to_string(runs.path().join(name).join("metrics.jsonl")).unwrap();
+        let metrics: serde_json::Value = serde_json::from_str(&metrics).unwrap();
+        (calls(&output.stderr), metrics["weights_sha256"].clone())
+    };
+    let [(few, _), (more, replayed)] =
+        [("few", "4"), ("more", "8")].map(|(name, images)| train(name, images, "1"));
+    let (eager, computed) = train("eager", "8", "0");
+    assert_eq!(replayed, computed);
+    assert!(replayed.is_string());
+    // Four more steps: a batch, the values of the step and a graph each.
+    let step: Vec<usize> = few
+        .iter()
+        .zip(more)
+        .map(|(few, more)| (more - few) / 4)
+        .collect();
+    assert_eq!(step, [2, 0, 1, 1, 2, 1]);
+    assert_eq!((more[5], eager[5]), (7, 0));
+}
+
+#[test]
+#[ignore = "needs CUDA_TRAINER and CUDA_EMULATOR"]
+fn a_run_keeps_its_engines() {
+    let (program, emulator) = built();
+    let runs = tempfile::tempdir().unwrap();
+    let engines = |name: &str| made_by(&runs.path().join(name), "cudnn_engines").unwrap();
+    let train = |name: &str, flags: &[&str]| {
+        let mut command = run(&program, &emulator, runs.path(), name);
+        command
+            .args(["--precision", "tf32"])
+            .args(flags)
+            .assert()
+            .success()
+    };
+    train("heuristics", &[]);
+    let chosen = engines("heuristics");
+    let chosen = chosen.as_table().unwrap();
+    // Two convolutions; all passes but the gradient of the images, for batches of training and evaluation.
+    assert!(chosen.len() > 6, "{chosen:?}");
+    assert!(
+        chosen
+            .values()
+            .all(|engine| engine.as_str() == Some("eng2")),
+        "{chosen:?}"
+    );
+    train("benchmark", &["--cudnn-benchmark"]);
+    assert_eq!(engines("benchmark").as_table().unwrap().len(), chosen.len());
+
+    // Others that work are kept, and those that do not are replaced, with a warning.
+    let record = runs.path().join("heuristics/run.toml");
+    let text = fs::read_to_string(&record).unwrap();
+    for (name, engine, kept) in [("plain", "eng3", true), ("failing", "eng0", false)] {
+        let other = runs.path().join(format!("{name}.toml"));
+        fs::write(&other, text.replace("\"eng2\"", &format!("\"{engine}\""))).unwrap();
+        let mut command = trainer(&program, &emulator);
+        command
+            .arg("--config")
+            .arg(&other)
+            .arg("--run-dir")
+            .arg(runs.path())
+            .args(["--name", name]);
+        let output = command.assert().success();
+        let message = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+        assert_eq!(
+            message.contains("that the run recorded do not work here"),
+            !kept,
+            "{message}"
+        );
+        let found = engines(name);
+        let expected = if kept { engine } else { "eng2" };
+        let found = found.as_table().unwrap();
+        assert!(
+            found
+                .values()
+                .all(|engine| engine.as_str() == Some(expected)),
+            "{found:?}"
+        );
+    }
+}
+
+/// The value of a key in what made a run.
+fn made_by(run: &Path, key: &str) -> Option<toml::Value> {
+    let record = fs::read_to_string(run.join("run.toml")).unwrap();
+    let record: toml::Table = record.parse().unwrap();
+    record["made_by"].get(key).cloned()
+}
+
+#[test]
+#[ignore = "needs CUDA_TRAINER and CUDA_EMULATOR"]
+fn a_run_keeps_its_precision() {
+    let (program, emulator) = built();
+    let runs = tempfile::tempdir().unwrap();
+    let start = |name: &str, flags: &[&str]| {
+        let mut command = trainer(&program, &emulator);
+        command
+            .args(["--model", "lenet", "--dataset", "synthetic"])
+            .args(["--limit-train", "4", "--limit-test", "4"])
+            .args(["--batch-size", "2", "--epochs", "1", "--name", name])
+            .args(flags)
+            .arg("--run-dir")
+            .arg(runs.path());
+        command
+    };
+    let resume = |name: &str, flags: &[&str]| {
+        let mut command = trainer(&program, &emulator);
+        command.arg("--resume").arg(runs.path().join(name));
+        command.args(["--epochs", "2"]).args(flags);
+        command
+    };
+    let precision = |name: &str| {
+        let value = made_by(&runs.path().join(name), "precision");
+        value.unwrap().as_str().unwrap().to_owned()
+    };
+    // The defaults: of this GPU, of one without tensor cores for bf16, and of the processor.
+    start("bf16", &[]).assert().success();
+    let mut old = start("old", &[]);
+    old.env("CUDA_EMULATOR_CAPABILITY", "75").assert().success();
+    start("cpu", &["--device", "cpu"]).assert().success();
+    assert_eq!(
+        ["bf16", "old", "cpu"].map(precision),
+        ["bf16", "f32", "f32"]
+    );
+    start("tf32", &["--precision", "tf32"]).assert().success();
+
+    let without = |mut command: Command| {
+        command.env("CUDA_EMULATOR_CAPABILITY", "75");
+        command
+    };
+    for (command, parts) in [
+        (
+            resume("tf32", &["--device", "cpu"]),
+            [
+                "the run computes in tf32",
+                "the CPU computes in f32 or bf16",
+            ],
+        ),
+        (
+            without(resume("bf16", &[])),
+            [
+                "the run computes in bf16",
+                "compute capability 7.5, and bf16 takes 8.0",
+            ],
+        ),
+        (
+            without(resume("tf32", &[])),
+            [
+                "the run computes in tf32",
+                "compute capability 7.5, and tf32 takes 8.0",
+            ],
+        ),
+        (
+            resume("bf16", &["--precision", "f32"]),
+            ["has precision = \"bf16\", not \"f32\"", "omit --precision"],
+        ),
+    ] {
+        let mut command = command;
+        refused(&mut command, 2, &parts);
+    }
+    // Elsewhere, where another precision is the default.
+    for (name, flags) in [
+        ("bf16", &["--device", "cpu", "--precision", "bf16"][..]),
+        ("old", &[]),
+        ("cpu", &["--device", "cuda"]),
+    ] {
+        let before = precision(name);
+        resume(name, flags).assert().success();
+        assert_eq!(precision(name), before);
+    }
+    // A CPU needs no batch size of evaluations, but a GPU may continue the run.
+    let batch = |name: &str| made_by(&runs.path().join(name), "evaluation_batch");
+    assert_eq!(batch("bf16"), Some(toml::Value::Integer(4)));
+    start("cpu-2", &["--device", "cpu"]).assert().success();
+    assert_eq!(batch("cpu-2"), None);
+    // A repetition, as `verify` makes it.
+    let mut again = trainer(&program, &emulator);
+    let record = runs.path().join("tf32/run.toml");
+    again
+        .arg("--config")
+        .arg(record)
+        .args(["--name", "again", "--run-dir"]);
+    again.arg(runs.path()).assert().success();
+    assert_eq!(precision("again"), "tf32");
+}
+
+#[test]
+#[ignore = "needs CUDA_TRAINER and CUDA_EMULATOR"]
+fn evaluations_take_batches_that_fit_and_keep_them() {
+    let (program, emulator) = built();
+    let runs = tempfile::tempdir().unwrap();
+    let folder = runs.path().join("a");
+    let with = |memory: &str| {
+        let mut command = trainer(&program, &emulator);
+        command.env("CUDA_EMULATOR_MEMORY", memory);
+        command
+    };
+    let mut start = with("104000000");
+    start
+        .args([
+            "--model",
+            "lenet",
+            "--dataset",
+            "synthetic",
+            "--device",
+            "cuda",
+        ])
+        .args([
+            "--limit-train",
+            "4",
+            "--limit-test",
+            "256",
+            "--batch-size",
+            "2",
+        ])
+        .args(["--epochs", "1", "--name", "a", "--run-dir"])
+        .arg(runs.path());
+    start.assert().success();
+    let batch = || {
+        made_by(&folder, "evaluation_batch")
+            .unwrap()
+            .as_integer()
+            .unwrap()
+    };
+    let chosen = batch();
+    assert!(chosen == 128 || chosen == 64, "{chosen}");
+    let resume = |memory: &str| {
+        let mut command = with(memory);
+        command.args(["--epochs", "2", "--resume"]).arg(&folder);
+        command
+    };
+    let kept = format!("in batches of {chosen} images, which the run keeps");
+    refused(&mut resume("102700000"), 1, &[&kept]);
+    resume("1000000000").assert().success();
+    assert_eq!(batch(), chosen);
+}
+
+#[test]
+#[ignore = "needs CUDA_TRAINER and CUDA_EMULATOR"]
+fn a_checkpoint_that_cannot_be_written_ends_the_run() {
+    let (program, emulator) = built();
+    let runs = tempfile::tempdir().unwrap();
+    run(&program, &emulator, runs.path(), "a")
+        .assert()
+        .success();
+    let folder = runs.path().join("a");
+    let files = || {
+        let read = |name| fs::read(folder.join(name)).unwrap();
+        [
+            "last.safetensors",
+            "momentum-2-0.safetensors",
+            "best.safetensors",
+        ]
+        .map(read)
+    };
+    let before = files();
+    // A limit on the size of files stands in for a full disk.
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 20000; exec '{}' --resume '{}' --epochs 4 --checkpoint-minutes 0",
+        program.display(),
+        folder.display()
+    );
+    let mut limited = trainer(Path::new("sh"), &emulator);
+    let output = limited.args(["-c", &script]).assert().code(1);
+    let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    assert!(
+        message.contains("error: cannot write `")
+            && message.contains("what was saved before is unchanged"),
+        "{message}"
+    );
+    assert!(files() == before);
+    let mut resume = trainer(&program, &emulator);
+    resume.args(["--epochs", "3", "--resume"]).arg(&folder);
+    resume.assert().success();
 }

@@ -724,6 +724,46 @@ fn epochs_that_a_resumed_run_cannot_have_are_refused_and_nothing_changes() {
 }
 
 #[test]
+fn a_run_keeps_its_precision_when_it_is_resumed_or_repeated() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = tiny_run(folder.path(), 1);
+    run.args(["--run-dir", "r", "--name", "a"]);
+    run.assert().success();
+    let command = |arguments: &[&str]| {
+        let mut command = program("trainer");
+        command.current_dir(folder.path()).args(arguments);
+        command
+    };
+    let resume =
+        |precision| command(&["--resume", "r/a", "--epochs", "2", "--precision", precision]);
+    // The default, which nobody asked for.
+    refused(
+        &mut resume("bf16"),
+        2,
+        &["precision = \"f32\", not \"bf16\""],
+    );
+    resume("f32").assert().success();
+    // A record of a GPU with another default.
+    let path = folder.path().join("r/a/run.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(!text.contains("evaluation_batch"), "{text}");
+    let changed = text.replace("precision = \"f32\"", "precision = \"tf32\"");
+    fs::write(&path, changed).unwrap();
+    let refusal = [
+        "the run computes in tf32",
+        "the CPU computes in f32 or bf16",
+    ];
+    refused(&mut command(&["--resume", "r/a"]), 2, &refusal);
+    let repeat = ["--config", "r/a/run.toml", "--run-dir", "r", "--name", "b"];
+    refused(&mut command(&repeat), 2, &refusal);
+    refused(xtask("verify").arg(path.parent().unwrap()), 1, &refusal);
+    let other = [&repeat[..], &["--precision", "bf16"]].concat();
+    command(&other).assert().success();
+    let record = record(&folder.path().join("r/b"));
+    assert_eq!(record["made_by"]["precision"].as_str(), Some("bf16"));
+}
+
+#[test]
 fn threads_are_a_setting_of_a_run_only_where_they_were_given() {
     let folder = tempfile::tempdir().unwrap();
     for (name, flags) in [("a", &[] as &[&str]), ("b", &["--threads", "1"])] {

@@ -206,6 +206,8 @@ fn training(
         split: EvaluationSplit::Test,
         device: device.clone(),
         arithmetic,
+        evaluation_batch: None,
+        cudnn_engines: Default::default(),
     };
     let mut training = Training::new(setup, network(what.model, device)?)?;
     let clock = Cell::new(Clock::default());

@@ -66,6 +66,17 @@ impl DataLoader {
         }
     }
 
+    /// Changes the number of images of a batch.
+    pub fn set_batch_size(&mut self, batch_size: NonZeroUsize) {
+        self.batch_size = batch_size;
+    }
+
+    /// Images of a batch; the last one may have fewer.
+    #[must_use]
+    pub fn batch_size(&self) -> NonZeroUsize {
+        self.batch_size
+    }
+
     /// Without shuffling: every epoch has the same batches, in the order of the set.
     #[must_use]
     pub fn in_order(mut self) -> Self {

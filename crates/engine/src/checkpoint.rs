@@ -14,8 +14,8 @@ use crate::weights::{Content, Inputs, Weights, write};
 use candle_core::Tensor;
 use models::Architecture;
 use run::file;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 /// Keys of the metadata of `last.safetensors`.
 mod key {
@@ -55,6 +55,13 @@ pub(crate) struct State {
     pub(crate) ema: Option<NamedTensors>,
 }
 
+/// The weights of the best epoch, on the CPU.
+pub(crate) struct Best {
+    pub(crate) weights: NamedTensors,
+    /// Their SHA-256, if it is known.
+    pub(crate) sha256: Option<String>,
+}
+
 /// The checkpoints of one run: `best.safetensors` and `last.safetensors` in its folder.
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
@@ -72,25 +79,31 @@ impl Checkpoints {
         }
     }
 
-    /// Writes `best.safetensors`. `sha256` is that of the weights, if it is known.
+    /// The error that `last.safetensors` cannot be written.
+    pub(crate) fn not_written(&self, reason: io::Error) -> Error {
+        let path = self.folder.join(file::LAST_WEIGHTS);
+        Error::Write { path, reason }
+    }
+
+    /// Writes `best.safetensors`.
     pub(crate) fn write_best(
         &self,
         architecture: Architecture,
-        weights: &NamedTensors,
-        sha256: Option<&str>,
+        Best { weights, sha256 }: &Best,
     ) -> Result<PathBuf, Error> {
         let path = self.folder.join(file::BEST_WEIGHTS);
-        let entries = [self.inputs.entry()];
+        let (entries, sha256) = ([self.inputs.entry()], sha256.as_deref());
         let content = Content::Weights;
         write(&path, architecture, content, weights, sha256, entries)?;
         Ok(path)
     }
 
-    /// Writes `last.safetensors`, its momentum buffers and its EMA.
+    /// Writes `last.safetensors`, its momentum buffers and its EMA. `sha256` is that of the weights.
     pub(crate) fn write_last(
         &self,
         architecture: Architecture,
         state: &State,
+        sha256: &str,
         progress: &Progress,
     ) -> Result<PathBuf, Error> {
         let Position { epoch, step, .. } = progress.position;
@@ -99,13 +112,13 @@ impl Checkpoints {
         let path = self.folder.join(&momentum);
         let buffers = &state.momentum_buffers;
         let content = Content::MomentumBuffers;
-        let sha256 = write(&path, architecture, content, buffers, None, [])?;
+        let momentum_sha256 = write(&path, architecture, content, buffers, None, [])?;
         let mut current = vec![momentum.clone()];
         let mut entries = vec![
             self.inputs.entry(),
             (key::PROGRESS, serde_json::to_string(progress)),
             (key::MOMENTUM, Ok(momentum)),
-            (key::MOMENTUM_SHA256, Ok(sha256)),
+            (key::MOMENTUM_SHA256, Ok(momentum_sha256)),
         ];
         if let Some(ema) = &state.ema {
             let name = name(EMA_PREFIX);
@@ -118,13 +131,8 @@ impl Checkpoints {
             entries.push((key::EMA_SHA256, Ok(sha256)));
         }
         let path = self.folder.join(file::LAST_WEIGHTS);
-        // Those after an epoch are in its metrics.
-        let sha256 = match step {
-            0 => progress.weights_sha256(epoch),
-            _ => None,
-        };
         let (content, weights) = (Content::Weights, &state.weights);
-        write(&path, architecture, content, weights, sha256, entries)?;
+        write(&path, architecture, content, weights, Some(sha256), entries)?;
         self.remove_older(&current);
         Ok(path)
     }

@@ -1,25 +1,41 @@
-//! When checkpoints are written.
+//! When checkpoints are written, and the thread that writes them.
 
-use crate::checkpoint::{Checkpoints, State};
+use crate::checkpoint::{Best, Checkpoints, State};
 use crate::error::Error;
-use crate::named_tensors::{named, non_finite_value, to_device, weights};
+use crate::named_tensors::{named, non_finite_value, sha256, to_device, weights};
 use crate::progress::{Position, Progress};
 use crate::training_step::TrainingStep;
 use candle_core::Device;
+use models::Architecture;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// The least time between the checkpoints of two epochs on a GPU, where an epoch may take less time than a checkpoint.
+/// The least age of a checkpoint that is replaced before an evaluation on a CPU. AlexNet's takes about two seconds to write.
+const CPU_PAUSE: Duration = Duration::from_secs(60);
+
+/// The same on a GPU, where an epoch may take less time than a checkpoint: also after an epoch. Training waits for the copy
+/// of the tensors, and for the previous write.
 const GPU_PAUSE: Duration = Duration::from_secs(20);
 
-/// Writes the checkpoints of a run: at intervals within an epoch, after epochs, and on stopping.
+/// Writes the checkpoints of a run, one at a time, on a thread.
+///
+/// On a GPU training goes on meanwhile, since the thread has a copy of the tensors. On a CPU training waits for the thread:
+/// a copy takes as much memory again, and an epoch takes so much longer than a checkpoint that nothing would be gained.
 pub(crate) struct CheckpointWriter<'a> {
     pub(crate) checkpoints: &'a Checkpoints,
     /// The time between checkpoints within an epoch.
     interval: Duration,
-    /// The least time between the checkpoints of two epochs.
-    pause: Duration,
-    last_written: Instant,
+    /// The age from which on a checkpoint is replaced before an evaluation.
+    pub(crate) pause: Duration,
+    /// The same after an epoch.
+    pause_after_epoch: Duration,
+    last_started: Instant,
+    /// The finished epochs and steps of the last checkpoint, and the SHA-256 of its weights.
+    digest: Option<((u32, usize), Receiver<String>)>,
+    thread: Option<JoinHandle<Result<Vec<PathBuf>, Error>>>,
 }
 
 impl<'a> CheckpointWriter<'a> {
@@ -29,55 +45,129 @@ impl<'a> CheckpointWriter<'a> {
         Self {
             checkpoints,
             interval,
-            pause: if is_cpu { Duration::ZERO } else { GPU_PAUSE },
-            last_written: Instant::now(),
+            pause: if is_cpu { CPU_PAUSE } else { GPU_PAUSE },
+            pause_after_epoch: if is_cpu { Duration::ZERO } else { GPU_PAUSE },
+            last_started: Instant::now(),
+            digest: None,
+            thread: None,
         }
     }
 
     /// Whether a checkpoint is due within an epoch.
     pub(crate) fn is_due(&self) -> bool {
-        self.last_written.elapsed() >= self.interval
+        self.last_started.elapsed() >= self.interval
+    }
+
+    /// Whether a checkpoint is due after the steps of an epoch, before its evaluation.
+    pub(crate) fn is_due_before_evaluation(&self) -> bool {
+        self.last_started.elapsed() >= self.pause
     }
 
     /// Whether a checkpoint is due after an epoch. After the last one it always is.
     pub(crate) fn is_due_after_epoch(&self, is_last: bool) -> bool {
-        is_last || self.last_written.elapsed() >= self.pause
+        is_last || self.last_started.elapsed() >= self.pause_after_epoch
     }
 
-    /// Writes `last.safetensors` and returns its path.
+    /// Starts to write `best.safetensors`, if there is something to write to it, and then `last.safetensors`. The previous
+    /// write must be finished.
+    ///
+    /// # Errors
+    /// When the tensors cannot be copied, or the thread cannot be started.
+    pub(crate) fn start(
+        &mut self,
+        step: &TrainingStep,
+        progress: &Progress,
+        best: Option<Best>,
+    ) -> Result<(), Error> {
+        let network = &step.network;
+        let on_host = |tensors| to_device(tensors, &Device::Cpu);
+        let ema = step.ema.as_ref().and_then(|ema| ema.named(network));
+        let Position {
+            epoch, step: done, ..
+        } = progress.position;
+        let (sender, receiver) = channel();
+        let job = Job {
+            checkpoints: self.checkpoints.clone(),
+            architecture: network.architecture(),
+            best,
+            state: State {
+                weights: on_host(weights(network))?,
+                momentum_buffers: on_host(named(network, step.optimiser.momentum_buffers()))?,
+                ema: ema.map(on_host).transpose()?,
+            },
+            progress: progress.clone(),
+            digest: sender,
+        };
+        let thread = thread::Builder::new().name("checkpoint".to_owned());
+        let thread = thread.spawn(|| job.write());
+        self.thread = Some(thread.map_err(|reason| self.checkpoints.not_written(reason))?);
+        self.digest = Some(((epoch, done), receiver));
+        self.last_started = Instant::now();
+        Ok(())
+    }
+
+    /// Whether a write has ended that [`CheckpointWriter::finish`] was not called for.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
+    /// Waits until nothing is being written. Returns the files that were written since the last call.
     ///
     /// # Errors
     /// When the weights or momentum buffers are not finite, so that every checkpoint can be resumed, or a file cannot be
     /// written.
-    pub(crate) fn write(
-        &mut self,
-        step: &TrainingStep,
-        progress: &Progress,
-    ) -> Result<PathBuf, Error> {
-        let network = &step.network;
-        let on_host = |tensors| to_device(tensors, &Device::Cpu);
-        let ema = step.ema.as_ref().and_then(|ema| ema.named(network));
-        let state = State {
-            weights: on_host(weights(network))?,
-            momentum_buffers: on_host(named(network, step.optimiser.momentum_buffers()))?,
-            ema: ema.map(on_host).transpose()?,
-        };
+    pub(crate) fn finish(&mut self) -> Result<Vec<PathBuf>, Error> {
+        let written = self.thread.take().map(JoinHandle::join);
+        written.map_or(Ok(Vec::new()), |written| {
+            written.unwrap_or_else(|panic| resume_unwind(panic))
+        })
+    }
+
+    /// SHA-256 of the weights at `position`, if they are those of the last checkpoint and it did not fail before. It may
+    /// not be completely written.
+    pub(crate) fn weights_sha256(&mut self, position: Position) -> Option<String> {
+        let (_, digest) = self
+            .digest
+            .take_if(|(of, _)| *of == (position.epoch, position.step))?;
+        digest.recv().ok()
+    }
+}
+
+/// What the thread writes.
+struct Job {
+    checkpoints: Checkpoints,
+    architecture: Architecture,
+    best: Option<Best>,
+    state: State,
+    progress: Progress,
+    /// Where the SHA-256 of the weights goes.
+    digest: Sender<String>,
+}
+
+impl Job {
+    /// Writes `best.safetensors` before `last.safetensors`, which refers to its epoch. Returns their paths.
+    fn write(self) -> Result<Vec<PathBuf>, Error> {
+        let (state, Position { epoch, step, .. }) = (&self.state, self.progress.position);
         for (_, tensor) in state.weights.iter().chain(&state.momentum_buffers) {
             if non_finite_value(tensor)?.is_some() {
-                let Position { epoch, step, .. } = progress.position;
-                return Err(Error::diverged(
-                    "value of a weight or momentum buffer",
-                    epoch,
-                    step,
-                ));
+                let what = "value of a weight or momentum buffer";
+                return Err(Error::diverged(what, epoch, step));
             }
         }
-        let architecture = network.architecture();
-        let path = self
-            .checkpoints
-            .write_last(architecture, &state, progress)?;
-        self.last_written = Instant::now();
-        Ok(path)
+        // That of the weights after an epoch is in its metrics.
+        let known = (step == 0).then(|| self.progress.weights_sha256(epoch));
+        let sha256 = match known.flatten() {
+            Some(known) => known.to_owned(),
+            None => sha256(&state.weights)?,
+        };
+        // Nobody waits for it after most checkpoints.
+        let _ = self.digest.send(sha256.clone());
+        let (architecture, checkpoints) = (self.architecture, &self.checkpoints);
+        let best = self.best.as_ref();
+        let best = best.map(|best| checkpoints.write_best(architecture, best));
+        let best = best.transpose()?;
+        let last = checkpoints.write_last(architecture, state, &sha256, &self.progress)?;
+        Ok(best.into_iter().chain([last]).collect())
     }
 }
 
@@ -87,20 +177,44 @@ mod tests {
     use crate::weights::Inputs;
 
     #[test]
-    fn checkpoints_are_due_at_intervals_and_after_epochs() {
+    fn checkpoints_are_due_at_intervals_before_evaluations_and_after_epochs() {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::new(folder.path(), Inputs::example());
         let hour = Duration::from_secs(3600);
         let writer = |interval| CheckpointWriter::new(&checkpoints, interval, &Device::Cpu);
         assert!(writer(Duration::ZERO).is_due());
         assert!(!writer(hour).is_due());
+        assert!(!writer(hour).is_due_before_evaluation());
         assert!(writer(hour).is_due_after_epoch(false));
         // As on a GPU.
-        let paused = CheckpointWriter {
-            pause: hour,
+        let mut paused = CheckpointWriter {
+            pause_after_epoch: hour,
             ..writer(hour)
         };
         assert!(!paused.is_due_after_epoch(false));
         assert!(paused.is_due_after_epoch(true));
+        paused.pause = Duration::ZERO;
+        assert!(paused.is_due_before_evaluation());
+    }
+
+    #[test]
+    fn the_digest_is_that_of_the_last_checkpoint_or_of_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(folder.path(), Inputs::example());
+        let mut writer = CheckpointWriter::new(&checkpoints, Duration::MAX, &Device::Cpu);
+        let (sender, receiver) = channel();
+        writer.digest = Some(((3, 7), receiver));
+        let at = |epoch, step| Position {
+            step,
+            ..Position::start_of(epoch)
+        };
+        sender.send("00".to_owned()).unwrap();
+        assert_eq!(writer.weights_sha256(at(4, 0)), None);
+        assert_eq!(writer.weights_sha256(at(3, 7)), Some("00".to_owned()));
+        assert_eq!(writer.weights_sha256(at(3, 7)), None);
+        // Its thread failed before.
+        writer.digest = Some(((3, 7), channel().1));
+        assert_eq!(writer.weights_sha256(at(3, 7)), None);
+        assert!(writer.finish().unwrap().is_empty() && !writer.has_ended());
     }
 }

@@ -34,6 +34,14 @@ impl Ema {
         ops::ema_step(self.decay, &pairs)
     }
 
+    /// Copies of the weights that it and its evaluation will still need memory for.
+    pub(crate) fn copies_to_come(&self) -> usize {
+        match self.average {
+            None => 2,
+            Some(_) => 1,
+        }
+    }
+
     /// The average under the names of the parameters of `network`.
     pub(crate) fn named(&self, network: &Network) -> Option<NamedTensors> {
         Some(named(network, self.average.as_ref()?))

@@ -42,14 +42,30 @@ pub enum Error {
         "the GPU has too little memory for a step of {batch_size} images; {}",
         match fits {
             0 => "not even one image fits beside the weights".to_owned(),
-            fits => format!("about {fits} would fit: use --batch-size {fits}"),
+            fits => format!("{fits} fit: use --batch-size {fits}"),
         }
     )]
     OutOfMemory {
         /// Images a batch.
         batch_size: usize,
-        /// About how many images would fit.
+        /// How many images fit.
         fits: usize,
+    },
+    /// A GPU has too little memory for an evaluation.
+    #[error(
+        "the GPU has too little free memory for an evaluation in batches of {} images, {}",
+        tried.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        match is_kept {
+            true => "which the run keeps; free some of it, or resume the run on a GPU with more",
+            false => "all of which were tried; free some of it (nvidia-smi lists the programs that use it), or use \
+                      --device cpu",
+        }
+    )]
+    EvaluationOutOfMemory {
+        /// The numbers of images per batch that were tried.
+        tried: Vec<usize>,
+        /// Whether the run keeps the first.
+        is_kept: bool,
     },
     /// A file of weights cannot be read.
     #[error("cannot read `{}`: {reason}", path.display())]

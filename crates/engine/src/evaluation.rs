@@ -1,6 +1,8 @@
 //! Loss, accuracy and confusion matrix of a network on a split of a data set.
 
 use crate::data_loader::DataLoader;
+use crate::error::Error;
+use crate::gpu_memory::{fits, is_out_of_memory, release_workspace};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use datasets::{Normalisation, Split, Transform};
 use models::{CLASSES, Network};
@@ -10,7 +12,7 @@ use std::num::NonZeroUsize;
 /// Images per batch. It does not follow the batch size of the run, so that a result does not depend on it.
 const BATCH: NonZeroUsize = NonZeroUsize::MIN.saturating_add(249);
 
-/// The same on a GPU, which computes more at once.
+/// The most on a GPU, which computes more at once.
 const GPU_BATCH: NonZeroUsize = NonZeroUsize::MIN.saturating_add(999);
 
 /// The result of a network on a split.
@@ -49,7 +51,7 @@ pub struct Evaluator {
 }
 
 impl Evaluator {
-    /// Evaluates networks on `split`, on `device`.
+    /// Evaluates networks on `split`, on `device`: on a GPU in batches of `gpu_batch_size` images, by default 1000.
     ///
     /// # Errors
     /// When the device has no memory for the images.
@@ -58,14 +60,95 @@ impl Evaluator {
         normalisation: Normalisation,
         device: &Device,
         arithmetic: Arithmetic,
+        gpu_batch_size: Option<NonZeroUsize>,
     ) -> Result<Self> {
-        let batch_size = if device.is_cuda() { GPU_BATCH } else { BATCH };
+        let batch_size = match device.is_cpu() {
+            true => BATCH,
+            false => gpu_batch_size.unwrap_or(GPU_BATCH),
+        };
+        // No larger batch is computed, so none is tried.
+        let images = NonZeroUsize::new(split.len()).unwrap_or(NonZeroUsize::MIN);
+        let batch_size = batch_size.min(images);
         let precision = arithmetic.precision;
         Ok(Self {
             loader: DataLoader::new(split, batch_size, normalisation, device, precision)?,
             arithmetic,
             device: device.clone(),
         })
+    }
+
+    /// Images per batch.
+    #[must_use]
+    pub fn batch_size(&self) -> NonZeroUsize {
+        self.loader.host.batch_size()
+    }
+
+    /// Halves the batch size until an evaluation of `network` fits into a GPU's memory, and `step` fits beside the working
+    /// memory that it leaves to the libraries. Keeps the batch size if `is_kept`. Tries nothing on a CPU.
+    ///
+    /// # Errors
+    /// When not even one image fits, or the batch size that is kept; when `step` does not fit by itself.
+    pub fn fit(
+        &mut self,
+        network: &Network,
+        is_kept: bool,
+        step: impl Fn() -> Result<()>,
+    ) -> std::result::Result<(), Error> {
+        if self.device.is_cpu() {
+            return Ok(());
+        }
+        let mut tried = Vec::new();
+        loop {
+            let batch_size = self.batch_size().get();
+            let both = || self.try_batch(network, batch_size).and_then(|()| step());
+            if fits(&self.device, both)? {
+                return Ok(());
+            }
+            release_workspace(&self.device);
+            step()?;
+            tried.push(batch_size);
+            let half = NonZeroUsize::new(batch_size / 2).filter(|_| !is_kept);
+            let Some(half) = half else {
+                return Err(Error::EvaluationOutOfMemory { tried, is_kept });
+            };
+            self.loader.host.set_batch_size(half);
+        }
+    }
+
+    /// Whether a batch fits into what is left of a GPU's memory.
+    ///
+    /// # Errors
+    /// When a tensor operation fails for another reason.
+    pub(crate) fn fits(&self, network: &Network) -> Result<bool> {
+        let batch_size = self.batch_size().get();
+        fits(&self.device, || self.try_batch(network, batch_size))
+    }
+
+    /// Computes the logits of black images in place of the last batch, if that is smaller than the others.
+    pub(crate) fn try_last_batch(&self, network: &Network) -> Result<()> {
+        match self.loader.host.images() % self.batch_size() {
+            0 => Ok(()),
+            rest => self.try_batch(network, rest),
+        }
+    }
+
+    /// Computes the logits of a batch of black images.
+    fn try_batch(&self, network: &Network, images: usize) -> Result<()> {
+        let dtype = self.arithmetic.precision.activations();
+        let images = Tensor::zeros((images, 32, 32, 3), dtype, &self.device)?;
+        let mut tape = Tape::no_grad(self.arithmetic);
+        network.forward(&mut tape, &images, None).map(drop)
+    }
+
+    /// The error of an evaluation, after [`Evaluator::fit`].
+    pub(crate) fn explain(&self, error: candle_core::Error) -> Error {
+        match is_out_of_memory(&error) {
+            true => Error::EvaluationOutOfMemory {
+                tried: vec![self.batch_size().get()],
+                is_kept: true,
+            },
+            false => error.into(),
+        }
     }
 
     /// Evaluates `network`, without dropout. Returns `None` if `stop` returned true, which is called before every batch.
@@ -187,7 +270,8 @@ mod tests {
         let evaluator = |images| {
             let split = Dataset::synthetic(1, images).unwrap().test();
             let normalisation = Normalisation::new([0.5; 3], [0.25; 3]);
-            Evaluator::new(split, normalisation, device, ConvAlgorithm::Direct.into())
+            let arithmetic = ConvAlgorithm::Direct.into();
+            Evaluator::new(split, normalisation, device, arithmetic, None)
         };
         let three = evaluator(3)?;
         let plain = three.evaluate(&network, || false)?.unwrap();

@@ -13,6 +13,7 @@ mod ema;
 mod error;
 mod evaluation;
 mod event;
+mod gpu_memory;
 mod lr_finder;
 mod lr_scheduler;
 mod memory;

@@ -18,8 +18,9 @@ pub(crate) struct StepGraph {
     previous: Option<StepKind>,
     /// Images and labels are the inputs.
     captured: Option<(StepKind, CapturedStep<2>)>,
-    /// Whether capturing failed before.
-    failed: bool,
+    is_newly_captured: bool,
+    /// Whether no step is captured any more, since that failed or there is too little memory.
+    is_off: bool,
 }
 
 impl StepGraph {
@@ -37,14 +38,17 @@ impl StepGraph {
         let is_repeated = self.previous.replace(kind) == Some(kind);
         let inputs = [&batch.images, &batch.labels];
         let is_captured = self.captured.as_ref().is_some_and(|(of, _)| *of == kind);
-        if !is_captured && is_repeated && !self.failed {
+        if !is_captured && is_repeated && !self.is_off {
             // Its memory is reused.
             self.captured = None;
             match CapturedStep::capture(inputs, |[images, labels]| step(images, labels)) {
-                Ok(captured) => self.captured = Some((kind, captured)),
+                Ok(captured) => {
+                    self.captured = Some((kind, captured));
+                    self.is_newly_captured = true;
+                }
                 Err(error) => {
                     tracing::warn!(%error, "steps are not replayed as a CUDA graph");
-                    self.failed = true;
+                    self.is_off = true;
                 }
             }
         }
@@ -55,5 +59,21 @@ impl StepGraph {
             }
             _ => Ok(false),
         }
+    }
+
+    /// Whether a step was captured since the last call.
+    pub(crate) fn is_newly_captured(&mut self) -> bool {
+        std::mem::take(&mut self.is_newly_captured)
+    }
+
+    /// Gives the memory of the graph back; no step is captured any more.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub(crate) fn release(&mut self) -> Result<()> {
+        self.is_off = true;
+        self.captured
+            .take()
+            .map_or(Ok(()), |(_, captured)| captured.release())
     }
 }

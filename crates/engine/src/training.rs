@@ -1,6 +1,6 @@
 //! Training over epochs, from the first step or from a checkpoint.
 
-use crate::checkpoint::{Checkpoint, Checkpoints};
+use crate::checkpoint::{Best, Checkpoint, Checkpoints};
 use crate::checkpoint_writer::CheckpointWriter;
 use crate::data_loader::DataLoader;
 use crate::early_stopping::EarlyStopping;
@@ -14,10 +14,12 @@ use crate::named_tensors::{NamedTensors, copied_weights, sha256, to_device, weig
 use crate::progress::{BestEpoch, Position, Progress};
 use crate::training_setup::TrainingSetup;
 use crate::training_step::TrainingStep;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use datasets::Augmentation;
 use models::Network;
 use run::{EpochMetrics, LrFinderStep, Settings, SplitMetrics};
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 use tracing::debug_span;
 
@@ -32,6 +34,9 @@ pub enum Outcome {
     /// It was asked to stop, and a checkpoint is written.
     Interrupted,
 }
+
+/// Bytes of a GPU's memory for what is not tried: the order of an epoch, metrics, gaps between blocks.
+const GPU_RESERVE: usize = 64 << 20;
 
 /// The training of a network.
 pub struct Training {
@@ -69,7 +74,7 @@ impl Training {
     /// When the training set is smaller than a batch, or the device has too little memory.
     pub fn new(setup: TrainingSetup, network: Network) -> Result<Self, Error> {
         let progress = setup.initial_progress()?;
-        Self::start(setup, network, None, None, progress)
+        Self::start(setup, network, None, None, progress, false)
     }
 
     /// Training from a checkpoint.
@@ -101,7 +106,10 @@ impl Training {
         let network = checkpoint.weights.into_network(&setup.device)?;
         let momentum_buffers = on_device(checkpoint.momentum_buffers)?;
         let ema = ema.map(on_device).transpose()?;
-        Self::start(setup, network, Some(momentum_buffers), ema, progress)
+        // A run keeps its batch size of evaluations, since logits may depend on it in the last bit.
+        let is_kept = setup.evaluation_batch.is_some();
+        let buffers = Some(momentum_buffers);
+        Self::start(setup, network, buffers, ema, progress, is_kept)
     }
 
     fn start(
@@ -110,6 +118,7 @@ impl Training {
         momentum_buffers: Option<Vec<Tensor>>,
         ema: Option<Vec<Tensor>>,
         progress: Progress,
+        keeps_evaluation_batch: bool,
     ) -> Result<Self, Error> {
         let (batch_size, images) = (setup.settings.batch_size.get(), setup.train.len());
         if batch_size > images {
@@ -124,19 +133,86 @@ impl Training {
         scheduler.restore(progress.lr_scheduler);
         let decay = setup.settings.model_ema_decay.get();
         let ema = (decay > 0.0).then(|| Ema::new(decay, ema));
-        Ok(Self {
+        let mut training = Self {
             evaluator: Evaluator::new(
                 setup.test.clone(),
                 (&setup.settings).into(),
                 &setup.device,
                 setup.arithmetic,
+                setup.evaluation_batch,
             )?,
             step: TrainingStep::new(setup, train.host.batches(), network, optimiser, ema)?,
             train,
             scheduler,
             progress,
             unwritten_best: None,
-        })
+        };
+        training.choose_engines()?;
+        training.fit_into_memory(keeps_evaluation_batch)?;
+        Ok(training)
+    }
+
+    /// Lets cuDNN choose engines as the settings and the record ask for.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        allow(clippy::unused_self, clippy::unnecessary_wraps)
+    )]
+    fn choose_engines(&self) -> Result<(), Error> {
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(gpu) = &self.step.setup.device {
+            let setup = &self.step.setup;
+            let (known, benchmark) = (&setup.cudnn_engines, setup.settings.cudnn_benchmark);
+            ops::cuda::choose_engines(gpu, known.clone(), benchmark)?;
+        }
+        Ok(())
+    }
+
+    /// The engines of cuDNN that compute the convolutions of this run, which a run keeps; `None` on a CPU.
+    ///
+    /// # Errors
+    /// When the GPU fails.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        allow(clippy::unused_self, clippy::unnecessary_wraps)
+    )]
+    pub fn cudnn_engines(&self) -> Result<Option<BTreeMap<String, String>>, Error> {
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(gpu) = &self.step.setup.device {
+            return Ok(Some(ops::cuda::engine_choices(gpu)?));
+        }
+        Ok(None)
+    }
+
+    /// Chooses the batch size of evaluations on a GPU: what fits beside everything that a run keeps in memory.
+    fn fit_into_memory(&mut self, keeps_evaluation_batch: bool) -> Result<(), Error> {
+        let (step, evaluator) = (&self.step, &mut self.evaluator);
+        if step.setup.device.is_cpu() {
+            return Ok(());
+        }
+        let network = &step.network;
+        // The weights of the best epoch, and the EMA.
+        let copies = 1 + step.ema.as_ref().map_or(0, Ema::copies_to_come);
+        let copies = (0..copies).map(|_| copied_weights(network));
+        let _copies: Vec<_> = copies.collect::<candle_core::Result<_>>()?;
+        let _reserve = Tensor::zeros(GPU_RESERVE, DType::U8, &step.setup.device)?;
+        let batch_size = step.setup.settings.batch_size.get();
+        let rehearse = || step.rehearse(batch_size);
+        let fitted = evaluator.fit(network, keeps_evaluation_batch, rehearse);
+        fitted.map_err(|error| step.explain(error))?;
+        // The last batches, which may be smaller, have engines of their own.
+        let rest = self.train.host.images() % batch_size;
+        if rest > 0 {
+            step.rehearse(rest)?;
+        }
+        evaluator.try_last_batch(network)?;
+        Ok(())
+    }
+
+    /// Images per batch of an evaluation on a GPU, which a run keeps. On a CPU they do not affect the result.
+    #[must_use]
+    pub fn evaluation_batch(&self) -> Option<NonZeroUsize> {
+        let is_gpu = !self.step.setup.device.is_cpu();
+        is_gpu.then(|| self.evaluator.batch_size())
     }
 
     /// All finished epochs.
@@ -158,8 +234,9 @@ impl Training {
     }
 
     /// Trains until all epochs are done or `stop` returns true, which is called before every step. Writes a checkpoint
-    /// after every epoch, within one every `interval`, and on stopping. On a GPU, where an epoch may take less time than
-    /// a checkpoint, those after epochs are at least 20 seconds apart, except the last.
+    /// after every epoch, within one every `interval`, on stopping, and before an evaluation if the last one is a minute
+    /// old. On a GPU, where an epoch may take less time than a checkpoint, those before evaluations and after epochs, except
+    /// the last, are at least 20 seconds apart, and training goes on meanwhile. When this returns, all are written.
     ///
     /// # Errors
     /// When the loss or the weights are no longer finite, a checkpoint cannot be written, `observe` fails, or a tensor
@@ -171,17 +248,30 @@ impl Training {
         stop: &dyn Fn() -> bool,
         observe: &mut dyn FnMut(&Event<'_>) -> Observed,
     ) -> Result<Outcome, Error> {
+        let writer = CheckpointWriter::new(checkpoints, interval, &self.step.setup.device);
+        self.run_with(writer, stop, observe)
+    }
+
+    fn run_with(
+        &mut self,
+        writer: CheckpointWriter<'_>,
+        stop: &dyn Fn() -> bool,
+        observe: &mut dyn FnMut(&Event<'_>) -> Observed,
+    ) -> Result<Outcome, Error> {
         let mut connections = Connections {
-            writer: CheckpointWriter::new(checkpoints, interval, &self.step.setup.device),
+            writer,
             stop,
             observe: &mut |event| observe(&event).map_err(Error::Observer),
         };
         let outcome = self.run_epochs(&mut connections);
+        let written = connections.finish_writing();
         if outcome.is_err() {
             // The best weights before the error are kept. The first error is the one to report.
             let _ = self.write_best(&mut connections);
         }
-        outcome
+        let outcome = outcome?;
+        written?;
+        Ok(outcome)
     }
 
     /// Runs the LR finder, which changes the weights. The result ends early if the loss explodes or `stop` returns true.
@@ -204,7 +294,13 @@ impl Training {
         let epochs = self.settings().epochs.get();
         while self.progress.position.epoch < epochs && !self.stopped_early() {
             let evaluation = match self.train_epoch(connections)? {
-                Some(clock) => self.evaluate(clock, connections)?,
+                Some(mut clock) => {
+                    if connections.writer.is_due_before_evaluation() {
+                        self.write_checkpoint(connections)?;
+                        clock = Instant::now();
+                    }
+                    self.evaluate(clock, connections)?
+                }
                 None => None,
             };
             let Some(evaluation) = evaluation else {
@@ -245,11 +341,17 @@ impl Training {
             let step = debug_span!("step", number = self.progress.position.step)
                 .in_scope(|| self.step.step(&batch?, &mut self.progress.position, lr));
             step.map_err(|error| self.step.explain(error))?;
+            if self.step.is_newly_captured() && !self.evaluator.fits(&self.step.network)? {
+                self.step.release_graph()?;
+            }
             let is_due = connections.writer.is_due();
             if !is_due && !self.step.is_collected(&self.progress.position) {
                 continue;
             }
             self.collect(&mut clock)?;
+            if connections.writer.has_ended() {
+                connections.finish_writing()?;
+            }
             let position = &self.progress.position;
             (connections.observe)(Event::Step {
                 epoch,
@@ -286,7 +388,8 @@ impl Training {
         let span = || debug_span!("evaluation").entered();
         let evaluate = |network: &Network| {
             let _span = span();
-            self.evaluator.evaluate(network, stop)
+            let evaluated = self.evaluator.evaluate(network, stop);
+            evaluated.map_err(|error| self.evaluator.explain(error))
         };
         let Some(plain) = evaluate(network)? else {
             return Ok(None);
@@ -307,7 +410,8 @@ impl Training {
         let mut tta = None;
         if is_last {
             let _span = span();
-            tta = self.evaluator.evaluate_tta(network, &plain, stop)?;
+            let evaluated = self.evaluator.evaluate_tta(network, &plain, stop);
+            tta = evaluated.map_err(|error| self.evaluator.explain(error))?;
             if tta.is_none() {
                 return Ok(None);
             }
@@ -331,9 +435,11 @@ impl Training {
         let EpochEvaluation { plain, is_last, .. } = evaluation;
         // On a GPU not every epoch has a checkpoint; the weights of the best epoch are kept until the next one.
         let is_due = connections.writer.is_due_after_epoch(is_last);
-        let digest = is_due.then(|| sha256(&weights(&self.step.network)));
-        let weights_sha256 = digest.transpose()?;
         let position = self.progress.position;
+        let weights_sha256 = match connections.writer.weights_sha256(position) {
+            None if is_due => Some(sha256(&weights(&self.step.network))?),
+            known => known,
+        };
         if !plain.loss.is_finite() {
             return Err(Error::diverged("test loss", position.epoch, position.step));
         }
@@ -369,9 +475,6 @@ impl Training {
                 false => copied_weights(network)?,
             });
         }
-        if is_due {
-            self.write_best(connections)?;
-        }
         if let Some(best) = self.progress.best {
             (connections.observe)(Event::EpochFinished {
                 history: &self.progress.history,
@@ -397,26 +500,175 @@ impl Training {
         self.scheduler.lr(self.step.number(&first))
     }
 
+    /// What is to be written to `best.safetensors`, if that is not up to date.
+    fn take_best(&mut self) -> Result<Option<Best>, Error> {
+        let Some(weights) = self.unwritten_best.take() else {
+            return Ok(None);
+        };
+        let epoch = self.progress.best.map_or(0, |best| best.epoch);
+        let sha256 = self.progress.weights_sha256(epoch);
+        Ok(Some(Best {
+            weights: to_device(weights, &Device::Cpu)?,
+            sha256: sha256.map(str::to_owned),
+        }))
+    }
+
     /// Writes `best.safetensors`, if it is not up to date.
     fn write_best(&mut self, connections: &mut Connections<'_>) -> Result<(), Error> {
-        let Some(weights) = self.unwritten_best.take() else {
+        let Some(best) = self.take_best()? else {
             return Ok(());
         };
-        let weights = to_device(weights, &Device::Cpu)?;
         let architecture = self.step.network.architecture();
         let checkpoints = connections.writer.checkpoints;
-        let best = self.progress.best.map_or(0, |best| best.epoch);
-        let sha256 = self.progress.weights_sha256(best);
-        let path = checkpoints.write_best(architecture, &weights, sha256)?;
+        let path = checkpoints.write_best(architecture, &best)?;
         (connections.observe)(Event::CheckpointWritten { path: &path })
     }
 
-    /// Writes `best.safetensors`, if it is not up to date, and `last.safetensors`, which refers to its epoch.
+    /// Writes `best.safetensors`, if it is not up to date, and `last.safetensors`, which refers to its epoch. On a GPU it
+    /// does not wait until they are written.
     fn write_checkpoint(&mut self, connections: &mut Connections<'_>) -> Result<(), Error> {
         let _span = debug_span!("checkpoint").entered();
-        self.write_best(connections)?;
+        connections.finish_writing()?;
+        let best = self.take_best()?;
         self.progress.lr_scheduler = self.scheduler.state();
-        let path = connections.writer.write(&self.step, &self.progress)?;
-        (connections.observe)(Event::CheckpointWritten { path: &path })
+        let writer = &mut connections.writer;
+        writer.start(&self.step, &self.progress, best)?;
+        if self.step.setup.device.is_cpu() {
+            connections.finish_writing()?;
+        }
+        Ok(())
+    }
+}
+
+impl Connections<'_> {
+    /// Waits until no checkpoint is being written.
+    fn finish_writing(&mut self) -> Result<(), Error> {
+        for path in self.writer.finish()? {
+            (self.observe)(Event::CheckpointWritten { path: &path })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::Inputs;
+    use datasets::Dataset;
+    use models::{Architecture, initial_parameters};
+    use ops::ConvAlgorithm;
+    use run::settings::{Source, WeightInit};
+    use run::{EvaluationSplit, file};
+    use std::fs;
+    use std::path::Path;
+
+    /// Two epochs of two steps of LeNet, with EMA.
+    fn setup() -> TrainingSetup {
+        let set = Dataset::synthetic(5, 4).unwrap();
+        let changes =
+            "model = \"lenet\"\npatience = 1\nepochs = 2\nbatch_size = 3\nmodel_ema_decay = 0.5";
+        let layers = [(Source::Defaults, toml::from_str(changes).unwrap())];
+        TrainingSetup {
+            settings: Settings::resolve(&layers).unwrap(),
+            train: set.training(),
+            test: set.test(),
+            split: EvaluationSplit::Test,
+            device: Device::Cpu,
+            arithmetic: ConvAlgorithm::Direct.into(),
+            evaluation_batch: None,
+            cudnn_engines: Default::default(),
+        }
+    }
+
+    fn lenet() -> Architecture {
+        "lenet".parse().unwrap()
+    }
+
+    fn start() -> Training {
+        let parameters = initial_parameters(lenet(), WeightInit::Kaiming, 1, &Device::Cpu).unwrap();
+        Training::new(setup(), Network::new(lenet(), parameters).unwrap()).unwrap()
+    }
+
+    /// Trains with a checkpoint before every evaluation.
+    fn run(
+        training: &mut Training,
+        checkpoints: &Checkpoints,
+        observe: &mut dyn FnMut(&Event<'_>) -> Observed,
+    ) -> Result<Outcome, Error> {
+        let mut writer = CheckpointWriter::new(checkpoints, Duration::MAX, &Device::Cpu);
+        writer.pause = Duration::ZERO;
+        training.run_with(writer, &|| false, observe)
+    }
+
+    /// The names of a run's files, the best weights, the history without times, and the tensors of the last checkpoint.
+    fn outcome(
+        training: &Training,
+        folder: &Path,
+    ) -> (Vec<String>, Vec<u8>, Vec<EpochMetrics>, Vec<Vec<f32>>) {
+        let entries = fs::read_dir(folder).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        let best = fs::read(folder.join(file::BEST_WEIGHTS)).unwrap();
+        let history = training.history().iter().map(|epoch| EpochMetrics {
+            seconds: 0.0,
+            images_per_second: 0.0,
+            ..epoch.clone()
+        });
+        let last = Checkpoints::new(folder, Inputs::example())
+            .read_last(lenet())
+            .unwrap()
+            .unwrap();
+        let weights = last.weights.tensors.into_iter().map(|(_, tensor)| tensor);
+        let tensors = weights
+            .chain(last.momentum_buffers)
+            .chain(last.ema.unwrap());
+        let values = tensors.map(|tensor| tensor.flatten_all().unwrap().to_vec1().unwrap());
+        (names, best, history.collect(), values.collect())
+    }
+
+    #[test]
+    fn an_error_in_an_evaluation_loses_no_step_and_changes_no_bit() {
+        let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let [undisturbed, failed] = [0, 1].map(|index| folders[index].path());
+        let checkpoints = |folder| Checkpoints::new(folder, Inputs::example());
+        let mut whole = start();
+        let ended = run(&mut whole, &checkpoints(undisturbed), &mut |_| Ok(()));
+        assert_eq!(ended.unwrap(), Outcome::Finished);
+
+        let mut training = start();
+        let checkpoints = checkpoints(failed);
+        for (epoch, history) in [(1, 0), (2, 1)] {
+            let ended = run(&mut training, &checkpoints, &mut |event| match event {
+                Event::EvaluationStarted { epoch: started } if *started == epoch => {
+                    Err("no memory".into())
+                }
+                _ => Ok(()),
+            });
+            assert!(matches!(ended, Err(Error::Observer(_))), "{ended:?}");
+            let checkpoint = checkpoints.read_last(lenet()).unwrap().unwrap();
+            training = Training::resume(setup(), checkpoint).unwrap();
+            let Position {
+                epoch: done, step, ..
+            } = training.position();
+            assert_eq!((done, step), (epoch - 1, 2));
+            assert_eq!(training.history().len(), history);
+        }
+        let ended = run(&mut training, &checkpoints, &mut |_| Ok(()));
+        assert_eq!(ended.unwrap(), Outcome::Finished);
+        assert!(outcome(&training, failed) == outcome(&whole, undisturbed));
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_written_ends_the_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing");
+        let checkpoints = Checkpoints::new(&missing, Inputs::example());
+        let ended = run(&mut start(), &checkpoints, &mut |event| match event {
+            Event::EvaluationStarted { .. } => Err("training went on".into()),
+            _ => Ok(()),
+        });
+        let error = ended.unwrap_err().to_string();
+        assert!(error.contains("cannot write `"), "{error}");
     }
 }

@@ -11,6 +11,8 @@ use models::Network;
 use ops::Arithmetic;
 use run::settings::{LrScheduler, WeightDecayOn};
 use run::{EvaluationSplit, Settings};
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 
 /// What a run trains with, apart from weights.
 pub struct TrainingSetup {
@@ -26,6 +28,10 @@ pub struct TrainingSetup {
     pub device: Device,
     /// How it computes.
     pub arithmetic: Arithmetic,
+    /// Images per batch of an evaluation on a GPU, if they were chosen before.
+    pub evaluation_batch: Option<NonZeroUsize>,
+    /// The engines of cuDNN that were chosen before, on a GPU.
+    pub cudnn_engines: BTreeMap<String, String>,
 }
 
 /// The parts of training, made from the settings.

@@ -3,13 +3,12 @@
 use crate::dropout_schedule::DropoutSchedule;
 use crate::ema::Ema;
 use crate::error::Error;
+use crate::gpu_memory::{self, is_out_of_memory};
 use crate::optimiser::Sgd;
 use crate::progress::Position;
 #[cfg(feature = "cuda")]
 use crate::step_graph::{StepGraph, StepKind};
 use crate::training_setup::TrainingSetup;
-#[cfg(feature = "cuda")]
-use candle_core::Device;
 use candle_core::Tensor;
 use candle_nn::Optimizer;
 use datasets::Batch;
@@ -24,10 +23,6 @@ use tracing::debug_span;
 /// Steps after which a GPU is waited for, to read its metrics.
 const STEPS_BETWEEN_WAITS: usize = 32;
 
-/// Bytes of a GPU's memory that the estimate of a batch size that fits leaves to libraries.
-#[cfg(feature = "cuda")]
-const LIBRARIES: usize = 64 << 20;
-
 /// A network and everything else that a training step changes.
 pub(crate) struct TrainingStep {
     pub(crate) network: Network,
@@ -40,7 +35,6 @@ pub(crate) struct TrainingStep {
     #[cfg(feature = "cuda")]
     graph: StepGraph,
     /// Bytes of a GPU's memory that were free before the first step.
-    #[cfg(feature = "cuda")]
     free: usize,
 }
 
@@ -63,11 +57,7 @@ impl TrainingStep {
             metrics: MetricsAccumulator::new(CLASSES, &setup.device)?,
             #[cfg(feature = "cuda")]
             graph: StepGraph::default(),
-            #[cfg(feature = "cuda")]
-            free: match &setup.device {
-                Device::Cuda(gpu) => ops::cuda::memory(gpu)?.free,
-                _ => 0,
-            },
+            free: gpu_memory::free(&setup.device)?,
             setup,
             steps_per_epoch,
         })
@@ -140,6 +130,30 @@ impl TrainingStep {
         })
     }
 
+    /// Whether the last step was captured as a CUDA graph.
+    #[cfg_attr(not(feature = "cuda"), allow(clippy::unused_self))]
+    pub(crate) fn is_newly_captured(&mut self) -> bool {
+        #[cfg(feature = "cuda")]
+        return self.graph.is_newly_captured();
+        #[cfg(not(feature = "cuda"))]
+        false
+    }
+
+    /// Gives the memory of CUDA graphs back; steps are not captured any more.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        allow(clippy::unused_self, clippy::unnecessary_wraps)
+    )]
+    pub(crate) fn release_graph(&mut self) -> candle_core::Result<()> {
+        #[cfg(feature = "cuda")]
+        return self.graph.release();
+        #[cfg(not(feature = "cuda"))]
+        Ok(())
+    }
+
     /// Replays the step as a CUDA graph; false if it is to be computed.
     #[cfg(feature = "cuda")]
     fn replay(
@@ -190,27 +204,43 @@ impl TrainingStep {
         Ok(())
     }
 
+    /// Computes a step of so many black images without its update, which shows whether it fits into memory.
+    pub(crate) fn rehearse(&self, images: usize) -> candle_core::Result<()> {
+        let arithmetic = self.setup.arithmetic;
+        let dtype = arithmetic.precision.activations();
+        let images = Tensor::zeros((images, 32, 32, 3), dtype, &self.setup.device)?;
+        let dropout = (self.setup.settings.dropout.get() > 0.0).then_some(DropoutMasks {
+            probability: 0.5,
+            seed: 0,
+            step: 0,
+        });
+        let mut tape = Tape::recording(arithmetic);
+        let logits = self.network.forward(&mut tape, &images, dropout)?;
+        tape.backward(logits.zeros_like()?).map(drop)
+    }
+
     /// The error of a step. If a GPU has too little memory, it names a batch size that fits.
-    #[cfg_attr(not(feature = "cuda"), allow(clippy::unused_self))]
     pub(crate) fn explain(&self, error: Error) -> Error {
-        #[cfg(feature = "cuda")]
-        if let Error::Tensor(cause) = &error
-            && ops::cuda::is_out_of_memory(cause)
-        {
-            let precision = self.setup.arithmetic.precision;
-            let width = precision.activations().size_in_bytes();
-            let architecture = self.network.architecture();
-            // The gradients of the parameters and their copies in bf16, and what the libraries need.
-            let fixed = 4 * architecture.parameter_count() + LIBRARIES;
-            let image = width * architecture.training_elements();
-            let left = (self.free / 10 * 9).saturating_sub(fixed);
-            let batch_size = self.setup.settings.batch_size.get();
-            return Error::OutOfMemory {
-                batch_size,
-                fits: (left / image).min(batch_size - 1),
-            };
+        let Error::Tensor(cause) = &error else {
+            return error;
+        };
+        if !is_out_of_memory(cause) {
+            return error;
         }
-        error
+        let precision = self.setup.arithmetic.precision;
+        let width = precision.activations().size_in_bytes();
+        let architecture = self.network.architecture();
+        // The gradients of the parameters, and everything that is saved for the backward pass.
+        let fixed = 4 * architecture.parameter_count();
+        let image = width * architecture.training_elements();
+        let batch_size = self.setup.settings.batch_size.get();
+        let mut fits = (self.free.saturating_sub(fixed) / image).min(batch_size - 1);
+        let device = &self.setup.device;
+        // What else a step needs, the workspaces of convolutions above all, is tried, not estimated.
+        while fits > 0 && !matches!(gpu_memory::fits(device, || self.rehearse(fits)), Ok(true)) {
+            fits = fits * 3 / 4;
+        }
+        Error::OutOfMemory { batch_size, fits }
     }
 }
 
@@ -241,6 +271,8 @@ mod tests {
             split: EvaluationSplit::Test,
             device,
             arithmetic: ConvAlgorithm::Direct.into(),
+            evaluation_batch: None,
+            cudnn_engines: Default::default(),
         };
         let optimiser = Sgd::new(variables, ops::Sgd::default()).unwrap();
         TrainingStep::new(setup, 5, network, optimiser, ema).unwrap()

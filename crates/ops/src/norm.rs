@@ -33,6 +33,15 @@ impl GradientScale {
         let factor = max_norm / (norm(gradients)? + EPSILON);
         Ok(Self(Factor::Host(factor.min(1.0))))
     }
+
+    /// The factor, if it is not on a GPU.
+    pub(crate) fn on_host(&self) -> Result<f64> {
+        match self.0 {
+            Factor::Host(factor) => Ok(factor),
+            #[cfg(feature = "cuda")]
+            Factor::Cuda(_) => candle_core::bail!("the gradient scale is on a GPU"),
+        }
+    }
 }
 
 impl From<f64> for GradientScale {

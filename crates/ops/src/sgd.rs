@@ -1,6 +1,8 @@
 //! One step of stochastic gradient descent, in place.
 
-use crate::norm::{Factor, GradientScale};
+#[cfg(feature = "cuda")]
+use crate::norm::Factor;
+use crate::norm::GradientScale;
 use crate::storage::{in_place, with_dtype};
 use candle_core::{Result, Tensor, bail};
 pub use kernels::sgd::Sgd;
@@ -42,11 +44,7 @@ pub fn sgd_step(sgd: Sgd, gradient_scale: &GradientScale, updates: &[[&Tensor; 3
         let factors = [rate, momentum, decay, nesterov, scale, values];
         return crate::cuda::update(device, "sgd", updates, &factors);
     }
-    let scale = match gradient_scale.0 {
-        Factor::Host(scale) => scale,
-        #[cfg(feature = "cuda")]
-        Factor::Cuda(_) => bail!("sgd: the gradient scale is on a GPU"),
-    };
+    let scale = gradient_scale.on_host()?;
     for [parameter, buffer, gradient] in updates {
         let gradient = &gradient.contiguous()?;
         with_dtype!("sgd", gradient.dtype(), T => {

@@ -187,7 +187,7 @@ fn differences(first: &Run, second: &Run) -> Result<Vec<Difference>, Error> {
         .differences(&second.settings, Property::VariesBetweenRepetitions)?;
     // The precision that was used counts, whether it was asked for or not.
     differences.retain(|difference| difference.key != "precision");
-    let [first, second] = [first, second].map(|run| run.made_by.precision.to_string());
+    let [first, second] = [first, second].map(|run| run.made_by.choices.precision.to_string());
     if first != second {
         differences.push(Difference {
             key: "computed_in",
@@ -247,8 +247,8 @@ fn labels(groups: &[Vec<Run>]) -> Result<Vec<String>, Error> {
 mod tests {
     use super::*;
     use crate::made_up::run as made_up;
-    use run::MadeBy;
     use run::settings::Precision;
+    use run::{Choices, MadeBy};
 
     fn labels_of(runs: Vec<Run>) -> Vec<String> {
         let comparison = Comparison::new(runs).unwrap();
@@ -279,7 +279,11 @@ mod tests {
                 run("alexnet", 0, ""),
                 Run {
                     made_by: MadeBy {
-                        precision: Precision::Tf32,
+                        choices: Choices {
+                            precision: Precision::Tf32,
+                            evaluation_batch: None,
+                            cudnn_engines: Default::default(),
+                        },
                         ..run("alexnet", 0, "").made_by
                     },
                     ..run("alexnet", 0, settings)

@@ -6,7 +6,9 @@ use datasets::DatasetInfo;
 use models::grouped;
 use run::cli::count;
 use run::settings::{FIELDS, Precision, Property};
-use run::{EpochMetrics, Machine, MadeBy, Predictions, Run, Session, predictions::CLASSES};
+use run::{
+    Choices, EpochMetrics, Machine, MadeBy, Predictions, Run, Session, predictions::CLASSES,
+};
 
 /// A table. The first column names the rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -350,7 +352,7 @@ fn device(run: &Run) -> String {
     let MadeBy {
         gpu,
         device,
-        precision,
+        choices: Choices { precision, .. },
         ..
     } = &run.made_by;
     let threads = machine(run)
@@ -772,7 +774,7 @@ pub(crate) fn provenance(comparison: &Comparison) -> Table {
             Some(format!("{os} {arch}, {processor}, {instruction_set}"))
         }),
         ("precision used", |run| {
-            Some(run.made_by.precision.to_string())
+            Some(run.made_by.choices.precision.to_string())
         }),
         ("version", |run| Some(run.made_by.version.clone())),
         ("commit", |run| Some(run.made_by.commit.clone())),

@@ -1,7 +1,7 @@
 //! Runs for tests.
 
 use run::settings::{Precision, Source};
-use run::{EpochMetrics, EvaluationSplit, MadeBy, Run, Settings, SplitMetrics};
+use run::{Choices, EpochMetrics, EvaluationSplit, MadeBy, Run, Settings, SplitMetrics};
 
 /// A run with these settings (TOML), and the training loss, test loss and test accuracy of its epochs.
 pub(crate) fn run(model: &str, seed: u64, settings: &str, epochs: &[(f64, f64, f64)]) -> Run {
@@ -23,7 +23,11 @@ pub(crate) fn run(model: &str, seed: u64, settings: &str, epochs: &[(f64, f64, f
             commit: "0".to_owned(),
             device: "cpu".to_owned(),
             gpu: None,
-            precision: Precision::F32,
+            choices: Choices {
+                precision: Precision::F32,
+                evaluation_batch: None,
+                cudnn_engines: Default::default(),
+            },
             parameters,
             train_images: 50_000,
             test_images: 10_000,

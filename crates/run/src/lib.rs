@@ -29,7 +29,7 @@ pub use folder::RunFolder;
 pub use metrics::{EpochMetrics, EvaluationSplit, LrFinderStep, SplitMetrics};
 pub use native_path::NativePath;
 pub use predictions::Predictions;
-pub use record::{MadeBy, Record};
+pub use record::{Choices, MadeBy, Record};
 pub use run::Run;
 pub use session::{Machine, Session};
 pub use settings::{Overrides, Settings};

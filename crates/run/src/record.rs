@@ -5,7 +5,9 @@ use crate::file;
 use crate::session::Session;
 use crate::settings::{Overrides, Precision, Settings, Source};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io;
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 /// The record of a run.
@@ -33,8 +35,9 @@ pub struct MadeBy {
     /// The model name of the GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<String>,
-    /// The number format of products.
-    pub precision: Precision,
+    /// What was chosen for the device.
+    #[serde(flatten)]
+    pub choices: Choices,
     /// Number of parameters of the network.
     pub parameters: u64,
     /// Number of training images.
@@ -46,6 +49,40 @@ pub struct MadeBy {
     /// The processes that trained the run, in order. Earlier versions did not record them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sessions: Vec<Session>,
+}
+
+/// What a run chose for its device at its start. It keeps that when it is resumed, and a repetition of it takes it over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choices {
+    /// The number format of products.
+    pub precision: Precision,
+    /// Images per batch of an evaluation, on a GPU. Earlier versions did not record them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation_batch: Option<NonZeroUsize>,
+    /// The engine of cuDNN for each pass of a convolution, on a GPU.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub cudnn_engines: BTreeMap<String, String>,
+}
+
+impl Choices {
+    /// Those in the record that [`Overrides::read`] read from `path`; `None` in a settings file, and in a record that has no
+    /// precision.
+    ///
+    /// # Errors
+    /// When a value is damaged.
+    pub fn of(path: &Path, record: &Overrides) -> Result<Option<Self>, Error> {
+        let made_by = record.made_by.as_ref();
+        let Some(made_by) = made_by.filter(|made_by| made_by.contains_key("precision")) else {
+            return Ok(None);
+        };
+        let choices = made_by.clone().try_into().map_err(made_by_is_damaged(path));
+        choices.map(Some)
+    }
+}
+
+/// The error that the table `made_by` of a record is damaged.
+fn made_by_is_damaged(path: &Path) -> impl Fn(toml::de::Error) -> Error {
+    move |error| Error::damaged(path)(format!("[made_by]: {}", error.message()))
 }
 
 /// The version of a record that has none.
@@ -76,7 +113,7 @@ impl Record {
         let made_by = made_by
             .ok_or_else(|| damaged("it has no table `made_by`".to_owned()))?
             .try_into()
-            .map_err(|error: toml::de::Error| damaged(format!("[made_by]: {}", error.message())))?;
+            .map_err(made_by_is_damaged(&path))?;
         let settings = Settings::resolve(&[(Source::File(path.clone()), overrides)])
             .map_err(|error| damaged(error.to_string()))?;
         Ok(Self { settings, made_by })
@@ -114,7 +151,11 @@ pub(crate) mod tests {
                 commit: "0".to_owned(),
                 device: "cpu".to_owned(),
                 gpu: None,
-                precision: Precision::F32,
+                choices: Choices {
+                    precision: Precision::F32,
+                    evaluation_batch: None,
+                    cudnn_engines: BTreeMap::new(),
+                },
                 parameters: 58_292_074,
                 train_images: 50_000,
                 test_images: 10_000,
@@ -149,6 +190,36 @@ pub(crate) mod tests {
             let record = record(settings);
             assert_eq!(read(&record.to_toml().unwrap()).unwrap(), record);
         }
+    }
+
+    #[test]
+    fn a_run_knows_what_it_chose_for_its_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(file::RECORD);
+        let choices = |text: &str| {
+            fs::write(&path, text).unwrap();
+            Choices::of(&path, &Overrides::read(&path).unwrap())
+        };
+        let mut record = record("");
+        let on_cpu = record.to_toml().unwrap();
+        assert!(!on_cpu.contains("evaluation_batch"), "{on_cpu}");
+        assert_eq!(choices(&on_cpu).unwrap(), Some(record.made_by.choices));
+        record.made_by.choices = Choices {
+            precision: Precision::Bf16,
+            evaluation_batch: NonZeroUsize::new(500),
+            cudnn_engines: [("forward 500x32x32x8".to_owned(), "eng1_k2=3".to_owned())].into(),
+        };
+        let on_gpu = record.to_toml().unwrap();
+        assert!(on_gpu.contains("precision = \"bf16\"\nevaluation_batch = 500\n"));
+        assert_eq!(read(&on_gpu).unwrap(), record);
+        assert_eq!(choices(&on_gpu).unwrap(), Some(record.made_by.choices));
+        assert_eq!(choices("lr = 0.1").unwrap(), None);
+        assert_eq!(choices("[made_by]\nrecord_version = 1").unwrap(), None);
+        let error = choices(&on_gpu.replace("batch = 500\n", "batch = 0\n")).unwrap_err();
+        assert!(
+            error.to_string().contains("is damaged: [made_by]"),
+            "{error}"
+        );
     }
 
     #[test]

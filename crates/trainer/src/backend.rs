@@ -1,10 +1,11 @@
 //! The device to compute on, and its arithmetic.
 
+use crate::settings::Resolved;
 use candle_core::Device;
 use ops::Arithmetic;
+use run::Machine;
 use run::cli::{self, UsageError};
 use run::settings::{ConvAlgorithm, DevicePreference, Precision};
-use run::{Machine, Settings};
 use std::env::consts;
 use std::num::NonZeroUsize;
 
@@ -73,11 +74,16 @@ pub(crate) struct Backend {
 
 impl Backend {
     /// The backend that the settings ask for. Sets the number of threads.
-    pub(crate) fn new(settings: &Settings) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// When the device does not work, or does not have the precision.
+    pub(crate) fn new(resolved: &Resolved) -> anyhow::Result<Self> {
+        let settings = &resolved.settings;
         let threads = use_threads(settings.threads)?;
         let device = open(settings.device)?;
+        let recorded = resolved.choices.as_ref().map(|choices| choices.precision);
         Ok(Self {
-            arithmetic: arithmetic(settings.conv, settings.precision, &device)?,
+            arithmetic: arithmetic(settings.conv, settings.precision, recorded, &device)?,
             gpu: gpu_model(&device)?,
             device,
             threads,
@@ -151,47 +157,65 @@ fn note_other_precision(precision: Option<Precision>) {
     }
 }
 
-/// The arithmetic of a device. Unless a precision is asked for, it is TF32 on a GPU, as for PyTorch's convolutions, and
-/// f32 on a CPU.
+/// The arithmetic of a device. The precision is that of the flag or else `recorded`, that of the run which is resumed or
+/// repeated. By default it is bf16 on a GPU that has it, and f32 elsewhere.
 ///
 /// # Errors
-/// When the device does not have that precision.
+/// When the device does not have the precision.
 pub(crate) fn arithmetic(
     conv: ConvAlgorithm,
-    precision: Option<Precision>,
+    flag: Option<Precision>,
+    recorded: Option<Precision>,
     device: &Device,
-) -> Result<Arithmetic, UsageError> {
-    if device.is_cpu() {
-        note_other_precision(precision);
+) -> anyhow::Result<Arithmetic> {
+    if device.is_cpu() && recorded.is_none() {
+        note_other_precision(flag);
     }
-    #[cfg(feature = "cuda")]
-    if let (Some(Precision::Bf16), Device::Cuda(gpu)) = (precision, device)
-        && let Ok(capability) = ops::cuda::capability(gpu)
-        && capability.major < 8
-    {
-        return Err(UsageError(format!(
-            "--precision bf16: the GPU has compute capability {capability}, and bf16 takes 8.0; use --precision f32"
-        )));
-    }
-    let precision = match precision {
-        Some(Precision::Tf32) if device.is_cpu() => {
-            return Err(UsageError(
-                "--precision tf32: the CPU computes in f32 or bf16; use a GPU (--device cuda), or another precision"
-                    .to_owned(),
-            ));
-        }
-        None if device.is_cpu() => ops::Precision::F32,
-        Some(Precision::F32) => ops::Precision::F32,
-        Some(Precision::Tf32) | None => ops::Precision::Tf32,
-        Some(Precision::Bf16) => ops::Precision::Bf16,
+    let precision = match flag.or(recorded) {
+        Some(precision) => match lack(precision, device)? {
+            None => precision,
+            Some(lack) if recorded == Some(precision) => {
+                let error = format!(
+                    "the run computes in {precision}, and {lack}; use another device (--device), or start a new run with \
+                     another --precision"
+                );
+                return Err(UsageError(error).into());
+            }
+            Some(lack) => {
+                let error =
+                    format!("--precision {precision}: {lack}; use another precision or --device");
+                return Err(UsageError(error).into());
+            }
+        },
+        None if device.is_cpu() || lack(Precision::Bf16, device)?.is_some() => Precision::F32,
+        None => Precision::Bf16,
     };
     Ok(Arithmetic {
         conv_algorithm: match conv {
             ConvAlgorithm::Winograd => ops::ConvAlgorithm::Winograd,
             ConvAlgorithm::Direct => ops::ConvAlgorithm::Direct,
         },
-        precision,
+        precision: match precision {
+            Precision::F32 => ops::Precision::F32,
+            Precision::Tf32 => ops::Precision::Tf32,
+            Precision::Bf16 => ops::Precision::Bf16,
+        },
     })
+}
+
+/// What a device lacks for a precision, in words; `None` where it has it.
+fn lack(precision: Precision, device: &Device) -> anyhow::Result<Option<String>> {
+    match (precision, device) {
+        (Precision::Tf32, Device::Cpu) => Ok(Some("the CPU computes in f32 or bf16".to_owned())),
+        #[cfg(feature = "cuda")]
+        (Precision::Tf32 | Precision::Bf16, Device::Cuda(gpu)) => {
+            let capability = ops::cuda::capability(gpu)?;
+            Ok((capability.major < 8).then(|| {
+                format!("the GPU has compute capability {capability}, and {precision} takes 8.0")
+            }))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// The message for an error that is caused by a GPU without memory for weights and images; other errors are unchanged.
@@ -230,14 +254,22 @@ mod tests {
 
     #[test]
     fn the_cpu_computes_in_f32() {
-        let arithmetic = |precision| arithmetic(ConvAlgorithm::Direct, precision, &Device::Cpu);
+        let arithmetic =
+            |flag, recorded| arithmetic(ConvAlgorithm::Direct, flag, recorded, &Device::Cpu);
         for precision in [None, Some(Precision::F32)] {
-            let arithmetic = arithmetic(precision).unwrap();
+            let arithmetic = arithmetic(precision, None).unwrap();
             assert_eq!(arithmetic.precision, ops::Precision::F32);
             assert_eq!(arithmetic.conv_algorithm, ops::ConvAlgorithm::Direct);
         }
-        assert!(arithmetic(Some(Precision::Tf32)).is_err());
-        let bf16 = arithmetic(Some(Precision::Bf16)).unwrap();
-        assert_eq!(bf16.precision, ops::Precision::Bf16);
+        let [bf16, tf32] = [Precision::Bf16, Precision::Tf32].map(Some);
+        for (flag, recorded) in [(bf16, None), (None, bf16), (bf16, tf32)] {
+            let arithmetic = arithmetic(flag, recorded).unwrap();
+            assert_eq!(arithmetic.precision, ops::Precision::Bf16);
+        }
+        let refused = |flag, recorded| arithmetic(flag, recorded).unwrap_err().to_string();
+        assert!(refused(tf32, bf16).starts_with("--precision tf32: the CPU"));
+        for flag in [None, tf32] {
+            assert!(refused(flag, tf32).starts_with("the run computes in tf32, and the CPU"));
+        }
     }
 }

@@ -59,12 +59,14 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         .into());
     }
     let images = data.test.len();
-    let evaluator = Evaluator::new(
+    let mut evaluator = Evaluator::new(
         data.test,
         loaded.normalisation(),
         &loaded.device,
         loaded.arithmetic,
+        None,
     )?;
+    evaluator.fit(&loaded.network, false, || Ok(()))?;
     let stopped = "the evaluation was stopped";
     let network = &loaded.network;
     let mut evaluation = evaluator.evaluate(network, || false)?.context(stopped)?;

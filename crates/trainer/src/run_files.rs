@@ -5,7 +5,7 @@ use crate::settings::Resolved;
 use crate::setup::Setup;
 use anyhow::Context;
 use candle_core::Device;
-use engine::{Evaluation, Event, Position, SpanTimes};
+use engine::{Evaluation, Event, Position, SpanTimes, Training};
 use models::Network;
 use run::layers::Layer;
 use run::predictions::{Filters, PICTURE_BYTES};
@@ -31,22 +31,22 @@ pub(crate) struct RunFiles<'a> {
 }
 
 impl<'a> RunFiles<'a> {
-    /// The files of a run with these settings, whose training starts at `position`. Writes its record and its table of
-    /// layers.
+    /// The files of a run with these settings, before its first step. Writes its record and its table of layers.
     pub(crate) fn create(
         folder: &'a RunFolder,
         setup: &'a Setup,
         span_times: &'a SpanTimes,
-        position: Position,
+        training: &Training,
     ) -> anyhow::Result<Self> {
         let Setup {
             resolved,
             data,
             backend,
         } = setup;
+        let position = training.position();
         let earlier = match Record::read(folder.path()) {
-            Ok(record) => record.made_by.sessions,
-            Err(run::Error::NoRecord(_)) => Vec::new(),
+            Ok(record) => Some(record.made_by.sessions),
+            Err(run::Error::NoRecord(_)) => None,
             Err(error) => return Err(error.into()),
         };
         let machine = backend.machine();
@@ -59,12 +59,12 @@ impl<'a> RunFiles<'a> {
                 commit: machine.commit,
                 device: device_name(&backend.device).to_owned(),
                 gpu: backend.gpu.clone(),
-                precision: backend.precision(),
+                choices: setup.choices(training, earlier.is_some())?,
                 parameters: resolved.architecture.parameter_count() as u64,
                 train_images: data.train.len() as u64,
                 test_images: data.test.len() as u64,
                 data_sha256: data.digest.clone(),
-                sessions: session::resumed(earlier, session),
+                sessions: session::resumed(earlier.unwrap_or_default(), session),
             },
         };
         folder.write(file::RECORD, record.to_toml()?.as_bytes())?;

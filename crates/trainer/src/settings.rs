@@ -5,7 +5,7 @@ use datasets::DatasetInfo;
 use models::Architecture;
 use run::cli::{self, UsageError};
 use run::settings::{Source, last, with_defaults_in_help};
-use run::{Overrides, Settings, recipes};
+use run::{Choices, Overrides, Settings, recipes};
 use std::path::Path;
 
 /// The settings of a run, with the network and the data set that they name.
@@ -16,6 +16,8 @@ pub(crate) struct Resolved {
     pub(crate) dataset: DatasetInfo,
     /// Whether flags or a file set the mean and the standard deviation of images.
     pub(crate) normalisation_is_given: bool,
+    /// What the run that is resumed or repeated chose for its device.
+    pub(crate) choices: Option<Choices>,
 }
 
 /// Resolves the settings of flags and, below them, of a file.
@@ -33,10 +35,21 @@ pub(crate) fn resolve_resumed(flags: &Overrides, record: &Path) -> Result<Resolv
             reason: "the setting `model` is missing".to_owned(),
         }));
     }
+    // The precision that the run has, also where it was not asked for.
+    let precision = Choices::of(record, &recorded).map_err(usage)?;
+    let precision = precision.map(|choices| choices.precision);
+    let with_precision = Overrides {
+        precision: precision.or(recorded.precision),
+        ..recorded.clone()
+    };
     flags
-        .check_resume(record.parent().unwrap_or(record), &recorded)
+        .check_resume(record.parent().unwrap_or(record), &with_precision)
         .map_err(usage)?;
-    resolve_layers(flags, Some((record, recorded)))
+    let flags = Overrides {
+        precision: None,
+        ..flags.clone()
+    };
+    resolve_layers(&flags, Some((record, recorded)))
 }
 
 /// Reads a settings file or a record. Records without sessions are of earlier versions, which recorded the number of
@@ -63,6 +76,10 @@ fn resolve_layers(
     let is_record = file
         .as_ref()
         .is_some_and(|(_, overrides)| overrides.made_by.is_some());
+    let choices = file
+        .as_ref()
+        .map(|(path, overrides)| Choices::of(path, overrides));
+    let choices = choices.transpose().map_err(usage)?.flatten();
     let file = file.map(|(path, overrides)| (Source::File(path.to_owned()), overrides));
     let flags = (Source::CommandLine, flags.clone());
     let given: Vec<_> = file.into_iter().chain([flags]).collect();
@@ -110,6 +127,7 @@ fn resolve_layers(
         architecture,
         dataset,
         normalisation_is_given,
+        choices,
     })
 }
 

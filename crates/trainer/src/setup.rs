@@ -10,8 +10,9 @@ use datasets::Split;
 use engine::{Checkpoints, Inputs, Training, TrainingMemory, TrainingSetup};
 use models::{Network, initial_parameters};
 use run::cli::{self, UsageError};
-use run::{MadeBy, Record, RunFolder, Session, file, metrics};
-use std::num::NonZeroU32;
+use run::{Choices, MadeBy, Record, RunFolder, Session, file, metrics};
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 
 /// What training needs: the settings of a run, its images, and what it computes with.
@@ -25,7 +26,7 @@ impl Setup {
     /// Opens the device and loads the images.
     pub(crate) fn new(resolved: Resolved) -> anyhow::Result<Self> {
         let run = &resolved.settings;
-        let backend = Backend::new(run)?;
+        let backend = Backend::new(&resolved)?;
         let limits = Limits {
             train: run.limit_train,
             test: run.limit_test,
@@ -153,7 +154,34 @@ impl Setup {
             split: self.data.evaluated,
             device: self.backend.device.clone(),
             arithmetic: self.backend.arithmetic,
+            evaluation_batch: self.recorded_evaluation_batch(),
+            cudnn_engines: self.recorded_engines(),
         }
+    }
+
+    /// Images per batch of an evaluation on a GPU of the run that is resumed or repeated.
+    fn recorded_evaluation_batch(&self) -> Option<NonZeroUsize> {
+        self.resolved.choices.as_ref()?.evaluation_batch
+    }
+
+    /// The engines of cuDNN of the run that is resumed or repeated.
+    fn recorded_engines(&self) -> BTreeMap<String, String> {
+        let choices = self.resolved.choices.as_ref();
+        choices.map_or_else(BTreeMap::new, |choices| choices.cudnn_engines.clone())
+    }
+
+    /// What the run chose for its device. A run that was on a GPU before keeps that also where a CPU does not need it.
+    pub(crate) fn choices(&self, training: &Training, is_resumed: bool) -> anyhow::Result<Choices> {
+        let recorded = self.recorded_evaluation_batch().filter(|_| is_resumed);
+        Ok(Choices {
+            precision: self.backend.precision(),
+            evaluation_batch: training.evaluation_batch().or(recorded),
+            cudnn_engines: match training.cudnn_engines()? {
+                Some(engines) => engines,
+                None if is_resumed => self.recorded_engines(),
+                None => BTreeMap::new(),
+            },
+        })
     }
 
     /// The checkpoints in a run's folder.

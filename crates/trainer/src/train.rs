@@ -203,7 +203,7 @@ fn run_with(
         folder: &folder,
         stop,
     };
-    let files = RunFiles::create(&folder, &setup, &span_times, training.position())?;
+    let files = RunFiles::create(&folder, &setup, &span_times, &training)?;
     run.train(training, files)
 }
 

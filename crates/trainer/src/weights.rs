@@ -46,7 +46,8 @@ pub(crate) struct WeightArgs {
     #[arg(long, value_enum, default_value = "winograd")]
     pub(crate) conv: ConvAlgorithm,
 
-    /// Precision of matrix products and convolutions; tf32 is for GPUs [default: f32 on a CPU, tf32 on a GPU].
+    /// Precision of matrix products and convolutions; tf32 is for GPUs [default: bf16 on a GPU from compute capability
+    /// 8.0 on, else f32].
     #[arg(long, value_enum)]
     pub(crate) precision: Option<Precision>,
 }
@@ -66,7 +67,7 @@ pub(crate) struct Loaded {
 pub(crate) fn load(args: &WeightArgs, dataset: DatasetInfo) -> anyhow::Result<Loaded> {
     backend::use_threads(args.threads)?;
     let device = backend::open(args.device)?;
-    let arithmetic = backend::arithmetic(args.conv, args.precision, &device)?;
+    let arithmetic = backend::arithmetic(args.conv, args.precision, None, &device)?;
     // The file, its tensors, and the network.
     let bytes = 3 * fs::metadata(&args.checkpoint).map_or(0, |file| file.len());
     memory::require(bytes, &format!("to read `{}`", args.checkpoint.display()))?;

@@ -182,7 +182,11 @@ fn conditions(run: &MadeBy, again: &MadeBy) -> Option<String> {
                 "device",
                 made_by.gpu.clone().or(Some(made_by.device.clone())),
             ),
-            ("precision", Some(made_by.precision.to_string())),
+            ("precision", Some(made_by.choices.precision.to_string())),
+            (
+                "evaluation batch",
+                made_by.choices.evaluation_batch.map(|n| n.to_string()),
+            ),
             ("operating system", machine(|machine| machine.os)),
             ("architecture", machine(|machine| machine.arch)),
             (
@@ -198,12 +202,22 @@ fn conditions(run: &MadeBy, again: &MadeBy) -> Option<String> {
             "the run was trained in {sessions} sessions, and the last is compared"
         )),
     };
+    let [before, now] = [run, again].map(|made_by| &made_by.choices.cudnn_engines);
+    let changed = before
+        .iter()
+        .filter(|(name, engine)| now.get(*name).is_some_and(|now| now != *engine));
+    let engines = match changed.count() {
+        0 => None,
+        count => Some(format!(
+            "cuDNN has another engine for {count} passes of convolutions"
+        )),
+    };
     let differences = facts(run).into_iter().zip(facts(again));
     let differences = differences.filter_map(|((name, before), (_, now))| {
         let (before, now) = (before?, now?);
         (before != now).then(|| format!("{name} {before}, now {now}"))
     });
-    let differences: Vec<_> = differences.chain(sessions).collect();
+    let differences: Vec<_> = differences.chain(engines).chain(sessions).collect();
     (!differences.is_empty()).then(|| format!("the conditions differ: {}", differences.join("; ")))
 }
 

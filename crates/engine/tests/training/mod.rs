@@ -29,6 +29,8 @@ pub(crate) fn setup(changes: &str) -> TrainingSetup {
         split: EvaluationSplit::Test,
         device: Device::Cpu,
         arithmetic: ConvAlgorithm::Winograd.into(),
+        evaluation_batch: None,
+        cudnn_engines: Default::default(),
     }
 }
 

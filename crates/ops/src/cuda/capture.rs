@@ -91,6 +91,16 @@ impl<const N: usize> CapturedStep<N> {
         })
     }
 
+    /// Gives its memory back to the GPU.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn release(self) -> Result<()> {
+        let Self { graph, device, .. } = self;
+        drop(graph);
+        release_graph_memory(&device)
+    }
+
     /// Puts the captured work on the stream, with these inputs and values.
     ///
     /// # Errors
@@ -127,7 +137,7 @@ fn captured(
 
     let stream = device.cuda_stream();
     if !stream.context().has_async_alloc() {
-        bail!("the GPU has no memory pools");
+        bail!("a CUDA graph takes a GPU with memory pools");
     }
     // Relaxed: the libraries may do what other modes forbid, such as load a module.
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;

@@ -12,7 +12,7 @@ use candle_core::cuda::cudarc::cudnn::{result, sys};
 use candle_core::cuda::cudarc::driver::CudaStream;
 use candle_core::{CudaDevice, DType, Error, Result, bail};
 use kernels::conv2d::Geometry;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ptr;
@@ -126,6 +126,8 @@ pub(super) struct Cudnn {
     /// The plan of each pass that was computed before.
     plans: RefCell<HashMap<Task, Rc<Plan>>>,
     choices: RefCell<Choices>,
+    /// Whether it was said that recorded engines do not work.
+    has_warned: Cell<bool>,
 }
 
 thread_local! {
@@ -142,6 +144,7 @@ pub(super) fn cudnn(device: &CudaDevice) -> Result<Rc<Cudnn>> {
             handle: Handle::new(&device.cuda_stream())?,
             plans: RefCell::default(),
             choices: RefCell::default(),
+            has_warned: Cell::default(),
         })
     };
     CUDNN.with(|all| all.get(device, make))
@@ -173,10 +176,15 @@ impl Cudnn {
             match self.working(task, tensors, 1, |plan| plan.engine == *engine) {
                 Ok(mut plans) => return Ok(plans.swap_remove(0)),
                 Err(error) if is_out_of_memory(&error) => return Err(error),
-                Err(error) => tracing::warn!(
-                    %task, engine, %error,
-                    "the recorded engine of cuDNN does not work here; another one computes, maybe with other bits"
-                ),
+                Err(error) => {
+                    tracing::debug!(%task, engine, %error, "the recorded engine does not work");
+                    if !self.has_warned.replace(true) {
+                        tracing::warn!(
+                            "engines of cuDNN that the run recorded do not work here: the GPU or cuDNN is another one; \
+                             others compute, maybe with other bits"
+                        );
+                    }
+                }
             }
         }
         if !benchmark {

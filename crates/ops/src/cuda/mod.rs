@@ -29,6 +29,7 @@ pub(crate) use product::{Stored, product};
 pub(crate) use program::{Argument, GROUP, Program, launch, pack};
 pub(crate) use sum_rows::sum_rows;
 pub(crate) use updates::{CREW, Update, launch_tables, update};
+pub use workspace::release_workspace;
 
 use candle_core::{DType, Result, Tensor};
 

@@ -11,6 +11,12 @@ thread_local! {
     static WORKSPACE: PerDevice<RefCell<Option<CudaSlice<u8>>>> = const { PerDevice::new() };
 }
 
+/// Frees the libraries' working memory, which otherwise stays as large as the largest that was needed.
+pub fn release_workspace(device: &CudaDevice) {
+    let workspace = WORKSPACE.with(|all| all.get(device, || Ok(RefCell::default())));
+    drop(workspace.map(|workspace| workspace.take()));
+}
+
 /// Runs `work` with the address of at least `bytes` of uninitialised memory.
 ///
 /// # Errors

@@ -273,9 +273,13 @@ macros::settings! {
         #[arg(value_enum)]
         conv: ConvAlgorithm = "winograd" [];
 
-        /// Precision of matrix products and convolutions; tf32 is for GPUs [default: f32 on a CPU, tf32 on a GPU].
+        /// Precision of matrix products and convolutions; tf32 is for GPUs [default: bf16 on a GPU from compute capability
+        /// 8.0 on, else f32].
         #[arg(value_enum)]
         precision: Option<Precision> [];
+
+        /// On a GPU, take the fastest of the first engines of cuDNN for each convolution; each is timed once, at the start.
+        cudnn_benchmark: bool = "false" [];
     }
 }
 
