@@ -279,6 +279,7 @@ macros::settings! {
         precision: Option<Precision> [];
 
         /// On a GPU, take the fastest of the first engines of cuDNN for each convolution; each is timed once, at the start.
+        #[arg(value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
         cudnn_benchmark: bool = "false" [];
     }
 }
