@@ -7,8 +7,8 @@ use engine::{Event, SpanTimes};
 use run::{RunFolder, cli, file};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
-use std::sync::{Arc, Once};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use tracing::Level;
 use tracing_chrome::{ChromeLayerBuilder, FlushGuard};
 use tracing_subscriber::filter::{LevelFilter, filter_fn};
@@ -33,68 +33,100 @@ pub(crate) fn trace_file(path: &Path) -> anyhow::Result<Unfinished> {
     Unfinished::create(path).with_context(|| format!("cannot write the trace `{}`", path.display()))
 }
 
-/// Starts the log of a run, with warnings on standard error as well, and its trace, which is complete when the guard is
-/// dropped.
-pub(crate) fn start(
-    folder: &RunFolder,
-    level: LevelFilter,
-    trace: Option<Unfinished>,
-    span_times: &SpanTimes,
-) -> anyhow::Result<Option<FlushGuard>> {
-    let log = Log {
-        file: Arc::new(folder.log()?),
-        path: folder.path().join(file::LOG).into(),
-    };
-    let file = tracing_subscriber::fmt::layer()
-        .with_ansi(false)
-        .with_writer(move || log.clone());
-    let terminal = tracing_subscriber::fmt::layer()
-        .with_ansi(false)
-        .with_writer(std::io::stderr)
-        .without_time();
-    let trace = trace.map(Unfinished::keep).transpose();
-    let (trace, guard) = trace
-        .context("cannot write the trace")?
-        .map(|file| {
-            ChromeLayerBuilder::new()
-                .writer(BufWriter::new(file))
-                .include_args(true)
-                .include_locations(false)
-                .build()
-        })
-        .unzip();
-    tracing_subscriber::registry()
-        .with(span_times.clone().with_filter(LevelFilter::DEBUG))
-        .with(trace.with_filter(LevelFilter::DEBUG))
-        .with(file.with_filter(level))
-        .with(terminal.with_filter(filter_fn(move |event| {
-            // An error is printed when the program ends.
-            *event.level() == Level::WARN && level >= LevelFilter::WARN
-        })))
-        .try_init()?;
-    Ok(guard)
+/// The log of a run and its trace, which is complete when this is dropped.
+pub(crate) struct Logging {
+    log: Log,
+    _trace: Option<FlushGuard>,
 }
 
-/// The file of a log. Training goes on where it cannot be written; a warning says so once.
+impl Logging {
+    /// Starts both, with warnings on standard error as well. The log is kept in memory until it has a file.
+    pub(crate) fn start(
+        level: LevelFilter,
+        trace: Option<Unfinished>,
+        span_times: &SpanTimes,
+    ) -> anyhow::Result<Self> {
+        let log = Log(Arc::new(Mutex::new(Target::Memory(Vec::new()))));
+        let writer = log.clone();
+        let file = tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .with_writer(move || writer.clone());
+        let terminal = tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .with_writer(std::io::stderr)
+            .without_time();
+        let trace = trace.map(Unfinished::keep).transpose();
+        let (trace, guard) = trace
+            .context("cannot write the trace")?
+            .map(|file| {
+                ChromeLayerBuilder::new()
+                    .writer(BufWriter::new(file))
+                    .include_args(true)
+                    .include_locations(false)
+                    .build()
+            })
+            .unzip();
+        tracing_subscriber::registry()
+            .with(span_times.clone().with_filter(LevelFilter::DEBUG))
+            .with(trace.with_filter(LevelFilter::DEBUG))
+            .with(file.with_filter(level))
+            .with(terminal.with_filter(filter_fn(move |event| {
+                // An error is printed when the program ends.
+                *event.level() == Level::WARN && level >= LevelFilter::WARN
+            })))
+            .try_init()?;
+        Ok(Self { log, _trace: guard })
+    }
+
+    /// Writes the log into the folder of the run, from its first line on.
+    pub(crate) fn write_into(&self, folder: &RunFolder) -> anyhow::Result<()> {
+        let file = folder.log()?;
+        let mut target = self.log.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = folder.path().join(file::LOG);
+        let before = std::mem::replace(&mut *target, Target::File { file, path });
+        if let Target::Memory(lines) = before {
+            target.write(&lines);
+        }
+        Ok(())
+    }
+}
+
+/// Where a log is written.
 #[derive(Clone)]
-struct Log {
-    file: Arc<File>,
-    path: Arc<Path>,
+struct Log(Arc<Mutex<Target>>);
+
+enum Target {
+    Memory(Vec<u8>),
+    File { file: File, path: PathBuf },
+}
+
+impl Target {
+    /// Training goes on where the log cannot be written; a warning says so once.
+    fn write(&mut self, bytes: &[u8]) {
+        static WARNING: Once = Once::new();
+        match self {
+            Self::Memory(lines) => lines.extend(bytes),
+            Self::File { file, path } => {
+                if let Err(error) = file.write_all(bytes) {
+                    WARNING.call_once(|| {
+                        let path = path.display();
+                        cli::note(&format!("warning: cannot write the log `{path}`: {error}"));
+                    });
+                }
+            }
+        }
+    }
 }
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        static WARNING: Once = Once::new();
-        (&*self.file).write(bytes).inspect_err(|error| {
-            WARNING.call_once(|| {
-                let path = self.path.display();
-                cli::note(&format!("warning: cannot write the log `{path}`: {error}"));
-            });
-        })
+        let mut target = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        target.write(bytes);
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        (&*self.file).flush()
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The command that trains.
 
-use crate::logging;
+use crate::logging::{self, Logging};
 use crate::progress::Progress;
 use crate::run_files::RunFiles;
 use crate::settings::{self, Resolved};
@@ -161,7 +161,13 @@ fn run_with(
     }
     // Before the data are loaded, which takes time.
     let resumed = resumed.map(|run| RunFolder::lock(&run)).transpose()?;
+    let span_times = SpanTimes::within("step");
+    let logging = Logging::start(args.log_level, trace, &span_times)?;
     let mut setup = Setup::new(resolved)?;
+    #[cfg(feature = "cuda")]
+    if let candle_core::Device::Cuda(gpu) = &setup.backend.device {
+        ops::cuda::log_environment(gpu)?;
+    }
     setup.check_memory(resumed.is_some())?;
     match &resumed {
         Some(folder) => setup.check_disk(folder.path(), true)?,
@@ -191,12 +197,7 @@ fn run_with(
             folder.path().display()
         ));
     }
-    let span_times = SpanTimes::within("step");
-    let _trace_until_the_end = logging::start(&folder, args.log_level, trace, &span_times)?;
-    #[cfg(feature = "cuda")]
-    if let candle_core::Device::Cuda(gpu) = &setup.backend.device {
-        ops::cuda::log_environment(gpu)?;
-    }
+    logging.write_into(&folder)?;
     let run = ReadyRun {
         args,
         setup: &setup,
