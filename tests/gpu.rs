@@ -163,7 +163,7 @@ fn a_batch_that_does_not_fit_is_told_what_would() {
         command
             .env("CUDA_EMULATOR_MEMORY", "125000000")
             .args(["--model", "lenet", "--dataset", "synthetic"])
-            .args(["--device", "cuda", "--epochs", "1"])
+            .args(["--device", "cuda", "--epochs", "1", "--log-level", "error"])
             .args(["--limit-train", "900", "--limit-test", "10"])
             .args(["--batch-size", batch_size, "--run-dir"])
             .arg(runs.path());

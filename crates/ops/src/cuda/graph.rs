@@ -126,8 +126,10 @@ pub(super) struct Cudnn {
     /// The plan of each pass that was computed before.
     plans: RefCell<HashMap<Task, Rc<Plan>>>,
     choices: RefCell<Choices>,
-    /// Whether it was said that recorded engines do not work.
+    /// Whether a warning said that recorded engines do not work.
     has_warned: Cell<bool>,
+    /// Whether a warning said that an engine failed.
+    has_failed: Cell<bool>,
 }
 
 thread_local! {
@@ -145,6 +147,7 @@ pub(super) fn cudnn(device: &CudaDevice) -> Result<Rc<Cudnn>> {
             plans: RefCell::default(),
             choices: RefCell::default(),
             has_warned: Cell::default(),
+            has_failed: Cell::default(),
         })
     };
     CUDNN.with(|all| all.get(device, make))
@@ -228,7 +231,14 @@ impl Cudnn {
                 Err(error) if is_out_of_memory(&error) && most == 1 => return Err(error),
                 Err(error) => {
                     let engine = &plan.engine;
-                    tracing::warn!(%task, engine, %error, "an engine of cuDNN failed; trying the next one");
+                    if self.has_failed.replace(true) {
+                        tracing::debug!(%task, engine, %error, "an engine of cuDNN failed");
+                    } else {
+                        tracing::warn!(
+                            %task, engine, %error,
+                            "an engine of cuDNN failed; the next one is tried; more failures are logged at level debug"
+                        );
+                    }
                     failure = failure.or(Some(error));
                 }
             }
