@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# run.sh OUT: the first minutes of the programs beside this script on a machine with an NVIDIA GPU. Each result is written to
+# run.sh OUT: the first checks of an NVIDIA GPU, with the programs in this folder. Each result is written to
 # the empty folder OUT as it comes, one line for each step to OUT/summary.txt. Stops by itself in less than nine minutes. The
 # libraries of CUDA are those in LD_LIBRARY_PATH, and then those in the packages of PYTHON (python3; PyTorch's wheels bring
 # them), whose PyTorch is measured in turn.
@@ -90,7 +90,7 @@ for precision in bf16 tf32 f32; do
 done
 if command -v compute-sanitizer >/dev/null; then
   step memcheck 90 compute-sanitizer --tool memcheck --error-exitcode 9 "$here/trainer" --device cuda --dataset synthetic \
-    --no-progress --run-dir "$out/runs" --name memcheck --model small-alexnet --epochs 1 --batch-size 8 --limit-train 16 \
+    --no-progress --run-dir "$out/runs" --name memcheck --model small-alexnet --epochs 1 --batch-size 8 --limit-train 32 \
     --limit-test 8
 else
   echo "memcheck: not run, there is no compute-sanitizer" | tee -a "$out/summary.txt"
@@ -102,5 +102,8 @@ if [ -z "$quick" ]; then
 fi
 bench layers 90 alexnet,small-alexnet 500 bf16
 bench pytorch 90 alexnet 500 bf16 --no-layers --no-compile --against-pytorch "$python"
+# What worked, but not as it should.
+grep -hE '^ *WARN ' "$out"/*.txt | sort | uniq -c | sort -rn >"$out/warnings.txt"
+echo "warnings: $(wc -l <"$out/warnings.txt"), in warnings.txt" | tee -a "$out/summary.txt"
 echo "$failures steps failed or were not run; all output is in $out" | tee -a "$out/summary.txt"
 [ "$failures" = 0 ]

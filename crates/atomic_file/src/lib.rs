@@ -53,6 +53,14 @@ impl Unfinished {
         self.file.as_file_mut().write_all(bytes)
     }
 
+    /// Another handle of the file, which may be written before and after it is kept.
+    ///
+    /// # Errors
+    /// When the process has too many open files.
+    pub fn handle(&self) -> io::Result<File> {
+        self.file.as_file().try_clone()
+    }
+
     /// Replaces the file at the path, and returns the new one, which may be written further.
     ///
     /// # Errors

@@ -13,12 +13,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// The least age of a checkpoint that is replaced before an evaluation on a CPU. AlexNet's takes about two seconds to write.
-const CPU_PAUSE: Duration = Duration::from_secs(60);
+/// The minimum age of the last checkpoint before another one is written ahead of an evaluation, on a CPU. AlexNet's takes about two
+/// seconds to write.
+const CPU_MIN_AGE: Duration = Duration::from_secs(60);
 
 /// The same on a GPU, where an epoch may take less time than a checkpoint: also after an epoch. Training waits for the copy
 /// of the tensors, and for the previous write.
-const GPU_PAUSE: Duration = Duration::from_secs(20);
+const GPU_MIN_AGE: Duration = Duration::from_secs(20);
 
 /// Writes the checkpoints of a run, one at a time, on a thread.
 ///
@@ -28,10 +29,10 @@ pub(crate) struct CheckpointWriter<'a> {
     pub(crate) checkpoints: &'a Checkpoints,
     /// The time between checkpoints within an epoch.
     interval: Duration,
-    /// The age from which on a checkpoint is replaced before an evaluation.
-    pub(crate) pause: Duration,
+    /// The minimum age of the last checkpoint before another one is written ahead of an evaluation.
+    pub(crate) min_age_before_evaluation: Duration,
     /// The same after an epoch.
-    pause_after_epoch: Duration,
+    min_age_after_epoch: Duration,
     last_started: Instant,
     /// The finished epochs and steps of the last checkpoint, and the SHA-256 of its weights.
     digest: Option<((u32, usize), Receiver<String>)>,
@@ -45,8 +46,8 @@ impl<'a> CheckpointWriter<'a> {
         Self {
             checkpoints,
             interval,
-            pause: if is_cpu { CPU_PAUSE } else { GPU_PAUSE },
-            pause_after_epoch: if is_cpu { Duration::ZERO } else { GPU_PAUSE },
+            min_age_before_evaluation: if is_cpu { CPU_MIN_AGE } else { GPU_MIN_AGE },
+            min_age_after_epoch: if is_cpu { Duration::ZERO } else { GPU_MIN_AGE },
             last_started: Instant::now(),
             digest: None,
             thread: None,
@@ -60,12 +61,12 @@ impl<'a> CheckpointWriter<'a> {
 
     /// Whether a checkpoint is due after the steps of an epoch, before its evaluation.
     pub(crate) fn is_due_before_evaluation(&self) -> bool {
-        self.last_started.elapsed() >= self.pause
+        self.last_started.elapsed() >= self.min_age_before_evaluation
     }
 
     /// Whether a checkpoint is due after an epoch. After the last one it always is.
     pub(crate) fn is_due_after_epoch(&self, is_last: bool) -> bool {
-        is_last || self.last_started.elapsed() >= self.pause_after_epoch
+        is_last || self.last_started.elapsed() >= self.min_age_after_epoch
     }
 
     /// Starts to write `best.safetensors`, if there is something to write to it, and then `last.safetensors`. The previous
@@ -148,6 +149,11 @@ impl Job {
     /// Writes `best.safetensors` before `last.safetensors`, which refers to its epoch. Returns their paths.
     fn write(self) -> Result<Vec<PathBuf>, Error> {
         let (state, Position { epoch, step, .. }) = (&self.state, self.progress.position);
+        let (architecture, checkpoints) = (self.architecture, &self.checkpoints);
+        // Also where the current weights cannot be written.
+        let best = self.best.as_ref();
+        let best = best.map(|best| checkpoints.write_best(architecture, best));
+        let best = best.transpose()?;
         for (_, tensor) in state.weights.iter().chain(&state.momentum_buffers) {
             if non_finite_value(tensor)?.is_some() {
                 let what = "value of a weight or momentum buffer";
@@ -162,10 +168,6 @@ impl Job {
         };
         // Nobody waits for it after most checkpoints.
         let _ = self.digest.send(sha256.clone());
-        let (architecture, checkpoints) = (self.architecture, &self.checkpoints);
-        let best = self.best.as_ref();
-        let best = best.map(|best| checkpoints.write_best(architecture, best));
-        let best = best.transpose()?;
         let last = checkpoints.write_last(architecture, state, &sha256, &self.progress)?;
         Ok(best.into_iter().chain([last]).collect())
     }
@@ -188,12 +190,12 @@ mod tests {
         assert!(writer(hour).is_due_after_epoch(false));
         // As on a GPU.
         let mut paused = CheckpointWriter {
-            pause_after_epoch: hour,
+            min_age_after_epoch: hour,
             ..writer(hour)
         };
         assert!(!paused.is_due_after_epoch(false));
         assert!(paused.is_due_after_epoch(true));
-        paused.pause = Duration::ZERO;
+        paused.min_age_before_evaluation = Duration::ZERO;
         assert!(paused.is_due_before_evaluation());
     }
 

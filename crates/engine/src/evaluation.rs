@@ -2,7 +2,7 @@
 
 use crate::data_loader::DataLoader;
 use crate::error::Error;
-use crate::gpu_memory::{fits, is_out_of_memory, release_workspace};
+use crate::gpu_memory::{arbitrary_values, fits, is_out_of_memory, release_workspace};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use datasets::{Normalisation, Split, Transform};
 use models::{CLASSES, Network};
@@ -124,7 +124,7 @@ impl Evaluator {
         fits(&self.device, || self.try_batch(network, batch_size))
     }
 
-    /// Computes the logits of black images in place of the last batch, if that is smaller than the others.
+    /// Computes logits as of the last batch, if that is smaller than the others.
     pub(crate) fn try_last_batch(&self, network: &Network) -> Result<()> {
         match self.loader.host.images() % self.batch_size() {
             0 => Ok(()),
@@ -132,10 +132,10 @@ impl Evaluator {
         }
     }
 
-    /// Computes the logits of a batch of black images.
+    /// Computes the logits of a batch of `images` images.
     fn try_batch(&self, network: &Network, images: usize) -> Result<()> {
         let dtype = self.arithmetic.precision.activations();
-        let images = Tensor::zeros((images, 32, 32, 3), dtype, &self.device)?;
+        let images = arbitrary_values((images, 32, 32, 3), dtype, &self.device)?;
         let mut tape = Tape::no_grad(self.arithmetic);
         network.forward(&mut tape, &images, None).map(drop)
     }

@@ -1,6 +1,6 @@
 //! What fits into the memory of a GPU. A CPU's is not looked at.
 
-use candle_core::{Device, Error, Result};
+use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 
 /// Whether an error says that a GPU had no memory.
 #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
@@ -9,6 +9,24 @@ pub(crate) fn is_out_of_memory(error: &Error) -> bool {
     return ops::cuda::is_out_of_memory(error);
     #[cfg(not(feature = "cuda"))]
     false
+}
+
+/// Values between -1 and 1 with many different bits: on zeros a GPU is faster than in training.
+///
+/// # Errors
+/// When there is no memory.
+pub(crate) fn arbitrary_values(
+    shape: impl Into<Shape>,
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor> {
+    let shape = shape.into();
+    let values = (0..shape.elem_count() as u32).map(|index| {
+        // Knuth's multiplicative hash.
+        index.wrapping_mul(2_654_435_761) as i32 as f32 / (1_u32 << 31) as f32
+    });
+    let values = Tensor::from_vec(values.collect::<Vec<_>>(), shape, &Device::Cpu)?;
+    values.to_dtype(dtype)?.to_device(device)
 }
 
 /// Whether `attempt` fits into the memory of `device`, with the libraries' working memory as large as it needs it.

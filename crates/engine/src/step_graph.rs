@@ -11,11 +11,16 @@ pub(crate) struct StepKind {
     pub(crate) dropout_probability: f32,
 }
 
-/// Captures a training step when the step before it was of the same kind, and replays it from then on. Steps of other kinds, such
+/// Steps of one kind in a row that are computed before one is captured. The first loads kernels and chooses plans; in the second
+/// the EMA is updated, which begins with a copy.
+const WARM_UP: usize = 2;
+
+/// Captures a training step after a few of the same kind in a row, and replays it from then on. Steps of other kinds, such
 /// as the last, smaller batch of an epoch, are computed operation by operation, with the same bits.
 #[derive(Default)]
 pub(crate) struct StepGraph {
-    previous: Option<StepKind>,
+    /// The kind of the last step, and how many of that kind were computed in a row.
+    previous: Option<(StepKind, usize)>,
     /// Images and labels are the inputs.
     captured: Option<(StepKind, CapturedStep<2>)>,
     is_newly_captured: bool,
@@ -35,10 +40,14 @@ impl StepGraph {
         values: StepValues,
         step: impl FnOnce(&Tensor, &Tensor) -> Result<()>,
     ) -> Result<bool> {
-        let is_repeated = self.previous.replace(kind) == Some(kind);
+        let computed = match self.previous {
+            Some((of, computed)) if of == kind => computed,
+            _ => 0,
+        };
+        self.previous = Some((kind, computed + 1));
         let inputs = [&batch.images, &batch.labels];
         let is_captured = self.captured.as_ref().is_some_and(|(of, _)| *of == kind);
-        if !is_captured && is_repeated && !self.is_off {
+        if !is_captured && computed >= WARM_UP && !self.is_off {
             // Its memory is reused.
             self.captured = None;
             match CapturedStep::capture(inputs, |[images, labels]| step(images, labels)) {

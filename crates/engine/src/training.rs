@@ -35,7 +35,7 @@ pub enum Outcome {
     Interrupted,
 }
 
-/// Bytes of a GPU's memory for what is not tried: the order of an epoch, metrics, gaps between blocks.
+/// Bytes of a GPU's memory for what is not tried: the order of an epoch, metrics, fragmentation.
 const GPU_RESERVE: usize = 64 << 20;
 
 /// The training of a network.
@@ -196,13 +196,13 @@ impl Training {
         let _copies: Vec<_> = copies.collect::<candle_core::Result<_>>()?;
         let _reserve = Tensor::zeros(GPU_RESERVE, DType::U8, &step.setup.device)?;
         let batch_size = step.setup.settings.batch_size.get();
-        let rehearse = || step.rehearse(batch_size);
-        let fitted = evaluator.fit(network, keeps_evaluation_batch, rehearse);
+        let dry_run = || step.dry_run(batch_size);
+        let fitted = evaluator.fit(network, keeps_evaluation_batch, dry_run);
         fitted.map_err(|error| step.explain(error))?;
         // The last batches, which may be smaller, have engines of their own.
         let rest = self.train.host.images() % batch_size;
         if rest > 0 {
-            step.rehearse(rest)?;
+            step.dry_run(rest)?;
         }
         evaluator.try_last_batch(network)?;
         Ok(())
@@ -342,6 +342,9 @@ impl Training {
                 .in_scope(|| self.step.step(&batch?, &mut self.progress.position, lr));
             step.map_err(|error| self.step.explain(error))?;
             if self.step.is_newly_captured() && !self.evaluator.fits(&self.step.network)? {
+                tracing::warn!(
+                    "an evaluation does not fit beside the CUDA graph of a step, so none is used"
+                );
                 self.step.release_graph()?;
             }
             let is_due = connections.writer.is_due();
@@ -596,7 +599,7 @@ mod tests {
         observe: &mut dyn FnMut(&Event<'_>) -> Observed,
     ) -> Result<Outcome, Error> {
         let mut writer = CheckpointWriter::new(checkpoints, Duration::MAX, &Device::Cpu);
-        writer.pause = Duration::ZERO;
+        writer.min_age_before_evaluation = Duration::ZERO;
         training.run_with(writer, &|| false, observe)
     }
 

@@ -3,7 +3,7 @@
 use crate::dropout_schedule::DropoutSchedule;
 use crate::ema::Ema;
 use crate::error::Error;
-use crate::gpu_memory::{self, is_out_of_memory};
+use crate::gpu_memory::{self, arbitrary_values, is_out_of_memory};
 use crate::optimiser::Sgd;
 use crate::progress::Position;
 #[cfg(feature = "cuda")]
@@ -89,7 +89,10 @@ impl TrainingStep {
         self.optimiser.set_learning_rate(lr);
         let step = position.step as u64;
         #[cfg(feature = "cuda")]
-        if self.setup.device.is_cuda() && self.replay(batch, dropout, position)? {
+        if self.setup.device.is_cuda()
+            && self.setup.settings.cuda_graphs
+            && self.replay(batch, dropout, position)?
+        {
             position.step += 1;
             return Ok(());
         }
@@ -168,12 +171,12 @@ impl TrainingStep {
         };
         let values = StepValues {
             learning_rate: self.optimiser.learning_rate() as f32,
-            number: self.number(position) as u32,
-            number_in_epoch: position.step as u64,
+            step: self.number(position) as u32,
+            step_in_epoch: position.step as u64,
         };
         let mut graph = mem::take(&mut self.graph);
         let replayed = graph.replay(kind, batch, values, |images, labels| {
-            let (tape, gradient) = self.forward(images, labels, dropout, values.number_in_epoch)?;
+            let (tape, gradient) = self.forward(images, labels, dropout, values.step_in_epoch)?;
             self.update(tape, gradient)
         });
         self.graph = graph;
@@ -204,11 +207,12 @@ impl TrainingStep {
         Ok(())
     }
 
-    /// Computes a step of so many black images without its update, which shows whether it fits into memory.
-    pub(crate) fn rehearse(&self, images: usize) -> candle_core::Result<()> {
+    /// Computes a step of `images` images without its update, which shows whether it fits into memory, and lets the libraries
+    /// choose how to compute it.
+    pub(crate) fn dry_run(&self, images: usize) -> candle_core::Result<()> {
         let arithmetic = self.setup.arithmetic;
-        let dtype = arithmetic.precision.activations();
-        let images = Tensor::zeros((images, 32, 32, 3), dtype, &self.setup.device)?;
+        let (dtype, device) = (arithmetic.precision.activations(), &self.setup.device);
+        let images = arbitrary_values((images, 32, 32, 3), dtype, device)?;
         let dropout = (self.setup.settings.dropout.get() > 0.0).then_some(DropoutMasks {
             probability: 0.5,
             seed: 0,
@@ -216,7 +220,8 @@ impl TrainingStep {
         });
         let mut tape = Tape::recording(arithmetic);
         let logits = self.network.forward(&mut tape, &images, dropout)?;
-        tape.backward(logits.zeros_like()?).map(drop)
+        let gradient = arbitrary_values(logits.shape(), logits.dtype(), device)?;
+        tape.backward(gradient).map(drop)
     }
 
     /// The error of a step. If a GPU has too little memory, it names a batch size that fits.
@@ -237,7 +242,7 @@ impl TrainingStep {
         let mut fits = (self.free.saturating_sub(fixed) / image).min(batch_size - 1);
         let device = &self.setup.device;
         // What else a step needs, the workspaces of convolutions above all, is tried, not estimated.
-        while fits > 0 && !matches!(gpu_memory::fits(device, || self.rehearse(fits)), Ok(true)) {
+        while fits > 0 && !matches!(gpu_memory::fits(device, || self.dry_run(fits)), Ok(true)) {
             fits = fits * 3 / 4;
         }
         Error::OutOfMemory { batch_size, fits }

@@ -36,11 +36,14 @@ pub(crate) fn trace_file(path: &Path) -> anyhow::Result<Unfinished> {
 /// The log of a run and its trace, which is complete when this is dropped.
 pub(crate) struct Logging {
     log: Log,
+    level: LevelFilter,
     _trace: Option<FlushGuard>,
+    /// The file of the trace, until the run has a folder: a run that does not begin leaves none behind.
+    unfinished_trace: Option<Unfinished>,
 }
 
 impl Logging {
-    /// Starts both, with warnings on standard error as well. The log is kept in memory until it has a file.
+    /// Starts both, with warnings on standard error as well. The log is kept in memory until the run has a folder.
     pub(crate) fn start(
         level: LevelFilter,
         trace: Option<Unfinished>,
@@ -55,9 +58,10 @@ impl Logging {
             .with_ansi(false)
             .with_writer(std::io::stderr)
             .without_time();
-        let trace = trace.map(Unfinished::keep).transpose();
+        let unfinished_trace = trace;
+        let trace = unfinished_trace.as_ref().map(Unfinished::handle);
+        let trace = trace.transpose().context("cannot write the trace")?;
         let (trace, guard) = trace
-            .context("cannot write the trace")?
             .map(|file| {
                 ChromeLayerBuilder::new()
                     .writer(BufWriter::new(file))
@@ -75,11 +79,18 @@ impl Logging {
                 *event.level() == Level::WARN && level >= LevelFilter::WARN
             })))
             .try_init()?;
-        Ok(Self { log, _trace: guard })
+        Ok(Self {
+            log,
+            level,
+            _trace: guard,
+            unfinished_trace,
+        })
     }
 
-    /// Writes the log into the folder of the run, from its first line on.
-    pub(crate) fn write_into(&self, folder: &RunFolder) -> anyhow::Result<()> {
+    /// Writes the log into the folder of the run, from its first line on, and puts the trace into its place.
+    pub(crate) fn write_into(&mut self, folder: &RunFolder) -> anyhow::Result<()> {
+        let trace = self.unfinished_trace.take().map(Unfinished::keep);
+        trace.transpose().context("cannot write the trace")?;
         let file = folder.log()?;
         let mut target = self.log.0.lock().unwrap_or_else(PoisonError::into_inner);
         let path = folder.path().join(file::LOG);
@@ -88,6 +99,18 @@ impl Logging {
             target.write(&lines);
         }
         Ok(())
+    }
+}
+
+impl Drop for Logging {
+    /// Prints the log of a run that did not begin, where details were asked for.
+    fn drop(&mut self) {
+        let target = self.log.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Target::Memory(lines) = &*target
+            && self.level >= LevelFilter::DEBUG
+        {
+            cli::note(String::from_utf8_lossy(lines).trim_end());
+        }
     }
 }
 

@@ -162,7 +162,7 @@ fn run_with(
     // Before the data are loaded, which takes time.
     let resumed = resumed.map(|run| RunFolder::lock(&run)).transpose()?;
     let span_times = SpanTimes::within("step");
-    let logging = Logging::start(args.log_level, trace, &span_times)?;
+    let mut logging = Logging::start(args.log_level, trace, &span_times)?;
     let mut setup = Setup::new(resolved)?;
     #[cfg(feature = "cuda")]
     if let candle_core::Device::Cuda(gpu) = &setup.backend.device {

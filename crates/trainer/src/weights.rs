@@ -42,7 +42,7 @@ pub(crate) struct WeightArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: DevicePreference,
 
-    /// How convolutions are computed in f32 on a CPU.
+    /// How convolutions are computed: the algorithm in f32 on a CPU; by cuDNN or without it on a GPU.
     #[arg(long, value_enum, default_value = "winograd")]
     pub(crate) conv: ConvAlgorithm,
 

@@ -135,8 +135,9 @@ int emulator_record(void (*run)(void *data), const void *data, unsigned long byt
   return record(run, data, bytes);
 }
 
-// What the host would have to wait for cannot be captured.
+// What the host would have to wait for cannot be captured. After it, every call fails until the capture is ended.
 static result waits(void) { return captured ? (captured->invalid = 1, CAPTURE_UNSUPPORTED) : SUCCESS; }
+static int is_invalid(void) { return captured && captured->invalid; }
 
 result cuStreamSynchronize(void *stream) { return waits(); }
 result cuStreamIsCapturing(void *stream, int *status) { return *status = captured != 0, SUCCESS; }
@@ -208,6 +209,7 @@ static void fill(void *data) {
 
 static result allocate(uint64_t *address, size_t bytes) {
   if (!bytes) return INVALID_VALUE;
+  if (is_invalid()) return CAPTURE_INVALIDATED;
   ++calls.allocations;
   pthread_mutex_lock(&lock);
   if (used + bytes > total()) {
@@ -253,15 +255,9 @@ static result release(uint64_t address) {
   b->freed = record(free_in_graph, &b, sizeof b);
   if (!b->freed) free_block(at);
   pthread_mutex_unlock(&lock);
-  return SUCCESS;
+  return is_invalid() ? CAPTURE_INVALIDATED : SUCCESS;
 }
 
-result cuStreamEndCapture(void *stream, graph **made) {
-  graph *g = captured;
-  captured = 0;
-  *made = g->invalid ? 0 : g;
-  return g->invalid ? CAPTURE_INVALIDATED : SUCCESS;
-}
 result cuGraphDestroy(graph *g) {
   pthread_mutex_lock(&lock);
   for (block **at = &blocks; *at;) {
@@ -272,6 +268,13 @@ result cuGraphDestroy(graph *g) {
   for (call *c = g->first, *next; c; c = next) next = c->next, free(c);
   free(g);
   return SUCCESS;
+}
+result cuStreamEndCapture(void *stream, graph **made) {
+  graph *g = captured;
+  if (!g) return INVALID_VALUE;
+  captured = 0;
+  *made = g->invalid ? 0 : g;
+  return g->invalid ? cuGraphDestroy(g), CAPTURE_INVALIDATED : SUCCESS;
 }
 
 result cuMemAllocAsync(uint64_t *address, size_t bytes, void *stream) {
@@ -436,6 +439,7 @@ result cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned
   if (!current) emulator_fail("%s: no context is current", k->name);
   if (grid_y * grid_z * block_y * block_z != 1 || block_x > 1024 || !grid_x || !block_x || shared || extra)
     emulator_fail("%s: a launch that is not emulated", k->name);
+  if (is_invalid()) return CAPTURE_INVALIDATED;
   ++calls.launches;
   if (!record_launch(k, grid_x * block_x, arguments)) run_kernel(k, grid_x * block_x, arguments);
   return SUCCESS;

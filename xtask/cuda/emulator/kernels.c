@@ -40,8 +40,8 @@ typedef const float *floats;
 typedef float *floats_out;
 typedef const unsigned *words;
 typedef const unsigned char *bytes;
-typedef places *places_out;
-typedef const places *places_in;
+typedef argmax_pack *argmax_out;
+typedef const argmax_pack *argmax_in;
 typedef unsigned long long *longs_out;
 typedef const double *doubles;
 typedef double *doubles_out;
@@ -68,11 +68,11 @@ CALL(activate) { activate(A(0, in), A(1, floats), A(2, out), A(3, u), A(4, u), A
 CALL(add_bias_wide) { add_bias_wide(A(0, floats_out), A(1, floats), A(2, u), A(3, u)); }
 CALL(relu_gradient) { relu_gradient(A(0, in), A(1, in), A(2, out), A(3, u)); }
 CALL(pool) {
-  pool(A(0, in), A(1, floats), A(2, out), A(3, places_out), A(4, u), A(5, u), A(6, u), A(7, u), A(8, u),
+  pool(A(0, in), A(1, floats), A(2, out), A(3, argmax_out), A(4, u), A(5, u), A(6, u), A(7, u), A(8, u),
        A(9, u), A(10, u), A(11, u), A(12, int));
 }
 CALL(pool_gradient) {
-  pool_gradient(A(0, in), A(1, in), A(2, places_in), A(3, out), A(4, u), A(5, u), A(6, u), A(7, u), A(8, u),
+  pool_gradient(A(0, in), A(1, in), A(2, argmax_in), A(3, out), A(4, u), A(5, u), A(6, u), A(7, u), A(8, u),
                 A(9, u), A(10, u), A(11, u));
 }
 CALL(avg_pool) {

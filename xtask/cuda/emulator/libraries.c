@@ -385,6 +385,7 @@ typedef struct {
 } product;
 
 size_t cublasLtGetVersion(void) { return 130000; }
+size_t cublasLtGetCudartVersion(void) { return 13000; }
 result cublasLtCreate(void **made) { return *made = &handle, SUCCESS; }
 result cublasLtDestroy(void *made) { return SUCCESS; }
 result cublasLtMatrixLayoutCreate(matrix **made, int type, uint64_t rows, uint64_t columns, int64_t leading) {
@@ -412,7 +413,9 @@ result cublasLtMatmulDescSetAttribute(product *made, int attribute, const void *
 result cublasLtMatmulPreferenceCreate(void **made) { return make(made, 8); }
 result cublasLtMatmulPreferenceDestroy(void *made) { return destroy(made); }
 result cublasLtMatmulPreferenceSetAttribute(void *made, int attribute, const void *value, size_t bytes) {
-  if (attribute != 1 || bytes != 8) emulator_fail("cuBLASLt: preference %d", attribute);
+  // CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, and the least alignments of A, B, C and D.
+  if (!(attribute == 1 && bytes == 8) && !(attribute >= 5 && attribute <= 8 && bytes == 4))
+    emulator_fail("cuBLASLt: preference %d", attribute);
   return SUCCESS;
 }
 

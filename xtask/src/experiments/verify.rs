@@ -78,7 +78,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
             }
             // Runs of earlier versions and epochs on a GPU without a checkpoint have no digest.
             (false, _) => format!(
-                "losses and accuracies of {epochs} epochs are equal, bit for bit; the run has no digests of its weights"
+                "losses and accuracies of {epochs} epochs are equal, bit for bit, and so are the weights of every epoch that has \
+                 a digest in both runs"
             ),
         };
         cli::line(&format!("the same: {equal}"));

@@ -142,6 +142,27 @@ fn a_run_that_is_stopped_anywhere_ends_with_the_same_bits(
     Ok(())
 }
 
+#[cfg(feature = "cuda")]
+test_device!(cuda_graphs_change_no_bit: cuda_bf16);
+
+/// Five steps of one image in each of two epochs, of which all but the first two may be replayed.
+#[cfg(feature = "cuda")]
+fn cuda_graphs_change_no_bit(device: &Device, _: DType, arithmetic: Arithmetic) -> Result<()> {
+    let [replayed, computed] = [true, false].map(|cuda_graphs| {
+        let changes = format!(
+            "model = \"small-alexnet\"\nbatch_size = 1\nclip_grad_norm = 0.5\ncuda_graphs = {cuda_graphs}"
+        );
+        let training = start(TrainingSetup {
+            device: device.clone(),
+            arithmetic,
+            ..setup(&changes)
+        });
+        Folder::new().finish(training, device)
+    });
+    assert!(replayed == computed);
+    Ok(())
+}
+
 test_device!(a_run_that_is_killed_ends_with_the_same_bits:
     cpu_f32, cuda_f32, cuda_tf32, cuda_bf16);
 

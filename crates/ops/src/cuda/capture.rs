@@ -1,14 +1,13 @@
 //! CUDA graphs: work that is captured once and replayed by one call, so that the host does not bound a GPU that is faster
 //! than it launches kernels.
 
-use super::device::memory;
+use super::device::{default_pool, memory};
 use super::memory::{Elements, empty};
 use super::program::{Argument, Program, launch};
 use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::driver::{CudaGraph, CudaSlice, DevicePtr, result, sys};
 use candle_core::{CudaDevice, DType, Device, Error, Result, Tensor, bail};
 use std::cell::Cell;
-use std::ptr;
 
 /// What changes from one training step to the next. While work is captured, kernels are told where these values are;
 /// [`CapturedStep::replay`] sets them.
@@ -16,17 +15,17 @@ use std::ptr;
 pub struct StepValues {
     /// The learning rate of [`sgd_step`](crate::sgd_step).
     pub learning_rate: f32,
-    /// The step of [`Dropout`](crate::Dropout).
-    pub number: u32,
-    /// The step of [`MetricsAccumulator`](crate::MetricsAccumulator).
-    pub number_in_epoch: u64,
+    /// The step of [`Dropout`](crate::Dropout), counted over all epochs.
+    pub step: u32,
+    /// The step of [`MetricsAccumulator`](crate::MetricsAccumulator), counted within the epoch.
+    pub step_in_epoch: u64,
 }
 
 /// Bytes of `step_values` in the kernels' source.
 const STEP_VALUES: usize = 16;
 
 thread_local! {
-    /// Where the step values are, while work is captured.
+    /// The address of the step values on the device, while work is captured.
     static CAPTURING: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
@@ -52,8 +51,9 @@ pub struct CapturedStep<const N: usize> {
 
 impl<const N: usize> CapturedStep<N> {
     /// Captures what `step` puts on the stream for inputs of these shapes and types, which is not computed. `step` frees all
-    /// memory that it allocates and does not wait for the GPU. Other memory that it uses must live as long as the result. The same
-    /// work was computed at least once before, so that kernels are loaded and plans are chosen.
+    /// memory that it allocates and does not wait for the GPU. Other memory that it uses must live as long as the result, and
+    /// [`choose_engines`](super::choose_engines) is not called meanwhile. The same work was computed at least once before, so
+    /// that kernels are loaded and plans are chosen.
     ///
     /// # Errors
     /// When `step` fails, something in it cannot be captured, or the GPU would have less free memory than the graph takes. The
@@ -65,6 +65,17 @@ impl<const N: usize> CapturedStep<N> {
         let Some(Device::Cuda(device)) = inputs.first().map(|input| input.device()) else {
             bail!("only work on a GPU can be captured");
         };
+        Self::try_capture(device, inputs, step).or_else(|error| {
+            release_graph_memory(device)?;
+            Err(error)
+        })
+    }
+
+    fn try_capture(
+        device: &CudaDevice,
+        inputs: [&Tensor; N],
+        step: impl FnOnce(&[Tensor; N]) -> Result<()>,
+    ) -> Result<Self> {
         let stream = device.cuda_stream();
         let copies = inputs.map(|input| Ok(empty(device, input.dtype(), input.shape())?.tensor()));
         let copies: Vec<_> = copies.into_iter().collect::<Result<_>>()?;
@@ -74,13 +85,9 @@ impl<const N: usize> CapturedStep<N> {
         let graph = captured(device, values.device_ptr(&stream).0, || step(&copies))?;
         release_unused_memory(device)?;
         let before = memory(device)?.free;
-        let uploaded = graph.upload().w();
+        graph.upload().w()?;
         let free = memory(device)?.free;
-        let has_room = before - free.min(before) <= free;
-        if uploaded.is_err() || !has_room {
-            drop(graph);
-            release_graph_memory(device)?;
-            uploaded?;
+        if before - free.min(before) > free {
             bail!("too little memory would be left beside a CUDA graph");
         }
         Ok(Self {
@@ -91,7 +98,7 @@ impl<const N: usize> CapturedStep<N> {
         })
     }
 
-    /// Gives its memory back to the GPU.
+    /// Waits for its work and gives its memory back to the GPU.
     ///
     /// # Errors
     /// When the driver fails.
@@ -111,9 +118,9 @@ impl<const N: usize> CapturedStep<N> {
         }
         let arguments = [
             Argument::slice(&mut self.values),
-            values.number.into(),
+            values.step.into(),
             values.learning_rate.into(),
-            Argument::Long(values.number_in_epoch),
+            Argument::Long(values.step_in_epoch),
         ];
         let program = Program::packed(DType::F32, 1);
         launch(&self.device, program, "set_step_values", 1, &arguments)?;
@@ -144,14 +151,16 @@ fn captured(
     stream.begin_capture(mode).w()?;
     CAPTURING.set(Some(values));
     let capturing = Capturing;
+    // Copies between host and device are errors meanwhile: a graph would keep the address on the host.
+    let no_copies = device.enable_cuda_graph_htod_cache();
     let worked = work();
-    drop(capturing);
-    let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).w();
-    // Freeing memory in a capture that failed leaves an error behind.
+    drop((capturing, no_copies));
+    // Freeing memory in a capture that failed leaves an error behind, with which `end_capture` would not end the capture.
     let freed = stream.context().check_err().w();
+    let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).w();
     worked?;
-    let graph = graph?;
     freed?;
+    let graph = graph?;
     graph.ok_or_else(|| Error::Msg("nothing was captured".to_owned()))
 }
 
@@ -159,18 +168,15 @@ fn captured(
 fn release_unused_memory(device: &CudaDevice) -> Result<()> {
     let stream = device.cuda_stream();
     stream.synchronize().w()?;
-    let mut pool = ptr::null_mut();
-    // SAFETY: the device is open, the driver writes a pointer to its pool, and memory in use stays.
-    unsafe {
-        let got = sys::cuDeviceGetDefaultMemPool(&raw mut pool, stream.context().cu_device());
-        got.result().w()?;
-        sys::cuMemPoolTrimTo(pool, 0).result().w()
-    }
+    let pool = default_pool(device)?;
+    // SAFETY: the pool is the device's, and memory in use stays.
+    unsafe { sys::cuMemPoolTrimTo(pool, 0) }.result().w()
 }
 
-/// Gives the memory of graphs that are no more back to the GPU.
+/// Gives the memory of graphs that are no more back to the GPU, once their work is done.
 fn release_graph_memory(device: &CudaDevice) -> Result<()> {
     let stream = device.cuda_stream();
+    stream.synchronize().w()?;
     // SAFETY: the device is open, and memory in use stays.
     let trimmed = unsafe { sys::cuDeviceGraphMemTrim(stream.context().cu_device()) };
     trimmed.result().w()

@@ -52,14 +52,16 @@ pub enum DeviceError {
     },
     /// The libraries are of different major versions.
     #[error(
-        "NVRTC is of CUDA {nvrtc} and cuDNN is made for CUDA {cudnn}; install libraries of one version, or let \
-         LD_LIBRARY_PATH name their folders first (these were opened: {files})"
+        "NVRTC is of CUDA {nvrtc}, cuDNN is made for CUDA {cudnn} and cuBLASLt for CUDA {cublaslt}; install libraries of one \
+         version, or let LD_LIBRARY_PATH name their folders first (these were opened: {files})"
     )]
     MixedLibraries {
         /// NVRTC's version.
         nvrtc: Version,
         /// The version of CUDA for which cuDNN was made.
         cudnn: Version,
+        /// The version of CUDA for which cuBLASLt was made.
+        cublaslt: Version,
         /// The files that were opened.
         files: String,
     },
@@ -175,12 +177,16 @@ fn check_versions(index: usize) -> Result<(), DeviceError> {
     let failed = |error: &dyn Debug| DeviceError::Failed(format!("{error:?}"));
     let driver = libraries::driver().map_err(|error| failed(&error))?;
     let nvrtc = libraries::nvrtc().map_err(|error| failed(&error))?;
-    let cudnn = libraries::cuda_of_cudnn();
-    if nvrtc.major != cudnn.major {
+    let (cudnn, cublaslt) = (libraries::cuda_of_cudnn(), libraries::cuda_of_cublaslt());
+    if [cudnn, cublaslt]
+        .iter()
+        .any(|library| library.major != nvrtc.major)
+    {
         let files = libraries::files().join(", ");
         return Err(DeviceError::MixedLibraries {
             nvrtc,
             cudnn,
+            cublaslt,
             files,
         });
     }
@@ -251,16 +257,22 @@ fn keep_memory(device: &CudaDevice) -> candle_core::Result<()> {
         return Ok(());
     }
     let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    let mut pool = ptr::null_mut();
+    let pool = default_pool(device)?;
     let mut bytes = u64::MAX;
-    // SAFETY: the device is open, the library writes a pointer to its pool, and reads the threshold, which is of the
-    // type that the attribute has.
-    unsafe {
-        let got = sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device());
-        got.result().w()?;
-        let set = sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut bytes).cast());
-        set.result().w()
-    }
+    // SAFETY: the pool is the device's; the driver reads the threshold, which is of the type that the attribute has.
+    let set = unsafe { sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut bytes).cast()) };
+    set.result().w()
+}
+
+/// The pool that memory is allocated from.
+pub(super) fn default_pool(device: &CudaDevice) -> candle_core::Result<sys::CUmemoryPool> {
+    let mut pool = ptr::null_mut();
+    let stream = device.cuda_stream();
+    // SAFETY: the device is open, and the driver writes a pointer to its pool.
+    let got =
+        unsafe { sys::cuDeviceGetDefaultMemPool(&raw mut pool, stream.context().cu_device()) };
+    got.result().w()?;
+    Ok(pool)
 }
 
 /// The error of a panic.

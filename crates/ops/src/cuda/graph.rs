@@ -127,9 +127,9 @@ pub(super) struct Cudnn {
     plans: RefCell<HashMap<Task, Rc<Plan>>>,
     choices: RefCell<Choices>,
     /// Whether a warning said that recorded engines do not work.
-    has_warned: Cell<bool>,
+    warned_of_recorded: Cell<bool>,
     /// Whether a warning said that an engine failed.
-    has_failed: Cell<bool>,
+    warned_of_failure: Cell<bool>,
 }
 
 thread_local! {
@@ -146,8 +146,8 @@ pub(super) fn cudnn(device: &CudaDevice) -> Result<Rc<Cudnn>> {
             handle: Handle::new(&device.cuda_stream())?,
             plans: RefCell::default(),
             choices: RefCell::default(),
-            has_warned: Cell::default(),
-            has_failed: Cell::default(),
+            warned_of_recorded: Cell::default(),
+            warned_of_failure: Cell::default(),
         })
     };
     CUDNN.with(|all| all.get(device, make))
@@ -176,12 +176,12 @@ impl Cudnn {
     fn choose(&self, task: &Task, tensors: [Elements<'_>; 3]) -> Result<Plan> {
         let Choices { known, benchmark } = &*self.choices.borrow();
         if let Some(engine) = known.get(&task.to_string()) {
-            match self.working(task, tensors, 1, |plan| plan.engine == *engine) {
+            match self.working(task, tensors, 1, Some(engine)) {
                 Ok(mut plans) => return Ok(plans.swap_remove(0)),
                 Err(error) if is_out_of_memory(&error) => return Err(error),
                 Err(error) => {
                     tracing::debug!(%task, engine, %error, "the recorded engine does not work");
-                    if !self.has_warned.replace(true) {
+                    if !self.warned_of_recorded.replace(true) {
                         tracing::warn!(
                             "engines of cuDNN that the run recorded do not work here: the GPU or cuDNN is another one; \
                              others compute, maybe with other bits"
@@ -191,9 +191,9 @@ impl Cudnn {
             }
         }
         if !benchmark {
-            return Ok(self.working(task, tensors, 1, |_| true)?.swap_remove(0));
+            return Ok(self.working(task, tensors, 1, None)?.swap_remove(0));
         }
-        let plans = self.working(task, tensors, CANDIDATES, |_| true)?;
+        let plans = self.working(task, tensors, CANDIDATES, None)?;
         let times = plans.iter().map(|plan| self.time(plan, tensors));
         let times: Vec<Duration> = times.collect::<Result<_>>()?;
         let fastest = plans.into_iter().zip(times).min_by_key(|(_, time)| *time);
@@ -202,8 +202,8 @@ impl Cudnn {
         Ok(plan)
     }
 
-    /// The first plans in the order of the heuristics that are wanted and work, at least one and at most `most`. Each has
-    /// computed the task, the last one last.
+    /// The first plans in the order of the heuristics that work, at least one and at most `max`, or the one with the engine that is
+    /// wanted. Each has computed the task, the last one last.
     ///
     /// # Errors
     /// When none works. If one is asked for, also when there is no memory for the first: how much is free must not decide which
@@ -212,14 +212,13 @@ impl Cudnn {
         &self,
         task: &Task,
         tensors: [Elements<'_>; 3],
-        most: usize,
-        is_wanted: impl Fn(&Plan) -> bool,
+        max: usize,
+        wanted: Option<&str>,
     ) -> Result<Vec<Plan>> {
         let (mut working, mut no_plan, mut failure) = (Vec::new(), None, None);
-        for plan in plans(&Target::Device(&self.handle), task)? {
+        for plan in plans(&Target::Device(&self.handle), task, wanted)? {
             let plan = match plan {
-                Ok(plan) if is_wanted(&plan) => plan,
-                Ok(_) => continue,
+                Ok(plan) => plan,
                 Err(error) => {
                     tracing::debug!(%task, %error, "no plan");
                     no_plan = Some(error);
@@ -228,10 +227,10 @@ impl Cudnn {
             };
             match self.execute(&plan, tensors) {
                 Ok(()) => working.push(plan),
-                Err(error) if is_out_of_memory(&error) && most == 1 => return Err(error),
+                Err(error) if is_out_of_memory(&error) && max == 1 => return Err(error),
                 Err(error) => {
                     let engine = &plan.engine;
-                    if self.has_failed.replace(true) {
+                    if self.warned_of_failure.replace(true) {
                         tracing::debug!(%task, engine, %error, "an engine of cuDNN failed");
                     } else {
                         tracing::warn!(
@@ -242,7 +241,7 @@ impl Cudnn {
                     failure = failure.or(Some(error));
                 }
             }
-            if working.len() == most {
+            if working.len() == max {
                 break;
             }
         }
@@ -448,7 +447,7 @@ const KNOBS: usize = 64;
 
 /// The largest workspace of a plan, in bytes: a constant, so that equal GPUs choose alike. AlexNet's first plans in `f32` take up to
 /// 1.1 GiB for a batch of 1000.
-const MOST_WORKSPACE: usize = 2 << 30;
+const MAX_WORKSPACE: usize = 2 << 30;
 
 /// Plans whose time is measured with `--cudnn-benchmark`. Each costs the time to build it, which may be a tenth of a second, and
 /// the fastest are expected among the first.
@@ -470,13 +469,14 @@ struct Plan {
 }
 
 /// The plans of a task, in the order of the heuristics: those that give the same bits in every run at the precision asked
-/// for. An engine without such a plan is an error.
+/// for, or the one with the engine that is wanted. An engine without such a plan is an error.
 ///
 /// # Errors
 /// When the library cannot describe the task.
 fn plans<'a>(
     target: &'a Target<'_>,
     task: &'a Task,
+    wanted: Option<&'a str>,
 ) -> Result<impl Iterator<Item = Result<Plan>> + 'a> {
     let graph = Rc::new(Graph::new(target, task)?);
     // The first mode names fast engines, the second those that can do most.
@@ -491,20 +491,32 @@ fn plans<'a>(
             Err(error) => vec![Err(error)],
         };
         let plans = engines.into_iter();
-        plans.map(move |engine| Plan::new(target, task, engine?, graph.clone()))
+        plans.filter_map(move |configuration| {
+            let plan = configuration
+                .and_then(|configuration| Plan::new(target, task, configuration, &graph, wanted));
+            plan.transpose()
+        })
     }))
 }
 
 impl Plan {
+    /// The plan of a configuration; `None` if another engine is wanted.
+    ///
     /// # Errors
     /// When the engine is not allowed or does not support the task, or its workspace is too large.
     fn new(
         target: &Target<'_>,
         task: &Task,
         configuration: Descriptor,
-        graph: Rc<Graph>,
-    ) -> Result<Self> {
+        graph: &Rc<Graph>,
+        wanted: Option<&str>,
+    ) -> Result<Option<Self>> {
         let engine = engine(&configuration)?;
+        let name = name(&configuration, &engine)?;
+        // Before the plan is built, which takes long.
+        if wanted.is_some_and(|wanted| wanted != name) {
+            return Ok(None);
+        }
         let notes = notes(&engine)?;
         if !is_allowed(&notes, task.precision) {
             bail!("an engine with the notes {notes:?} is not used");
@@ -529,16 +541,16 @@ impl Plan {
         // SAFETY: an integer may be anything.
         unsafe { plan.get(Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, &mut bytes)? };
         let workspace = bytes[0].max(0) as usize;
-        if workspace > MOST_WORKSPACE {
+        if workspace > MAX_WORKSPACE {
             bail!("an engine needs a workspace of {workspace} bytes");
         }
-        Ok(Self {
+        Ok(Some(Self {
             plan,
-            engine: name(&configuration, &engine)?,
+            engine: name,
             _configuration: configuration,
-            _graph: graph,
+            _graph: graph.clone(),
             workspace,
-        })
+        }))
     }
 }
 
@@ -800,7 +812,7 @@ mod tests {
                             precision,
                         };
                         let target = Target::Described(&device);
-                        let plans = plans(&target, &task).unwrap();
+                        let plans = plans(&target, &task, None).unwrap();
                         // Building a plan takes long; the first few tell.
                         let plans: Vec<_> = plans.flatten().take(2).collect();
                         assert!(!plans.is_empty(), "{task}");

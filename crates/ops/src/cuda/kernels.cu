@@ -40,8 +40,8 @@ DEVICE act narrow(float x) { return x; }
 
 typedef struct ALIGNED(PACK * sizeof(act)) { act at[PACK]; } pack;
 typedef struct ALIGNED(4 * sizeof(act)) { act at[4]; } quad;
-// The places of a pack's maxima.
-typedef struct ALIGNED(PACK) { unsigned char at[PACK]; } places;
+// For each element of a pack, the index of the maximum in its window.
+typedef struct ALIGNED(PACK) { unsigned char at[PACK]; } argmax_pack;
 
 DEVICE pack load(const act *from, unsigned number) { return ((const pack *)from)[number]; }
 DEVICE void store(act *to, unsigned number, pack value) { ((pack *)to)[number] = value; }
@@ -49,19 +49,18 @@ DEVICE void store(act *to, unsigned number, pack value) { ((pack *)to)[number] =
 // What changes from one training step to the next. A kernel that is replayed in a CUDA graph reads it from memory; elsewhere its
 // pointer is null, and the kernel's own argument counts.
 typedef struct {
-  // Of the run's steps.
-  unsigned number;
+  // Counted over all epochs.
+  unsigned step;
   float learning_rate;
-  // Of the epoch's steps.
-  unsigned long long number_in_epoch;
+  unsigned long long step_in_epoch;
 } step_values;
 
-KERNEL(set_step_values)(step_values *values, unsigned number, float learning_rate,
-                        unsigned long long number_in_epoch) {
+KERNEL(set_step_values)(step_values *values, unsigned step, float learning_rate,
+                        unsigned long long step_in_epoch) {
   if (INDEX) return;
-  values->number = number;
+  values->step = step;
   values->learning_rate = learning_rate;
-  values->number_in_epoch = number_in_epoch;
+  values->step_in_epoch = step_in_epoch;
 }
 
 // A NaN stays one, so that the loss shows it.
@@ -223,7 +222,7 @@ KERNEL(relu_gradient)(const act *y, const act *gradient, act *out, unsigned pack
 // The maxima over windows of `size` by `size`, `stride` apart, then bias and activation, which keep the order
 // of numbers; and the place of each maximum in its window, counted row by row. Of equal values the
 // first is the maximum, and a NaN is larger than any number.
-KERNEL(pool)(const act *x, const float *bias, act *y, places *argmax, unsigned packs, unsigned channels,
+KERNEL(pool)(const act *x, const float *bias, act *y, argmax_pack *argmax, unsigned packs, unsigned channels,
              unsigned height, unsigned width, unsigned rows, unsigned columns, unsigned size, unsigned stride,
              int relu) {
   unsigned i = INDEX;
@@ -233,7 +232,7 @@ KERNEL(pool)(const act *x, const float *bias, act *y, places *argmax, unsigned p
   unsigned left = window % columns * stride, top = window / columns % rows * stride;
   unsigned image = window / columns / rows;
   float best[PACK];
-  places place;
+  argmax_pack place;
   for (unsigned n = 0; n < PACK; ++n) best[n] = 0.0f, place.at[n] = 0;
   for (unsigned at = 0; at < size * size; ++at) {
     unsigned pixel = (image * height + top + at / size) * width + left + at % size;
@@ -255,7 +254,7 @@ KERNEL(pool)(const act *x, const float *bias, act *y, places *argmax, unsigned p
 
 // The gradient of `pool` with respect to `x`: each place gathers from the windows whose maximum it was. `y`
 // is the result of ReLU, which zeroes gradients, and null without ReLU.
-KERNEL(pool_gradient)(const act *gradient, const act *y, const places *argmax, act *out, unsigned packs,
+KERNEL(pool_gradient)(const act *gradient, const act *y, const argmax_pack *argmax, act *out, unsigned packs,
                       unsigned channels, unsigned height, unsigned width, unsigned rows, unsigned columns,
                       unsigned size, unsigned stride) {
   unsigned i = INDEX;
@@ -271,7 +270,7 @@ KERNEL(pool_gradient)(const act *gradient, const act *y, const places *argmax, a
     for (unsigned c = first_column; c < columns && c * stride <= column; ++c) {
       unsigned here = (row - r * stride) * size + column - c * stride;
       unsigned window = ((image * rows + r) * columns + c) * lanes + lane;
-      places place = argmax[window];
+      argmax_pack place = argmax[window];
       pack value = load(gradient, window), output = value;
       if (y) output = load(y, window);
       for (unsigned n = 0; n < PACK; ++n) {
@@ -380,7 +379,7 @@ KERNEL(dropout)(const act *x, act *y, unsigned count, unsigned key0, unsigned ke
                 unsigned step, unsigned purpose, float probability, float scale, const step_values *values) {
   unsigned i = INDEX;
   if (i > (count - 1) / 4) return;
-  if (values) step = values->number;
+  if (values) step = values->step;
   // A mask has less than 2^32 blocks; the layer's number lies above them.
   unsigned words[4] = {i, layer << 16, step, purpose};
   philox(words, key0, key1);
@@ -411,7 +410,7 @@ KERNEL(cross_entropy)(const float *logits, const unsigned *labels, float *gradie
                       unsigned long long step, const step_values *values) {
   unsigned i = INDEX;
   if (i >= batch) return;
-  if (values) step = values->number_in_epoch;
+  if (values) step = values->step_in_epoch;
   const float *row = logits + i * classes;
   unsigned label = labels[i];
   float top = row[0];

@@ -31,6 +31,13 @@ pub(super) fn cuda_of_cudnn() -> Version {
     Version::of_cuda(i32::try_from(version).unwrap_or(i32::MAX))
 }
 
+/// The version of CUDA for which cuBLASLt was made.
+pub(super) fn cuda_of_cublaslt() -> Version {
+    // SAFETY: this gives a number.
+    let version = unsafe { cublaslt::sys::cublasLtGetCudartVersion() };
+    Version::of_cuda(i32::try_from(version).unwrap_or(i32::MAX))
+}
+
 /// A version of cuDNN 9 or cuBLASLt, such as 92600 for 9.26.0.
 fn release(number: usize) -> String {
     let [major, minor, patch] = [number / 10_000, number / 100 % 100, number % 100];

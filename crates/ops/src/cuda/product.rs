@@ -22,8 +22,11 @@ pub(crate) enum Stored {
 }
 
 /// What the choice of an algorithm depends on: rows, columns and depth, the layouts of the factors, the types of factors and
-/// result, precision.
-type Key = ([usize; 3], [Stored; 2], [DType; 2], Precision);
+/// result, precision, and the alignment of all memory.
+type Key = ([usize; 3], [Stored; 2], [DType; 2], Precision, u32);
+
+/// The largest alignment that the library looks at, in bytes: that of allocations.
+const MAX_ALIGNMENT: u32 = 256;
 
 /// cuBLASLt on one device.
 pub(super) struct Blas {
@@ -117,17 +120,28 @@ fn operation(
     Ok(description)
 }
 
-/// What an algorithm may use.
-fn preference() -> Result<Description<sys::cublasLtMatmulPreference_t>> {
+/// What an algorithm may use: the workspace, and memory of this alignment.
+fn preference(alignment: u32) -> Result<Description<sys::cublasLtMatmulPreference_t>> {
+    use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
     let made = result::create_matmul_pref().map_err(failed)?;
     let preference = Description(made, result::destroy_matmul_pref);
-    let attribute =
-        sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+    let attribute = Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
     let bytes = WORKSPACE;
     let (value, size) = ((&raw const bytes).cast(), size_of::<usize>());
     // SAFETY: the attribute is a size, which is copied.
     unsafe { result::set_matmul_pref_attribute(preference.0, attribute, value, size) }
         .map_err(failed)?;
+    for attribute in [
+        Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+        Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+        Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+    ] {
+        let (value, size) = ((&raw const alignment).cast(), size_of::<u32>());
+        // SAFETY: the attribute is an integer of 32 bits, which is copied.
+        unsafe { result::set_matmul_pref_attribute(preference.0, attribute, value, size) }
+            .map_err(failed)?;
+    }
     Ok(preference)
 }
 
@@ -171,18 +185,25 @@ pub(super) fn gemm(
     let first = matrix(b.dtype, b_rows, b_columns)?;
     let second = matrix(a.dtype, a_rows, a_columns)?;
     let out = matrix(c.dtype, rows, columns)?;
+    let addresses = [a, b, c].map(|memory| memory.address);
+    let zeros = addresses
+        .iter()
+        .fold(0, |all, address| all | address)
+        .trailing_zeros();
+    let alignment = 1 << zeros.min(MAX_ALIGNMENT.ilog2());
     let key = (
         [rows, columns, depth],
         [a_stored, b_stored],
         [a.dtype, c.dtype],
         precision,
+        alignment,
     );
     let blas = blas(c.device)?;
     let known = blas.algorithms.borrow().get(&key).copied();
     let algorithm = match known {
         Some(algorithm) => algorithm,
         None => {
-            let preference = preference()?;
+            let preference = preference(alignment)?;
             // SAFETY: all descriptions are alive.
             let found = unsafe {
                 result::get_matmul_algo_heuristic(

@@ -13,8 +13,8 @@ fn gpu() -> Device {
 fn values(learning_rate: f32) -> StepValues {
     StepValues {
         learning_rate,
-        number: 0,
-        number_in_epoch: 0,
+        step: 0,
+        step_in_epoch: 0,
     }
 }
 
@@ -53,9 +53,17 @@ fn captured_steps_read_new_inputs_and_values_cuda_f32() -> Result<()> {
 fn a_failed_capture_leaves_the_gpu_as_it_was_cuda_f32() -> Result<()> {
     let device = gpu();
     let x = Tensor::new(&[1_f32, -2.0, 3.0], &device)?;
-    let waits = |[x]: &[Tensor; 1]| {
+    let copies = |[x]: &[Tensor; 1]| {
         let y = ops::relu(x)?;
         y.to_vec1::<f32>().map(drop)
+    };
+    assert!(CapturedStep::capture([&x], copies).is_err());
+    let waits = |[x]: &[Tensor; 1]| {
+        let y = ops::relu(x)?;
+        let waited = device.synchronize();
+        // In a capture that failed.
+        ops::relu(&y)?;
+        waited
     };
     assert!(CapturedStep::capture([&x], waits).is_err());
     let fails = |_: &[Tensor; 1]| bail!("no step");

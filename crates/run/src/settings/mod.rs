@@ -269,7 +269,7 @@ macros::settings! {
         #[arg(value_name = "DEVICE")]
         device: DevicePreference = "auto" [MayChangeOnResume, VariesBetweenRepetitions];
 
-        /// How convolutions are computed in f32 on a CPU, and on a GPU.
+        /// How convolutions are computed: the algorithm in f32 on a CPU; by cuDNN or without it on a GPU.
         #[arg(value_enum)]
         conv: ConvAlgorithm = "winograd" [];
 
@@ -281,6 +281,10 @@ macros::settings! {
         /// On a GPU, take the fastest of the first engines of cuDNN for each convolution; each is timed once, at the start.
         #[arg(value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
         cudnn_benchmark: bool = "false" [];
+
+        /// On a GPU, replay training steps as a CUDA graph, with the same bits as without.
+        #[arg(value_name = "true|false")]
+        cuda_graphs: bool = "true" [MayChangeOnResume, VariesBetweenRepetitions];
     }
 }
 
