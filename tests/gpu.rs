@@ -501,14 +501,14 @@ fn a_run_keeps_its_precision() {
             without(resume("bf16", &[])),
             [
                 "the run computes in bf16",
-                "compute capability 7.5, and bf16 takes 8.0",
+                "compute capability 7.5 (bf16 takes 8.0)",
             ],
         ),
         (
             without(resume("tf32", &[])),
             [
                 "the run computes in tf32",
-                "compute capability 7.5, and tf32 takes 8.0",
+                "compute capability 7.5 (tf32 takes 8.0)",
             ],
         ),
         (
@@ -594,6 +594,22 @@ fn evaluations_take_batches_that_fit_and_keep_them() {
     refused(&mut resume("102700000"), 1, &[&kept]);
     resume("1000000000").assert().success();
     assert_eq!(batch(), chosen);
+
+    // An evaluation by itself, which takes what fits beside the libraries' workspace.
+    let mut evaluate = with("40000000");
+    evaluate.args([
+        "eval",
+        "--device",
+        "cuda",
+        "--dataset",
+        "synthetic",
+        "--limit-test",
+        "300",
+    ]);
+    evaluate
+        .arg("--checkpoint")
+        .arg(folder.join("last.safetensors"));
+    evaluate.assert().success();
 }
 
 #[test]

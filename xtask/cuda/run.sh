@@ -17,10 +17,14 @@ failures=0
 quick=${QUICK:-}
 python=${PYTHON:-python3}
 
+# Ctrl-C ends the step that is running, too, which has a process group of its own.
+child=
+trap '[ -z "$child" ] || kill "$child"; wait; exit 130' INT TERM
+
 wheels=$(timeout 20 "$python" -c 'import nvidia, glob
 print(":".join(d for p in nvidia.__path__ for d in sorted(glob.glob(p + "/*/lib"))))' 2>>"$out/libraries.txt") || true
-export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}${LD_LIBRARY_PATH:+:}$wheels"
-echo "LD_LIBRARY_PATH=$LD_LIBRARY_PATH" >>"$out/libraries.txt"
+[ -z "$wheels" ] || export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}${LD_LIBRARY_PATH:+:}$wheels"
+echo "LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}" >>"$out/libraries.txt"
 timeout 20 "$python" -m pip list 2>/dev/null | grep -iE 'nvidia|torch' >>"$out/libraries.txt"
 
 # step NAME SECONDS COMMAND...: the command's output goes to NAME.txt.
@@ -32,8 +36,11 @@ step() {
     failures=$((failures + 1))
     return 1
   fi
-  timeout -k 5 $((limit < left ? limit : left)) "$@" >"$out/$name.txt" 2>&1
+  timeout -k 5 $((limit < left ? limit : left)) "$@" >"$out/$name.txt" 2>&1 &
+  child=$!
+  wait "$child"
   code=$?
+  child=
   echo "$name: exit status $code after $((SECONDS - start)) s" | tee -a "$out/summary.txt"
   if [ "$code" != 0 ]; then
     failures=$((failures + 1))
@@ -101,9 +108,13 @@ if [ -z "$quick" ]; then
   bench speed-small-alexnet 60 small-alexnet 128 bf16 --no-layers
 fi
 bench layers 90 alexnet,small-alexnet 500 bf16
-bench pytorch 90 alexnet 500 bf16 --no-layers --no-compile --against-pytorch "$python"
+if "$python" -c 'import torch' 2>/dev/null; then
+  bench pytorch 90 alexnet 500 bf16 --no-layers --no-compile --against-pytorch "$python"
+else
+  echo "pytorch: not run, $python has no PyTorch" | tee -a "$out/summary.txt"
+fi
 # What worked, but not as it should.
 grep -hE '^ *WARN ' "$out"/*.txt | sort | uniq -c | sort -rn >"$out/warnings.txt"
 echo "warnings: $(wc -l <"$out/warnings.txt"), in warnings.txt" | tee -a "$out/summary.txt"
-echo "$failures steps failed or were not run; all output is in $out" | tee -a "$out/summary.txt"
+echo "$failures steps failed or had no time; all output is in $out" | tee -a "$out/summary.txt"
 [ "$failures" = 0 ]

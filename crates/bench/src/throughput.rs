@@ -146,6 +146,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let what = &args.what;
     use_threads(what.threads)?;
     let device = what.device.open()?;
+    #[cfg(feature = "cuda")]
+    if let candle_core::Device::Cuda(gpu) = &device
+        && what.engine.precision() != Precision::F32
+    {
+        let capability = ops::cuda::capability(gpu)?;
+        anyhow::ensure!(
+            capability.has_tensor_cores_for_bf16(),
+            "the GPU has compute capability {capability} ({} takes 8.0)",
+            what.engine.precision()
+        );
+    }
     let measured = match (args.pass, what.arithmetic()) {
         (Pass::Train, Some(arithmetic)) => training(what, arithmetic, &device)?,
         (Pass::Train, None) => one_batch_training(what)?,

@@ -177,6 +177,9 @@ impl Job {
 mod tests {
     use super::*;
     use crate::weights::Inputs;
+    use models::{Network, initial_parameters};
+    use run::file;
+    use run::settings::WeightInit;
 
     #[test]
     fn checkpoints_are_due_at_intervals_before_evaluations_and_after_epochs() {
@@ -218,5 +221,35 @@ mod tests {
         writer.digest = Some(((3, 7), channel().1));
         assert_eq!(writer.weights_sha256(at(3, 7)), None);
         assert!(writer.finish().unwrap().is_empty() && !writer.has_ended());
+    }
+
+    #[test]
+    fn the_best_weights_are_written_also_where_the_current_ones_are_not_finite() {
+        let folder = tempfile::tempdir().unwrap();
+        let architecture: Architecture = "lenet".parse().unwrap();
+        let parameters = initial_parameters(architecture, WeightInit::Kaiming, 1, &Device::Cpu);
+        let network = Network::new(architecture, parameters.unwrap()).unwrap();
+        let best = weights(&network);
+        let nan = best
+            .iter()
+            .map(|(name, weight)| Ok((name.clone(), (weight * f64::NAN)?)));
+        let job = Job {
+            checkpoints: Checkpoints::new(folder.path(), Inputs::example()),
+            architecture,
+            state: State {
+                weights: nan.collect::<candle_core::Result<_>>().unwrap(),
+                momentum_buffers: best.clone(),
+                ema: None,
+            },
+            best: Some(Best {
+                weights: best,
+                sha256: None,
+            }),
+            progress: Progress::new(0, 5, 3),
+            digest: channel().0,
+        };
+        assert!(matches!(job.write(), Err(Error::Diverged { .. })));
+        assert!(folder.path().join(file::BEST_WEIGHTS).exists());
+        assert!(!folder.path().join(file::LAST_WEIGHTS).exists());
     }
 }

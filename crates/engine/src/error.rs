@@ -40,9 +40,10 @@ pub enum Error {
     /// A GPU has too little memory for a training step.
     #[error(
         "the GPU has too little memory for a step of {batch_size} images; {}",
-        match fits {
-            0 => "not even one image fits beside the weights".to_owned(),
-            fits => format!("{fits} fit: use --batch-size {fits}"),
+        match (fits, is_resumed) {
+            (_, true) => "free some of it, or resume the run on a GPU with more".to_owned(),
+            (0, false) => "not even one image fits beside the weights".to_owned(),
+            (fits, false) => format!("{fits} fit: use --batch-size {fits}"),
         }
     )]
     OutOfMemory {
@@ -50,6 +51,8 @@ pub enum Error {
         batch_size: usize,
         /// How many images fit.
         fits: usize,
+        /// Whether the run keeps its batch size.
+        is_resumed: bool,
     },
     /// A GPU has too little memory for an evaluation.
     #[error(

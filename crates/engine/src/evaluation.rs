@@ -77,6 +77,11 @@ impl Evaluator {
         })
     }
 
+    /// All images.
+    pub(crate) fn images(&self) -> usize {
+        self.loader.host.images()
+    }
+
     /// Images per batch.
     #[must_use]
     pub fn batch_size(&self) -> NonZeroUsize {

@@ -29,13 +29,14 @@ pub(crate) fn arbitrary_values(
     values.to_dtype(dtype)?.to_device(device)
 }
 
-/// Whether `attempt` fits into the memory of `device`, with the libraries' working memory as large as it needs it.
+/// Whether `attempt` fits into the memory of `device`: a second time as well, when the libraries' working memory is as large as
+/// its last part needs it.
 ///
 /// # Errors
 /// Those of `attempt`, apart from a lack of memory.
-pub(crate) fn fits(device: &Device, attempt: impl FnOnce() -> Result<()>) -> Result<bool> {
+pub(crate) fn fits(device: &Device, attempt: impl Fn() -> Result<()>) -> Result<bool> {
     release_workspace(device);
-    match attempt() {
+    match attempt().and_then(|()| attempt()) {
         Err(error) if is_out_of_memory(&error) => Ok(false),
         attempted => attempted.map(|()| true),
     }

@@ -56,7 +56,11 @@ impl StepGraph {
                     self.is_newly_captured = true;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "steps are not replayed as a CUDA graph");
+                    let reason = match ops::cuda::is_out_of_memory(&error) {
+                        true => "there is too little memory".to_owned(),
+                        false => error.to_string(),
+                    };
+                    tracing::warn!(reason, "steps are not replayed as a CUDA graph");
                     self.is_off = true;
                 }
             }

@@ -124,6 +124,7 @@ impl Training {
         if batch_size > images {
             return Err(Error::BatchTooLarge { batch_size, images });
         }
+        let is_resumed = momentum_buffers.is_some();
         let mut optimiser = setup.optimiser(&network)?;
         if let Some(buffers) = momentum_buffers {
             optimiser = optimiser.with_momentum_buffers(buffers)?;
@@ -147,6 +148,7 @@ impl Training {
             progress,
             unwritten_best: None,
         };
+        training.step.is_resumed = is_resumed;
         training.choose_engines()?;
         training.fit_into_memory(keeps_evaluation_batch)?;
         Ok(training)
@@ -199,6 +201,13 @@ impl Training {
         let dry_run = || step.dry_run(batch_size);
         let fitted = evaluator.fit(network, keeps_evaluation_batch, dry_run);
         fitted.map_err(|error| step.explain(error))?;
+        let found = evaluator.batch_size();
+        if let Some(recorded) = step.setup.evaluation_batch
+            && recorded > found
+            && recorded.get() <= evaluator.images()
+        {
+            tracing::warn!(%recorded, %found, "evaluations take smaller batches than recorded, to fit into memory");
+        }
         // The last batches, which may be smaller, have engines of their own.
         let rest = self.train.host.images() % batch_size;
         if rest > 0 {

@@ -30,6 +30,8 @@ pub(crate) struct TrainingStep {
     pub(crate) ema: Option<Ema>,
     pub(crate) setup: TrainingSetup,
     pub(crate) steps_per_epoch: usize,
+    /// Whether the run goes on from a checkpoint.
+    pub(crate) is_resumed: bool,
     /// Metrics of steps that are not added to a position yet.
     metrics: MetricsAccumulator,
     #[cfg(feature = "cuda")]
@@ -60,6 +62,7 @@ impl TrainingStep {
             free: gpu_memory::free(&setup.device)?,
             setup,
             steps_per_epoch,
+            is_resumed: false,
         })
     }
 
@@ -245,7 +248,11 @@ impl TrainingStep {
         while fits > 0 && !matches!(gpu_memory::fits(device, || self.dry_run(fits)), Ok(true)) {
             fits = fits * 3 / 4;
         }
-        Error::OutOfMemory { batch_size, fits }
+        Error::OutOfMemory {
+            batch_size,
+            fits,
+            is_resumed: self.is_resumed,
+        }
     }
 }
 

@@ -210,8 +210,8 @@ fn lack(precision: Precision, device: &Device) -> anyhow::Result<Option<String>>
         #[cfg(feature = "cuda")]
         (Precision::Tf32 | Precision::Bf16, Device::Cuda(gpu)) => {
             let capability = ops::cuda::capability(gpu)?;
-            Ok((capability.major < 8).then(|| {
-                format!("the GPU has compute capability {capability}, and {precision} takes 8.0")
+            Ok((!capability.has_tensor_cores_for_bf16()).then(|| {
+                format!("the GPU has compute capability {capability} ({precision} takes 8.0)")
             }))
         }
         _ => Ok(None),

@@ -79,7 +79,13 @@ fn resolve_layers(
     let choices = file
         .as_ref()
         .map(|(path, overrides)| Choices::of(path, overrides));
-    let choices = choices.transpose().map_err(usage)?.flatten();
+    let mut choices = choices.transpose().map_err(usage)?.flatten();
+    // Asked for anew. A run that is resumed cannot change it.
+    if let Some(choices) = &mut choices
+        && flags.cudnn_benchmark == Some(true)
+    {
+        choices.cudnn_engines.clear();
+    }
     let file = file.map(|(path, overrides)| (Source::File(path.to_owned()), overrides));
     let flags = (Source::CommandLine, flags.clone());
     let given: Vec<_> = file.into_iter().chain([flags]).collect();

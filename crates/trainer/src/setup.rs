@@ -215,7 +215,8 @@ fn check_untrained(folder: &Path, made_by: &MadeBy) -> anyhow::Result<()> {
         false => 0,
     };
     // A process that was killed has the metrics of an epoch before its checkpoint; on a GPU, of several epochs.
-    let has_epochs = epochs > 1 && made_by.device == "cpu";
+    let is_cpu = |session: &Session| session.machine.device == "cpu";
+    let has_epochs = epochs > 1 && made_by.device == "cpu" && made_by.sessions.iter().all(is_cpu);
     if has_epochs || made_by.sessions.iter().any(Session::has_trained) {
         bail!(
             "`{}` is missing, from which the run resumes; put a copy of it there, or start a new run",

@@ -2,7 +2,7 @@
 
 use super::product::blas;
 use super::program::Program;
-use super::{graph, libraries};
+use super::{cudnn, libraries};
 use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::driver::{CudaContext, result, sys};
 use candle_core::cuda::cudarc::nvrtc;
@@ -99,6 +99,12 @@ impl Version {
         }
     }
 
+    /// Whether GPUs of this compute capability have tensor cores for bf16 and TF32.
+    #[must_use]
+    pub fn has_tensor_cores_for_bf16(self) -> bool {
+        self.major >= 8
+    }
+
     /// A compute capability, as NVRTC writes it: 90 for 9.0.
     fn of_architecture(number: i32) -> Self {
         Self {
@@ -164,7 +170,7 @@ fn open_or_panic(index: usize) -> Result<Device, DeviceError> {
         // device, and whoever uses the device does so from that thread: see `open`.
         unsafe { cuda.disable_event_tracking() };
         keep_memory(cuda).map_err(failed)?;
-        graph::cudnn(cuda).map_err(failed)?;
+        cudnn::cudnn(cuda).map_err(failed)?;
         blas(cuda).map_err(failed)?;
         let program = Program::packed(DType::F32, 4);
         program.prepare(cuda).map_err(failed)?;

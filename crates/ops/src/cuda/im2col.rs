@@ -3,7 +3,7 @@
 //! A patch `[kernel, kernel, in_channels]` is what the kernel sees at one position of the result. The patches of some
 //! images are a matrix `P`, one row a position. Images are taken in chunks, so that `P` takes bounded memory.
 
-use super::graph::{Pass, Task};
+use super::cudnn::{Pass, Task};
 use super::memory::{Buffer, Elements, empty};
 use super::narrow;
 use super::product::{Stored, gemm, product};

@@ -5,8 +5,8 @@
 //! is reused before the work on it is done.
 
 mod capture;
+mod cudnn;
 mod device;
-mod graph;
 mod im2col;
 mod libraries;
 mod memory;
@@ -19,9 +19,9 @@ mod updates;
 mod workspace;
 
 pub use capture::{CapturedStep, StepValues};
+pub use cudnn::{EngineChoices, choose_engines, engine_choices};
+pub(crate) use cudnn::{Pass, Task, convolve};
 pub use device::{DeviceError, Memory, Version, capability, is_out_of_memory, memory, name, open};
-pub use graph::{EngineChoices, choose_engines, engine_choices};
-pub(crate) use graph::{Pass, Task, convolve};
 pub(crate) use im2col::convolve_by_products;
 pub use libraries::log_environment;
 pub(crate) use memory::{Buffer, Elements, activations, empty};

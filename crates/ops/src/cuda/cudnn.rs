@@ -105,12 +105,17 @@ pub fn choose_engines(device: &CudaDevice, known: EngineChoices, benchmark: bool
     Ok(())
 }
 
-/// The engines that were chosen so far, and those that [`choose_engines`] was given.
+/// The engines that this process chose for what it computed.
 ///
 /// # Errors
 /// When cuDNN does not start.
 pub fn engine_choices(device: &CudaDevice) -> Result<EngineChoices> {
-    Ok(cudnn(device)?.choices.borrow().known.clone())
+    let cudnn = cudnn(device)?;
+    let plans = cudnn.plans.borrow();
+    let chosen = plans
+        .iter()
+        .map(|(task, plan)| (task.to_string(), plan.engine.clone()));
+    Ok(chosen.collect())
 }
 
 /// See [`choose_engines`].
@@ -166,8 +171,6 @@ impl Cudnn {
         let plan = self.choose(&task, tensors)?;
         let (engine, workspace) = (&plan.engine, plan.workspace);
         tracing::debug!(%task, engine, workspace, "convolution planned");
-        let known = &mut self.choices.borrow_mut().known;
-        known.insert(task.to_string(), engine.clone());
         self.plans.borrow_mut().insert(task, Rc::new(plan));
         Ok(())
     }
@@ -759,25 +762,62 @@ mod tests {
         assert!(is_allowed(&tensor_core, Precision::Bf16));
     }
 
-    /// An H200 as cuDNN 9.26 describes a device, from its data sheet and CUDA's table of compute capability 9.0.
-    const H200: &str = r#"{"deviceVer":900,"driverVer":13000,"cudaDeviceId":0,"maxGridSize":[2147483647,65535,65535],
-        "maxBlockSize":[1024,1024,64],"regsPerBlock":65536,"multiProcessorCount":132,"smClockRateKHz":1980000,
-        "memClockRateKHz":2619000,"l2CacheSize":52428800,"warpSize":32,"maxSharedMemoryPerBlock":49152,
-        "maxSharedMemoryPerBlockOptin":232448,"reservedSharedMemoryPerBlock":1024,"maxRegistersPerSM":65536,
-        "pciDeviceId":0,"maxCtasPerSM":32,"maxThreadsPerBlock":1024,"maxThreadsPerSM":2048,"isTccDriver":0,
-        "supportCoopLaunch":1,"oversizedSharedMemoryPerBlock":0,"totalGlobalMem":150000000000,
-        "deviceName":"NVIDIA H200"}"#;
+    /// A GPU as cuDNN 9.26 describes a device, from its data sheet and CUDA's tables of compute capabilities: multiprocessors, MHz
+    /// of these and of the memory, MiB of the L2 cache; GB of memory; shared memory of a block, threads and blocks of a
+    /// multiprocessor.
+    fn described(
+        name: &str,
+        capability: u32,
+        [multiprocessors, clock, memory_clock, l2]: [u32; 4],
+        memory: u64,
+        [shared, threads, blocks]: [u32; 3],
+    ) -> Descriptor {
+        let json = serde_json::json!({
+            "deviceVer": capability, "driverVer": 13000, "cudaDeviceId": 0,
+            "maxGridSize": [i32::MAX, 65_535, 65_535], "maxBlockSize": [1024, 1024, 64],
+            "regsPerBlock": 65_536, "multiProcessorCount": multiprocessors,
+            "smClockRateKHz": 1000 * clock, "memClockRateKHz": 1000 * memory_clock,
+            "l2CacheSize": l2 << 20, "warpSize": 32, "maxSharedMemoryPerBlock": 49_152,
+            "maxSharedMemoryPerBlockOptin": shared, "reservedSharedMemoryPerBlock": 1024,
+            "maxRegistersPerSM": 65_536, "pciDeviceId": 0, "maxCtasPerSM": blocks,
+            "maxThreadsPerBlock": 1024, "maxThreadsPerSM": threads, "isTccDriver": 0,
+            "supportCoopLaunch": 1, "oversizedSharedMemoryPerBlock": 0,
+            "totalGlobalMem": 1_000_000_000 * memory, "deviceName": name,
+        });
+        let device = Descriptor::new(Kind::CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR).unwrap();
+        let name = Name::CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION;
+        let device = device.set(name, json.to_string().as_bytes()).unwrap();
+        device.finalized().unwrap()
+    }
 
-    /// cuDNN plans every convolution of AlexNet and SmallAlexNet for a GPU that the machine need not have.
+    /// cuDNN plans every convolution of AlexNet and SmallAlexNet for GPUs that the machine need not have.
     #[test]
     #[ignore = "needs cuDNN 9.26 or later, but no GPU"]
     fn every_convolution_of_the_networks_has_a_plan() {
-        let device = Descriptor::new(Kind::CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR)
-            .and_then(|device| {
-                let name = Name::CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION;
-                device.set(name, H200.as_bytes())?.finalized()
-            })
-            .unwrap();
+        let hopper = [232_448, 2048, 32];
+        for device in [
+            described("NVIDIA H200", 900, [132, 1980, 2619, 50], 150, hopper),
+            described("NVIDIA H100", 900, [132, 1980, 2619, 50], 85, hopper),
+            described(
+                "NVIDIA GeForce RTX 4090",
+                890,
+                [128, 2520, 10_501, 72],
+                25,
+                [101_376, 1536, 24],
+            ),
+            described(
+                "NVIDIA GeForce RTX 3080",
+                860,
+                [68, 1710, 9501, 5],
+                10,
+                [101_376, 1536, 16],
+            ),
+        ] {
+            every_convolution_has_a_plan(&device);
+        }
+    }
+
+    fn every_convolution_has_a_plan(device: &Descriptor) {
         // Height, channels in and out, kernel and padding.
         let layers = [
             [32, 3, 96, 4, 0],
@@ -811,7 +851,7 @@ mod tests {
                             dtype,
                             precision,
                         };
-                        let target = Target::Described(&device);
+                        let target = Target::Described(device);
                         let plans = plans(&target, &task, None).unwrap();
                         // Building a plan takes long; the first few tell.
                         let plans: Vec<_> = plans.flatten().take(2).collect();
