@@ -124,6 +124,7 @@ impl Evaluator {
     ///
     /// # Errors
     /// When a tensor operation fails for another reason.
+    #[cfg(feature = "cuda")]
     pub(crate) fn fits(&self, network: &Network) -> Result<bool> {
         let batch_size = self.batch_size().get();
         fits(&self.device, || self.try_batch(network, batch_size))

@@ -350,12 +350,7 @@ impl Training {
             let step = debug_span!("step", number = self.progress.position.step)
                 .in_scope(|| self.step.step(&batch?, &mut self.progress.position, lr));
             step.map_err(|error| self.step.explain(error))?;
-            if self.step.is_newly_captured() && !self.evaluator.fits(&self.step.network)? {
-                tracing::warn!(
-                    "an evaluation does not fit beside the CUDA graph of a step, so none is used"
-                );
-                self.step.release_graph()?;
-            }
+            self.step.make_room(&self.evaluator)?;
             let is_due = connections.writer.is_due();
             if !is_due && !self.step.is_collected(&self.progress.position) {
                 continue;

@@ -3,6 +3,7 @@
 use crate::dropout_schedule::DropoutSchedule;
 use crate::ema::Ema;
 use crate::error::Error;
+use crate::evaluation::Evaluator;
 use crate::gpu_memory::{self, arbitrary_values, is_out_of_memory};
 use crate::optimiser::Sgd;
 use crate::progress::Position;
@@ -136,27 +137,19 @@ impl TrainingStep {
         })
     }
 
-    /// Whether the last step was captured as a CUDA graph.
-    #[cfg_attr(not(feature = "cuda"), allow(clippy::unused_self))]
-    pub(crate) fn is_newly_captured(&mut self) -> bool {
-        #[cfg(feature = "cuda")]
-        return self.graph.is_newly_captured();
-        #[cfg(not(feature = "cuda"))]
-        false
-    }
-
-    /// Gives the memory of CUDA graphs back; steps are not captured any more.
+    /// Gives up a CUDA graph that was captured in the last step, if an evaluation of the network does not fit beside it.
     ///
     /// # Errors
-    /// When the driver fails.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        allow(clippy::unused_self, clippy::unnecessary_wraps)
-    )]
-    pub(crate) fn release_graph(&mut self) -> candle_core::Result<()> {
+    /// When the GPU fails.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables, clippy::unused_self))]
+    pub(crate) fn make_room(&mut self, evaluator: &Evaluator) -> candle_core::Result<()> {
         #[cfg(feature = "cuda")]
-        return self.graph.release();
-        #[cfg(not(feature = "cuda"))]
+        if self.graph.is_newly_captured() && !evaluator.fits(&self.network)? {
+            tracing::warn!(
+                "an evaluation does not fit beside the CUDA graph of a step, so none is used"
+            );
+            self.graph.release()?;
+        }
         Ok(())
     }
 
