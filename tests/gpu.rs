@@ -556,7 +556,7 @@ fn evaluations_take_batches_that_fit_and_keep_them() {
         command.env("CUDA_EMULATOR_MEMORY", memory);
         command
     };
-    let mut start = with("104000000");
+    let mut start = with("107000000");
     start
         .args([
             "--model",
