@@ -249,10 +249,14 @@ impl Cudnn {
             }
         }
         if working.is_empty() {
-            let reason = failure.or(no_plan);
-            let reason =
-                reason.unwrap_or_else(|| Error::Msg("the heuristics name none".to_owned()));
-            return Err(reason.context(format!("cuDNN has no engine that works for {task}")));
+            let reason = failure.or(no_plan).map_or_else(
+                || "its heuristics name none".to_owned(),
+                |error| error.to_string(),
+            );
+            bail!(
+                "cuDNN has no engine that works for {task}: {reason}; the algorithm `direct` computes convolutions without \
+                 cuDNN"
+            );
         }
         Ok(working)
     }
