@@ -2,21 +2,6 @@
 //! own alone, which are compiled when the program runs (`ops/src/cuda/kernels.cu`). An operation of candle's that needs a
 //! kernel fails on a GPU.
 
-/// The files of candle's kernels.
-pub const ALL_IDS: [&str; 11] = [
-    "affine",
-    "binary",
-    "cast",
-    "conv",
-    "fill",
-    "indexing",
-    "quantized",
-    "reduce",
-    "sort",
-    "ternary",
-    "unary",
-];
-
 /// The kernels of a file.
 pub struct Module(usize);
 
@@ -32,17 +17,17 @@ impl Module {
     }
 }
 
-pub const AFFINE: Module = Module(0);
-pub const BINARY: Module = Module(1);
-pub const CAST: Module = Module(2);
-pub const CONV: Module = Module(3);
-pub const FILL: Module = Module(4);
-pub const INDEXING: Module = Module(5);
-pub const QUANTIZED: Module = Module(6);
-pub const REDUCE: Module = Module(7);
-pub const SORT: Module = Module(8);
-pub const TERNARY: Module = Module(9);
-pub const UNARY: Module = Module(10);
+macro_rules! files {
+    ($($name:ident $id:literal $index:literal)*) => {
+        /// The files of candle's kernels.
+        pub const ALL_IDS: [&str; 11] = [$($id),*];
+        $(pub const $name: Module = Module($index);)*
+    };
+}
+files! {
+    AFFINE "affine" 0 BINARY "binary" 1 CAST "cast" 2 CONV "conv" 3 FILL "fill" 4 INDEXING "indexing" 5
+    QUANTIZED "quantized" 6 REDUCE "reduce" 7 SORT "sort" 8 TERNARY "ternary" 9 UNARY "unary" 10
+}
 
 /// The kernels that nvcc links into a program: quantised products and mixtures of experts.
 #[allow(non_snake_case, clippy::missing_safety_doc)]

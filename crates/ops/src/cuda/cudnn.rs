@@ -68,24 +68,19 @@ fn failed(error: result::CudnnError) -> Error {
 impl fmt::Display for Task {
     /// What a record calls the task: the pass, the images, the channels of the results, the windows and the precision.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Geometry {
-            batch,
-            height,
-            width,
-            in_channels,
-            out_channels,
-            kernel,
-            padding,
-        } = self.geometry;
         let pass = match self.pass {
             Pass::Forward => "forward",
             Pass::InputGradient => "input gradient",
             Pass::WeightGradient => "weight gradient",
         };
+        let g = &self.geometry;
+        let images = [g.batch, g.height, g.width, g.in_channels].map(|size| size.to_string());
+        let (images, to) = (images.join("x"), g.out_channels);
+        let (kernel, padding) = (g.kernel, g.padding);
+        let precision = format!("{:?}", self.precision).to_lowercase();
         write!(
             f,
-            "{pass} {batch}x{height}x{width}x{in_channels} to {out_channels}, {kernel}x{kernel} padded by {padding}, {}",
-            format!("{:?}", self.precision).to_lowercase()
+            "{pass} {images} to {to}, {kernel}x{kernel} padded by {padding}, {precision}"
         )
     }
 }
