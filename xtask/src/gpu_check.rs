@@ -54,6 +54,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         ));
         return Ok(Exit::Success);
     }
+    // Of the driver, on Linux and on Windows' Linux: without one, every test fails.
+    let has_driver = ["/dev/nvidiactl", "/dev/dxg"]
+        .map(Path::new)
+        .iter()
+        .any(|path| path.exists());
+    ensure!(
+        args.emulated || has_driver,
+        "NVIDIA's driver does not run here; --emulated uses an emulated GPU"
+    );
     let emulator = args.emulated.then(emulator).transpose()?;
     let status = tests(emulator.as_deref(), &args.arguments).status();
     Ok(status.context("cannot run cargo")?.into())
