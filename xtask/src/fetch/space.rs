@@ -18,13 +18,21 @@ pub(crate) fn check(path: &Path, needed: u64) -> anyhow::Result<()> {
     }
 }
 
-/// Whether two folders seem to be on the same file system: it has the same size and the same free space.
+/// Whether two folders seem to be on the same file system: it has the same size and about the same free space.
 pub(crate) fn is_shared(one: &Path, other: &Path) -> bool {
     let space = |folder| {
         let stats = fs4::statvfs(folder).ok()?;
         Some((stats.total_space(), stats.available_space()))
     };
-    space(one) == space(other)
+    match (space(one), space(other)) {
+        (Some(one), Some(other)) => are_alike(one, other),
+        (one, other) => one == other,
+    }
+}
+
+/// Whether total and free bytes may be those of one file system, whose free space other programs change meanwhile.
+fn are_alike((total, free): (u64, u64), other: (u64, u64)) -> bool {
+    total == other.0 && free.abs_diff(other.1) <= total / 100
 }
 
 /// The error of a write to `path`, for which `needed` bytes are needed in all.
@@ -61,5 +69,8 @@ mod tests {
         let start = start + "2 MB are needed";
         assert!(full.to_string().starts_with(&start), "{full}");
         assert!(is_shared(path, path));
+        assert!(are_alike((1000, 500), (1000, 505)));
+        assert!(!are_alike((1000, 500), (1000, 520)));
+        assert!(!are_alike((1000, 500), (1001, 500)));
     }
 }
