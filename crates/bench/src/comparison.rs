@@ -42,7 +42,7 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',')]
     threads: Vec<NonZeroUsize>,
 
-    /// What computes: `winograd`, the trainer in f32; `direct`, the same with `--conv direct`; `bf16` and, on a GPU, `tf32`,
+    /// The engines: `winograd`, the trainer in f32; `direct`, the same with `--conv direct`; `bf16` and, on a GPU, `tf32`,
     /// its other precisions; on a CPU also `tape` and `graph`, our operations on our tape and in candle's graph, on one
     /// batch, and `candle`, candle's own convolutions.
     #[arg(

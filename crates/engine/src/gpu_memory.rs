@@ -1,4 +1,4 @@
-//! What fits into the memory of a GPU. A CPU's is not looked at.
+//! What fits into the memory of a GPU, by trial on arbitrary values. A CPU's is not looked at.
 
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 
@@ -14,7 +14,7 @@ pub(crate) fn is_out_of_memory(error: &Error) -> bool {
 /// Values between -1 and 1 with many different bits: on zeros a GPU is faster than in training.
 ///
 /// # Errors
-/// When there is no memory.
+/// When the GPU is out of memory.
 pub(crate) fn arbitrary_values(
     shape: impl Into<Shape>,
     dtype: DType,

@@ -24,7 +24,7 @@ pub(crate) struct StepGraph {
     /// Images and labels are the inputs.
     captured: Option<(StepKind, CapturedStep<2>)>,
     is_newly_captured: bool,
-    /// Whether no step is captured any more, since that failed or there is too little memory.
+    /// Whether capturing is off, because it failed or there is too little memory.
     is_off: bool,
 }
 
@@ -79,7 +79,7 @@ impl StepGraph {
         std::mem::take(&mut self.is_newly_captured)
     }
 
-    /// Gives the memory of the graph back; no step is captured any more.
+    /// Turns capturing off, and gives the memory of the graph back.
     ///
     /// # Errors
     /// When the driver fails.

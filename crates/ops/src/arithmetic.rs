@@ -32,7 +32,7 @@ impl Precision {
 /// How operations compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Arithmetic {
-    /// The algorithm of convolutions. On a GPU `Winograd` stands for cuDNN's choice, and `Direct` for matrix products
+    /// The algorithm of convolutions. On a GPU `Winograd` is cuDNN's choice, and `Direct` is matrix products
     /// without cuDNN.
     pub conv_algorithm: ConvAlgorithm,
     /// The precision. On a CPU the tensors' own type decides between `f32`, `f64` and `bf16`.

@@ -204,8 +204,8 @@ impl Cudnn {
     /// wanted. Each has computed the task, the last one last.
     ///
     /// # Errors
-    /// When none works. If one is asked for, also when there is no memory for the first: how much is free must not decide which
-    /// engine computes.
+    /// When none works; with `max` 1, also when the GPU is out of memory for the first, because how much is free must not decide
+    /// which engine computes.
     fn working(
         &self,
         task: &Task,
@@ -451,8 +451,7 @@ const KNOBS: usize = 64;
 /// 1.1 GiB for a batch of 1000.
 const MAX_WORKSPACE: usize = 2 << 30;
 
-/// Plans whose time is measured with `--cudnn-benchmark`. Each costs the time to build it, which may be a tenth of a second, and
-/// the fastest are expected among the first.
+/// Plans that are timed for `benchmark`. Each has to be built first, and the heuristics expect the fastest among the first.
 const CANDIDATES: usize = 8;
 
 /// Executions that are timed together.
@@ -515,7 +514,7 @@ impl Plan {
     ) -> Result<Option<Self>> {
         let engine = engine(&configuration)?;
         let name = name(&configuration, &engine)?;
-        // Before the plan is built, which takes long.
+        // Before the plan is built.
         if wanted.is_some_and(|wanted| wanted != name) {
             return Ok(None);
         }
@@ -852,7 +851,7 @@ mod tests {
                         };
                         let target = Target::Described(device);
                         let plans = plans(&target, &task, None).unwrap();
-                        // Building a plan takes long; the first few tell.
+                        // Two of them tell whether names differ; there may be 40.
                         let plans: Vec<_> = plans.flatten().take(2).collect();
                         assert!(!plans.is_empty(), "{task}");
                         let names: HashSet<_> = plans.iter().map(|plan| &plan.engine).collect();

@@ -17,7 +17,7 @@ const MOST_ELEMENTS: usize = 64 << 20;
 /// Computes one of the three tensors images, weight and result from the two others. Chunks are added in order, in `f32`.
 ///
 /// # Errors
-/// When there is no memory, or cuBLASLt fails.
+/// When the GPU is out of memory, or cuBLASLt fails.
 pub(crate) fn convolve_by_products(task: Task, tensors: [Elements<'_>; 3]) -> Result<()> {
     convolve(task, tensors, MOST_ELEMENTS)
 }

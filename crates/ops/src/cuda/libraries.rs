@@ -46,7 +46,7 @@ fn release(number: usize) -> String {
 
 /// The files of CUDA's libraries in the memory of this process. Libraries open some of their parts when they are first needed.
 pub(super) fn files() -> Vec<String> {
-    // Elsewhere than on Linux there is no such file, and no feature `cuda`.
+    // The feature `cuda` is for Linux, which has this file.
     files_in(&fs::read_to_string("/proc/self/maps").unwrap_or_default())
 }
 

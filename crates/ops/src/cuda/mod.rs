@@ -47,7 +47,7 @@ pub(crate) fn to_activations(x: &Tensor, dtype: DType) -> Result<Tensor> {
 /// `x` in the type `dtype` of activations.
 ///
 /// # Errors
-/// When there is no memory.
+/// When the GPU is out of memory.
 pub(crate) fn from_f32(x: Elements<'_>, dtype: DType) -> Result<Buffer> {
     let y = empty(x.device, dtype, x.shape)?;
     narrow(x, y.elements())?;

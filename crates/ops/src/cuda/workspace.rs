@@ -20,7 +20,7 @@ pub fn release_workspace(device: &CudaDevice) {
 /// Runs `work` with the address of at least `bytes` of uninitialised memory.
 ///
 /// # Errors
-/// When there is no memory, or `work` fails.
+/// When the GPU is out of memory, or `work` fails.
 pub(crate) fn with_workspace<R>(
     device: &CudaDevice,
     bytes: usize,
