@@ -183,7 +183,7 @@ pub(crate) fn inputs(settings: &Settings, set: &Dataset) -> Inputs {
     Inputs {
         mean: settings.mean.0,
         std: settings.std.0,
-        class_names: set.class_names().map(str::to_owned),
+        class_names: set.class_names().to_vec(),
     }
 }
 

@@ -28,7 +28,7 @@ pub struct Sample {
 pub struct Batch {
     /// `f32` `[batch, 32, 32, 3]`, normalised.
     pub images: Tensor,
-    /// `u32` `[batch]`, 0 to 9.
+    /// `u32` `[batch]`: the indices of the classes.
     pub labels: Tensor,
 }
 
@@ -185,13 +185,13 @@ impl DataLoader {
 
     fn batch(&self, samples: &[Sample]) -> Result<Batch> {
         let mut images = vec![0.0; samples.len() * IMAGE_BYTES];
-        let labels = self.split.with_bytes(|labels, pixels| {
+        let labels = self.split.with_slices(|labels, pixels| {
             for (out, sample) in images.chunks_exact_mut(IMAGE_BYTES).zip(samples) {
                 let image = &pixels[sample.index as usize * IMAGE_BYTES..][..IMAGE_BYTES];
                 self.normalisation.write(image, sample.transform, out);
             }
             let labels = samples.iter().map(|sample| labels[sample.index as usize]);
-            labels.map(u32::from).collect::<Vec<_>>()
+            labels.collect::<Vec<_>>()
         })?;
         let count = samples.len();
         Ok(Batch {

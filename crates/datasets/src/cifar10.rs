@@ -6,7 +6,7 @@
 use crate::dataset::Dataset;
 use crate::error::Error;
 use crate::info::{DatasetInfo, Images};
-use crate::records::{CLASSES, IMAGE_BYTES, Records, hexadecimal};
+use crate::records::{IMAGE_BYTES, Records, hexadecimal};
 use run::cli::quoted;
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
@@ -164,10 +164,10 @@ fn parse(bytes: &[u8]) -> Result<Records, BadLabel> {
     let mut records = Records::with_capacity(count);
     for (record, bytes) in bytes.chunks_exact(RECORD_BYTES).enumerate() {
         let label = bytes[0];
-        if usize::from(label) >= CLASSES {
+        if usize::from(label) >= INFO.class_names.len() {
             return Err(BadLabel { record, label });
         }
-        records.labels.push(label);
+        records.labels.push(label.into());
         records.pixels.extend_from_slice(&bytes[1..]);
     }
     Ok(records)
@@ -254,7 +254,7 @@ fn load(data_dir: &Path, wanted: Images) -> Result<Dataset, Error> {
         split.labels.append(&mut file.records.labels);
         split.pixels.append(&mut file.records.pixels);
     }
-    let mut dataset = Dataset::new(training, test, *INFO.class_names)?;
+    let mut dataset = Dataset::new(training, test, INFO.class_names.iter().copied())?;
     dataset.warning = (!foreign.is_empty()).then(|| {
         format!(
             "in `{}`, the SHA-256 of {} is not that of CIFAR-10; `cargo xtask fetch-data{}` fetches the official files",
@@ -299,7 +299,9 @@ mod tests {
                 bytes.push(*label);
                 bytes.extend([fill; IMAGE_BYTES]);
             }
-            match (parse(&bytes), labels.iter().position(|label| *label > 9)) {
+            let first_wrong = labels.iter().position(|label| *label > 9);
+            let labels: Vec<_> = labels.into_iter().map(u32::from).collect();
+            match (parse(&bytes), first_wrong) {
                 (Ok(records), None) => {
                     prop_assert_eq!(&records.labels, &labels);
                     prop_assert_eq!(records.pixels, vec![fill; labels.len() * IMAGE_BYTES]);

@@ -1,8 +1,8 @@
-//! A data set in memory: all images and labels as `u8`.
+//! A data set in memory: all images as `u8`, and their labels.
 
 use crate::error::Error;
-use crate::records::{CLASSES, Records, hexadecimal};
-use candle_core::{Device, Result as TensorResult, Tensor};
+use crate::records::{Records, hexadecimal};
+use candle_core::{CpuStorage, Device, Result as TensorResult, Storage, Tensor, bail};
 use candle_datasets::vision;
 use rng::{Purpose, Stream};
 use sha2::{Digest, Sha256};
@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 pub struct Dataset {
     training: Split,
     test: Split,
-    class_names: [&'static str; CLASSES],
+    class_names: Vec<String>,
     pub(crate) warning: Option<String>,
 }
 
@@ -19,17 +19,19 @@ impl Dataset {
     pub(crate) fn new(
         training: Records,
         test: Records,
-        class_names: [&'static str; CLASSES],
+        class_names: impl IntoIterator<Item: Into<String>>,
     ) -> Result<Self, Error> {
+        let class_names: Vec<_> = class_names.into_iter().map(Into::into).collect();
+        let classes = class_names.len();
         Ok(Self {
-            training: Split::new(training)?,
-            test: Split::new(test)?,
+            training: Split::new(training, classes)?,
+            test: Split::new(test, classes)?,
             class_names,
             warning: None,
         })
     }
 
-    /// The tensors in candle's type: images `[count, 3, 32, 32]` and labels `[count]`, both `u8`.
+    /// The tensors in candle's type: images `[count, 3, 32, 32]`, `u8`, and labels `[count]`, `u32`.
     #[must_use]
     pub fn tensors(&self) -> vision::Dataset {
         vision::Dataset {
@@ -37,7 +39,7 @@ impl Dataset {
             train_labels: self.training.labels.clone(),
             test_images: self.test.images.clone(),
             test_labels: self.test.labels.clone(),
-            labels: CLASSES,
+            labels: self.class_names.len(),
         }
     }
 
@@ -55,8 +57,8 @@ impl Dataset {
 
     /// The classes by label.
     #[must_use]
-    pub fn class_names(&self) -> [&'static str; CLASSES] {
-        self.class_names
+    pub fn class_names(&self) -> &[String] {
+        &self.class_names
     }
 
     /// For files that are not those of the data set: which, and what to do about it.
@@ -65,15 +67,19 @@ impl Dataset {
         self.warning.as_deref()
     }
 
-    /// SHA-256, in hexadecimal, of the concatenated training labels, training pixels, test labels and test pixels.
+    /// SHA-256, in hexadecimal, of the concatenated training labels, training pixels, test labels and test pixels. A label
+    /// is a byte, or two bytes, little-endian, where there are more than 256 classes.
     ///
     /// # Errors
-    /// When the tensors are not `u8`.
+    /// When the tensors have other types.
     pub fn digest(&self) -> TensorResult<String> {
         let mut hasher = Sha256::new();
         for split in [&self.training, &self.test] {
-            split.with_bytes(|labels, pixels| {
-                hasher.update(labels);
+            split.with_slices(|labels, pixels| {
+                let bytes = if self.class_names.len() <= 256 { 1 } else { 2 };
+                let labels = labels.iter().map(|label| label.to_le_bytes());
+                let labels = labels.flat_map(|label| label.into_iter().take(bytes));
+                hasher.update(labels.collect::<Vec<_>>());
                 hasher.update(pixels);
             })?;
         }
@@ -86,12 +92,14 @@ impl Dataset {
 pub struct Split {
     images: Tensor,
     labels: Tensor,
+    classes: usize,
 }
 
 impl Split {
-    fn new(Records { labels, pixels }: Records) -> TensorResult<Self> {
+    fn new(Records { labels, pixels }: Records, classes: usize) -> TensorResult<Self> {
         let count = labels.len();
         Ok(Self {
+            classes,
             images: Tensor::from_vec(pixels, (count, 3, 32, 32), &Device::Cpu)?,
             labels: Tensor::from_vec(labels, count, &Device::Cpu)?,
         })
@@ -121,27 +129,28 @@ impl Split {
     /// When there are fewer.
     pub fn first(&self, count: usize) -> TensorResult<Self> {
         Ok(Self {
+            classes: self.classes,
             images: self.images.narrow(0, 0, count)?,
             labels: self.labels.narrow(0, 0, count)?,
         })
     }
 
     /// Splits into the images to train on and a validation set of `count` images, in this order. The seed decides
-    /// which images are held out. Each class has the same number of them; if `count` is not a multiple of ten, the
-    /// first classes have one more. Both parts keep the order of the images.
+    /// which images are held out. Each class has the same number of them; if `count` is not a multiple of the
+    /// number of classes, the first classes have one more. Both parts keep the order of the images.
     ///
     /// # Errors
     /// When no image of a class would be left to train on.
     pub fn hold_out(&self, count: usize, seed: u64) -> TensorResult<(Self, Self)> {
-        let labels = self.labels.to_vec1::<u8>()?;
+        let labels = self.labels.to_vec1::<u32>()?;
         let mut held_out = vec![false; labels.len()];
-        for class in 0..CLASSES {
+        for class in 0..self.classes {
             let mut members: Vec<usize> = (0..labels.len())
-                .filter(|index| usize::from(labels[*index]) == class)
+                .filter(|index| labels[*index] as usize == class)
                 .collect();
-            let wanted = count / CLASSES + usize::from(class < count % CLASSES);
+            let wanted = count / self.classes + usize::from(class < count % self.classes);
             if wanted >= members.len().max(1) {
-                candle_core::bail!(
+                bail!(
                     "cannot hold out {wanted} of the {} images of class {class}: at least one must be left to train on",
                     members.len()
                 );
@@ -162,6 +171,7 @@ impl Split {
                 .collect();
             let indices = Tensor::new(indices, &Device::Cpu)?;
             TensorResult::Ok(Self {
+                classes: self.classes,
                 images: self.images.index_select(&indices, 0)?,
                 labels: self.labels.index_select(&indices, 0)?,
             })
@@ -172,22 +182,22 @@ impl Split {
     /// Calls `read` with the labels and the pixels, without copying them.
     ///
     /// # Errors
-    /// When the tensors are not contiguous `u8` on the CPU.
-    pub fn with_bytes<R>(&self, read: impl FnOnce(&[u8], &[u8]) -> R) -> TensorResult<R> {
+    /// When the tensors are not contiguous on the CPU.
+    pub fn with_slices<R>(&self, read: impl FnOnce(&[u32], &[u8]) -> R) -> TensorResult<R> {
         let (labels, labels_layout) = self.labels.storage_and_layout();
         let (images, images_layout) = self.images.storage_and_layout();
-        let bytes =
-            |storage, layout: &candle_core::Layout| match (storage, layout.contiguous_offsets()) {
-                (
-                    &candle_core::Storage::Cpu(candle_core::CpuStorage::U8(ref bytes)),
-                    Some((start, end)),
-                ) => Ok(&bytes[start..end]),
-                _ => candle_core::bail!("a data set's tensors are contiguous u8 on the CPU"),
-            };
-        Ok(read(
-            bytes(&*labels, labels_layout)?,
-            bytes(&*images, images_layout)?,
-        ))
+        let Some(((first, end), (first_byte, end_byte))) = labels_layout
+            .contiguous_offsets()
+            .zip(images_layout.contiguous_offsets())
+        else {
+            bail!("a data set's tensors are contiguous");
+        };
+        match (&*labels, &*images) {
+            (Storage::Cpu(CpuStorage::U32(labels)), Storage::Cpu(CpuStorage::U8(pixels))) => {
+                Ok(read(&labels[first..end], &pixels[first_byte..end_byte]))
+            }
+            _ => bail!("a data set's labels are u32 and its pixels u8, on the CPU"),
+        }
     }
 }
 
@@ -196,9 +206,9 @@ mod tests {
     use super::*;
     use crate::records::IMAGE_BYTES;
 
-    fn images(split: &Split) -> Vec<(u8, Vec<u8>)> {
+    fn images(split: &Split) -> Vec<(u32, Vec<u8>)> {
         split
-            .with_bytes(|labels, pixels| {
+            .with_slices(|labels, pixels| {
                 let images = pixels.chunks_exact(IMAGE_BYTES).map(<[u8]>::to_vec);
                 labels.iter().copied().zip(images).collect()
             })
@@ -212,7 +222,7 @@ mod tests {
         assert_eq!((rest.len(), held_out.len()), (457, 43));
         let mut counts = [0; 10];
         for (label, _) in images(&held_out) {
-            counts[usize::from(label)] += 1;
+            counts[label as usize] += 1;
         }
         assert_eq!(counts, [5, 5, 5, 4, 4, 4, 4, 4, 4, 4]);
         let mut both = [images(&rest), images(&held_out)].concat();

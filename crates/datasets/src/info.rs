@@ -4,7 +4,6 @@
 use crate::dataset::Dataset;
 #[cfg(feature = "tensors")]
 use crate::error::Error;
-use crate::records::CLASSES;
 use std::path::Path;
 
 /// What is known of a data set without its images. It is looked up by name with [`str::parse`].
@@ -15,7 +14,7 @@ pub struct DatasetInfo {
     /// The name in reports.
     pub display_name: &'static str,
     /// The classes by label.
-    pub class_names: &'static [&'static str; CLASSES],
+    pub class_names: &'static [&'static str],
     /// How many images there are without a limit.
     pub images: Images,
     /// For a generated data set, the largest number of training or test images: a limit decides how many are

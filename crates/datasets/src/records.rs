@@ -1,15 +1,12 @@
 //! Labelled images as bytes, and their digests.
 
-/// The number of classes.
-pub(crate) const CLASSES: usize = 10;
-
 /// Bytes per image: `[3, 32, 32]`.
 pub(crate) const IMAGE_BYTES: usize = 3 * 32 * 32;
 
 /// Labels and pixels of some images.
 pub struct Records {
-    /// A label for each image: 0 to 9.
-    pub labels: Vec<u8>,
+    /// The label of each image: the index of its class.
+    pub labels: Vec<u32>,
     /// Images of 3,072 bytes, `[3, 32, 32]`.
     pub pixels: Vec<u8>,
 }

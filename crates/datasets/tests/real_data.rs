@@ -68,7 +68,8 @@ fn images_and_labels_match_candle() -> candle_core::Result<()> {
         ),
     ] {
         assert_eq!(ours.dims(), theirs.dims());
-        assert_eq!(labels.to_vec1::<u8>()?, their_labels.to_vec1::<u8>()?);
+        let their_labels = their_labels.to_dtype(DType::U32)?;
+        assert_eq!(labels.to_vec1::<u32>()?, their_labels.to_vec1::<u32>()?);
         // Candle's pixels are divided by 255. In parts, since all of them in f32 take gigabytes.
         let count = ours.dim(0)?;
         for first in (0..count).step_by(5_000) {

@@ -149,6 +149,7 @@ impl Checkpoints {
             return Ok(None);
         }
         let weights = Weights::read(&path, Some(architecture))?;
+        weights.check_classes(&path, architecture.num_classes)?;
         let metadata = &weights.metadata;
         let entry = |key, missing| metadata.get(key).ok_or_else(|| not_resumable(missing));
         let progress = entry(key::PROGRESS, "it contains weights alone")?;
@@ -162,6 +163,7 @@ impl Checkpoints {
             }
             let path = self.folder.join(name);
             let file = Weights::read_content(&path, Some(architecture), content)?;
+            file.check_classes(&path, architecture.num_classes)?;
             // Earlier versions did not write the digest.
             let expected = metadata.get(sha256_key);
             if expected.is_some() && file.sha256() != expected {

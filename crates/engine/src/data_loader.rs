@@ -101,11 +101,9 @@ mod gpu {
             let normalised = loader.normalisation().table().concat();
             let normalised = Tensor::from_vec(normalised, (3, 256), device)?;
             let images = loader.split().images().contiguous()?.to_device(device)?;
-            let to_u32 =
-                |labels: &[u8], _: &[u8]| labels.iter().map(|label| u32::from(*label)).collect();
             Ok(Self {
                 images: GpuDataset::new(images, normalised)?,
-                labels: loader.split().with_bytes(to_u32)?,
+                labels: loader.split().with_slices(|labels, _| labels.to_vec())?,
                 device: device.clone(),
                 dtype: precision.activations(),
             })

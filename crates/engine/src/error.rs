@@ -128,6 +128,9 @@ pub enum Unusable {
         }
     )]
     UnknownModel(Option<String>),
+    /// It is for another number of classes than the data: theirs, and the data's.
+    #[error("is for {0} classes, but the data have {1}")]
+    Classes(usize, usize),
     /// The tensors are not those of the network.
     #[error("does not fit the network: {0}")]
     Misfit(String),

@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::gpu_memory::{arbitrary_values, fits, is_out_of_memory, release_workspace};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use datasets::{Normalisation, Split, Transform};
-use models::{CLASSES, Network};
+use models::Network;
 use ops::{Arithmetic, MetricsAccumulator, Tape};
 use std::num::NonZeroUsize;
 
@@ -22,25 +22,28 @@ pub struct Evaluation {
     pub loss: f64,
     /// Accuracy, 0 to 1.
     pub accuracy: f64,
-    /// How many images of class `row` were classified as class `column`.
-    pub confusion: [[u64; CLASSES]; CLASSES],
-    /// The logits of every image, in the order of the split.
-    pub logits: Vec<[f32; CLASSES]>,
+    /// The number of classes.
+    pub classes: usize,
+    /// The confusion matrix `[classes, classes]`: counts images by label (row) and predicted class (column).
+    pub confusion: Vec<u64>,
+    /// The logits of every image, in the order of the split: `[images, classes]`.
+    pub logits: Vec<f32>,
 }
 
 impl Evaluation {
     /// The accuracy of each class, 0 to 1; `None` for a class without images.
     #[must_use]
-    pub fn class_accuracies(&self) -> [Option<f64>; CLASSES] {
-        std::array::from_fn(|class| {
-            let row = &self.confusion[class];
+    pub fn class_accuracies(&self) -> Vec<Option<f64>> {
+        let rows = self.confusion.chunks_exact(self.classes).enumerate();
+        let accuracy = |(class, row): (usize, &[u64])| {
             let images: u64 = row.iter().sum();
             (images > 0).then(|| row[class] as f64 / images as f64)
-        })
+        };
+        rows.map(accuracy).collect()
     }
 }
 
-/// The logits of a batch `[batch, 10]`, and its labels `[batch]`.
+/// The logits of a batch `[batch, classes]`, and its labels `[batch]`.
 type Output = (Tensor, Tensor);
 
 /// Evaluates networks on one split.
@@ -167,7 +170,10 @@ impl Evaluator {
         stop: impl Fn() -> bool,
     ) -> Result<Option<Evaluation>> {
         let outputs = self.outputs(network, Transform::IDENTITY, stop)?;
-        let evaluation = outputs.map(|outputs| self.summary(outputs, &self.device));
+        let evaluation = outputs.map(|outputs| {
+            let classes = network.architecture().num_classes;
+            self.summary(outputs, classes, &self.device)
+        });
         evaluation.transpose()
     }
 
@@ -186,21 +192,22 @@ impl Evaluator {
         let Some(flipped) = self.outputs(network, Transform::FLIP, stop)? else {
             return Ok(None);
         };
-        let (images, found) = (self.loader.host.images(), plain.logits.len());
+        let classes = plain.classes;
+        let (images, found) = (self.loader.host.images(), plain.logits.len() / classes);
         if found != images {
             bail!("TTA of {images} images needs the evaluation of all of them, not of {found}");
         }
         let mut rest = plain.logits.as_slice();
         let means = flipped.into_iter().map(|(logits, labels)| {
             let images = logits.dim(0)?;
-            let (plain, others) = rest.split_at(images);
+            let (plain, others) = rest.split_at(images * classes);
             rest = others;
-            let plain = Tensor::from_slice(plain.as_flattened(), (images, CLASSES), &Device::Cpu)?;
+            let plain = Tensor::from_slice(plain, (images, classes), &Device::Cpu)?;
             let mean = ((plain + on_host(&logits)?)? * 0.5)?;
             Ok((mean, labels.to_device(&Device::Cpu)?))
         });
         let means = means.collect::<Result<_>>()?;
-        self.summary(means, &Device::Cpu).map(Some)
+        self.summary(means, classes, &Device::Cpu).map(Some)
     }
 
     /// The logits of all images in the order of the split; `None` if `stop` returned true.
@@ -224,8 +231,8 @@ impl Evaluator {
     }
 
     /// The metrics of logits on `device`.
-    fn summary(&self, outputs: Vec<Output>, device: &Device) -> Result<Evaluation> {
-        let mut accumulator = MetricsAccumulator::new(CLASSES, device)?;
+    fn summary(&self, outputs: Vec<Output>, classes: usize, device: &Device) -> Result<Evaluation> {
+        let mut accumulator = MetricsAccumulator::new(classes, device)?;
         for (batch, (logits, labels)) in (0..).zip(&outputs) {
             if device.is_cpu() {
                 accumulator.add(&logits.to_dtype(DType::F64)?, labels, batch)?;
@@ -235,20 +242,19 @@ impl Evaluator {
         }
         let metrics = accumulator.take()?;
         // After the metrics, which waited for a GPU already.
-        let mut logits = Vec::with_capacity(self.loader.host.images());
+        let mut logits = Vec::with_capacity(self.loader.host.images() * classes);
         for (batch, _) in outputs {
-            let values = on_host(&batch)?.flatten_all()?.to_vec1()?;
-            logits.extend(values.as_chunks::<CLASSES>().0);
+            logits.extend(on_host(&batch)?.flatten_all()?.to_vec1::<f32>()?);
         }
         let images = self.loader.host.images() as f64;
-        let count = |row, column| metrics.confusion[row * CLASSES + column];
         Ok(Evaluation {
             loss: match metrics.diverged {
                 Some(_) => f64::NAN,
                 None => metrics.loss_sum / images,
             },
             accuracy: metrics.correct() as f64 / images,
-            confusion: std::array::from_fn(|row| std::array::from_fn(|column| count(row, column))),
+            classes,
+            confusion: metrics.confusion,
             logits,
         })
     }
@@ -283,12 +289,10 @@ mod tests {
         let plain = three.evaluate(&network, || false)?.unwrap();
         let tta = three.evaluate_tta(&network, &plain, || false)?.unwrap();
         let flipped = three.outputs(&network, Transform::FLIP, || false)?.unwrap();
-        let flipped = flipped[0].0.to_vec2::<f32>()?;
-        assert_eq!(tta.logits.len(), 3);
+        let flipped = flipped[0].0.flatten_all()?.to_vec1::<f32>()?;
+        assert_eq!(tta.logits.len(), 30);
         for ((tta, plain), flipped) in tta.logits.iter().zip(&plain.logits).zip(&flipped) {
-            for ((tta, plain), flipped) in tta.iter().zip(plain).zip(flipped) {
-                assert_eq!(*tta, (plain + flipped) * 0.5);
-            }
+            assert_eq!(*tta, (plain + flipped) * 0.5);
         }
         assert_ne!(tta.loss, plain.loss);
         assert!(
@@ -303,17 +307,20 @@ mod tests {
 
     #[test]
     fn class_accuracies_are_fractions_of_rows() {
-        let mut confusion = [[0; CLASSES]; CLASSES];
-        confusion[0][0] = 3;
-        confusion[0][9] = 1;
-        confusion[3][5] = 2;
+        let mut confusion = vec![0; 16];
+        confusion[0] = 3;
+        confusion[3] = 1;
+        confusion[3 * 4 + 2] = 2;
         let evaluation = Evaluation {
             loss: 1.0,
             accuracy: 0.5,
+            classes: 4,
             confusion,
             logits: Vec::new(),
         };
-        let accuracies = evaluation.class_accuracies();
-        assert_eq!(accuracies[..4], [Some(0.75), None, None, Some(0.0)]);
+        assert_eq!(
+            evaluation.class_accuracies(),
+            [Some(0.75), None, None, Some(0.0)]
+        );
     }
 }

@@ -13,7 +13,7 @@ use crate::training_setup::TrainingSetup;
 use candle_core::Tensor;
 use candle_nn::Optimizer;
 use datasets::Batch;
-use models::{CLASSES, DropoutMasks, Network};
+use models::{DropoutMasks, Network};
 #[cfg(feature = "cuda")]
 use ops::cuda::StepValues;
 use ops::{MetricsAccumulator, Tape};
@@ -53,11 +53,12 @@ impl TrainingStep {
         optimiser: Sgd,
         ema: Option<Ema>,
     ) -> candle_core::Result<Self> {
+        let classes = network.architecture().num_classes;
         Ok(Self {
             network,
             optimiser,
             ema,
-            metrics: MetricsAccumulator::new(CLASSES, &setup.device)?,
+            metrics: MetricsAccumulator::new(classes, &setup.device)?,
             #[cfg(feature = "cuda")]
             graph: StepGraph::default(),
             free: gpu_memory::free(&setup.device)?,

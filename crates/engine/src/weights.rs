@@ -10,7 +10,7 @@
 use crate::error::{Error, Unusable};
 use crate::named_tensors::{NamedTensors, non_finite_value, sha256, to_device};
 use candle_core::{DType, Device, Tensor};
-use models::{Architecture, CLASSES, Network};
+use models::{Architecture, Network};
 use run::{Finite, Positive, cli};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
@@ -59,7 +59,7 @@ pub struct Inputs {
     #[serde(alias = "standard_deviation")]
     pub std: [Positive; 3],
     /// The classes by label.
-    pub class_names: [String; CLASSES],
+    pub class_names: Vec<String>,
 }
 
 impl Inputs {
@@ -68,8 +68,16 @@ impl Inputs {
         (key::INPUTS, serde_json::to_string(self))
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    /// The inputs of a network with this number of classes.
+    fn parse(text: &str, classes: usize) -> Result<Self, String> {
         let inputs: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let found = inputs.class_names.len();
+        if found != classes {
+            return Err(format!(
+                "it names {}, but the network has {classes}",
+                cli::count(found, "class")
+            ));
+        }
         let is_printable =
             |name: &String| cli::printable(name) == *name && !name.contains(['\n', '\t']);
         match inputs.class_names.iter().find(|name| !is_printable(name)) {
@@ -85,7 +93,7 @@ impl Inputs {
         Self {
             mean: [0.5, 0.25, 0.75].map(|value: f64| value.try_into().unwrap()),
             std: [0.25; 3].map(|value: f64| value.try_into().unwrap()),
-            class_names: std::array::from_fn(|class| class.to_string()),
+            class_names: (0..10).map(|class| class.to_string()).collect(),
         }
     }
 }
@@ -108,7 +116,8 @@ pub struct Weights {
 
 impl Weights {
     /// Reads a checkpoint, or a file of plain weights as written by `safetensors.torch.save_file`.
-    /// `architecture` is the expected network; without it, the file must name one.
+    /// `architecture` is the expected network; without it, the file must name one. The network has the file's number of
+    /// classes.
     ///
     /// # Errors
     /// When the file is unreadable, incomplete, of a later format or of another network; when a tensor is missing,
@@ -132,6 +141,17 @@ impl Weights {
             reason,
         })?;
         Self::parse(&bytes, architecture, content).map_err(|reason| reason.at(path))
+    }
+
+    /// Checks that the network has this number of classes.
+    ///
+    /// # Errors
+    /// When it has another one.
+    pub fn check_classes(&self, path: &Path, classes: usize) -> Result<(), Error> {
+        match self.architecture.num_classes {
+            found if found == classes => Ok(()),
+            found => Err(Unusable::Classes(found, classes).at(path)),
+        }
     }
 
     /// SHA-256 of the tensors; `None` in a file from elsewhere or of an earlier version.
@@ -174,6 +194,7 @@ impl Weights {
         };
         let other_model = named.filter(|name| name != architecture.name);
         let prefix = prefix(&tensors, architecture);
+        let architecture = with_classes_of(&tensors, &prefix, architecture);
         let tensors = tensors.tensors().into_iter().map(|(name, view)| {
             let name = name.strip_prefix(&prefix).unwrap_or(&name).to_owned();
             (name, view)
@@ -198,7 +219,9 @@ impl Weights {
         let inputs = metadata.get(key::INPUTS);
         // Other programs may use the key for something else.
         let inputs = inputs.filter(|text| version.is_some() || text.contains("\"mean\""));
-        let inputs = inputs.map(|text| Inputs::parse(text)).transpose();
+        let inputs = inputs
+            .map(|text| Inputs::parse(text, architecture.num_classes))
+            .transpose();
         let inputs = inputs.map_err(|reason| {
             misfit(format!(
                 "its description of the inputs is damaged ({reason})"
@@ -220,6 +243,22 @@ impl Weights {
     /// When the device has no memory for them.
     pub fn into_network(self, device: &Device) -> candle_core::Result<Network> {
         Network::new(self.architecture, to_device(self.tensors, device)?)
+    }
+}
+
+/// The network with as many classes as its last layer has outputs in a file.
+fn with_classes_of(
+    tensors: &SafeTensors<'_>,
+    prefix: &str,
+    architecture: Architecture,
+) -> Architecture {
+    let parameters = architecture.parameters();
+    let bias = parameters
+        .last()
+        .map(|last| format!("{prefix}{}", last.name));
+    match bias.map(|bias| tensors.tensor(&bias)) {
+        Some(Ok(bias)) if !bias.shape().is_empty() => architecture.with_classes(bias.shape()[0]),
+        _ => architecture,
     }
 }
 

@@ -8,8 +8,8 @@ use std::fmt;
 /// Channels, height and width of an image.
 pub const IMAGE: [usize; 3] = [3, 32, 32];
 
-/// The number of classes.
-pub const CLASSES: usize = 10;
+/// The number of classes of CIFAR-10, for which the networks of the table are.
+pub const CIFAR10_CLASSES: usize = 10;
 
 /// A network: an entry of the table, where it is looked up by name with [`str::parse`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,8 +18,10 @@ pub struct Architecture {
     pub name: &'static str,
     /// The name in tables and reports, such as `SmallAlexNet`: the class name in the original.
     pub display_name: &'static str,
-    /// The blocks in order.
-    pub blocks: &'static [Block],
+    /// The blocks in order. Their last layer is the classifier, with the outputs of CIFAR-10.
+    pub(crate) blocks: &'static [Block],
+    /// The number of classes, which are the outputs of the last layer.
+    pub num_classes: usize,
     /// The patience of `ReduceLROnPlateau` where a recipe sets none, in epochs.
     pub patience: u32,
 }
@@ -72,12 +74,21 @@ pub enum ParameterMismatch {
 }
 
 impl Architecture {
+    /// This network for another number of classes.
+    #[must_use]
+    pub fn with_classes(self, num_classes: usize) -> Self {
+        Self {
+            num_classes,
+            ..self
+        }
+    }
+
     /// The layers in order.
     #[must_use]
     pub fn layers(&self) -> Vec<NamedLayer> {
         let mut shape = IMAGE.to_vec();
         let layers = self.blocks.iter().flat_map(|block| block.named_layers());
-        layers
+        let mut layers: Vec<_> = layers
             .map(|(name, layer)| {
                 let input = shape.clone();
                 shape = layer.output_shape(&input);
@@ -88,7 +99,18 @@ impl Architecture {
                     output: shape.clone(),
                 }
             })
-            .collect()
+            .collect();
+        // The table has the layers for CIFAR-10.
+        if let Some(NamedLayer {
+            layer: Layer::Linear { out_features, .. },
+            output,
+            ..
+        }) = layers.last_mut()
+        {
+            *out_features = self.num_classes;
+            *output = vec![self.num_classes];
+        }
+        layers
     }
 
     /// The parameters, in the order of PyTorch's `state_dict`.
@@ -146,8 +168,8 @@ impl Architecture {
     /// The number of parameters.
     #[must_use]
     pub fn parameter_count(&self) -> usize {
-        let layers = self.blocks.iter().flat_map(|block| block.layers);
-        layers.map(Layer::parameter_count).sum()
+        let layers = self.layers().into_iter();
+        layers.map(|layer| layer.layer.parameter_count()).sum()
     }
 }
 
@@ -219,7 +241,23 @@ mod tests {
                     _ => {}
                 }
             }
-            assert_eq!(layers.last().unwrap().output, [CLASSES]);
+            assert_eq!(layers.last().unwrap().output, [CIFAR10_CLASSES]);
+        }
+    }
+
+    #[test]
+    fn only_the_last_layer_depends_on_the_number_of_classes() {
+        for architecture in Architecture::ALL {
+            let other = architecture.with_classes(3);
+            let (ours, others) = (architecture.parameters(), other.parameters());
+            let (rest, [weight, bias]) = others.split_last_chunk().unwrap();
+            assert_eq!(*rest, ours[..ours.len() - 2]);
+            assert_eq!((weight.shape[0], bias.shape.as_slice()), (3, &[3][..]));
+            let per_class = weight.fan_in + 1;
+            assert_eq!(
+                architecture.parameter_count() - other.parameter_count(),
+                7 * per_class
+            );
         }
     }
 

@@ -1,6 +1,6 @@
 //! The table of layers in the format of the `torchsummary` package, as in the post.
 
-use crate::architecture::{Architecture, CLASSES, IMAGE, NamedLayer};
+use crate::architecture::{Architecture, IMAGE, NamedLayer};
 use crate::layer::Layer;
 use std::fmt::Write;
 
@@ -31,7 +31,7 @@ pub fn summary(architecture: Architecture) -> String {
             line(layer.type_name(), &output, layer.parameter_count());
         }
     }
-    line(architecture.display_name, &[CLASSES], 0);
+    line(architecture.display_name, &[architecture.num_classes], 0);
 
     let megabytes = |elements: usize| elements as f64 * 4.0 / f64::from(1 << 20);
     let input = megabytes(IMAGE.iter().product());

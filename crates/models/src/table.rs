@@ -1,6 +1,6 @@
 //! The table of networks. An entry is all that the program needs to know of a network.
 
-use crate::architecture::{Architecture, CLASSES};
+use crate::architecture::{Architecture, CIFAR10_CLASSES};
 use crate::layer::Block;
 use crate::layer::Layer::{self, Dropout, Relu};
 use std::str::FromStr;
@@ -14,6 +14,7 @@ impl Architecture {
             name: "alexnet",
             display_name: "AlexNet",
             patience: 5,
+            num_classes: CIFAR10_CLASSES,
             blocks: &[
                 block("conv_layer1", &[conv(3, 96, 4, 0), Relu]),
                 block("conv_layer2", &[conv(96, 256, 5, 2), Relu, max_pool(3, 2)]),
@@ -39,7 +40,7 @@ impl Architecture {
                         Dropout,
                         linear(4096, 4096),
                         Relu,
-                        linear(4096, CLASSES),
+                        linear(4096, CIFAR10_CLASSES),
                     ],
                 ),
             ],
@@ -48,6 +49,7 @@ impl Architecture {
             name: "small-alexnet",
             display_name: "SmallAlexNet",
             patience: 2,
+            num_classes: CIFAR10_CLASSES,
             blocks: &[
                 block("conv_layer1", &[conv(3, 64, 7, 0), Relu]),
                 block("conv_layer2", &[conv(64, 192, 5, 2), Relu, max_pool(3, 2)]),
@@ -73,7 +75,7 @@ impl Architecture {
                         Dropout,
                         linear(2048, 2048),
                         Relu,
-                        linear(2048, CLASSES),
+                        linear(2048, CIFAR10_CLASSES),
                     ],
                 ),
             ],
@@ -84,6 +86,7 @@ impl Architecture {
             name: "lenet",
             display_name: "LeNet",
             patience: 5,
+            num_classes: CIFAR10_CLASSES,
             blocks: &[
                 block("conv_layer1", &[conv(3, 6, 5, 0), Relu]),
                 block("pool_layer1", &[avg_pool(2, 2), Relu]),
@@ -92,7 +95,7 @@ impl Architecture {
                 Block::FLATTEN,
                 block("C5_layer", &[linear(400, 120), Relu]),
                 block("fc_layer1", &[linear(120, 84), Relu]),
-                block("fc_layer2", &[linear(84, CLASSES)]),
+                block("fc_layer2", &[linear(84, CIFAR10_CLASSES)]),
             ],
         },
     ];

@@ -42,6 +42,16 @@ pub enum Error {
         /// The data of the second.
         second_data: String,
     },
+    /// They have different classes.
+    #[error(
+        "the runs `{first}` and `{second}` cannot be compared: their classes have different names"
+    )]
+    DifferentClasses {
+        /// A run's name.
+        first: String,
+        /// Another run's name.
+        second: String,
+    },
     /// Two runs have the same settings.
     #[error(
         "the runs `{first}` and `{second}` have the same settings and the same seed {seed}; give each seed once"
@@ -72,6 +82,18 @@ impl Comparison {
                 second: other.name.clone(),
                 first_data: data(first),
                 second_data: data(other),
+            });
+        }
+        let mut classes = runs.iter().filter_map(|run| {
+            let predictions = run.predictions.as_ref()?;
+            Some((run, &predictions.class_names))
+        });
+        if let Some((first, names)) = classes.next()
+            && let Some((other, _)) = classes.find(|(_, other)| *other != names)
+        {
+            return Err(Error::DifferentClasses {
+                first: first.name.clone(),
+                second: other.name.clone(),
             });
         }
         let mut groups: Vec<Vec<Run>> = Vec::new();

@@ -6,9 +6,8 @@ use datasets::DatasetInfo;
 use models::grouped;
 use run::cli::count;
 use run::settings::{FIELDS, Precision, Property};
-use run::{
-    Choices, EpochMetrics, Machine, MadeBy, Predictions, Run, Session, predictions::CLASSES,
-};
+use run::{Choices, EpochMetrics, Machine, MadeBy, Predictions, Run, Session};
+use std::cmp::Reverse;
 
 /// A table. The first column names the rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -583,19 +582,77 @@ pub(crate) fn overfitting(group: &Group) -> Option<String> {
     ))
 }
 
-/// Accuracy per class: the mean over runs whose predictions were recorded.
+/// The heading of [`classes`].
+pub(crate) fn classes_heading(comparison: &Comparison) -> String {
+    let of_group = |group| Some(recorded(group)?.1.class_names.len());
+    match comparison.groups.iter().find_map(of_group) {
+        Some(all) if all > MATRIX_CLASSES => {
+            format!("Accuracy per class: the {MATRIX_CLASSES} lowest of {all} classes")
+        }
+        _ => "Accuracy per class".to_owned(),
+    }
+}
+
+/// Accuracy per class: the mean over runs whose predictions were recorded. Of many classes only those of the lowest
+/// accuracy.
 pub(crate) fn classes(comparison: &Comparison) -> Option<Table> {
     let groups = &comparison.groups;
     let (_, predictions) = groups.iter().find_map(recorded)?;
     let mut table = Table::new("class", groups.iter().map(|group| &group.label));
-    for (class, name) in predictions.class_names.iter().enumerate() {
-        let cells = groups.iter().map(|group| {
-            let counts = confusion(group)?[class];
-            let images: u64 = counts.iter().sum();
-            let accuracy = counts[class] as f64 / images as f64;
-            (images > 0).then(|| format!("{:.1} %", 100.0 * accuracy))
-        });
-        table.row(name, cells);
+    let names = &predictions.class_names;
+    let matrices: Vec<_> = groups.iter().map(confusion).collect();
+    let accuracy = |matrix: &Option<Vec<u64>>, class: usize| {
+        let counts = matrix.as_ref()?.chunks_exact(names.len()).nth(class)?;
+        let images: u64 = counts.iter().sum();
+        (images > 0).then(|| counts[class] as f64 / images as f64)
+    };
+    let mut classes: Vec<_> = (0..names.len()).collect();
+    if names.len() > MATRIX_CLASSES {
+        // Classes without images come last.
+        let key = |class: usize| {
+            let accuracies = matrices.iter().map(|matrix| accuracy(matrix, class));
+            accuracies
+                .flatten()
+                .reduce(f64::min)
+                .unwrap_or(f64::INFINITY)
+        };
+        classes.sort_by(|a, b| key(*a).total_cmp(&key(*b)));
+        classes.truncate(MATRIX_CLASSES);
+    }
+    for class in classes {
+        let accuracies = matrices.iter().map(|matrix| accuracy(matrix, class));
+        let cells = accuracies
+            .map(|accuracy| accuracy.map(|accuracy| format!("{:.1} %", 100.0 * accuracy)));
+        table.row(&names[class], cells);
+    }
+    Some(table)
+}
+
+/// The most classes whose confusion matrix is shown.
+pub(crate) const MATRIX_CLASSES: usize = 20;
+
+/// The most frequent confusions of a group's runs: label, predicted class, and the number of images. Where there are too
+/// many classes for a matrix.
+pub(crate) fn confusions(group: &Group) -> Option<Table> {
+    const SHOWN: usize = 20;
+    let (_, predictions) = recorded(group)?;
+    let names = &predictions.class_names;
+    if names.len() <= MATRIX_CLASSES {
+        return None;
+    }
+    let matrix = confusion(group)?;
+    let cells = matrix.iter().enumerate();
+    let cells = cells.map(|(cell, count)| (cell / names.len(), cell % names.len(), *count));
+    let mut mistakes: Vec<_> = cells
+        .filter(|(label, predicted, count)| label != predicted && *count > 0)
+        .collect();
+    mistakes.sort_by_key(|(_, _, count)| Reverse(*count));
+    let mut table = Table::new("label", ["predicted as", "images", "of the class"]);
+    for (label, predicted, count) in mistakes.into_iter().take(SHOWN) {
+        let images: u64 = matrix[label * names.len()..][..names.len()].iter().sum();
+        let fraction = format!("{:.1} %", 100.0 * count as f64 / images as f64);
+        let cells = [names[predicted].clone(), count.to_string(), fraction];
+        table.row(&names[label], cells.map(Some));
     }
     Some(table)
 }
@@ -606,17 +663,12 @@ pub(crate) fn recorded(group: &Group) -> Option<(&Run, &Predictions)> {
     runs.find_map(|run| Some((run, run.predictions.as_ref()?)))
 }
 
-/// The confusion matrix, summed over the group's runs: `[row][column]` counts images with label `row` and prediction
-/// `column`.
-pub(crate) fn confusion(group: &Group) -> Option<[[u64; CLASSES]; CLASSES]> {
+/// The confusion matrix `[classes, classes]`, summed over the group's runs: counts images by label (row) and predicted
+/// class (column).
+pub(crate) fn confusion(group: &Group) -> Option<Vec<u64>> {
     let predictions = group.runs.iter().filter_map(|run| run.predictions.as_ref());
     let matrices = predictions.map(Predictions::confusion);
-    matrices.reduce(|mut sum, matrix| {
-        for (sum, count) in sum.iter_mut().flatten().zip(matrix.as_flattened()) {
-            *sum += count;
-        }
-        sum
-    })
+    matrices.reduce(|sum, matrix| sum.iter().zip(matrix).map(|(a, b)| a + b).collect())
 }
 
 /// A test image with the networks' predictions.
@@ -649,7 +701,7 @@ fn images(indices: Vec<usize>, predictions: &[(&Group, &Predictions)]) -> Vec<Pr
         });
         Some(PredictedImage {
             index,
-            class: first.class_names[usize::from(first.labels[index])].clone(),
+            class: first.class_names[first.labels[index] as usize].clone(),
             predicted: predicted.collect(),
             picture: picture.clone(),
         })
@@ -911,34 +963,28 @@ mod tests {
             );
         }
         // Ten images; nine are classified correctly by the first network only, one by the second only: binomtest(1, 10).pvalue = 0.0215.
-        let logits = |correct: &dyn Fn(usize) -> bool| -> Vec<[f32; CLASSES]> {
-            (0..10)
-                .map(|number| {
-                    std::array::from_fn(|class| {
-                        f32::from(
-                            class
-                                == if correct(number) {
-                                    number
-                                } else {
-                                    (number + 1) % 10
-                                },
-                        )
-                    })
-                })
-                .collect()
+        let logits = |correct: &dyn Fn(usize) -> bool| -> Vec<f32> {
+            let row = |number| {
+                let predicted = match correct(number) {
+                    true => number,
+                    false => (number + 1) % 10,
+                };
+                (0..10).map(move |class| f32::from(class == predicted))
+            };
+            (0..10).flat_map(row).collect()
         };
         for (run, correct) in [
             (0, &(|number: usize| number > 0) as &dyn Fn(usize) -> bool),
             (4, &|number: usize| number == 0),
         ] {
-            let labels: Vec<u8> = (0..10).collect();
+            let labels: Vec<u32> = (0..10).collect();
             let filters = Filters {
                 side: 1,
                 weights: vec![0.0; 3],
             };
             runs[run].predictions = Some(Predictions::new(
                 1,
-                &["a"; 10],
+                &vec!["a".to_owned(); 10],
                 &labels,
                 &logits(correct),
                 |_| vec![0; 3072],
@@ -976,5 +1022,63 @@ mod tests {
         assert_eq!((shown[0].1.len(), shown[1].1.len()), (9, 1));
         assert_eq!(shown[1].1[0].index, 0);
         assert_eq!(mistakes(&comparison).len(), 2);
+    }
+
+    #[test]
+    fn many_classes_have_tables_of_the_worst_ones() {
+        let names: Vec<_> = (0..30).map(|class| format!("kind {class}")).collect();
+        let labels: Vec<u32> = (0..60).map(|index| index % 30).collect();
+        // Class 7 is always taken for 8, and one of two images of class 3 for 4.
+        let predicted = |index: usize| match index {
+            7 | 37 => 8,
+            3 => 4,
+            index => index % 30,
+        };
+        let logits = (0..60)
+            .flat_map(|index| (0..30).map(move |class| f32::from(class == predicted(index))));
+        let logits: Vec<_> = logits.collect();
+        let filters = || Filters {
+            side: 1,
+            weights: vec![0.0; 3],
+        };
+        let predictions = |names: &[String]| {
+            let picture = |_| vec![0; 3072];
+            Some(Predictions::new(
+                1,
+                names,
+                &labels,
+                &logits,
+                picture,
+                filters(),
+            ))
+        };
+        let mut runs = vec![made_up("alexnet", 0, "", &[(1.0, 1.0, 0.95)])];
+        runs[0].predictions = predictions(&names);
+        let comparison = Comparison::new(runs.clone()).unwrap();
+        let classes = classes(&comparison).unwrap();
+        assert_eq!(classes.rows.len(), 20);
+        assert_eq!(
+            classes.rows[..2],
+            [["kind 7", "0.0 %"], ["kind 3", "50.0 %"]]
+        );
+        let confusions = confusions(&comparison.groups[0]).unwrap();
+        assert_eq!(
+            confusions.rows,
+            [
+                ["kind 7", "kind 8", "2", "100.0 %"],
+                ["kind 3", "kind 4", "1", "50.0 %"]
+            ]
+        );
+        let heading = classes_heading(&comparison);
+        assert_eq!(heading, "Accuracy per class: the 20 lowest of 30 classes");
+        let mut other = made_up("alexnet", 1, "", &[(1.0, 1.0, 0.95)]);
+        let renamed: Vec<_> = names.iter().map(|name| format!("a {name}")).collect();
+        other.predictions = predictions(&renamed);
+        runs.push(other);
+        let error = Comparison::new(runs).err().unwrap().to_string();
+        assert!(
+            error.contains("their classes have different names"),
+            "{error}"
+        );
     }
 }

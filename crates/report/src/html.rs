@@ -94,7 +94,7 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                 }
 
                 @if let Some(classes) = classes {
-                    h2 id="classes" { "Accuracy per class" }
+                    h2 id="classes" { (contents::classes_heading(comparison)) }
                     (table(&classes))
                     div class="charts" {
                         @for group in &comparison.groups { (confusion(group)) }
@@ -314,6 +314,14 @@ fn confusion(group: &Group) -> Markup {
         return html! {};
     };
     let names = &predictions.class_names;
+    if let Some(confusions) = contents::confusions(group) {
+        return html! {
+            figure class="chart" {
+                figcaption { strong { (group.label) } span class="legend" { "the most frequent confusions" } }
+                (table(&confusions))
+            }
+        };
+    }
     html! {
         figure class="chart" {
             figcaption { strong { (group.label) } span class="legend" { "rows: label; columns: prediction; % of the row" } }
@@ -321,11 +329,11 @@ fn confusion(group: &Group) -> Markup {
                 table class="confusion" {
                     thead { tr { th {} @for name in names { th scope="col" { (name) } } } }
                     tbody {
-                        @for (row, (name, counts)) in names.iter().zip(counts).enumerate() {
+                        @for (row, (name, counts)) in names.iter().zip(counts.chunks_exact(names.len())).enumerate() {
                             @let images = counts.iter().sum::<u64>().max(1) as f64;
                             tr {
                                 th scope="row" { (name) }
-                                @for (column, count) in counts.into_iter().enumerate() {
+                                @for (column, count) in counts.iter().copied().enumerate() {
                                     @let fraction = count as f64 / images;
                                     td class=(if row == column { "hit" } else { "miss" }) style={"--s:" (format!("{:.3}", 0.75 * fraction))} {
                                         @if count > 0 { (format!("{:.0}", 100.0 * fraction)) }

@@ -42,7 +42,8 @@ pub fn markdown(comparison: &Comparison, written: &str) -> String {
     let overfitting = groups.iter().filter_map(contents::overfitting);
     text += &format!("## Overfitting\n\n{}", list(overfitting));
     if let Some(classes) = contents::classes(comparison) {
-        text += &format!("## Accuracy per class\n\n{}", table(&classes));
+        let heading = contents::classes_heading(comparison);
+        text += &format!("## {heading}\n\n{}", table(&classes));
     }
     let disagreements = contents::disagreements(comparison);
     text += &images("Where the networks disagree", &disagreements);

@@ -8,9 +8,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::{fs, io};
 
-/// The number of classes.
-pub const CLASSES: usize = 10;
-
 /// Bytes of an image, `[3, 32, 32]`.
 pub const PICTURE_BYTES: usize = 3 * 32 * 32;
 
@@ -31,9 +28,9 @@ pub struct Predictions {
     /// The classes by label.
     pub class_names: Vec<String>,
     /// The label of every evaluated image, in the order of the data set.
-    pub labels: Vec<u8>,
-    /// The logits of every evaluated image.
-    pub logits: Vec<[f32; CLASSES]>,
+    pub labels: Vec<u32>,
+    /// The logits of every evaluated image: `[images, classes]`.
+    pub logits: Vec<f32>,
     /// The most confident mistakes: the images' indices, and their pixels, `[3, 32, 32]`.
     pub pictures: BTreeMap<u32, Vec<u8>>,
     /// The first layer's filters.
@@ -58,20 +55,20 @@ struct Header {
 }
 
 impl Predictions {
-    /// Predictions with a network's logits, one row per image. `picture` returns the pixels of an image,
+    /// Predictions with a network's logits, `[images, classes]`. `picture` returns the pixels of an image,
     /// `[3, 32, 32]`.
     #[must_use]
     pub fn new(
         epoch: u32,
-        class_names: &[&str],
-        labels: &[u8],
-        logits: &[[f32; CLASSES]],
+        class_names: &[String],
+        labels: &[u32],
+        logits: &[f32],
         picture: impl Fn(usize) -> Vec<u8>,
         filters: Filters,
     ) -> Self {
         let mut predictions = Self {
             epoch,
-            class_names: class_names.iter().map(|name| (*name).to_owned()).collect(),
+            class_names: class_names.to_vec(),
             labels: labels.to_vec(),
             logits: logits.to_vec(),
             pictures: BTreeMap::new(),
@@ -89,7 +86,8 @@ impl Predictions {
     /// The predicted class of the image at this index, and its probability; ties go to the first class.
     #[must_use]
     pub fn predicted(&self, index: usize) -> (usize, f64) {
-        let logits = &self.logits[index];
+        let classes = self.class_names.len();
+        let logits = &self.logits[index * classes..][..classes];
         let larger = |best, class| {
             if logits[class] > logits[best] {
                 class
@@ -97,32 +95,35 @@ impl Predictions {
                 best
             }
         };
-        let best = (0..CLASSES).fold(0, larger);
+        let best = (0..classes).fold(0, larger);
         (best, softmax(logits)[best])
     }
 
     /// Whether the predicted class of image `number` is its label.
     #[must_use]
     pub fn correct(&self, number: usize) -> bool {
-        self.predicted(number).0 == usize::from(self.labels[number])
+        self.predicted(number).0 == self.labels[number] as usize
     }
 
     /// The misclassified images, the most confident mistake first.
     #[must_use]
     pub fn mistakes(&self) -> Vec<usize> {
-        let mut mistakes: Vec<_> = (0..self.labels.len())
-            .filter(|n| !self.correct(*n))
+        let predictions = (0..self.labels.len()).map(|index| (index, self.predicted(index)));
+        let mut mistakes: Vec<_> = predictions
+            .filter(|(index, (class, _))| *class != self.labels[*index] as usize)
+            .map(|(index, (_, probability))| (index, probability))
             .collect();
-        mistakes.sort_by(|a, b| self.predicted(*b).1.total_cmp(&self.predicted(*a).1));
-        mistakes
+        mistakes.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+        mistakes.into_iter().map(|(index, _)| index).collect()
     }
 
-    /// The confusion matrix: `[row][column]` counts the images with label `row` and prediction `column`.
+    /// The confusion matrix `[classes, classes]`: counts images by label (row) and predicted class (column).
     #[must_use]
-    pub fn confusion(&self) -> [[u64; CLASSES]; CLASSES] {
-        let mut confusion = [[0; CLASSES]; CLASSES];
+    pub fn confusion(&self) -> Vec<u64> {
+        let classes = self.class_names.len();
+        let mut confusion = vec![0; classes * classes];
         for (number, label) in self.labels.iter().enumerate() {
-            confusion[usize::from(*label)][self.predicted(number).0] += 1;
+            confusion[*label as usize * classes + self.predicted(number).0] += 1;
         }
         confusion
     }
@@ -143,7 +144,15 @@ impl Predictions {
             |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
         let (images, side) = (self.labels.len(), self.filters.side);
         let filters = self.filters.weights.len() / (3 * side * side).max(1);
-        let logits = bytes(self.logits.as_flattened());
+        let classes = self.class_names.len();
+        let logits = bytes(&self.logits);
+        let (dtype, label_bytes) = match classes {
+            0..=256 => (Dtype::U8, 1),
+            _ => (Dtype::U16, 2),
+        };
+        let labels = self.labels.iter().map(|label| label.to_le_bytes());
+        let labels = labels.flat_map(|label| label.into_iter().take(label_bytes));
+        let labels: Vec<_> = labels.collect();
         let indices: Vec<u8> = self.pictures.keys().flat_map(|n| n.to_le_bytes()).collect();
         let pictures: Vec<u8> = self.pictures.values().flatten().copied().collect();
         let count = self.pictures.len();
@@ -152,8 +161,8 @@ impl Predictions {
             TensorView::new(dtype, shape.to_vec(), bytes).map(|tensor| (name, tensor))
         };
         let tensors = [
-            tensor("labels", Dtype::U8, &[images], &self.labels),
-            tensor("logits", Dtype::F32, &[images, CLASSES], &logits),
+            tensor("labels", dtype, &[images], &labels),
+            tensor("logits", Dtype::F32, &[images, classes], &logits),
             tensor("picture_numbers", Dtype::U32, &[count], &indices),
             tensor("pictures", Dtype::U8, &[count, 3, 32, 32], &pictures),
             tensor("filters", Dtype::F32, &[filters, 3, side, side], &weights),
@@ -207,8 +216,20 @@ impl Predictions {
             let values = bytes.as_chunks().0.iter();
             values.map(|bytes| f32::from_le_bytes(*bytes)).collect()
         };
-        let labels = tensor("labels", Dtype::U8, &[None])?.data().to_vec();
-        let logits = tensor("logits", Dtype::F32, &[Some(labels.len()), Some(CLASSES)])?;
+        let labels: Vec<u32> = match tensor("labels", Dtype::U16, &[None]) {
+            Ok(labels) => {
+                let labels = labels.data().as_chunks().0.iter();
+                labels
+                    .map(|label| u16::from_le_bytes(*label).into())
+                    .collect()
+            }
+            Err(_) => {
+                let labels = tensor("labels", Dtype::U8, &[None])?.data().iter();
+                labels.copied().map(u32::from).collect()
+            }
+        };
+        let classes = header.class_names.len();
+        let logits = tensor("logits", Dtype::F32, &[Some(labels.len()), Some(classes)])?;
         let indices = tensor("picture_numbers", Dtype::U32, &[None])?;
         let indices = indices.data().as_chunks().0.iter();
         let indices: Vec<_> = indices.map(|bytes| u32::from_le_bytes(*bytes)).collect();
@@ -220,10 +241,8 @@ impl Predictions {
         if filters.shape()[3] != side {
             return Err("its filters are not square".to_owned());
         }
-        if labels.iter().any(|label| usize::from(*label) >= CLASSES)
-            || header.class_names.len() != CLASSES
-        {
-            return Err(format!("it does not have {CLASSES} classes"));
+        if let Some(label) = labels.iter().find(|label| **label as usize >= classes) {
+            return Err(format!("it has the label {label} with {classes} classes"));
         }
         if indices.iter().any(|index| *index as usize >= labels.len()) {
             return Err("it has a picture of an image that does not exist".to_owned());
@@ -231,7 +250,7 @@ impl Predictions {
         Ok(Self {
             epoch: header.epoch,
             class_names: header.class_names,
-            logits: floats(logits.data()).as_chunks().0.to_vec(),
+            logits: floats(logits.data()),
             labels,
             pictures: indices.into_iter().zip(pictures).collect(),
             filters: Filters {
@@ -244,11 +263,14 @@ impl Predictions {
 
 /// The softmax of logits: the probabilities of the classes.
 #[must_use]
-pub fn softmax<const N: usize>(logits: &[f32; N]) -> [f64; N] {
+pub fn softmax(logits: &[f32]) -> Vec<f64> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let powers = logits.map(|logit| libm::exp(f64::from(logit - largest)));
-    let sum: f64 = powers.iter().sum();
-    powers.map(|power| power / sum)
+    let powers = logits.iter();
+    let powers = powers.map(|logit| libm::exp(f64::from(logit - largest)));
+    let mut probabilities: Vec<_> = powers.collect();
+    let sum: f64 = probabilities.iter().sum();
+    probabilities.iter_mut().for_each(|power| *power /= sum);
+    probabilities
 }
 
 #[cfg(test)]
@@ -256,15 +278,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn predictions(logits: &[[f32; CLASSES]]) -> Predictions {
-        let labels: Vec<u8> = (0..logits.len())
-            .map(|number| (number % 10) as u8)
+    /// Predictions with ten classes, or more.
+    fn predictions<const CLASSES: usize>(logits: &[[f32; CLASSES]]) -> Predictions {
+        let labels: Vec<u32> = (0..logits.len() as u32)
+            .map(|number| (number * 37) % CLASSES as u32)
             .collect();
         Predictions::new(
             3,
-            &["a"; CLASSES],
+            &vec!["a".to_owned(); CLASSES],
             &labels,
-            logits,
+            logits.as_flattened(),
             |number| vec![number as u8; PICTURE_BYTES],
             Filters {
                 side: 2,
@@ -284,13 +307,22 @@ mod tests {
         }
 
         #[test]
+        fn predictions_of_a_thousand_classes_round_trip(images in 0..40_usize, logit: f32) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("predictions");
+            let predictions = predictions(&vec![[if logit.is_nan() { 0.5 } else { logit }; 1000]; images]);
+            predictions.write(&path).unwrap();
+            prop_assert_eq!(Predictions::read(&path).unwrap(), predictions);
+        }
+
+        #[test]
         fn other_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..300), place in 0_usize..400) {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("predictions");
             fs::write(&path, &bytes).unwrap();
             prop_assert!(Predictions::read(&path).is_err());
             // A truncated file.
-            let mut whole = predictions(&[[0.0; CLASSES]; 3]).encode().unwrap();
+            let mut whole = predictions(&[[0.0; 10]; 3]).encode().unwrap();
             whole.truncate(place.min(whole.len() - 1));
             fs::write(&path, &whole).unwrap();
             prop_assert!(Predictions::read(&path).is_err());
@@ -299,22 +331,23 @@ mod tests {
 
     #[test]
     fn the_most_confident_mistake_is_first() {
-        let mut logits = [[0.0; CLASSES]; 3];
-        logits[0][0] = 1.0; // correct
+        // The labels are 0, 7 and 4.
+        let mut logits = [[0.0; 10]; 3];
+        logits[0][0] = 1.0;
         logits[1][5] = 1.0;
         logits[2][7] = 4.0;
         let predictions = predictions(&logits);
         assert_eq!(predictions.mistakes(), [2, 1]);
         assert!(predictions.pictures.keys().eq(&[1, 2]));
-        assert_eq!(predictions.confusion()[2][7], 1);
-        assert_eq!(predictions.confusion()[0][0], 1);
+        assert_eq!(predictions.confusion()[4 * 10 + 7], 1);
+        assert_eq!(predictions.confusion()[0], 1);
     }
 
     #[test]
     fn a_later_version_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("predictions");
-        let bytes = predictions(&[[0.0; CLASSES]]).encode().unwrap();
+        let bytes = predictions(&[[0.0; 10]]).encode().unwrap();
         let text: Vec<u8> = bytes.clone();
         let place = text
             .windows(12)

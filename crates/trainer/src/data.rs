@@ -31,7 +31,7 @@ pub(crate) struct Data {
     pub(crate) test: Split,
     /// The kind of `test`.
     pub(crate) evaluated: EvaluationSplit,
-    pub(crate) class_names: [&'static str; 10],
+    pub(crate) class_names: Vec<String>,
     /// SHA-256 of the data set before limits. The limits of the synthetic set are its size, so they count.
     pub(crate) digest: String,
 }
@@ -108,7 +108,7 @@ impl Data {
             train,
             test,
             evaluated,
-            class_names: dataset.class_names(),
+            class_names: dataset.class_names().to_vec(),
             digest: dataset.digest()?,
         })
     }

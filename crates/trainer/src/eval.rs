@@ -49,12 +49,17 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         ..Limits::default()
     };
     let data = Data::load(args.dataset, &args.data_dir, limits)?;
-    if loaded.inputs_are_known && loaded.inputs.class_names != data.class_names {
+    let class_names = data.class_names;
+    let differ = match loaded.inputs_are_known {
+        true => loaded.inputs.class_names != class_names,
+        false => loaded.inputs.class_names.len() != class_names.len(),
+    };
+    if differ {
         return Err(UsageError(format!(
             "`{}` was trained on other classes ({}) than --dataset has ({})",
             args.weights.checkpoint.display(),
-            loaded.inputs.class_names.join(", "),
-            data.class_names.join(", ")
+            first_names(&loaded.inputs.class_names),
+            first_names(&class_names)
         ))
         .into());
     }
@@ -75,7 +80,8 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         evaluation = tta.context(stopped)?;
     }
     let is_finite = |logits: &[f32]| logits.iter().all(|logit| logit.is_finite());
-    let finite = evaluation.logits.iter().filter(|logits| is_finite(*logits));
+    let logits = evaluation.logits.chunks_exact(class_names.len());
+    let finite = logits.filter(|logits| is_finite(logits));
     let not_finite = images - finite.count();
     ensure!(
         not_finite == 0 && evaluation.loss.is_finite(),
@@ -88,13 +94,17 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         images,
         loss: evaluation.loss,
         accuracy: evaluation.accuracy,
-        class_accuracy: data
-            .class_names
-            .into_iter()
+        class_accuracy: class_names
+            .iter()
+            .cloned()
             .zip(evaluation.class_accuracies())
             .collect(),
-        class_names: data.class_names,
-        confusion: evaluation.confusion,
+        confusion: evaluation
+            .confusion
+            .chunks_exact(class_names.len())
+            .map(<[u64]>::to_vec)
+            .collect(),
+        class_names,
     };
     if args.json {
         cli::line(&serde_json::to_string(&result)?);
@@ -111,11 +121,25 @@ struct EvalResult {
     images: usize,
     loss: f64,
     accuracy: f64,
-    class_accuracy: BTreeMap<&'static str, Option<f64>>,
-    class_names: [&'static str; 10],
+    class_accuracy: BTreeMap<String, Option<f64>>,
+    class_names: Vec<String>,
     /// `[row][column]` counts the images of class `row` that are classified as `column`.
-    confusion: [[u64; 10]; 10],
+    confusion: Vec<Vec<u64>>,
 }
+
+/// The first names of classes, and how many there are.
+fn first_names(names: &[String]) -> String {
+    match names {
+        [first, second, third, .., last] if names.len() > 12 => {
+            let count = names.len();
+            format!("{count}: {first}, {second}, {third}, ..., {last}")
+        }
+        names => names.join(", "),
+    }
+}
+
+/// The most classes whose confusion matrix is printed.
+const MATRIX_CLASSES: usize = 20;
 
 fn table(result: &EvalResult) -> String {
     let EvalResult {
@@ -125,21 +149,42 @@ fn table(result: &EvalResult) -> String {
         ..
     } = result;
     let names = result.class_names.iter();
-    let width = names.clone().map(|name| name.len()).max().unwrap_or(0);
+    let width = names.clone().map(|name| name.chars().count());
+    let width = width.max().unwrap_or(0).max("class".len());
+    let is_matrix = result.class_names.len() <= MATRIX_CLASSES;
     let mut text = format!(
         "{model} on {images} test images: loss {loss:.4}, accuracy {:.2} %\n\n\
-         {:width$}  accuracy   predicted as (columns in the order of the rows)\n",
+         {:width$}  accuracy   {}\n",
         100.0 * result.accuracy,
-        "class"
+        "class",
+        match is_matrix {
+            true => "predicted as (columns in the order of the rows)",
+            false => "most often mistaken for",
+        }
     );
-    for (name, row) in names.zip(result.confusion) {
+    for (class, (name, row)) in names.zip(&result.confusion).enumerate() {
         let accuracy =
             result.class_accuracy[name].map(|accuracy| format!("{:.1} %", 100.0 * accuracy));
         let accuracy = accuracy.unwrap_or_else(|| "-".to_owned());
-        let counts: String = row.iter().map(|count| format!("{count:6}")).collect();
-        text += &format!("{name:width$}  {accuracy:>8} {counts}\n");
+        let predicted = match is_matrix {
+            true => row.iter().map(|count| format!("{count:6}")).collect(),
+            false => most_frequent_mistake(class, row)
+                .map_or_else(String::new, |(other, count)| {
+                    format!("  {} ({count})", result.class_names[other])
+                }),
+        };
+        text += format!("{name:width$}  {accuracy:>8} {predicted}").trim_end();
+        text.push('\n');
     }
     text
+}
+
+/// The class that images of `class` are most often mistaken for, and how many are; the first one of several. `row` counts
+/// them by predicted class.
+fn most_frequent_mistake(class: usize, row: &[u64]) -> Option<(usize, u64)> {
+    let counts = row.iter().copied().enumerate();
+    let mistakes = counts.filter(|(other, count)| *other != class && *count > 0);
+    mistakes.reduce(|most, next| if next.1 > most.1 { next } else { most })
 }
 
 #[cfg(test)]
@@ -147,12 +192,16 @@ mod tests {
     use super::*;
 
     fn result() -> EvalResult {
-        let class_names = *DatasetInfo::ALL[0].class_names;
-        let mut confusion = [[0; 10]; 10];
+        let class_names: Vec<String> = DatasetInfo::ALL[0]
+            .class_names
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let mut confusion = vec![vec![0; 10]; 10];
         confusion[0][0] = 3;
         confusion[0][9] = 1;
         confusion[3][5] = 2;
-        let mut accuracies = [None; 10];
+        let mut accuracies = vec![None; 10];
         accuracies[0] = Some(0.75);
         accuracies[3] = Some(0.0);
         EvalResult {
@@ -160,7 +209,7 @@ mod tests {
             images: 6,
             loss: 1.25,
             accuracy: 0.5,
-            class_accuracy: class_names.into_iter().zip(accuracies).collect(),
+            class_accuracy: class_names.iter().cloned().zip(accuracies).collect(),
             class_names,
             confusion,
         }
@@ -183,6 +232,35 @@ horse              -      0     0     0     0     0     0     0     0     0     
 ship               -      0     0     0     0     0     0     0     0     0     0
 truck              -      0     0     0     0     0     0     0     0     0     0
 "#);
+    }
+
+    #[test]
+    fn many_classes_have_no_matrix() {
+        let names = || (0..21).map(|class| format!("kind {class}"));
+        let mut confusion = vec![vec![0; 21]; 21];
+        confusion[1][1] = 1;
+        confusion[1][2] = 2;
+        confusion[1][20] = 2;
+        let accuracies = (0..21).map(|class| (class == 1).then_some(0.2));
+        let table = table(&EvalResult {
+            class_accuracy: names().zip(accuracies).collect(),
+            class_names: names().collect(),
+            confusion,
+            ..result()
+        });
+        let rows: Vec<_> = table.lines().skip(2).take(3).collect();
+        assert_eq!(
+            rows,
+            [
+                "class    accuracy   most often mistaken for",
+                "kind 0          -",
+                "kind 1     20.0 %   kind 2 (2)",
+            ]
+        );
+        assert_eq!(
+            first_names(&names().collect::<Vec<_>>()),
+            "21: kind 0, kind 1, kind 2, ..., kind 20"
+        );
     }
 
     #[test]

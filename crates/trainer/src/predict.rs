@@ -62,15 +62,12 @@ fn predict(path: &Path, loaded: &Loaded, memory: u64, top: usize) -> anyhow::Res
         .network
         .forward(&mut tape, &images.to_device(&loaded.device)?, None)?;
     let logits = logits.flatten_all()?.to_vec1::<f32>()?;
-    let [logits] = logits.as_chunks().0 else {
-        anyhow::bail!("the network has other than {} outputs", models::CLASSES);
-    };
     ensure!(
         logits.iter().all(|logit| logit.is_finite()),
         "cannot classify `{}`: the outputs of the network are infinite or NaN; its weights are too large, or --std is too small",
         path.display()
     );
-    let probabilities = softmax::<{ models::CLASSES }>(logits);
+    let probabilities = softmax(&logits);
     let mut classes: Vec<_> = loaded
         .inputs
         .class_names

@@ -174,7 +174,7 @@ impl<'a> RunFiles<'a> {
             side: first.dim(3)?,
             weights: first.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?,
         };
-        let predictions = self.setup.data.test.with_bytes(|labels, pixels| {
+        let predictions = self.setup.data.test.with_slices(|labels, pixels| {
             let picture = |index: usize| pixels[index * PICTURE_BYTES..][..PICTURE_BYTES].to_vec();
             Predictions::new(
                 epoch,

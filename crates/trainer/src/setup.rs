@@ -34,9 +34,14 @@ impl Setup {
             overfit: run.overfit_batches.map(|batches| (batches, run.batch_size)),
             ..Limits::default()
         };
+        let data = Data::load(resolved.dataset, &run.data_dir, limits)?;
+        let architecture = resolved.architecture.with_classes(data.class_names.len());
         Ok(Self {
-            data: Data::load(resolved.dataset, &run.data_dir, limits)?,
-            resolved,
+            resolved: Resolved {
+                architecture,
+                ..resolved
+            },
+            data,
             backend,
         })
     }
@@ -86,7 +91,9 @@ impl Setup {
             false => 5 + 2 * ema,
         };
         let parameters = self.resolved.architecture.parameter_count() as u64;
-        let predictions = 2 * PREDICTION_BYTES * self.data.test.len() as u64;
+        // The logits and the label of each image.
+        let classes = self.resolved.architecture.num_classes as u64;
+        let predictions = 2 * (24 + 4 * classes) * self.data.test.len() as u64;
         let needed = copies * 4 * parameters + predictions + OTHER_FILES;
         let remedy = match resumed {
             true => "free some",
@@ -113,6 +120,7 @@ impl Setup {
         let network = match &run.init {
             Some(path) => {
                 let weights = weights::read(path, Some(architecture))?;
+                weights.check_classes(path, architecture.num_classes)?;
                 let is_given = self.resolved.normalisation_is_given;
                 let classes = self.resolved.dataset;
                 weights::note_normalisation(path, &weights, &self.inputs(), classes, is_given);
@@ -195,13 +203,10 @@ impl Setup {
         Inputs {
             mean: settings.mean.0,
             std: settings.std.0,
-            class_names: self.data.class_names.map(str::to_owned),
+            class_names: self.data.class_names.clone(),
         }
     }
 }
-
-/// Bytes in the files of predictions for each image: logits, label and predicted class.
-const PREDICTION_BYTES: u64 = 64;
 
 /// Bytes that a run's metrics, curves, log and tables take at most, but for very long runs.
 const OTHER_FILES: u64 = 2 << 20;

@@ -124,11 +124,14 @@ pub(crate) fn note_normalisation(
         format!("mean {mean} and std {std}")
     };
     let (path, used_text) = (path.display(), text(used));
+    let classes = match has_classes_of(weights.architecture, dataset) {
+        true => format!("the classes of {}", dataset.display_name),
+        false => "numbers for the classes".to_owned(),
+    };
     match &weights.inputs {
         None if !is_given => cli::note(&format!(
-            "note: `{path}` does not say for which normalisation and classes it was trained; assumed: {used_text}, and the \
-             classes of {}; give --mean and --std if it was another normalisation",
-            dataset.display_name
+            "note: `{path}` does not say for which normalisation and classes it was trained; assumed: {used_text}, and \
+             {classes}; give --mean and --std if it was another normalisation",
         )),
         Some(own) if (own.mean, own.std) != (used.mean, used.std) => cli::note(&format!(
             "note: `{path}` was trained with {}; images are normalised with {used_text} (--mean, --std)",
@@ -138,6 +141,11 @@ pub(crate) fn note_normalisation(
     }
 }
 
+/// Whether the outputs of a network can be the classes of a data set.
+fn has_classes_of(architecture: Architecture, dataset: DatasetInfo) -> bool {
+    architecture.num_classes == dataset.class_names.len()
+}
+
 /// The inputs of weights made elsewhere: those of the reference recipe.
 fn reference_inputs(architecture: Architecture, dataset: DatasetInfo) -> anyhow::Result<Inputs> {
     let reference = Overrides {
@@ -145,10 +153,20 @@ fn reference_inputs(architecture: Architecture, dataset: DatasetInfo) -> anyhow:
         ..Overrides::default()
     };
     let reference = settings::resolve(&reference, None)?;
+    let class_names = match has_classes_of(architecture, dataset) {
+        true => dataset
+            .class_names
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        false => (0..architecture.num_classes)
+            .map(|class| format!("class {class}"))
+            .collect(),
+    };
     Ok(Inputs {
         mean: reference.settings.mean.0,
         std: reference.settings.std.0,
-        class_names: dataset.class_names.map(str::to_owned),
+        class_names,
     })
 }
 

@@ -32,7 +32,7 @@ impl Dataset {
         Self::new(
             generate(Part::Training, training),
             generate(Part::Test, test),
-            *INFO.class_names,
+            INFO.class_names.iter().copied(),
         )
     }
 }
@@ -45,7 +45,7 @@ fn generate(part: Part, count: usize) -> Records {
         .par_chunks_exact_mut(IMAGE_BYTES)
         .enumerate()
         .for_each(|(index, image)| draw(&stream, index as u64, image));
-    let labels = (0..count).map(|index| (index % 10) as u8).collect();
+    let labels = (0..count as u32).map(|index| index % 10).collect();
     Records { labels, pixels }
 }
 
@@ -138,7 +138,7 @@ mod tests {
         let few = generate(Part::Training, 20).pixels;
         let many = generate(Part::Training, 50);
         assert_eq!(few[..], many.pixels[..few.len()]);
-        assert!((0..50).all(|i| many.labels[i] == (i % 10) as u8));
+        assert!((0..50).all(|i| many.labels[i] == (i % 10) as u32));
         let test = generate(Part::Test, 20).pixels;
         assert_ne!(few, test);
     }
@@ -171,7 +171,7 @@ mod tests {
             let top = scores.iter().copied().fold(f32::MIN, f32::max);
             let total: f32 = scores.iter().map(|s| (s - top).exp()).sum();
             for (class, row) in weights.chunks_exact_mut(IMAGE_BYTES).enumerate() {
-                let hit = if class == usize::from(train_labels[i]) {
+                let hit = if class == train_labels[i] as usize {
                     1.0
                 } else {
                     0.0
@@ -184,7 +184,7 @@ mod tests {
             .filter(|i| {
                 let scores = logits(&weights, &test[i * IMAGE_BYTES..][..IMAGE_BYTES]);
                 let best = (0..10).max_by(|a, b| scores[*a].total_cmp(&scores[*b]));
-                best == Some(usize::from(test_labels[*i]))
+                best == Some(test_labels[*i] as usize)
             })
             .count();
         assert!(correct < 400, "{correct} of 1000");

@@ -1,7 +1,7 @@
 //! Whole networks: against PyTorch in float64, and with dropout against our own operations in double precision.
 
 use candle_core::{DType, Device, Result, Tensor};
-use models::{Architecture, CLASSES, DropoutMasks, Network, initial_parameters};
+use models::{Architecture, CIFAR10_CLASSES, DropoutMasks, Network, initial_parameters};
 use ops::{
     Arithmetic, ConvAlgorithm, GradientScale, Precision, Sgd, Tape, cross_entropy,
     cross_entropy_gradient, sgd_step,
@@ -181,7 +181,7 @@ fn agrees_with_pytorch(
         assert!(values == elements(&evaluated)?, "evaluation differs");
         let loss = elements(&cross_entropy(&logits, &labels)?)?;
         let expected = step.logits.concat();
-        assert_eq!(expected.len(), case.labels.len() * CLASSES);
+        assert_eq!(expected.len(), case.labels.len() * CIFAR10_CLASSES);
         let limit = match number {
             1 => limits.values,
             _ => limits.gradients,

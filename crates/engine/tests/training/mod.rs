@@ -45,7 +45,7 @@ pub(crate) fn checkpoints(folder: &Path) -> Checkpoints {
     let inputs = Inputs {
         mean: [0.5; 3].map(|value: f64| value.try_into().unwrap()),
         std: [0.25; 3].map(|value: f64| value.try_into().unwrap()),
-        class_names: std::array::from_fn(|class| class.to_string()),
+        class_names: (0..10).map(|class| class.to_string()).collect(),
     };
     Checkpoints::new(folder, inputs)
 }
