@@ -3,7 +3,6 @@
 use crate::error::Error;
 use crate::records::{Records, hexadecimal};
 use candle_core::{CpuStorage, Device, Result as TensorResult, Storage, Tensor, bail};
-use candle_datasets::vision;
 use rng::{Purpose, Stream};
 use sha2::{Digest, Sha256};
 
@@ -29,18 +28,6 @@ impl Dataset {
             class_names,
             warning: None,
         })
-    }
-
-    /// The tensors in candle's type: images `[count, 3, 32, 32]`, `u8`, and labels `[count]`, `u32`.
-    #[must_use]
-    pub fn tensors(&self) -> vision::Dataset {
-        vision::Dataset {
-            train_images: self.training.images.clone(),
-            train_labels: self.training.labels.clone(),
-            test_images: self.test.images.clone(),
-            test_labels: self.test.labels.clone(),
-            labels: self.class_names.len(),
-        }
     }
 
     /// The training images.

@@ -51,25 +51,15 @@ fn images_and_labels_match_candle() -> candle_core::Result<()> {
     let ours = cifar10.load(&data, cifar10.images).unwrap();
     assert_eq!(ours.warning(), None);
     let theirs = candle_datasets::vision::cifar::load_dir(&folder)?;
-    let ours = ours.tensors();
-    assert_eq!(ours.labels, theirs.labels);
-    for (ours, theirs, labels, their_labels) in [
-        (
-            &ours.train_images,
-            &theirs.train_images,
-            &ours.train_labels,
-            &theirs.train_labels,
-        ),
-        (
-            &ours.test_images,
-            &theirs.test_images,
-            &ours.test_labels,
-            &theirs.test_labels,
-        ),
+    assert_eq!(ours.class_names().len(), theirs.labels);
+    for (ours, theirs, their_labels) in [
+        (ours.training(), &theirs.train_images, &theirs.train_labels),
+        (ours.test(), &theirs.test_images, &theirs.test_labels),
     ] {
+        let labels = ours.with_slices(|labels, _| labels.to_vec())?;
+        assert_eq!(labels, their_labels.to_dtype(DType::U32)?.to_vec1::<u32>()?);
+        let ours = ours.images();
         assert_eq!(ours.dims(), theirs.dims());
-        let their_labels = their_labels.to_dtype(DType::U32)?;
-        assert_eq!(labels.to_vec1::<u32>()?, their_labels.to_vec1::<u32>()?);
         // Candle's pixels are divided by 255. In parts, since all of them in f32 take gigabytes.
         let count = ours.dim(0)?;
         for first in (0..count).step_by(5_000) {
