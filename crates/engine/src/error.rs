@@ -111,6 +111,9 @@ pub enum Unusable {
     /// It is not a safetensors file, or is truncated; with the reason given by the parser.
     #[error("is not a complete safetensors file: {0}")]
     NotSafetensors(String),
+    /// It is not a file of `torch.save`, or has no state dict that can be read; with what is wrong.
+    #[error("has no weights of PyTorch that can be read: {0}")]
+    NotPyTorch(String),
     /// A later version of this program wrote it: the format of the file, and the latest one that can be read.
     #[error(
         "has format version {0}; this program reads versions up to {1}: use a later version of the program"

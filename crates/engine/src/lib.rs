@@ -20,12 +20,14 @@ mod memory;
 mod named_tensors;
 mod optimiser;
 mod progress;
+mod pytorch;
 mod span_times;
 #[cfg(feature = "cuda")]
 mod step_graph;
 mod training;
 mod training_setup;
 mod training_step;
+mod view;
 mod weights;
 
 pub use checkpoint::{Checkpoint, Checkpoints};

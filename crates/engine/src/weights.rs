@@ -1,18 +1,20 @@
-//! Weights in safetensors files.
+//! Weights in files.
 //!
-//! A file has the parameters of a network under PyTorch's names and in PyTorch's shapes, and no other tensors, so that
-//! `load_state_dict` takes it as it is. The rest is JSON in the metadata: the format version, the network and its inputs,
-//! and the SHA-256 of the tensors, by which a damaged file is found. Momentum buffers are in files of the same form.
+//! A safetensors file has the parameters of a network under PyTorch's names and in PyTorch's shapes, and no other tensors,
+//! so that `load_state_dict` takes it as it is. The rest is JSON in the metadata: the format version, the network and its
+//! inputs, and the SHA-256 of the tensors, by which a damaged file is found. Momentum buffers are in files of the same form.
 //!
-//! Files from elsewhere are read as well: without metadata or with other people's, and with a prefix before all names, as
-//! `DistributedDataParallel` (`module.`), `torch.compile` (`_orig_mod.`) and Lightning (`model.`) leave it.
+//! Files from elsewhere are read as well: those of `torch.save`, and safetensors files without metadata or with other
+//! people's. All names may have a prefix, as `DistributedDataParallel` (`module.`), `torch.compile` (`_orig_mod.`) and
+//! Lightning (`model.`) leave it.
 
 use crate::error::{Error, Unusable};
 use crate::named_tensors::{NamedTensors, non_finite_value, sha256, to_device};
-use candle_core::{DType, Device, Tensor};
-use models::{Architecture, Network};
+use crate::pytorch;
+use crate::view::{Float, View};
+use candle_core::{Device, Tensor};
+use models::{Architecture, NUM_CLASSES, Network};
 use run::{Finite, Positive, cli};
-use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -115,7 +117,7 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Reads a checkpoint, or a file of plain weights as written by `safetensors.torch.save_file`.
+    /// Reads a checkpoint, or a file of plain weights as written by `safetensors.torch.save_file` or `torch.save`.
     /// `architecture` is the expected network; without it, the file must name one. The network has the file's number of
     /// classes.
     ///
@@ -164,13 +166,20 @@ impl Weights {
         wanted: Option<Architecture>,
         content: Content,
     ) -> Result<Self, Unusable> {
-        let damaged = |error: safetensors::SafeTensorError| {
-            let description = describe(bytes).unwrap_or_else(|| describe_error(&error));
-            Unusable::NotSafetensors(cli::one_line(&format!("it {description}")))
+        let (tensors, metadata) = match read_safetensors(bytes) {
+            Ok(read) => read,
+            Err(_) if pytorch::is_recognised(bytes) => {
+                let tensors = pytorch::read(bytes);
+                let tensors =
+                    tensors.map_err(|reason| Unusable::NotPyTorch(cli::one_line(&reason)));
+                (tensors?, HashMap::new())
+            }
+            Err(error) => {
+                let description = describe(bytes).unwrap_or_else(|| describe_error(&error));
+                let description = cli::one_line(&format!("it {description}"));
+                return Err(Unusable::NotSafetensors(description));
+            }
         };
-        let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
-        let metadata = header.metadata().clone().unwrap_or_default();
         // Files of plain weights have no version; those of other programs may have anything.
         let version = metadata.get(key::VERSION);
         let version = version.and_then(|version| version.parse::<u32>().ok());
@@ -195,11 +204,11 @@ impl Weights {
         let other_model = named.filter(|name| name != architecture.name);
         let prefix = prefix(&tensors, architecture);
         let architecture = with_classes_of(&tensors, &prefix, architecture);
-        let tensors = tensors.tensors().into_iter().map(|(name, view)| {
+        let tensors = tensors.into_iter().map(|(name, view)| {
             let name = name.strip_prefix(&prefix).unwrap_or(&name).to_owned();
             (name, view)
         });
-        let tensors = architecture.in_order(tensors, |view| view.shape());
+        let tensors = architecture.in_order(tensors, |view| &view.shape);
         let tensors = tensors.map_err(|mismatch| match &other_model {
             Some(name) if name.parse::<Architecture>().is_ok() => {
                 Unusable::OtherModel(name.clone(), architecture)
@@ -246,18 +255,19 @@ impl Weights {
     }
 }
 
-/// The network with as many classes as its last layer has outputs in a file.
+/// The network with as many classes as its last layer has outputs in a file. Other numbers than those of data are left to
+/// the comparison of shapes.
 fn with_classes_of(
-    tensors: &SafeTensors<'_>,
+    tensors: &[(String, View<'_>)],
     prefix: &str,
     architecture: Architecture,
 ) -> Architecture {
     let parameters = architecture.parameters();
-    let bias = parameters
-        .last()
-        .map(|last| format!("{prefix}{}", last.name));
-    match bias.map(|bias| tensors.tensor(&bias)) {
-        Some(Ok(bias)) if !bias.shape().is_empty() => architecture.with_classes(bias.shape()[0]),
+    let last = parameters.last().map_or("", |bias| &bias.name);
+    let mut tensors = tensors.iter();
+    let bias = tensors.find(|(name, _)| name.strip_prefix(prefix) == Some(last));
+    match bias.map(|(_, bias)| bias.shape.as_slice()) {
+        Some(&[classes]) if NUM_CLASSES.contains(&classes) => architecture.with_classes(classes),
         _ => architecture,
     }
 }
@@ -358,41 +368,20 @@ fn describe(bytes: &[u8]) -> Option<String> {
              safetensors.torch.save_file(model.state_dict(), FILE) instead"
                 .to_owned(),
         ),
-        // A zip archive begins with a header of 30 bytes and a name, whose length is at byte 26.
-        [b'P', b'K', 3, 4, ..] if zip_name(bytes).is_some_and(|name| name.ends_with(b".npy")) => {
-            Some(
-                "is an archive of NumPy arrays (.npz); in Python, save them with \
-                 safetensors.numpy.save_file(dict(numpy.load(NPZ)), FILE) instead"
-                    .to_owned(),
-            )
-        }
-        // `torch.save` writes a zip archive; before PyTorch 1.6 it wrote pickles. A pickle begins with its protocol and an
-        // opcode: that of a dictionary, list, class, long integer or frame.
-        [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, b'}' | b']' | b'c' | 0x8a | 0x95, ..] => Some(
-            "was made by torch.save or pickle; in Python, save the weights with \
-             safetensors.torch.save_file(model.state_dict(), FILE) instead"
-                .to_owned(),
-        ),
         // The beginning of a safetensors file, which may look like a text.
         [_, rest @ ..] if rest.len() < 7 => None,
         _ => run::describe_format(bytes),
     }
 }
 
-/// The name of the first file in a zip archive.
-fn zip_name(bytes: &[u8]) -> Option<&[u8]> {
-    let length = bytes.get(26..28)?.first_chunk()?;
-    bytes.get(30..)?.get(..u16::from_le_bytes(*length).into())
-}
-
 /// What the name of the network's first parameter, and of all other tensors, begins with.
-fn prefix(tensors: &SafeTensors<'_>, architecture: Architecture) -> String {
+fn prefix(tensors: &[(String, View<'_>)], architecture: Architecture) -> String {
     let parameters = architecture.parameters();
     let first = parameters.first().map_or("", |parameter| &parameter.name);
-    let names = tensors.names();
-    let mut prefixes = names.iter().filter_map(|name| name.strip_suffix(first));
+    let names = tensors.iter().map(|(name, _)| name);
+    let mut prefixes = names.clone().filter_map(|name| name.strip_suffix(first));
     let prefix = prefixes
-        .find(|prefix| prefix.ends_with('.') && names.iter().all(|name| name.starts_with(prefix)));
+        .find(|prefix| prefix.ends_with('.') && names.clone().all(|name| name.starts_with(prefix)));
     prefix.unwrap_or_default().to_owned()
 }
 
@@ -400,22 +389,39 @@ fn misfit(reason: impl ToString) -> Unusable {
     Unusable::Misfit(cli::one_line(&reason.to_string()))
 }
 
+/// The tensors of a safetensors file, and its metadata.
+fn read_safetensors(
+    bytes: &[u8],
+) -> Result<(Vec<(String, View<'_>)>, HashMap<String, String>), SafeTensorError> {
+    let tensors = SafeTensors::deserialize(bytes)?;
+    let (_, header) = SafeTensors::read_metadata(bytes)?;
+    let views = tensors.iter().map(|(name, tensor)| {
+        let element = match tensor.dtype() {
+            Dtype::F16 => Ok(Float::F16),
+            Dtype::BF16 => Ok(Float::BF16),
+            Dtype::F32 => Ok(Float::F32),
+            Dtype::F64 => Ok(Float::F64),
+            other => Err(format!("{other:?}")),
+        };
+        let view = View::contiguous(element, tensor.shape().into(), tensor.data());
+        // `deserialize` checks it.
+        let view = view.ok_or(SafeTensorError::TensorInvalidInfo)?;
+        Ok((name.to_owned(), view))
+    });
+    Ok((
+        views.collect::<Result<_, SafeTensorError>>()?,
+        header.metadata().clone().unwrap_or_default(),
+    ))
+}
+
 /// One tensor as `f32`, with finite values only.
-fn tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor, Unusable> {
-    let dtype = match view.dtype() {
-        Dtype::F32 => DType::F32,
-        Dtype::F64 => DType::F64,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        other => {
-            return Err(misfit(format!(
-                "the tensor `{name}` has type {other:?}, which is not a floating-point type"
-            )));
-        }
-    };
-    let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu);
-    let tensor = tensor.and_then(|tensor| tensor.to_dtype(DType::F32));
-    let tensor = tensor.map_err(misfit)?;
+fn tensor(name: &str, view: &View<'_>) -> Result<Tensor, Unusable> {
+    let values = view.values().map_err(|element| {
+        misfit(format!(
+            "the tensor `{name}` has type {element}, which is not a floating-point type"
+        ))
+    })?;
+    let tensor = Tensor::from_vec(values, view.shape.clone(), &Device::Cpu).map_err(misfit)?;
     match non_finite_value(&tensor).map_err(misfit)? {
         None => Ok(tensor),
         Some(value) => Err(Unusable::NotFinite(name.to_owned(), value)),

@@ -15,7 +15,8 @@ mod table;
 mod weight_init;
 
 pub use architecture::{
-    Architecture, CIFAR10_CLASSES, IMAGE, NamedLayer, ParameterMismatch, ParameterShape,
+    Architecture, CIFAR10_CLASSES, IMAGE, NUM_CLASSES, NamedLayer, ParameterMismatch,
+    ParameterShape,
 };
 pub use layer::{Block, Layer};
 #[cfg(feature = "tensors")]

@@ -18,7 +18,7 @@ use std::path::Path;
 /// Weights, and the device to run them on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct WeightArgs {
-    /// A checkpoint, or a safetensors file of weights made by PyTorch.
+    /// A checkpoint, or weights from PyTorch: a safetensors file, or one of torch.save (.pth, .pt, .ckpt).
     #[arg(long, value_name = "FILE")]
     pub(crate) checkpoint: NativePath,
 
@@ -68,9 +68,6 @@ pub(crate) fn load(args: &WeightArgs, dataset: DatasetInfo) -> anyhow::Result<Lo
     backend::use_threads(args.threads)?;
     let device = backend::open(args.device)?;
     let arithmetic = backend::arithmetic(args.conv, args.precision, None, &device)?;
-    // The file, its tensors, and the network.
-    let bytes = 3 * fs::metadata(&args.checkpoint).map_or(0, |file| file.len());
-    memory::require(bytes, &format!("to read `{}`", args.checkpoint.display()))?;
     let weights = read(&args.checkpoint, args.model)?;
     let mut inputs = match &weights.inputs {
         Some(inputs) => inputs.clone(),
@@ -92,7 +89,12 @@ pub(crate) fn load(args: &WeightArgs, dataset: DatasetInfo) -> anyhow::Result<Lo
 }
 
 /// Reads a file of weights, and notes what is unusual about it.
-pub(crate) fn read(path: &Path, model: Option<Architecture>) -> Result<Weights, engine::Error> {
+pub(crate) fn read(path: &Path, model: Option<Architecture>) -> anyhow::Result<Weights> {
+    // The file, its tensors as f32, and the network. A file that names its network has f32 itself.
+    let file = fs::metadata(path).map_or(0, |file| file.len());
+    let tensors = model.map_or(file, |model| 4 * model.parameter_count() as u64);
+    let bytes = file.saturating_add(2 * tensors);
+    memory::require(bytes, &format!("to read `{}`", path.display()))?;
     let weights = Weights::read(path, model)?;
     let path = path.display();
     if !weights.prefix.is_empty() {

@@ -89,7 +89,7 @@ macros::settings! {
         #[serde(alias = "initialisation")]
         weight_init: WeightInit = "pytorch" [Recipe];
 
-        /// Start from the weights in this file: a checkpoint, or a safetensors file made by PyTorch.
+        /// Start from the weights in this file: a checkpoint, or weights from PyTorch, as for `eval --checkpoint`.
         #[arg(value_name = "FILE", value_parser = NativePath::of_text())]
         init: Option<NativePath> [];
     }
