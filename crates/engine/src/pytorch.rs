@@ -8,6 +8,7 @@ use crate::view::{ElementType, Float, View};
 use pickle::{Id, Pickle, Value};
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Cursor};
+use zip::read::{ArchiveOffset, Config};
 use zip::{CompressionMethod, ZipArchive};
 
 /// The pickle that a file of PyTorch before 1.6 begins with. The next one is the version.
@@ -72,7 +73,12 @@ struct Storage<'a> {
 
 impl<'a> File<'a> {
     fn read_archive(bytes: &'a [u8]) -> Result<Self, String> {
-        let zip = ZipArchive::new(Cursor::new(bytes)).map_err(damaged)?;
+        // PyTorch always writes the records of large archives, which the crate skips only where it knows that nothing is
+        // before the archive; else it may take an entry of the directory for the first.
+        let config = Config {
+            archive_offset: ArchiveOffset::Known(0),
+        };
+        let zip = ZipArchive::with_config(config, Cursor::new(bytes)).map_err(damaged)?;
         let ends_with = |end: &[u8]| zip.file_names_raw().find(|name| name.ends_with(end));
         let Some(pickle) = ends_with(b"data.pkl") else {
             return Err(match ends_with(b".npy") {

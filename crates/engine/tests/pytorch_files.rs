@@ -14,7 +14,7 @@ const STATE_DICT: &[u8] = include_bytes!("fixtures/state_dict.pth");
 const LEGACY: &[u8] = include_bytes!("fixtures/legacy.pth");
 const NETWORK: &[u8] = include_bytes!("fixtures/network.pth");
 const LIGHTNING: &[u8] = include_bytes!("fixtures/lightning.ckpt");
-const WRAPPED: &[u8] = include_bytes!("fixtures/wrapped.pth");
+const WRAPPED: &[u8] = include_bytes!("fixtures/wrapped_in_dictionary.pth");
 
 fn lenet() -> Architecture {
     "lenet".parse().unwrap()
