@@ -39,9 +39,10 @@ fn record(run: &Path) -> toml::Table {
     text.parse().unwrap()
 }
 
-/// What is known of every epoch, but for the time it took.
+/// What is known of every epoch, but for the time it took. The table of metrics must have the same.
 fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    assert!(table(run).eq(text.lines().map(str::to_owned)), "{text}");
     let lines = text.lines().map(|line| {
         let mut epoch: serde_json::Value = serde_json::from_str(line).unwrap();
         let epoch_object = epoch.as_object_mut().unwrap();
@@ -51,6 +52,23 @@ fn metrics(run: &Path) -> Vec<serde_json::Value> {
         epoch
     });
     lines.collect()
+}
+
+/// The rows of the table of metrics, as lines of JSON.
+fn table(run: &Path) -> impl Iterator<Item = String> {
+    let text = fs::read_to_string(run.join("metrics.csv")).unwrap();
+    let rows = text.lines().map(|row| row.split(',').map(str::to_owned));
+    let mut rows: Vec<Vec<_>> = rows.map(Iterator::collect).collect();
+    let columns = rows.remove(0);
+    rows.into_iter().map(move |row| {
+        assert_eq!(row.len(), columns.len());
+        let cells = columns.iter().zip(&row).filter(|(_, cell)| !cell.is_empty());
+        let values = cells.map(|(key, cell)| match key.as_str() {
+            "weights_sha256" => format!("\"{key}\":\"{cell}\""),
+            _ => format!("\"{key}\":{cell}"),
+        });
+        format!("{{{}}}", values.collect::<Vec<_>>().join(","))
+    })
 }
 
 #[test]
@@ -82,6 +100,7 @@ fn a_run_leaves_everything_behind() {
         "layers.json",
         "lock",
         "log.txt",
+        "metrics.csv",
         "metrics.jsonl",
         "momentum-2-0.safetensors",
         "predictions.safetensors",

@@ -9,6 +9,9 @@ pub const RECORD_VERSION: u32 = 1;
 /// One JSON object per epoch: `EpochMetrics`.
 pub const METRICS: &str = "metrics.jsonl";
 
+/// The same as a table.
+pub const METRICS_CSV: &str = "metrics.csv";
+
 /// The curves of loss and accuracy.
 pub const CURVES_SVG: &str = "curves.svg";
 

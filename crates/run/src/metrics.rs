@@ -1,11 +1,12 @@
-//! `metrics.jsonl`: one JSON object per epoch; and the steps of the LR finder.
+//! `metrics.jsonl`: one JSON object per epoch; `metrics.csv`, the same as a table; and the steps of the LR finder.
 
 use crate::error::Error;
 use crate::settings::named_values;
-use serde::de::Error as _;
+use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 use std::path::Path;
-use std::{fs, io};
+use std::{fmt, fs, io};
 
 /// The metrics of one epoch: a line of `metrics.jsonl`. Losses are means over samples, accuracies are fractions of
 /// samples, 0 to 1.
@@ -117,6 +118,64 @@ impl<'de> Deserialize<'de> for SplitMetrics {
     }
 }
 
+impl EpochMetrics {
+    /// The values by key, in the order of a line of `metrics.jsonl`. Those that are absent there are left out.
+    ///
+    /// # Errors
+    /// When they do not fit JSON.
+    pub fn values(&self) -> serde_json::Result<Vec<(String, Value)>> {
+        let Values(values) = serde_json::from_str(&serde_json::to_string(self)?)?;
+        Ok(values)
+    }
+
+    /// An epoch that has every value that an epoch can have.
+    fn complete(split: EvaluationSplit) -> Self {
+        Self {
+            epoch: 0,
+            train_loss: 0.0,
+            train_accuracy: 0.0,
+            evaluated: SplitMetrics {
+                split,
+                loss: 0.0,
+                accuracy: 0.0,
+                model_ema_loss: Some(0.0),
+                model_ema_accuracy: Some(0.0),
+                tta_accuracy: Some(0.0),
+            },
+            learning_rate: 0.0,
+            seconds: 0.0,
+            images_per_second: 0.0,
+            weights_sha256: Some(String::new()),
+            stopped_early: true,
+        }
+    }
+}
+
+/// A JSON object whose keys keep their order.
+struct Values(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Values {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Values;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Values, A::Error> {
+                let mut values = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    values.push(entry);
+                }
+                Ok(Values(values))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
 /// One step of the LR finder, as `lr-find.json` has it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LrFinderStep {
@@ -167,6 +226,37 @@ pub fn write(path: &Path, epochs: &[EpochMetrics]) -> Result<(), Error> {
 pub fn append(path: &Path, epoch: &EpochMetrics) -> Result<(), Error> {
     let written = line(epoch).and_then(|line| atomic_file::append(path, line.as_bytes()));
     written.map_err(Error::file("write", path))
+}
+
+/// Replaces `metrics.csv` with these epochs, atomically: a line of keys, which all runs that are evaluated on `split` have
+/// in common, and a line for each epoch, on which absent values are empty.
+///
+/// # Errors
+/// When the file cannot be written; the old one is then unchanged.
+pub fn write_csv(
+    path: &Path,
+    split: EvaluationSplit,
+    epochs: &[EpochMetrics],
+) -> Result<(), Error> {
+    let written = csv(split, epochs).and_then(|text| atomic_file::write(path, text.as_bytes()));
+    written.map_err(Error::file("write", path))
+}
+
+fn csv(split: EvaluationSplit, epochs: &[EpochMetrics]) -> io::Result<String> {
+    let columns = EpochMetrics::complete(split).values()?.into_iter();
+    let columns: Vec<_> = columns.map(|(key, _)| key).collect();
+    let mut text = columns.join(",") + "\n";
+    for epoch in epochs {
+        let values = epoch.values()?;
+        let cell = |column: &String| match values.iter().find(|(key, _)| key == column) {
+            // A digest, which needs no quotes.
+            Some((_, Value::String(digest))) => digest.clone(),
+            Some((_, value)) => value.to_string(),
+            None => String::new(),
+        };
+        text += &(columns.iter().map(cell).collect::<Vec<_>>().join(",") + "\n");
+    }
+    Ok(text)
 }
 
 fn line(epoch: &EpochMetrics) -> io::Result<String> {
@@ -236,6 +326,22 @@ mod tests {
             prop_assert_eq!(&read, &epochs);
             // Equal numbers may differ in the sign of zero; equal texts do not.
             prop_assert_eq!(format!("{read:?}"), format!("{epochs:?}"));
+        }
+
+        #[test]
+        fn the_table_has_the_values_of_the_lines(mut epoch in epoch_metrics(), test: bool) {
+            epoch.evaluated.split = if test { EvaluationSplit::Test } else { EvaluationSplit::Validation };
+            let text = csv(epoch.evaluated.split, std::slice::from_ref(&epoch)).unwrap();
+            let lines: Vec<_> = text.lines().map(|line| line.split(',').collect::<Vec<_>>()).collect();
+            let [columns, cells] = &lines[..] else { panic!("{text}") };
+            prop_assert_eq!(columns.len(), cells.len());
+            let cells = columns.iter().zip(cells).filter(|(_, cell)| !cell.is_empty());
+            let object = cells.map(|(key, cell)| match *key {
+                "weights_sha256" => format!("\"{key}\":\"{cell}\""),
+                _ => format!("\"{key}\":{cell}"),
+            });
+            let object = object.collect::<Vec<_>>().join(",");
+            prop_assert_eq!(format!("{{{object}}}\n"), line(&epoch).unwrap());
         }
 
         #[test]
@@ -313,6 +419,22 @@ mod tests {
             fs::write(&path, format!("{line}\n{part}")).unwrap();
             assert_eq!(read(&path).unwrap().len(), 1, "{part}");
         }
+    }
+
+    #[test]
+    fn the_table_has_all_columns_from_its_first_line_on() {
+        let epoch = parse(r#""test_loss":2.5,"test_accuracy":0.25"#).unwrap();
+        assert_eq!(
+            csv(EvaluationSplit::Test, &[epoch]).unwrap(),
+            "epoch,train_loss,train_accuracy,test_loss,test_accuracy,model_ema_test_loss,model_ema_test_accuracy,\
+             tta_test_accuracy,learning_rate,seconds,images_per_second,weights_sha256,stopped_early\n\
+             1,1.0,0.0,2.5,0.25,,,,0.0,1.0,1.0,,\n"
+        );
+        assert!(
+            csv(EvaluationSplit::Validation, &[])
+                .unwrap()
+                .starts_with("epoch,train_loss,train_accuracy,validation_loss,")
+        );
     }
 
     #[test]

@@ -84,6 +84,7 @@ impl<'a> RunFiles<'a> {
     /// have written more epochs than the checkpoint has, or fewer.
     pub(crate) fn rewrite(&mut self, history: &[EpochMetrics]) -> anyhow::Result<()> {
         run::metrics::write(&self.metrics(), history)?;
+        self.write_csv(history)?;
         if !history.is_empty() {
             self.draw_curves(history)?;
         }
@@ -110,6 +111,7 @@ impl<'a> RunFiles<'a> {
         if let Some(epoch) = history.last() {
             run::metrics::append(&self.metrics(), epoch)?;
         }
+        self.write_csv(history)?;
         self.up_to_date = false;
         let drawn = self.drawn.map(|time| time.elapsed());
         if drawn.is_none_or(|elapsed| elapsed >= BETWEEN_CURVES) {
@@ -141,6 +143,15 @@ impl<'a> RunFiles<'a> {
 
     fn metrics(&self) -> PathBuf {
         self.folder.path().join(file::METRICS)
+    }
+
+    fn write_csv(&self, history: &[EpochMetrics]) -> anyhow::Result<()> {
+        let path = self.folder.path().join(file::METRICS_CSV);
+        Ok(run::metrics::write_csv(
+            &path,
+            self.setup.data.evaluated,
+            history,
+        )?)
     }
 
     fn draw_curves(&mut self, history: &[EpochMetrics]) -> anyhow::Result<()> {
