@@ -62,7 +62,10 @@ fn table(run: &Path) -> impl Iterator<Item = String> {
     let columns = rows.remove(0);
     rows.into_iter().map(move |row| {
         assert_eq!(row.len(), columns.len());
-        let cells = columns.iter().zip(&row).filter(|(_, cell)| !cell.is_empty());
+        let cells = columns
+            .iter()
+            .zip(&row)
+            .filter(|(_, cell)| !cell.is_empty());
         let values = cells.map(|(key, cell)| match key.as_str() {
             "weights_sha256" => format!("\"{key}\":\"{cell}\""),
             _ => format!("\"{key}\":{cell}"),

@@ -35,6 +35,23 @@ pub enum Event<'a> {
         /// Training throughput of the epoch so far.
         images_per_second: f64,
     },
+    /// An interval of 32 steps is done, or the rest of the epoch. The means are over the steps of the interval; where the
+    /// run was interrupted in it, over those since then.
+    IntervalFinished {
+        /// Steps of the run so far.
+        steps: u64,
+        /// Mean training loss.
+        loss: f64,
+        /// Training accuracy, 0 to 1.
+        accuracy: f64,
+        /// Training throughput.
+        images_per_second: f64,
+        /// The learning rate of the last step.
+        learning_rate: f64,
+        /// The norm of all gradients of the last step together, before they are clipped; `None` where the step is part of
+        /// a CUDA graph.
+        gradient_norm: Option<f64>,
+    },
     /// All steps of the epoch are done; the evaluation starts.
     EvaluationStarted {
         /// The epoch's number.

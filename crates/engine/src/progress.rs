@@ -52,6 +52,17 @@ impl Position {
         self.images as f64 / self.seconds
     }
 
+    /// The metrics of the steps of the same epoch since `start`.
+    pub(crate) fn since(&self, start: &Self) -> Self {
+        Self {
+            loss_sum: self.loss_sum - start.loss_sum,
+            images: self.images - start.images,
+            correct: self.correct - start.correct,
+            seconds: self.seconds - start.seconds,
+            ..*self
+        }
+    }
+
     /// Adds the metrics of some steps.
     pub(crate) fn add(&mut self, metrics: &Metrics) {
         self.loss_sum += metrics.loss_sum;

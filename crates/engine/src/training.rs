@@ -236,6 +236,12 @@ impl Training {
         self.progress.position
     }
 
+    /// Steps of an epoch.
+    #[must_use]
+    pub fn steps_per_epoch(&self) -> usize {
+        self.step.steps_per_epoch
+    }
+
     /// Whether early stopping ended the run.
     #[must_use]
     pub fn stopped_early(&self) -> bool {
@@ -340,6 +346,7 @@ impl Training {
             .training(seed, position.epoch, augmentation, first);
         let mut batches = batches?;
         let mut clock = Instant::now();
+        let mut interval = position;
         let mut next = || debug_span!("data").in_scope(|| batches.next());
         while let Some(batch) = next() {
             if (connections.stop)() {
@@ -367,6 +374,18 @@ impl Training {
                 accuracy: position.accuracy(),
                 images_per_second: position.images_per_second(),
             })?;
+            if self.step.ends_interval(position.step) {
+                let mean = position.since(&interval);
+                interval = *position;
+                (connections.observe)(Event::IntervalFinished {
+                    steps: self.step.number(position),
+                    loss: mean.loss(),
+                    accuracy: mean.accuracy(),
+                    images_per_second: mean.images_per_second(),
+                    learning_rate: lr,
+                    gradient_norm: self.step.gradient_norm,
+                })?;
+            }
             if is_due {
                 self.write_checkpoint(connections)?;
                 clock = Instant::now();

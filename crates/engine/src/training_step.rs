@@ -21,8 +21,8 @@ use ops::{MetricsAccumulator, Tape};
 use std::mem;
 use tracing::debug_span;
 
-/// Steps after which a GPU is waited for, to read its metrics.
-const STEPS_BETWEEN_WAITS: usize = 32;
+/// Steps of an interval, after which a GPU is waited for, to read its metrics.
+const INTERVAL: usize = 32;
 
 /// A network and everything else that a training step changes.
 pub(crate) struct TrainingStep {
@@ -33,6 +33,8 @@ pub(crate) struct TrainingStep {
     pub(crate) steps_per_epoch: usize,
     /// Whether the run goes on from a checkpoint.
     pub(crate) is_resumed: bool,
+    /// The norm of the gradients of the last step of an interval; not of a CUDA graph's, whose memory is its own.
+    pub(crate) gradient_norm: Option<f64>,
     /// Metrics of steps that are not added to a position yet.
     metrics: MetricsAccumulator,
     #[cfg(feature = "cuda")]
@@ -58,6 +60,7 @@ impl TrainingStep {
             network,
             optimiser,
             ema,
+            gradient_norm: None,
             metrics: MetricsAccumulator::new(classes, &setup.device)?,
             #[cfg(feature = "cuda")]
             graph: StepGraph::default(),
@@ -106,7 +109,9 @@ impl TrainingStep {
             // Nothing is waited for here, and a loss that is not finite never reaches the weights.
             self.collect(position)?;
         }
-        self.update(tape, gradient)?;
+        let has_graphs = !self.setup.device.is_cpu() && self.setup.settings.cuda_graphs;
+        let is_measured = self.ends_interval(position.step + 1) && !has_graphs;
+        self.update(tape, gradient, is_measured)?;
         position.step += 1;
         Ok(())
     }
@@ -127,9 +132,22 @@ impl TrainingStep {
         Ok((tape, gradient))
     }
 
-    /// The backward pass and the update.
-    fn update(&mut self, tape: Tape, gradient: Tensor) -> candle_core::Result<()> {
+    /// The backward pass and the update. The norm of the gradients is measured if `is_measured`, for which a GPU is waited
+    /// for.
+    fn update(
+        &mut self,
+        tape: Tape,
+        gradient: Tensor,
+        is_measured: bool,
+    ) -> candle_core::Result<()> {
         let gradients = tape.backward(gradient)?;
+        if is_measured {
+            let variables = self.network.variables().iter();
+            let gradients: Vec<_> = variables
+                .filter_map(|(_, variable)| gradients.get(variable))
+                .collect();
+            self.gradient_norm = Some(ops::norm(&gradients)?);
+        }
         debug_span!("update").in_scope(|| {
             self.optimiser.step(&gradients)?;
             self.ema
@@ -174,7 +192,7 @@ impl TrainingStep {
         let mut graph = mem::take(&mut self.graph);
         let replayed = graph.replay(kind, batch, values, |images, labels| {
             let (tape, gradient) = self.forward(images, labels, dropout, values.step_in_epoch)?;
-            self.update(tape, gradient)
+            self.update(tape, gradient, false)
         });
         self.graph = graph;
         replayed
@@ -183,9 +201,12 @@ impl TrainingStep {
     /// Whether the metrics are collected after the step before `position`: on a CPU after every step, on a GPU, which
     /// this waits for, after some of them and at the end of an epoch.
     pub(crate) fn is_collected(&self, position: &Position) -> bool {
-        self.setup.device.is_cpu()
-            || position.step.is_multiple_of(STEPS_BETWEEN_WAITS)
-            || position.step == self.steps_per_epoch
+        self.setup.device.is_cpu() || self.ends_interval(position.step)
+    }
+
+    /// Whether an interval ends with step `step` of an epoch.
+    pub(crate) fn ends_interval(&self, step: usize) -> bool {
+        step.is_multiple_of(INTERVAL) || step == self.steps_per_epoch
     }
 
     /// Adds the metrics of the steps since the last call to `position`, waiting for a GPU.

@@ -18,6 +18,9 @@ pub const CURVES_SVG: &str = "curves.svg";
 /// The same as a picture of pixels.
 pub const CURVES_PNG: &str = "curves.png";
 
+/// How the name of the file with TensorBoard's events begins.
+pub const EVENTS_PREFIX: &str = "events.out.tfevents.";
+
 /// The layers of the network as text.
 pub const SUMMARY: &str = "summary.txt";
 

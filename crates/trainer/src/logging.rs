@@ -174,6 +174,14 @@ pub(crate) fn log(event: &Event<'_>) {
         } => {
             tracing::debug!(epoch, done, loss, accuracy, images_per_second, "step");
         }
+        Event::IntervalFinished {
+            steps,
+            learning_rate,
+            gradient_norm,
+            ..
+        } => {
+            tracing::debug!(steps, learning_rate, gradient_norm, "interval finished");
+        }
         Event::EvaluationStarted { epoch } => tracing::debug!(epoch, "evaluation begins"),
         Event::EpochFinished { history, best, .. } => {
             if let Some(last) = history.last() {

@@ -13,6 +13,7 @@ mod progress;
 mod run_files;
 mod settings;
 mod setup;
+mod tensorboard;
 mod train;
 mod weights;
 mod write_report;

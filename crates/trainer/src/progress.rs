@@ -91,7 +91,7 @@ impl Progress {
                     ));
                 }
             }
-            Event::CheckpointWritten { .. } => {}
+            Event::IntervalFinished { .. } | Event::CheckpointWritten { .. } => {}
         }
     }
 

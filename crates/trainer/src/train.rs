@@ -5,6 +5,7 @@ use crate::progress::Progress;
 use crate::run_files::RunFiles;
 use crate::settings::{self, Resolved};
 use crate::setup::Setup;
+use crate::tensorboard::TensorBoard;
 use anyhow::Context;
 use engine::{Event, Outcome, Position, SpanTimes, Training};
 use run::cli::{self, Exit, UsageError};
@@ -68,6 +69,10 @@ pub(crate) struct TrainArgs {
     /// Show no progress bar, only one line per epoch.
     #[arg(long, help_heading = "Output")]
     pub(crate) no_progress: bool,
+
+    /// Write the curves into the run's folder as TensorBoard reads them (`tensorboard --logdir runs`).
+    #[arg(long, help_heading = "Output")]
+    pub(crate) tensorboard: bool,
 
     /// The level of the run's log.
     #[arg(
@@ -267,6 +272,9 @@ impl ReadyRun<'_> {
             files.finish(position, training.history())?;
             return Ok(Exit::Success);
         }
+        let tensorboard = args.tensorboard;
+        let tensorboard = tensorboard.then(|| TensorBoard::create(self.folder.path(), &training));
+        let mut tensorboard = tensorboard.transpose()?;
         let data = &self.setup.data;
         let mut progress = Progress::new(!args.no_progress, data.train.len(), data.evaluated);
         let minutes = self.setup.resolved.settings.checkpoint_minutes.get();
@@ -279,6 +287,9 @@ impl ReadyRun<'_> {
             &|| self.stop.load(Ordering::SeqCst) || last_epoch_done.get() || out_of_time(),
             &mut |event| {
                 logging::log(event);
+                if let Some(tensorboard) = &mut tensorboard {
+                    tensorboard.update(event)?;
+                }
                 files.update(event)?;
                 if let Event::EpochFinished { history, .. } = event {
                     let done = history.len() as u32;
