@@ -6,6 +6,7 @@
 pub mod cifar10;
 mod error;
 mod info;
+mod pickle;
 mod records;
 mod synthetic;
 mod table;
