@@ -12,6 +12,7 @@ pub struct Dataset {
     test: Split,
     class_names: Vec<String>,
     pub(crate) warning: Option<String>,
+    pub(crate) notes: Vec<String>,
 }
 
 impl Dataset {
@@ -27,6 +28,7 @@ impl Dataset {
             test: Split::new(test, classes)?,
             class_names,
             warning: None,
+            notes: Vec::new(),
         })
     }
 
@@ -52,6 +54,12 @@ impl Dataset {
     #[must_use]
     pub fn warning(&self) -> Option<&str> {
         self.warning.as_deref()
+    }
+
+    /// What a person should know of how the images were found.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// SHA-256, in hexadecimal, of the concatenated training labels, training pixels, test labels and test pixels. A label

@@ -1,5 +1,6 @@
 //! Why a data set cannot be read.
 
+use crate::pickle::PickleError;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -42,15 +43,57 @@ pub enum Error {
         /// The size that it should have.
         expected: usize,
     },
+    /// A file is longer than any version of it.
+    #[error("`{}` has {found} bytes, but should have at most {most}", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        found: u64,
+        /// The largest size that it may have.
+        most: u64,
+    },
+    /// A file has the wrong number of images.
+    #[error("`{}` has {found} images, but should have {expected}", path.display())]
+    ImageCount {
+        /// The file.
+        path: PathBuf,
+        /// The number of its images.
+        found: usize,
+        /// The number that it should have.
+        expected: usize,
+    },
     /// A label is out of range.
-    #[error("`{}` has the label {label} at image {record}, but labels go from 0 to 9", path.display())]
+    #[error("`{}` has the label {label} at image {record}, but labels go from 0 to {last}", path.display())]
     Label {
         /// The file.
         path: PathBuf,
         /// The record's index in the file.
         record: usize,
         /// The label found.
-        label: u8,
+        label: i64,
+        /// The largest label.
+        last: usize,
+    },
+    /// A file of CIFAR's Python version is something else, or is damaged.
+    #[error("`{}` is not a file of CIFAR's Python version: {reason}", path.display())]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: PickleError,
+    },
+    /// The classes have other names than they should, or another order.
+    #[error("in `{}`, the name of class {class} is {found}, but should be {expected}", path.display())]
+    ClassName {
+        /// The file.
+        path: PathBuf,
+        /// The label.
+        class: usize,
+        /// The name found, or that it is missing.
+        found: String,
+        /// The name that it should have.
+        expected: String,
     },
     /// A file cannot be read.
     #[error("cannot read `{}`: {reason}", path.display())]

@@ -17,6 +17,8 @@ pub struct DatasetInfo {
     pub class_names: &'static [&'static str],
     /// How many images there are without a limit.
     pub images: Images,
+    /// Mean and standard deviation of the channels, for normalisation. Without them, those of the recipe apply.
+    pub channels: Option<Channels>,
     /// For a generated data set, the largest number of training or test images: a limit decides how many are
     /// generated. `None` for a data set that is read from files.
     pub max_generated: Option<usize>,
@@ -25,6 +27,15 @@ pub struct DatasetInfo {
     /// Reads the images in a data folder, or generates them.
     #[cfg(feature = "tensors")]
     pub(crate) load: fn(&Path, Images) -> Result<Dataset, Error>,
+}
+
+/// Mean and standard deviation of each channel of images, on a scale of 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Channels {
+    /// The means.
+    pub mean: [f64; 3],
+    /// The standard deviations.
+    pub std: [f64; 3],
 }
 
 /// How many images a data set has.

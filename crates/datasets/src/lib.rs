@@ -3,7 +3,9 @@
 //!
 //! Without the feature `tensors` there are only the table and the check of files, for programs that do without candle.
 
+mod cifar;
 pub mod cifar10;
+pub mod cifar100;
 mod error;
 mod info;
 mod pickle;
@@ -22,9 +24,11 @@ mod dataset;
 pub use augmentation::{Augmentation, CutoutSquare, Normalisation, Transform};
 #[cfg(feature = "tensors")]
 pub use batches::{Batch, Batches, DataLoader, Sample, picture};
+pub use cifar::{Archive, ImageFile};
 #[cfg(feature = "tensors")]
 pub use dataset::{Dataset, Split};
 pub use error::Error;
-pub use info::{DatasetInfo, Images};
+pub use info::{Channels, DatasetInfo, Images};
+pub use pickle::PickleError;
 pub use records::Records;
 pub use table::UnknownDataset;

@@ -47,7 +47,7 @@ pub enum PickleError {
         /// What is wrong.
         problem: String,
     },
-    /// It is not a dictionary.
+    /// It is another value.
     #[error("it is not a dictionary")]
     NotADictionary,
 }
@@ -558,7 +558,10 @@ mod tests {
     /// pickle.dump({k.encode(): v for k, v in d.items()}, open("numpy2-bytes-keys.pickle", "wb"), 2)
     /// ```
     const FILES: [(&str, &[u8]); 9] = [
-        ("Python 2", include_bytes!("../tests/fixtures/python2.pickle")),
+        (
+            "Python 2",
+            include_bytes!("../tests/fixtures/python2.pickle"),
+        ),
         (
             "NumPy 1, protocol 2",
             include_bytes!("../tests/fixtures/numpy1-protocol2.pickle"),
@@ -614,17 +617,38 @@ mod tests {
         let read = |bytes| Pickle::read(bytes).unwrap_err();
         assert_eq!(read(b""), PickleError::Truncated);
         assert_eq!(read(b"\x80\x02]."), PickleError::NotADictionary);
-        assert_eq!(read(b"."), PickleError::Inconsistent { opcode: b'.', at: 0 });
+        assert_eq!(
+            read(b"."),
+            PickleError::Inconsistent {
+                opcode: b'.',
+                at: 0
+            }
+        );
         // What a pickle that runs a command has.
         let error = read(b"cposix\nsystem\n(S'true'\ntR.");
         assert_eq!(error, PickleError::Function("posix.system".to_owned()));
-        assert_eq!(read(b"}I1\n."), PickleError::Opcode { opcode: b'I', at: 1 });
+        assert_eq!(
+            read(b"}I1\n."),
+            PickleError::Opcode {
+                opcode: b'I',
+                at: 1
+            }
+        );
         assert_eq!(read(&vec![b'N'; MAX_OPCODES + 1]), PickleError::TooMany);
         let pickle = Pickle::read(FILES[0].1).unwrap();
         for (error, expected) in [
-            (pickle.matrix("image").unwrap_err(), "its `image` is missing"),
-            (pickle.matrix("labels").unwrap_err(), "its `labels` is not an array of NumPy"),
-            (pickle.integers("data").unwrap_err(), "its `data` is not a list"),
+            (
+                pickle.matrix("image").unwrap_err(),
+                "its `image` is missing",
+            ),
+            (
+                pickle.matrix("labels").unwrap_err(),
+                "its `labels` is not an array of NumPy",
+            ),
+            (
+                pickle.integers("data").unwrap_err(),
+                "its `data` is not a list",
+            ),
             (
                 pickle.integers("filenames").unwrap_err(),
                 "its `filenames` is not a list of integers",

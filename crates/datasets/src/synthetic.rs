@@ -31,6 +31,7 @@ pub(crate) const INFO: DatasetInfo = DatasetInfo {
         test: 2_000,
     },
     // They take 3 GB.
+    channels: None,
     max_generated: Some(1_000_000),
     remedy: |_| "the synthetic set cannot be generated".to_owned(),
     #[cfg(feature = "tensors")]

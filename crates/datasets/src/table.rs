@@ -4,7 +4,11 @@ use crate::info::DatasetInfo;
 use std::str::FromStr;
 
 /// The data sets.
-const DATASETS: &[DatasetInfo] = &[crate::cifar10::INFO, crate::synthetic::INFO];
+const DATASETS: &[DatasetInfo] = &[
+    crate::cifar10::INFO,
+    crate::cifar100::INFO,
+    crate::synthetic::INFO,
+];
 
 impl DatasetInfo {
     /// All data sets.
@@ -13,7 +17,7 @@ impl DatasetInfo {
 
 /// A name that no data set has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a data set: use {names}", names = names())]
+#[error("`{0}` is not a data set: use one of {names}", names = names())]
 pub struct UnknownDataset(String);
 
 fn names() -> String {
@@ -21,7 +25,7 @@ fn names() -> String {
         .iter()
         .map(|info| format!("`{}`", info.name))
         .collect();
-    names.join(" or ")
+    names.join(", ")
 }
 
 impl FromStr for DatasetInfo {
@@ -47,7 +51,7 @@ mod tests {
         let error = "mnist".parse::<DatasetInfo>().unwrap_err();
         assert_eq!(
             error.to_string(),
-            "`mnist` is not a data set: use `cifar10` or `synthetic`"
+            "`mnist` is not a data set: use one of `cifar10`, `cifar100`, `synthetic`"
         );
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::DType;
 use datasets::DatasetInfo;
-use datasets::cifar10::{FOLDER, TEST_FILE, TRAINING_FILES};
+use datasets::cifar10::{self, FOLDER, TEST_FILE, TRAINING_FILES};
 use std::env;
 use std::fs;
 use std::io::{Write, stderr};
@@ -72,4 +72,30 @@ fn images_and_labels_match_candle() -> candle_core::Result<()> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn both_versions_have_the_same_images() {
+    let Some(data) = cifar10_dir() else { return };
+    if !data.join(cifar10::PYTHON.folder).is_dir() {
+        let _ = writeln!(
+            stderr(),
+            "skipped: no Python version in `{}`",
+            data.display()
+        );
+        return;
+    }
+    let cifar10: DatasetInfo = "cifar10".parse().unwrap();
+    let binary = cifar10.load(&data, cifar10.images).unwrap();
+    // A folder with the Python version alone.
+    let copy = tempfile::tempdir().unwrap();
+    let folder = copy.path().join(cifar10::PYTHON.folder);
+    fs::create_dir(&folder).unwrap();
+    for entry in fs::read_dir(data.join(cifar10::PYTHON.folder)).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+    }
+    let python = cifar10.load(copy.path(), cifar10.images).unwrap();
+    assert_eq!((python.warning(), python.notes()), (None, &[][..]));
+    assert_eq!(python.digest().unwrap(), binary.digest().unwrap());
 }

@@ -120,6 +120,14 @@ impl<T> TryFrom<Vec<T>> for PerChannel<T> {
     }
 }
 
+impl<T: TryFrom<f64, Error = OutOfRange>> TryFrom<[f64; 3]> for PerChannel<T> {
+    type Error = OutOfRange;
+
+    fn try_from([red, green, blue]: [f64; 3]) -> Result<Self, OutOfRange> {
+        Ok(Self([red.try_into()?, green.try_into()?, blue.try_into()?]))
+    }
+}
+
 impl<T: FromStr<Err = OutOfRange>> FromStr for PerChannel<T> {
     type Err = OutOfRange;
 

@@ -101,6 +101,9 @@ impl Data {
             test = train.clone();
             evaluated = EvaluationSplit::Validation;
         }
+        for note in dataset.notes() {
+            cli::note(&format!("note: {note}"));
+        }
         if let Some(warning) = dataset.warning() {
             cli::note(&format!("warning: {warning}"));
         }

@@ -1,11 +1,11 @@
 //! The settings that apply: the network's defaults and, above them, a recipe, a settings file and the command line.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use datasets::DatasetInfo;
+use datasets::{Channels, DatasetInfo};
 use models::Architecture;
 use run::cli::{self, UsageError};
 use run::settings::{Source, last, with_defaults_in_help};
-use run::{Choices, Overrides, Settings, recipes};
+use run::{Choices, OutOfRange, Overrides, PerChannel, Settings, recipes};
 use std::path::Path;
 
 /// The settings of a run, with the network and the data set that they name.
@@ -111,6 +111,15 @@ fn resolve_layers(
             .ok_or_else(|| unknown("--recipe", &name, source, recipes::names()))?;
         layers.push((Source::Recipe(name), recipe));
     }
+    // A recipe is for any data set.
+    let name = last(&given, |layer| layer.dataset.clone());
+    if let Some(Ok(DatasetInfo {
+        channels: Some(channels),
+        ..
+    })) = name.map(|(_, name)| name.parse())
+    {
+        layers.push((Source::Defaults, normalisation(channels)?));
+    }
     let normalisation_is_given =
         last(&given, |layer| layer.mean).is_some() && last(&given, |layer| layer.std).is_some();
     layers.extend(given);
@@ -134,6 +143,16 @@ fn resolve_layers(
         dataset,
         normalisation_is_given,
         choices,
+    })
+}
+
+/// The settings that normalise images by these means and standard deviations.
+fn normalisation(channels: Channels) -> Result<Overrides, UsageError> {
+    let refused = |error: OutOfRange| UsageError(error.to_string());
+    Ok(Overrides {
+        mean: Some(PerChannel::try_from(channels.mean).map_err(refused)?),
+        std: Some(PerChannel::try_from(channels.std).map_err(refused)?),
+        ..Overrides::default()
     })
 }
 

@@ -148,10 +148,11 @@ fn has_classes_of(architecture: Architecture, dataset: DatasetInfo) -> bool {
     architecture.num_classes == dataset.class_names.len()
 }
 
-/// The inputs of weights made elsewhere: those of the reference recipe.
+/// The inputs of weights made elsewhere: those of the data set and the reference recipe.
 fn reference_inputs(architecture: Architecture, dataset: DatasetInfo) -> anyhow::Result<Inputs> {
     let reference = Overrides {
         model: Some(architecture.name.to_owned()),
+        dataset: Some(dataset.name.to_owned()),
         ..Overrides::default()
     };
     let reference = settings::resolve(&reference, None)?;

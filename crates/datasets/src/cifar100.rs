@@ -1,0 +1,207 @@
+//! CIFAR-100: 50,000 training and 10,000 test images of 100 classes, which its files call fine ones, beside 20 coarse ones.
+//! The [official archives](https://www.cs.toronto.edu/~kriz/cifar.html) are a binary version and one for Python, which
+//! torchvision fetches.
+
+#[cfg(feature = "tensors")]
+use crate::cifar;
+use crate::cifar::{Archive, Format, ImageFile};
+#[cfg(feature = "tensors")]
+use crate::dataset::Dataset;
+#[cfg(feature = "tensors")]
+use crate::error::Error;
+use crate::info::{Channels, DatasetInfo, Images};
+use std::path::Path;
+
+/// What is known of CIFAR-100 without its images.
+pub const INFO: DatasetInfo = DatasetInfo {
+    name: "cifar100",
+    display_name: "CIFAR-100",
+    class_names: CLASS_NAMES,
+    images: Images {
+        training: TRAINING_IMAGES,
+        test: TEST_IMAGES,
+    },
+    channels: Some(CHANNELS),
+    max_generated: None,
+    remedy,
+    #[cfg(feature = "tensors")]
+    load,
+};
+
+/// Those of the training images.
+const CHANNELS: Channels = Channels {
+    mean: [0.5071, 0.4865, 0.4409],
+    std: [0.2673, 0.2564, 0.2762],
+};
+
+const TRAINING_IMAGES: usize = 50_000;
+const TEST_IMAGES: usize = 10_000;
+
+/// The number of coarse classes.
+const COARSE_CLASSES: usize = 20;
+
+/// The binary version. No checksums of its files are published.
+pub const BINARY: Archive = Archive {
+    folder: "cifar-100-binary",
+    files: &[
+        ImageFile {
+            name: "train.bin",
+            images: TRAINING_IMAGES,
+            checksum: None,
+        },
+        ImageFile {
+            name: "test.bin",
+            images: TEST_IMAGES,
+            checksum: None,
+        },
+    ],
+    names: Some("fine_label_names.txt"),
+    format: Format::Binary {
+        labels: &[COARSE_CLASSES, CLASS_NAMES.len()],
+    },
+    class_names: CLASS_NAMES,
+};
+
+/// The version for Python.
+pub const PYTHON: Archive = Archive {
+    folder: "cifar-100-python",
+    // The checksums of `torchvision/datasets/cifar.py`.
+    files: &[
+        ImageFile {
+            name: "train",
+            images: TRAINING_IMAGES,
+            checksum: Some("16019d7e3df5f24257cddd939b257f8d"),
+        },
+        ImageFile {
+            name: "test",
+            images: TEST_IMAGES,
+            checksum: Some("f0ef6b0ae62326f3e7ffdfab6717acfc"),
+        },
+    ],
+    names: Some("meta"),
+    format: Format::Python {
+        labels: "fine_labels",
+        names: "fine_label_names",
+    },
+    class_names: CLASS_NAMES,
+};
+
+const CLASS_NAMES: &[&str] = &[
+    "apple",
+    "aquarium_fish",
+    "baby",
+    "bear",
+    "beaver",
+    "bed",
+    "bee",
+    "beetle",
+    "bicycle",
+    "bottle",
+    "bowl",
+    "boy",
+    "bridge",
+    "bus",
+    "butterfly",
+    "camel",
+    "can",
+    "castle",
+    "caterpillar",
+    "cattle",
+    "chair",
+    "chimpanzee",
+    "clock",
+    "cloud",
+    "cockroach",
+    "couch",
+    "crab",
+    "crocodile",
+    "cup",
+    "dinosaur",
+    "dolphin",
+    "elephant",
+    "flatfish",
+    "forest",
+    "fox",
+    "girl",
+    "hamster",
+    "house",
+    "kangaroo",
+    "keyboard",
+    "lamp",
+    "lawn_mower",
+    "leopard",
+    "lion",
+    "lizard",
+    "lobster",
+    "man",
+    "maple_tree",
+    "motorcycle",
+    "mountain",
+    "mouse",
+    "mushroom",
+    "oak_tree",
+    "orange",
+    "orchid",
+    "otter",
+    "palm_tree",
+    "pear",
+    "pickup_truck",
+    "pine_tree",
+    "plain",
+    "plate",
+    "poppy",
+    "porcupine",
+    "possum",
+    "rabbit",
+    "raccoon",
+    "ray",
+    "road",
+    "rocket",
+    "rose",
+    "sea",
+    "seal",
+    "shark",
+    "shrew",
+    "skunk",
+    "skyscraper",
+    "snail",
+    "snake",
+    "spider",
+    "squirrel",
+    "streetcar",
+    "sunflower",
+    "sweet_pepper",
+    "table",
+    "tank",
+    "telephone",
+    "television",
+    "tiger",
+    "tractor",
+    "train",
+    "trout",
+    "tulip",
+    "turtle",
+    "wardrobe",
+    "whale",
+    "willow_tree",
+    "wolf",
+    "woman",
+    "worm",
+];
+
+/// Reads the images of `data_dir`: all of them, or the test images alone where no training images are wanted.
+#[cfg(feature = "tensors")]
+fn load(data_dir: &Path, wanted: Images) -> Result<Dataset, Error> {
+    let remedy = format!("the official files are at {SITE}");
+    cifar::load(&INFO, &[&BINARY, &PYTHON], data_dir, wanted, &remedy)
+}
+
+const SITE: &str = "https://www.cs.toronto.edu/~kriz/cifar.html";
+
+/// Where the files should be, and how to get them.
+fn remedy(data_dir: &Path) -> String {
+    format!(
+        "no usable CIFAR-100 in `{}`; unpack cifar-100-binary.tar.gz or cifar-100-python.tar.gz there, from {SITE}",
+        data_dir.display()
+    )
+}
