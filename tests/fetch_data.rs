@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Also in helpers of the tests.
 
-use datasets::cifar10::{FILE_BYTES, FOLDER, TEST_FILE, TRAINING_FILES};
+use datasets::cifar10::{BINARY, FILE_BYTES, FOLDER, TEST_FILE, TRAINING_FILES};
 use end_to_end::{program, refused};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -16,33 +17,37 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// An archive of invented data in the official layout, and its digest.
-static ARCHIVE: LazyLock<(Vec<u8>, String)> = LazyLock::new(|| {
+/// An archive, compressed, of these files: paths and contents.
+fn archive<'a>(files: impl IntoIterator<Item = (String, Cow<'a, [u8]>)>) -> Vec<u8> {
     let mut builder = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
-    for (number, name) in datasets::cifar10::TRAINING_FILES
-        .iter()
-        .chain([&datasets::cifar10::TEST_FILE])
-        .enumerate()
-    {
-        let mut bytes: Vec<u8> = (0..datasets::cifar10::FILE_BYTES)
-            .map(|i| (i / 997 % 251) as u8)
-            .collect();
-        for label in bytes.iter_mut().step_by(datasets::cifar10::RECORD_BYTES) {
-            *label = number as u8;
-        }
+    for (path, bytes) in files {
         let mut header = tar::Header::new_gnu();
         header.set_size(bytes.len() as u64);
         header.set_mode(0o644);
-        let path = format!("{}/{name}", datasets::cifar10::FOLDER);
-        builder
-            .append_data(&mut header, path, bytes.as_slice())
-            .unwrap();
+        builder.append_data(&mut header, path, &*bytes).unwrap();
     }
-    let bytes = builder.into_inner().unwrap().finish().unwrap();
-    let digest: String = Sha256::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    builder.into_inner().unwrap().finish().unwrap()
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Records of invented images with this label, or with several label bytes.
+fn records(images: usize, label: &[u8]) -> Vec<u8> {
+    let image: Vec<u8> = (0..3072).map(|i| (i / 97 % 251) as u8).collect();
+    [label, &image].concat().repeat(images)
+}
+
+/// An archive of invented data in the official layout of the binary version of CIFAR-10, and its digest.
+static ARCHIVE: LazyLock<(Vec<u8>, String)> = LazyLock::new(|| {
+    let files = (0..).zip(TRAINING_FILES.iter().chain([&TEST_FILE]));
+    let bytes = archive(files.map(|(number, name)| {
+        let records = records(datasets::cifar10::RECORDS, &[number]);
+        (format!("{FOLDER}/{name}"), records.into())
+    }));
+    let digest = sha256(&bytes);
     (bytes, digest)
 });
 
@@ -171,7 +176,7 @@ fn fetch(data: &Path, mirrors: &[&str]) -> assert_cmd::Command {
 
 /// The data folder contains the data set and nothing else.
 fn assert_fetched(data: &Path) {
-    datasets::cifar10::digests(&data.join(datasets::cifar10::FOLDER)).unwrap();
+    BINARY.checksums(&data.join(FOLDER)).unwrap();
     assert_eq!(fs::read_dir(data).unwrap().count(), 1);
 }
 
@@ -436,6 +441,101 @@ fn archives_of_the_official_files_need_no_digest() {
     let output = from_file().assert().success().get_output().clone();
     let printed = String::from_utf8(output.stdout).unwrap();
     assert!(printed.contains("complete and verified"), "{printed}");
+}
+
+/// Invented images as CIFAR-10's version for Python has them: `pickle.dump({"data": array, "labels": list}, file, 2)` of
+/// Python 2.
+fn pickle(images: u16, label: u8) -> Vec<u8> {
+    let pixels = vec![label; usize::from(images) * 3072];
+    [
+        b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87R(K\x01M",
+        &images.to_le_bytes()[..],
+        b"M\0\x0c\x86cnumpy\ndtype\nU\x02u1K\0K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89T",
+        &(pixels.len() as u32).to_le_bytes(),
+        &pixels,
+        b"tbU\x06labels](",
+        &[b'K', label].repeat(images.into()),
+        b"eu.",
+    ]
+    .concat()
+}
+
+/// `fetch-data --from-file FILE` into a data folder.
+fn fetch_file(data: &Path, file: &Path, arguments: &[&str]) -> assert_cmd::Command {
+    let mut command = program("xtask");
+    command.arg("fetch-data").arg("--data-dir").arg(data);
+    command.arg("--from-file").arg(file).args(arguments);
+    command
+}
+
+#[test]
+fn archives_for_python_are_unpacked() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, file) = (folder.path().join("data"), folder.path().join("archive"));
+    let names = [
+        "data_batch_1",
+        "data_batch_2",
+        "data_batch_3",
+        "data_batch_4",
+        "data_batch_5",
+        "test_batch",
+    ];
+    let files = (0..).zip(names).map(|(label, name)| {
+        let path = format!("cifar-10-batches-py/{name}");
+        (path, pickle(10_000, label).into())
+    });
+    let bytes = archive(files);
+    fs::write(&file, &bytes).unwrap();
+    refused(
+        &mut fetch_file(&data, &file, &[]),
+        1,
+        &["its `data_batch_1` is not that of CIFAR-10", "--sha256"],
+    );
+    assert!(!data.exists());
+    let sha256 = sha256(&bytes);
+    let printed = messages(&mut fetch_file(&data, &file, &["--sha256", &sha256]));
+    assert!(printed.contains("not the official file"), "{printed}");
+    assert_eq!(fs::read_dir(&data).unwrap().count(), 1);
+    // It is known by its digest.
+    let mut again = fetch_file(&data, &file, &["--sha256", &sha256]);
+    let output = again.assert().success().get_output().clone();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        printed.contains("cifar-10-batches-py`: complete and verified, 60000 images, 6 files"),
+        "{printed}"
+    );
+    let changed = data.join("cifar-10-batches-py/test_batch");
+    fs::write(&changed, pickle(10_000, 7)).unwrap();
+    let printed = messages(&mut fetch_file(&data, &file, &["--sha256", &sha256]));
+    assert!(
+        printed.contains("test_batch` is not the official file"),
+        "{printed}"
+    );
+    assert_eq!(fs::read(&changed).unwrap(), pickle(10_000, 5));
+}
+
+#[test]
+fn cifar100_is_fetched_when_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, file) = (folder.path().join("data"), folder.path().join("archive"));
+    let files = [("train.bin", 50_000), ("test.bin", 10_000)];
+    let files = files.map(|(name, images)| {
+        let path = format!("cifar-100-binary/{name}");
+        (path, records(images, &[19, 99]).into())
+    });
+    let bytes = archive(files);
+    fs::write(&file, &bytes).unwrap();
+    let sha256 = sha256(&bytes);
+    refused(
+        &mut fetch_file(&data, &file, &["--sha256", &sha256]),
+        1,
+        &["it is CIFAR-100; give --dataset cifar100"],
+    );
+    let arguments = ["--dataset", "cifar100", "--sha256", &sha256];
+    let output = fetch_file(&data, &file, &arguments).assert().success();
+    let printed = String::from_utf8(output.get_output().stdout.clone()).unwrap();
+    assert!(printed.contains("60000 images, 2 files"), "{printed}");
+    assert_eq!(fs::read_dir(&data).unwrap().count(), 1);
 }
 
 #[test]

@@ -18,22 +18,28 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-/// One version of a data set: a folder of files, as its archive unpacks to.
-#[derive(Debug)]
+/// One version of a data set: its official archive, and the folder of files that this unpacks to.
+#[derive(Debug, PartialEq)]
 pub struct Archive {
+    /// The name of the archive.
+    pub file_name: &'static str,
+    /// The SHA-256 of the archive, in hexadecimal.
+    pub sha256: &'static str,
+    /// The size of the archive in bytes.
+    pub bytes: u64,
     /// The folder.
     pub folder: &'static str,
     /// The files: those of the training images in order, and last that of the test images.
     pub files: &'static [ImageFile],
     /// The file with the names of the classes. It may be missing.
-    pub(crate) names: Option<&'static str>,
+    pub names: Option<&'static str>,
     pub(crate) format: Format,
     /// The names of the classes.
     pub(crate) class_names: &'static [&'static str],
 }
 
 /// A file of images.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct ImageFile {
     /// Its name.
     pub name: &'static str,
@@ -44,7 +50,7 @@ pub struct ImageFile {
 }
 
 /// How images are stored.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Format {
     /// Records, with these numbers of classes in the label bytes before the pixels. The last one is that of the classes.
     Binary { labels: &'static [usize] },
@@ -102,6 +108,21 @@ impl Archive {
         files
             .map(|file| Ok((file.name, self.read(folder, file)?.checksum)))
             .collect()
+    }
+
+    /// The most bytes that a file of images may have.
+    #[must_use]
+    pub fn most_bytes(&self, file: &ImageFile) -> u64 {
+        match self.format {
+            Format::Binary { labels } => (file.images * (labels.len() + IMAGE_BYTES)) as u64,
+            Format::Python { .. } => most_pickle_bytes(file.images),
+        }
+    }
+
+    /// The name of the checksum of official files: SHA-256, or MD5 as in torchvision.
+    #[must_use]
+    pub fn checksum_name(&self) -> &'static str {
+        self.format.checksum_name()
     }
 
     /// Reads one file of the data set and checks its size and labels.
@@ -227,7 +248,7 @@ impl Archive {
     ///
     /// # Errors
     /// When it is missing or is not a folder.
-    pub(crate) fn folder(&self, data_dir: &Path) -> Result<PathBuf, Error> {
+    pub fn folder(&self, data_dir: &Path) -> Result<PathBuf, Error> {
         let folder = data_dir.join(self.folder);
         for path in [data_dir, &folder] {
             let metadata = fs::metadata(path).map_err(|error| match error.kind() {
@@ -468,6 +489,9 @@ mod tests {
 
     /// A data set of three files with two images each, in both versions.
     const BINARY: Archive = Archive {
+        file_name: "binary.tar.gz",
+        sha256: "",
+        bytes: 0,
         folder: "binary",
         files: &[file("1.bin"), file("2.bin"), file("test.bin")],
         names: Some("names.txt"),
@@ -475,6 +499,9 @@ mod tests {
         class_names: CLASS_NAMES,
     };
     const PYTHON: Archive = Archive {
+        file_name: "python.tar.gz",
+        sha256: "",
+        bytes: 0,
         folder: "python",
         files: &[file("1"), file("2"), file("test")],
         names: Some("meta"),

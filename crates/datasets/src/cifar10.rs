@@ -77,6 +77,9 @@ const fn image_file(name: &'static str, checksum: &'static str) -> ImageFile {
 
 /// The binary version.
 pub const BINARY: Archive = Archive {
+    file_name: "cifar-10-binary.tar.gz",
+    sha256: "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    bytes: 170_052_171,
     folder: FOLDER,
     files: &[
         image_file(
@@ -113,6 +116,10 @@ pub const BINARY: Archive = Archive {
 
 /// The version for Python.
 pub const PYTHON: Archive = Archive {
+    file_name: "cifar-10-python.tar.gz",
+    // That of `keras/datasets/cifar10.py`.
+    sha256: "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    bytes: 170_498_071,
     folder: "cifar-10-batches-py",
     // The checksums of `torchvision/datasets/cifar.py`.
     files: &[

@@ -40,19 +40,23 @@ const TEST_IMAGES: usize = 10_000;
 /// The number of coarse classes.
 const COARSE_CLASSES: usize = 20;
 
-/// The binary version. No checksums of its files are published.
+/// The binary version.
 pub const BINARY: Archive = Archive {
+    file_name: "cifar-100-binary.tar.gz",
+    // Those of `datasets/cifar100.rb` of the gem torchvision, with those of the files.
+    sha256: "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+    bytes: 168_513_733,
     folder: "cifar-100-binary",
     files: &[
         ImageFile {
             name: "train.bin",
             images: TRAINING_IMAGES,
-            checksum: None,
+            checksum: Some("f31298fc616915fa142368359df1c4ca2ae984d6915ca468b998a5ec6aeebf29"),
         },
         ImageFile {
             name: "test.bin",
             images: TEST_IMAGES,
-            checksum: None,
+            checksum: Some("d8b1e6b7b3bee4020055f0699b111f60b1af1e262aeb93a0b659061746f8224a"),
         },
     ],
     names: Some("fine_label_names.txt"),
@@ -64,6 +68,10 @@ pub const BINARY: Archive = Archive {
 
 /// The version for Python.
 pub const PYTHON: Archive = Archive {
+    file_name: "cifar-100-python.tar.gz",
+    // That of `keras/datasets/cifar100.py`.
+    sha256: "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+    bytes: 169_001_437,
     folder: "cifar-100-python",
     // The checksums of `torchvision/datasets/cifar.py`.
     files: &[

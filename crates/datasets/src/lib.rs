@@ -3,7 +3,7 @@
 //!
 //! Without the feature `tensors` there are only the table and the check of files, for programs that do without candle.
 
-mod cifar;
+pub mod cifar;
 pub mod cifar10;
 pub mod cifar100;
 mod error;

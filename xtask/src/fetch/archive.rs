@@ -1,8 +1,9 @@
-//! The official archive: its digest, and unpacking it.
+//! Archives of data sets: their digests, and unpacking them.
 
+use super::official::Source;
 use super::space;
 use anyhow::{Context, anyhow, bail, ensure};
-use datasets::cifar10::{FILE_BYTES, FOLDER, TEST_FILE, TRAINING_FILES, other_archive};
+use datasets::cifar::Archive;
 use flate2::read::MultiGzDecoder;
 use run::cli;
 use sha2::{Digest, Sha256};
@@ -11,27 +12,24 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Component, Path};
 use tar::EntryType;
 
-/// Size of the official archive in bytes.
-pub(crate) const OFFICIAL_BYTES: u64 = 170_052_171;
-
-/// SHA-256 of the official archive, in hexadecimal.
-pub(crate) const OFFICIAL: &str =
-    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd";
-
 /// Maximum size in bytes of an archive of these files, however badly it is compressed.
 pub(crate) const MAX_ARCHIVE_BYTES: u64 = 1 << 28;
 
-/// The small files in the archive: a list of classes and a page about the data set.
+/// Small files that are kept, beside that with the names of the classes.
 const SMALL_FILES: [&str; 2] = ["batches.meta.txt", "readme.html"];
 
 /// Maximum size in bytes of a small file.
 const MAX_SMALL_FILE: u64 = 1 << 20;
 
-/// Bytes that the unpacked files take on disk, with some for the small files.
-pub(crate) const UNPACKED_BYTES: u64 = 6 * FILE_BYTES as u64 + (1 << 16);
+/// Maximum number of bytes on disk of the unpacked files, with some for the small ones.
+pub(crate) fn unpacked_bytes(archive: &Archive) -> u64 {
+    image_bytes(archive) + (1 << 16)
+}
 
-/// Maximum number of bytes read from an archive: the six files, the small files and the tar headers.
-const MAX_UNPACKED: u64 = 6 * FILE_BYTES as u64 + (8 << 20);
+fn image_bytes(archive: &Archive) -> u64 {
+    let files = archive.files.iter();
+    files.map(|file| archive.most_bytes(file)).sum()
+}
 
 /// SHA-256 of a file, in hexadecimal.
 pub(crate) fn sha256(path: &Path) -> io::Result<String> {
@@ -57,13 +55,31 @@ pub(crate) fn parse_sha256(text: &str) -> Result<String, String> {
     }
 }
 
-/// Unpacks the files of CIFAR-10 from the tar archive at `path`, which may be compressed with gzip, into the empty folder
-/// `folder`. What macOS adds to archives, and files that are not of the data set, are skipped.
+/// The version of a data set that the tar archive at `path` has, by its first file.
 ///
 /// # Errors
-/// When the archive is damaged, when it has anything else than files directly in `cifar-10-batches-bin` (another path, a
-/// link), when a file is too large, or when the files cannot be written.
-pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
+/// As for [`unpack`], up to there.
+pub(crate) fn version(path: &Path, source: &Source) -> anyhow::Result<&'static Archive> {
+    read(path, source, None)
+}
+
+/// Unpacks the files of a version of a data set from the tar archive at `path`, which may be compressed with gzip, into the
+/// empty folder `folder`. What macOS adds to archives, and files that are not of the data set, are skipped.
+///
+/// # Errors
+/// When the archive is damaged, when it has anything else than files directly in the folder of one version (another path,
+/// a link), when a file is too large, or when the files cannot be written.
+pub(crate) fn unpack(
+    path: &Path,
+    source: &Source,
+    folder: &Path,
+) -> anyhow::Result<&'static Archive> {
+    read(path, source, Some(folder))
+}
+
+/// Reads the archive at `path`: to its first file, or to its end, and unpacks it into `folder`.
+fn read(path: &Path, source: &Source, folder: Option<&Path>) -> anyhow::Result<&'static Archive> {
+    let dataset = source.dataset.display_name;
     let shown = path.display();
     let cannot_read = || format!("cannot read `{shown}`");
     let file = File::open(path).with_context(cannot_read)?;
@@ -73,8 +89,8 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
     let is_gzip = is_gzip(start);
     let other = describe_other(start);
     let not_an_archive = || match &other {
-        Some(description) => format!("`{shown}` is not an archive of CIFAR-10: it {description}"),
-        None => format!("`{shown}` is damaged, or not an archive of CIFAR-10"),
+        Some(description) => format!("`{shown}` is not an archive of {dataset}: it {description}"),
+        None => format!("`{shown}` is damaged, or not an archive of {dataset}"),
     };
     let unreadable = |error: io::Error| match (error.raw_os_error(), &other) {
         (Some(_), _) => anyhow::Error::new(error).context(cannot_read()),
@@ -90,7 +106,10 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
         true => Box::new(MultiGzDecoder::new(bytes)),
         false => Box::new(bytes),
     };
-    let mut archive = tar::Archive::new(bytes.take(MAX_UNPACKED));
+    // The image files, the small files and the tar headers.
+    let most = source.archives.map(image_bytes).into_iter().max();
+    let mut archive = tar::Archive::new(bytes.take(most.unwrap_or(0) + (8 << 20)));
+    let mut version: Option<&Archive> = None;
     let mut is_empty = true;
     for entry in archive.entries().map_err(unreadable)? {
         let mut entry = entry.map_err(unreadable)?;
@@ -105,21 +124,27 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
             kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse(),
             "the archive is refused: `{shown}` is not a regular file"
         );
-        let Some(name) = file_name(&name) else {
-            let other = name
-                .components()
-                .find_map(|part| other_archive(part.as_os_str()));
-            bail!(match other {
-                Some(content) => format!(
-                    "the archive is refused: it is {content}, but the binary version of CIFAR-10 is needed: \
-                     cifar-10-binary.tar.gz"
-                ),
-                None => format!("the archive is refused: `{shown}` is not directly in {FOLDER}"),
-            });
+        let (of, name) = match folder_and_file(&name) {
+            Some((of, name)) if version.is_none_or(|version| version.folder == of) => (of, name),
+            _ => bail!(
+                "the archive is refused: {}",
+                misplaced(&name, source, version)
+            ),
         };
-        let max = if TRAINING_FILES.contains(&name) || name == TEST_FILE {
-            FILE_BYTES as u64
-        } else if SMALL_FILES.contains(&name) {
+        let Some(archive) = source.archive(of) else {
+            bail!(
+                "the archive is refused: {}",
+                misplaced(Path::new(of), source, None)
+            );
+        };
+        version = Some(archive);
+        let Some(folder) = folder else {
+            return Ok(archive);
+        };
+        let image_file = archive.files.iter().find(|file| file.name == name);
+        let max = if let Some(file) = image_file {
+            archive.most_bytes(file)
+        } else if SMALL_FILES.contains(&name) || archive.names == Some(name) {
             MAX_SMALL_FILE
         } else {
             continue;
@@ -135,17 +160,36 @@ pub(crate) fn unpack(path: &Path, folder: &Path) -> anyhow::Result<()> {
             return Err(unreadable(io::ErrorKind::UnexpectedEof.into()));
         }
         let target = folder.join(name);
-        write(&target, &content).map_err(space::cannot_write(&target, UNPACKED_BYTES))?;
+        let needed = unpacked_bytes(archive);
+        write(&target, &content).map_err(space::cannot_write(&target, needed))?;
         is_empty = false;
     }
-    ensure!(
-        !is_empty,
-        match other {
-            Some(_) => not_an_archive(),
-            None => format!("`{shown}` is empty, or not an archive of CIFAR-10"),
+    match version {
+        Some(version) if !is_empty => Ok(version),
+        _ => match other {
+            Some(_) => bail!(not_an_archive()),
+            None => bail!("`{shown}` is empty, or not an archive of {dataset}"),
+        },
+    }
+}
+
+/// What is wrong with a file of the archive that is not directly in the folder of the version.
+fn misplaced(path: &Path, source: &Source, version: Option<&Archive>) -> String {
+    let folders = path
+        .components()
+        .map(|part| part.as_os_str().to_string_lossy());
+    let other = folders
+        .into_iter()
+        .find_map(|folder| source.describe_other(&folder));
+    let shown = cli::one_line(&path.display().to_string());
+    match (other, version) {
+        (Some(other), None) => other,
+        (_, Some(version)) => format!("`{shown}` is not directly in {}", version.folder),
+        (None, None) => {
+            let [binary, python] = source.archives.map(|archive| archive.folder);
+            format!("`{shown}` is not directly in {binary} or {python}")
         }
-    );
-    Ok(())
+    }
 }
 
 fn is_gzip(start: &[u8]) -> bool {
@@ -175,12 +219,14 @@ fn is_mac_metadata(path: &Path) -> bool {
     })
 }
 
-/// The name of a file directly in `cifar-10-batches-bin`; `None` for another path.
-fn file_name(path: &Path) -> Option<&str> {
+/// The folder of a file and its name; `None` for a path that is not a file directly in a folder.
+fn folder_and_file(path: &Path) -> Option<(&str, &str)> {
     let parts = path.components().filter(|part| *part != Component::CurDir);
     let parts: Vec<_> = parts.collect();
     match parts.as_slice() {
-        [Component::Normal(folder), Component::Normal(name)] if *folder == FOLDER => name.to_str(),
+        [Component::Normal(folder), Component::Normal(name)] => {
+            Some((folder.to_str()?, name.to_str()?))
+        }
         _ => None,
     }
 }
@@ -188,6 +234,7 @@ fn file_name(path: &Path) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use datasets::cifar10::{BINARY, FILE_BYTES, FOLDER, TEST_FILE, TRAINING_FILES};
     use flate2::Compression;
     use flate2::write::GzEncoder;
     use proptest::prelude::*;
@@ -221,8 +268,8 @@ mod tests {
         let outside = tempfile::tempdir().unwrap();
         let folder = outside.path().join("folder");
         fs::create_dir(&folder).unwrap();
-        let result = unpack(archive(entries).path(), &folder)
-            .and_then(|()| datasets::cifar10::digests(&folder).context("the archive is refused"));
+        let result = unpack(archive(entries).path(), Source::cifar10(), &folder)
+            .and_then(|version| version.checksums(&folder).context("the archive is refused"));
         let message = result.map_or_else(|error| format!("{error:#}"), |_| "fine".to_owned());
         let outside = fs::read_dir(&outside).unwrap().count() - 1;
         (
@@ -287,22 +334,46 @@ mod tests {
             entries.push((path, EntryType::Regular, b"other"));
         }
         let folder = tempfile::tempdir().unwrap();
-        unpack(archive(&entries).path(), folder.path()).unwrap();
+        unpack(archive(&entries).path(), Source::cifar10(), folder.path()).unwrap();
         let names = fs::read_dir(&folder).unwrap();
         let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["readme.html"]);
     }
 
     #[test]
-    fn other_versions_of_the_set_are_named() {
+    fn other_data_sets_are_named() {
         for (folder, named) in [
-            ("cifar-10-batches-py", "the Python version of CIFAR-10"),
-            ("cifar-100-binary", "CIFAR-100"),
+            (
+                "cifar-10-batches-mat",
+                "the MATLAB version of CIFAR-10; cifar-10-binary.tar.gz or",
+            ),
+            (
+                "cifar-100-binary",
+                "it is CIFAR-100; give --dataset cifar100",
+            ),
+            (
+                "cifar-100-python",
+                "it is CIFAR-100; give --dataset cifar100",
+            ),
+            (
+                "mnist",
+                "is not directly in cifar-10-batches-bin or cifar-10-batches-py",
+            ),
         ] {
             let path = format!("{folder}/data_batch_1");
             let (message, _) = unpacked(&[(&path, EntryType::Regular, b"")]);
             assert!(message.contains(named), "{message}");
         }
+        // Files of two versions.
+        let (message, outside) = unpacked(&[
+            ("cifar-10-batches-bin/readme.html", EntryType::Regular, b""),
+            ("cifar-10-batches-py/data_batch_1", EntryType::Regular, b""),
+        ]);
+        assert!(
+            message.contains("is not directly in cifar-10-batches-bin"),
+            "{message}"
+        );
+        assert_eq!(outside, 0);
     }
 
     #[test]
@@ -321,11 +392,11 @@ mod tests {
         });
         fs::write(&path, members.concat()).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        unpack(&path, folder.path()).unwrap();
+        unpack(&path, Source::cifar10(), folder.path()).unwrap();
         for length in [0, 1, 511, 512, 513, 512 + 2999, plain.len()] {
             fs::write(&path, &plain[..length]).unwrap();
             let folder = tempfile::tempdir().unwrap();
-            let result = unpack(&path, folder.path());
+            let result = unpack(&path, Source::cifar10(), folder.path());
             assert_eq!(
                 result.is_ok(),
                 length == plain.len(),
@@ -348,7 +419,7 @@ mod tests {
             (b"\x28\xb5\x2f\xfd", "it is a Zstandard archive"),
         ] {
             fs::write(&path, bytes).unwrap();
-            let error = unpack(&path, folder.path()).unwrap_err();
+            let error = unpack(&path, Source::cifar10(), folder.path()).unwrap_err();
             assert!(error.to_string().contains(expected), "{error:#}");
         }
     }
@@ -399,9 +470,9 @@ mod tests {
 
     #[test]
     fn digests_are_parsed() {
-        let upper = OFFICIAL.to_ascii_uppercase();
-        assert_eq!(parse_sha256(&upper).as_deref(), Ok(OFFICIAL));
-        assert!(parse_sha256(&OFFICIAL[1..]).is_err());
+        let upper = BINARY.sha256.to_ascii_uppercase();
+        assert_eq!(parse_sha256(&upper).as_deref(), Ok(BINARY.sha256));
+        assert!(parse_sha256(&upper[1..]).is_err());
         assert!(parse_sha256(&"é".repeat(32)).is_err());
     }
 
@@ -431,7 +502,7 @@ mod tests {
             }
             let out = folder.path().join("out");
             fs::create_dir(&out).unwrap();
-            prop_assert!(unpack(&path, &out).is_err());
+            prop_assert!(unpack(&path, Source::cifar10(), &out).is_err());
         }
     }
 }

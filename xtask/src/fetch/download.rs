@@ -1,9 +1,11 @@
 //! Downloads that resume after an interruption.
 
-use super::archive::{self, MAX_ARCHIVE_BYTES, OFFICIAL, OFFICIAL_BYTES};
+use super::archive::{self, MAX_ARCHIVE_BYTES};
+use super::official::Source;
 use super::{space, tls};
 use crate::files;
 use anyhow::{Context, anyhow, bail, ensure};
+use datasets::cifar::Archive;
 use indicatif::{ProgressBar, ProgressStyle};
 use run::cli;
 use std::fs::{self, File};
@@ -30,6 +32,9 @@ const CHUNK: usize = 1 << 16;
 pub(crate) struct Partial {
     path: PathBuf,
     file: File,
+    source: &'static Source,
+    /// The version that is expected.
+    version: &'static Archive,
     /// The digest of the whole archive.
     sha256: String,
     /// Bytes on the same disk that are needed after the download.
@@ -47,12 +52,21 @@ enum Failure {
 }
 
 impl Partial {
-    /// Opens the file that an earlier process left at `path`, or creates it.
-    pub(crate) fn open(path: PathBuf, sha256: String, needed_after: u64) -> anyhow::Result<Self> {
+    /// Opens the file that an earlier process left in `data_dir`, or creates it.
+    pub(crate) fn open(
+        data_dir: &Path,
+        source: &'static Source,
+        version: &'static Archive,
+        sha256: String,
+        needed_after: u64,
+    ) -> anyhow::Result<Self> {
+        let path = data_dir.join(format!("{}.part", version.file_name));
         let file = files::open(&path)?;
         Ok(Self {
             path,
             file,
+            source,
+            version,
             sha256,
             needed_after,
         })
@@ -112,7 +126,13 @@ impl Partial {
             self.receive(agent, mirror)?;
             found = self.found_sha256()?;
         }
-        let matches = check("what it sent", &self.path, &found, &self.sha256);
+        let matches = check(
+            "what it sent",
+            &self.path,
+            self.source,
+            &found,
+            &self.sha256,
+        );
         if matches.is_err() {
             self.clear()?;
         }
@@ -249,7 +269,7 @@ impl Partial {
 
     /// The size of the archive in bytes, if it is the official one.
     fn expected_bytes(&self) -> Option<u64> {
-        (self.sha256 == OFFICIAL).then_some(OFFICIAL_BYTES)
+        (self.sha256 == self.version.sha256).then_some(self.version.bytes)
     }
 
     fn clear(&self) -> Result<(), Failure> {
@@ -285,7 +305,13 @@ fn is_lasting(error: &ureq::Error) -> bool {
 }
 
 /// Checks the digest of the archive at `path`, which `what` names in the error.
-fn check(what: &str, path: &Path, found: &str, wanted: &str) -> anyhow::Result<()> {
+fn check(
+    what: &str,
+    path: &Path,
+    source: &Source,
+    found: &str,
+    wanted: &str,
+) -> anyhow::Result<()> {
     if found == wanted {
         return Ok(());
     }
@@ -293,7 +319,10 @@ fn check(what: &str, path: &Path, found: &str, wanted: &str) -> anyhow::Result<(
     // Where it cannot be read, the digests are all that is known.
     let _ = File::open(path).and_then(|file| file.take(512).read_to_end(&mut start));
     match archive::describe_other(&start) {
-        Some(description) => bail!("{what} is not an archive of CIFAR-10: it {description}"),
+        Some(description) => bail!(
+            "{what} is not an archive of {}: it {description}",
+            source.dataset.display_name
+        ),
         None => bail!(
             "{what} has SHA-256 {found}, not {wanted}; if you trust it, give its digest with --sha256"
         ),
@@ -355,16 +384,17 @@ pub(crate) fn address(text: &str) -> Result<String, String> {
 }
 
 /// Checks the digest of a local archive.
-pub(crate) fn check_file(path: &Path, sha256: &str) -> anyhow::Result<()> {
+pub(crate) fn check_file(path: &Path, source: &Source, sha256: &str) -> anyhow::Result<()> {
     let name = format!("`{}`", path.display());
     let cannot_read = || format!("cannot read {name}");
     let bytes = fs::metadata(path).with_context(cannot_read)?.len();
     ensure!(
         bytes <= MAX_ARCHIVE_BYTES,
-        "{name} has {bytes} bytes, too many for an archive of CIFAR-10"
+        "{name} has {bytes} bytes, too many for an archive of {}",
+        source.dataset.display_name
     );
     let found = archive::sha256(path).with_context(cannot_read)?;
-    check(&name, path, &found, sha256)
+    check(&name, path, source, &found, sha256)
 }
 
 #[cfg(test)]
@@ -396,7 +426,8 @@ mod tests {
             ("\x1f\x1b", "--sha256", "HTML"),
         ] {
             fs::write(page.path(), content).unwrap();
-            let error = check("what it sent", page.path(), "01", "02").unwrap_err();
+            let error =
+                check("what it sent", page.path(), Source::cifar10(), "01", "02").unwrap_err();
             let error = error.to_string();
             assert!(
                 error.contains(expected) && !error.contains(other),

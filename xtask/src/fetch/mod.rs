@@ -1,38 +1,39 @@
-//! `cargo xtask fetch-data`: downloads CIFAR-10 into the data folder.
+//! `cargo xtask fetch-data`: downloads CIFAR-10 or CIFAR-100 into the data folder.
 
 mod archive;
 mod download;
 mod installation;
+mod official;
 mod space;
 mod tls;
 
 use crate::files::RemovedIfEmpty;
 use crate::lock::Lock;
 use anyhow::{Context, anyhow};
-use archive::{OFFICIAL, UNPACKED_BYTES, parse_sha256};
-use datasets::{Error, cifar10};
+use archive::{parse_sha256, unpacked_bytes};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use datasets::Error;
+use datasets::cifar::Archive;
 use download::{Partial, address, check_file};
-use installation::{Digests, Installation, first_unofficial};
+use installation::{Checksums, Installation, first_unofficial};
+use official::Source;
 use run::NativePath;
 use run::cli::{self, Exit};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Addresses of the official archive: fast mirrors first, the original site last.
-const MIRRORS: [&str; 3] = [
-    "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
-    "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/cifar-10-binary.tar.gz",
-    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-];
-
 /// Options of `fetch-data`.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// The data set.
+    #[arg(long, value_name = "NAME", default_value = "cifar10", value_parser = source())]
+    dataset: &'static Source,
+
     /// Download from this address instead of the known ones. May be repeated; addresses are tried in order.
     #[arg(long = "mirror", value_name = "URL", value_parser = address)]
     mirrors: Vec<String>,
 
-    /// Use this archive instead of downloading one.
+    /// Use this archive instead of downloading one: the binary version or the one for Python.
     #[arg(long, value_name = "ARCHIVE", conflicts_with = "mirrors")]
     from_file: Option<NativePath>,
 
@@ -53,15 +54,25 @@ impl Args {
     /// Options to download from the known addresses into this folder.
     pub(crate) fn into(data_dir: NativePath) -> Self {
         Self {
+            dataset: Source::cifar10(),
+            mirrors: Vec::new(),
+            from_file: None,
+            sha256: None,
             data_dir,
-            ..Self::default()
+            force: false,
         }
     }
 
-    /// The SHA-256 of the archive.
-    fn sha256(&self) -> &str {
-        self.sha256.as_deref().unwrap_or(OFFICIAL)
+    /// The SHA-256 of the archive of this version.
+    fn sha256(&self, archive: &Archive) -> &str {
+        self.sha256.as_deref().unwrap_or(archive.sha256)
     }
+}
+
+/// The parser of a data set's name.
+fn source() -> impl TypedValueParser<Value = &'static Source> {
+    let known = PossibleValuesParser::new(Source::names());
+    known.try_map(|name| Source::named(&name).ok_or("unknown name"))
 }
 
 /// Fetches the data, unless they are present.
@@ -87,32 +98,29 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
             Some(lock)
         }
     };
+    let source = args.dataset;
     match present {
         Present::Verified {
+            archive,
             folder,
             is_official,
         } => {
-            note_unused(args, is_official);
-            cli::line(&format!(
-                "CIFAR-10 is in `{}`: complete and verified (60,000 images, 6 files)",
-                folder.display()
-            ));
+            note_unused(args, archive, is_official);
+            cli::line(&source.is_in(archive, &folder, "complete and verified, "));
             return Ok(Exit::Success);
         }
-        Present::Unusable(error) => cli::note(&format!("{error:#}; fetching CIFAR-10 again")),
+        Present::Unusable(error) => cli::note(&format!(
+            "{error:#}; fetching {} again",
+            source.dataset.display_name
+        )),
         Present::Nothing => {}
     }
-    let installation = Installation::prepare(data_dir)?;
-    let folder = installation.folder().to_owned();
-    let digests = match &args.from_file {
-        Some(archive) => install_file(args, archive, installation)?,
-        None => download(args, installation)?,
+    let (archive, folder, checksums) = match &args.from_file {
+        Some(file) => install_file(args, file)?,
+        None => download(args)?,
     };
-    cli::line(&format!(
-        "CIFAR-10 is in `{}`: 60,000 images, 6 files",
-        folder.display()
-    ));
-    if let Some((name, _)) = first_unofficial(&digests) {
+    cli::line(&source.is_in(archive, &folder, ""));
+    if let Some((name, _)) = first_unofficial(archive, &checksums) {
         cli::note(&format!(
             "warning: `{name}` is not the official file of this name, but the archive has the SHA-256 of --sha256"
         ));
@@ -121,8 +129,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
 }
 
 /// Notes the flags that have no effect where the data are present.
-fn note_unused(args: &Args, is_official: bool) {
-    let has_other_sha256 = is_official && args.sha256() != OFFICIAL;
+fn note_unused(args: &Args, archive: &Archive, is_official: bool) {
+    let has_other_sha256 = is_official && args.sha256(archive) != archive.sha256;
     let unused = [
         ("--from-file", args.from_file.is_some()),
         ("--mirror", !args.mirrors.is_empty()),
@@ -137,8 +145,12 @@ fn note_unused(args: &Args, is_official: bool) {
 
 /// What is in the data folder.
 enum Present {
-    /// The data set, in this folder; whether its files are the official ones.
-    Verified { folder: PathBuf, is_official: bool },
+    /// A version of the data set, in this folder; whether its files are the official ones.
+    Verified {
+        archive: &'static Archive,
+        folder: PathBuf,
+        is_official: bool,
+    },
     /// Files that are to be replaced, since they are not those of the data set.
     Unusable(anyhow::Error),
     /// Nothing that counts.
@@ -146,68 +158,102 @@ enum Present {
 }
 
 impl Present {
+    /// The first version that is verified, or what is wrong with the first one that is there.
+    ///
     /// # Errors
-    /// When something is in the way.
+    /// When something is in the way of a folder.
     fn find(args: &Args) -> anyhow::Result<Self> {
-        match cifar10::folder(&args.data_dir) {
-            Ok(_) if args.force => Ok(Self::Nothing),
-            Ok(folder) => Ok(match installation::verify(&folder, args.sha256()) {
-                Ok(is_official) => Self::Verified {
-                    folder,
-                    is_official,
-                },
-                Err(error) => Self::Unusable(error),
-            }),
-            Err(Error::MissingFolder(_) | Error::OtherArchive { .. }) => Ok(Self::Nothing),
-            Err(error) => {
-                let data_dir = args.data_dir.display();
-                let context = format!("cannot write to the data folder `{data_dir}`");
-                Err(anyhow::Error::new(error).context(context))
+        let mut found = Self::Nothing;
+        for archive in args.dataset.archives {
+            let folder = match archive.folder(&args.data_dir) {
+                Ok(folder) => folder,
+                Err(Error::MissingFolder(_)) => continue,
+                Err(error) => {
+                    let data_dir = args.data_dir.display();
+                    let context = format!("cannot write to the data folder `{data_dir}`");
+                    return Err(anyhow::Error::new(error).context(context));
+                }
+            };
+            match installation::verify(archive, &folder, args.sha256(archive)) {
+                _ if args.force => {}
+                Ok(is_official) => {
+                    return Ok(Self::Verified {
+                        archive,
+                        folder,
+                        is_official,
+                    });
+                }
+                Err(error) if matches!(found, Self::Nothing) => found = Self::Unusable(error),
+                Err(_) => {}
             }
         }
+        Ok(found)
     }
 }
 
+/// A version of the data set that was installed in this folder, and the checksums of its files.
+type Installed = (&'static Archive, PathBuf, Checksums);
+
 /// Installs the files of a local archive. Without `--sha256`, any archive of the official files will do.
-fn install_file(
-    args: &Args,
-    archive: &Path,
-    installation: Installation,
-) -> anyhow::Result<Digests> {
+fn install_file(args: &Args, file: &Path) -> anyhow::Result<Installed> {
+    let version = archive::version(file, args.dataset)?;
+    let installation = Installation::prepare(&args.data_dir, version)?;
     if let Some(sha256) = &args.sha256 {
-        check_file(archive, sha256)?;
+        check_file(file, args.dataset, sha256)?;
     }
-    space::check(installation.folder(), UNPACKED_BYTES)?;
-    let digests = installation.unpack(archive)?;
-    if let (None, Some((name, _))) = (&args.sha256, first_unofficial(&digests)) {
-        check_file(archive, OFFICIAL)
-            .with_context(|| format!("the archive is refused: its `{name}` is not CIFAR-10's"))?;
+    space::check(installation.folder(), unpacked_bytes(version))?;
+    let checksums = installation.unpack(file, args.dataset)?;
+    if let (None, Some((name, _))) = (&args.sha256, first_unofficial(version, &checksums)) {
+        let dataset = args.dataset.dataset.display_name;
+        check_file(file, args.dataset, version.sha256).with_context(|| {
+            format!("the archive is refused: its `{name}` is not that of {dataset}")
+        })?;
     }
-    installation.finish(&digests, args.sha256())?;
-    Ok(digests)
+    let folder = installation.folder().to_owned();
+    installation.finish(&checksums, args.sha256(version))?;
+    Ok((version, folder, checksums))
 }
 
 /// Downloads the archive, and installs its files.
-fn download(args: &Args, installation: Installation) -> anyhow::Result<Digests> {
+fn download(args: &Args) -> anyhow::Result<Installed> {
+    let source = args.dataset;
     let mirrors = match args.mirrors.as_slice() {
-        [] => &MIRRORS.map(str::to_owned),
+        [] => &source.mirrors.map(str::to_owned),
         mirrors => mirrors,
     };
-    space::check(installation.folder(), UNPACKED_BYTES)?;
+    // Addresses of the other version end with its name.
+    let is_at = |archive: &&&Archive| mirrors[0].ends_with(archive.file_name);
+    let [first, _] = source.archives;
+    let mut version = source
+        .archives
+        .iter()
+        .find(is_at)
+        .map_or(first, |found| found);
+    let mut installation = Installation::prepare(&args.data_dir, version)?;
+    let needed = unpacked_bytes(version);
+    space::check(installation.folder(), needed)?;
     let needed_after = match space::is_shared(&args.data_dir, installation.folder()) {
-        true => UNPACKED_BYTES,
+        true => needed,
         false => 0,
     };
-    let path = args.data_dir.join("cifar-10-binary.tar.gz.part");
-    let mut partial = Partial::open(path, args.sha256().to_owned(), needed_after)?;
-    let digests = match partial.complete(mirrors) {
-        Ok(archive) => installation.unpack(archive)?,
+    let sha256 = args.sha256(version).to_owned();
+    let mut partial = Partial::open(&args.data_dir, source, version, sha256, needed_after)?;
+    let checksums = match partial.complete(mirrors) {
+        Ok(archive) => {
+            let found = archive::version(archive, source)?;
+            if found != version {
+                version = found;
+                installation = Installation::prepare(&args.data_dir, version)?;
+            }
+            installation.unpack(archive, source)?
+        }
         Err(error) => {
             partial.remove_empty()?;
             return Err(error);
         }
     };
-    installation.finish(&digests, args.sha256())?;
+    let folder = installation.folder().to_owned();
+    installation.finish(&checksums, args.sha256(version))?;
     partial.remove()?;
-    Ok(digests)
+    Ok((version, folder, checksums))
 }
