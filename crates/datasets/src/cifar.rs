@@ -10,7 +10,7 @@ use crate::dataset::Dataset;
 use crate::error::Error;
 #[cfg(feature = "tensors")]
 use crate::info::{DatasetInfo, Images};
-use crate::pickle::{Pickle, PickleError};
+use crate::python_file::{PythonFile, PythonFileError};
 use crate::records::{IMAGE_BYTES, Records, hexadecimal};
 use md5::Md5;
 use sha2::{Digest, Sha256};
@@ -185,17 +185,18 @@ impl Archive {
             read => read?.0,
         };
         let text = String::from_utf8_lossy(&bytes);
-        let names: Vec<&str> = match self.format {
-            Format::Binary { .. } => text.lines().map(str::trim).collect(),
+        let names: Vec<String> = match self.format {
+            Format::Binary { .. } => text.lines().map(|line| line.trim().to_owned()).collect(),
             Format::Python { names, .. } => {
-                let names = Pickle::read(&bytes).and_then(|pickle| pickle.strings(names));
-                names.map_err(|reason| Error::Pickle {
+                let names = PythonFile::read(&bytes).and_then(|file| file.strings(names));
+                names.map_err(|reason| Error::PythonFile {
                     path: path.clone(),
                     reason,
                 })?
             }
         };
-        let names: Vec<_> = names.into_iter().filter(|name| !name.is_empty()).collect();
+        let names = names.iter().map(String::as_str);
+        let names: Vec<_> = names.filter(|name| !name.is_empty()).collect();
         let (found, known) = (names.as_slice(), self.class_names);
         if found == known {
             return Ok(());
@@ -297,7 +298,7 @@ pub(crate) enum Fault {
         classes: usize,
     },
     /// It is not a pickle of images.
-    Pickle(PickleError),
+    PythonFile(PythonFileError),
 }
 
 impl Fault {
@@ -314,14 +315,14 @@ impl Fault {
                 label,
                 last: classes - 1,
             },
-            Self::Pickle(reason) => Error::Pickle { path, reason },
+            Self::PythonFile(reason) => Error::PythonFile { path, reason },
         }
     }
 }
 
-impl From<PickleError> for Fault {
-    fn from(error: PickleError) -> Self {
-        Self::Pickle(error)
+impl From<PythonFileError> for Fault {
+    fn from(error: PythonFileError) -> Self {
+        Self::PythonFile(error)
     }
 }
 
@@ -348,9 +349,9 @@ pub(crate) fn parse_records(bytes: &[u8], label_classes: &[usize]) -> Result<Rec
 
 /// The labels at a key, and the pixels, of a pickle.
 fn parse_pickle(bytes: &[u8], key: &'static str, classes: usize) -> Result<Records, Fault> {
-    let pickle = Pickle::read(bytes)?;
-    let pixels = pickle.matrix("data")?;
-    let labels = pickle.integers(key)?;
+    let file = PythonFile::read(bytes)?;
+    let pixels = file.matrix("data")?;
+    let labels = file.integers(key)?;
     let problem = if pixels.columns != IMAGE_BYTES {
         let columns = pixels.columns;
         Some((
@@ -364,7 +365,7 @@ fn parse_pickle(bytes: &[u8], key: &'static str, classes: usize) -> Result<Recor
         None
     };
     if let Some((key, problem)) = problem {
-        return Err(PickleError::Key { key, problem }.into());
+        return Err(PythonFileError::Key { key, problem }.into());
     }
     let label = |(record, label): (usize, i64)| match u32::try_from(label) {
         Ok(class) if (class as usize) < classes => Ok(class),
@@ -754,7 +755,7 @@ mod tests {
             (
                 &PYTHON,
                 Some(&pickled[..middle]),
-                "`DATA/python/1` is not a file of CIFAR's Python version: it is incomplete: it ends within the pickle",
+                "`DATA/python/1` is not a file of CIFAR's Python version: it ends within a pickle",
             ),
             (
                 &PYTHON,

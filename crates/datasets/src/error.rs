@@ -1,6 +1,6 @@
 //! Why a data set cannot be read.
 
-use crate::pickle::PickleError;
+use crate::python_file::PythonFileError;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -77,11 +77,11 @@ pub enum Error {
     },
     /// A file of CIFAR's Python version is something else, or is damaged.
     #[error("`{}` is not a file of CIFAR's Python version: {reason}", path.display())]
-    Pickle {
+    PythonFile {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        reason: PickleError,
+        reason: PythonFileError,
     },
     /// The classes have other names than they should, or another order.
     #[error("in `{}`, the name of class {class} is {found}, but should be {expected}", path.display())]
