@@ -765,8 +765,8 @@ mod tests {
             (
                 &PYTHON,
                 Some(b"<html>"),
-                "`DATA/python/1` is not a file of CIFAR's Python version: it has the opcode 0x3c at byte 0, which CIFAR's \
-                 files do not have",
+                "`DATA/python/1` is not a file of CIFAR's Python version: its pickle has the unknown opcode \
+                 0x3c at byte 0",
             ),
             (&PYTHON, None, "the file `DATA/python/1` is missing"),
         ] {
