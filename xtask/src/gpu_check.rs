@@ -5,11 +5,11 @@ use crate::files::write;
 use crate::process;
 use anyhow::{Context, ensure};
 use run::NativePath;
-use run::cli::{self, Exit};
+use run::cli::{self, Exit, UsageError};
 use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// The first checks on a machine with a GPU.
 const RUN: &str = include_str!("../cuda/run.sh");
@@ -64,6 +64,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         "NVIDIA's driver does not run here; --emulated uses an emulated GPU"
     );
     let emulator = args.emulated.then(emulator).transpose()?;
+    if !args.arguments.is_empty() {
+        let mut list = tests(emulator.as_deref(), &args.arguments);
+        let list = list.arg("--list").stderr(Stdio::inherit()).output();
+        let list = list.context("cannot run cargo")?;
+        let is_test = |line: &str| line.ends_with(": test");
+        if list.status.success() && !String::from_utf8_lossy(&list.stdout).lines().any(is_test) {
+            let arguments: Vec<_> = args.arguments.iter().map(|a| a.display()).collect();
+            let arguments = arguments.iter().map(ToString::to_string);
+            let arguments = arguments.collect::<Vec<_>>().join(" ");
+            return Err(UsageError(format!("no test is selected by `{arguments}`")).into());
+        }
+    }
     let status = tests(emulator.as_deref(), &args.arguments).status();
     Ok(status.context("cannot run cargo")?.into())
 }

@@ -77,11 +77,16 @@ impl Comparison {
     pub fn new(runs: Vec<Run>) -> Result<Self, Error> {
         let first = runs.first().ok_or(Error::NoRuns)?;
         if let Some(other) = runs.iter().find(|run| data(run) != data(first)) {
+            let same_digest = first.made_by.data_sha256 == other.made_by.data_sha256;
+            let described = |run| match (data(run), same_digest) {
+                ((images, _), true) => images,
+                ((images, sha256), false) => format!("{images}, SHA-256 {sha256}"),
+            };
             return Err(Error::DifferentData {
                 first: first.name.clone(),
                 second: other.name.clone(),
-                first_data: data(first),
-                second_data: data(other),
+                first_data: described(first),
+                second_data: described(other),
             });
         }
         let mut classes = runs.iter().filter_map(|run| {
@@ -188,18 +193,19 @@ pub(crate) fn network_name(model: &str) -> &str {
         .map_or(model, |known: Architecture| known.display_name)
 }
 
-/// The data of a run, in words.
-fn data(run: &Run) -> String {
+/// The data of a run, in words, and their digest.
+fn data(run: &Run) -> (String, &str) {
     let made_by = &run.made_by;
     let evaluated = match (run.last().evaluated.split, run.settings.overfit_batches) {
         (_, Some(_)) => "memorised",
         (EvaluationSplit::Validation, None) => "validation",
         (EvaluationSplit::Test, None) => "test",
     };
-    format!(
-        "{}, {} training and {} {evaluated} images, SHA-256 {}",
-        run.settings.dataset, made_by.train_images, made_by.test_images, made_by.data_sha256
-    )
+    let images = format!(
+        "{}, {} training and {} {evaluated} images",
+        run.settings.dataset, made_by.train_images, made_by.test_images
+    );
+    (images, &made_by.data_sha256)
 }
 
 /// What makes two runs different experiments.

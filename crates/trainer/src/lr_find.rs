@@ -98,10 +98,10 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
     write("lr-find.json", &serde_json::to_vec_pretty(&found)?)?;
     let ended = match steps.last() {
         Some(last) => format!(
-            "tried up to {:.2e} in {} of {} steps",
-            last.lr,
+            "the last of {} steps ({} planned) had a learning rate of {:.2e}",
             steps.len(),
-            finder.steps()
+            finder.steps(),
+            last.lr
         ),
         None => "the first loss is not finite".to_owned(),
     };

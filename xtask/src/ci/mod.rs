@@ -19,7 +19,8 @@ use std::thread;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Check other systems instead, which takes about an hour: the tests for 64-bit ARM Linux under QEMU and for Windows
-    /// under Wine, the same bits there and here, and that macOS compiles. Debian's packages for it are installed.
+    /// under Wine, the same bits there and here, and that macOS compiles. It installs Debian's
+    /// packages for it.
     #[arg(long)]
     platforms: bool,
 }

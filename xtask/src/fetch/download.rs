@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use run::cli;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -96,9 +97,8 @@ impl Partial {
             _ => "",
         };
         Err(anyhow!(
-            "no mirror has the archive ({}); try again later{kept}, give another address with --mirror, or download it by \
-             other means and give it with --from-file",
-            mirrors.join(", ")
+            "no mirror has the archive; try again later{kept}, give another address with --mirror, or download it by other \
+             means and give it with --from-file"
         ))
     }
 
@@ -176,7 +176,7 @@ impl Partial {
         }
         let response = request.call().map_err(|error| match tls::refusal(&error) {
             Some(refusal) => Failure::Mirror(refusal),
-            None if is_lasting(&error) => Failure::Mirror(error.into()),
+            None if is_lasting(&error) || !is_known_host(mirror) => Failure::Mirror(error.into()),
             None => Failure::Interrupted(error.into()),
         })?;
         let header = |name| response.headers().get(name)?.to_str().ok();
@@ -302,6 +302,14 @@ fn is_lasting(error: &ureq::Error) -> bool {
             | ureq::Error::TooManyRedirects
             | ureq::Error::Tls(_)
     )
+}
+
+/// Whether the host of an address can be found now. Where a proxy finds hosts, this is not known.
+fn is_known_host(address: &str) -> bool {
+    let host = address.parse::<ureq::http::Uri>();
+    let host = host.ok().and_then(|uri| uri.host().map(str::to_owned));
+    let found = host.map(|host| (host, 0).to_socket_addrs());
+    found.is_none_or(|found| found.is_ok()) || ureq::Proxy::try_from_env().is_some()
 }
 
 /// Checks the digest of the archive at `path`, which `what` names in the error.
