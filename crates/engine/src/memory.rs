@@ -13,11 +13,16 @@ pub struct TrainingMemory {
 }
 
 impl TrainingMemory {
-    /// An estimate for a network, with an EMA of its weights or without. It was 10 to 21 % above the peak of resident memory
+    /// An estimate for a network, with an EMA of its weights or without, and with frozen features or without. It was 10 to 21 % above the peak of resident memory
     /// of AlexNet and SmallAlexNet with Winograd's convolutions and batches of 64 and 256; direct convolutions take less.
     /// In `bf16`, with batches of 16 to 256, it was up to half above.
     #[must_use]
-    pub fn new(architecture: Architecture, ema: bool, precision: Precision) -> Self {
+    pub fn new(
+        architecture: Architecture,
+        ema: bool,
+        frozen_features: bool,
+        precision: Precision,
+    ) -> Self {
         const MIB: u64 = 1 << 20;
         /// The batch of the step, and those that are prepared meanwhile.
         const BATCHES: usize = 3;
@@ -26,7 +31,8 @@ impl TrainingMemory {
         // Weights, gradients, momentum buffers, those of the best epoch, and what a checkpoint and Winograd's filters take.
         let copies = if ema { 6 } else { 5 };
         let element = precision.activations().size_in_bytes();
-        let image = (element * architecture.training_elements() + 4 * BATCHES * pixels) as u64;
+        let elements = architecture.training_elements(frozen_features);
+        let image = (element * elements + 4 * BATCHES * pixels) as u64;
         // A sixteenth more, for gaps between the allocator's blocks.
         let with_gaps = |bytes: u64| bytes + bytes / 16;
         Self {

@@ -4,7 +4,7 @@
 //! value whenever it is referred to, recurses into nested ones, panics where arguments are missing, and takes neither
 //! strided tensors nor the older files.
 
-use crate::view::{ElementType, Float, View};
+use crate::view::{ElementType, Float, NamedViews, View};
 use pickle::{Id, Pickle, Value};
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Cursor};
@@ -41,7 +41,7 @@ pub(crate) fn is_recognised(bytes: &[u8]) -> bool {
 ///
 /// # Errors
 /// What is wrong with the file, about `it`.
-pub(crate) fn read(bytes: &[u8]) -> Result<Vec<(String, View<'_>)>, String> {
+pub(crate) fn read(bytes: &[u8]) -> Result<NamedViews<'_>, String> {
     let file = match bytes {
         [b'P', b'K', ..] => File::read_archive(bytes)?,
         _ => File::read_legacy(bytes)?,

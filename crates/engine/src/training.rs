@@ -125,6 +125,10 @@ impl Training {
             return Err(Error::BatchTooLarge { batch_size, images });
         }
         let is_resumed = momentum_buffers.is_some();
+        let network = match setup.settings.freeze_features {
+            true => network.with_frozen_features(),
+            false => network,
+        };
         let mut optimiser = setup.optimiser(&network)?;
         if let Some(buffers) = momentum_buffers {
             optimiser = optimiser.with_momentum_buffers(buffers)?;

@@ -255,7 +255,8 @@ impl TrainingStep {
         let architecture = self.network.architecture();
         // The gradients of the parameters, and everything that is saved for the backward pass.
         let fixed = 4 * architecture.parameter_count();
-        let image = width * architecture.training_elements();
+        let frozen = self.setup.settings.freeze_features;
+        let image = width * architecture.training_elements(frozen);
         let batch_size = self.setup.settings.batch_size.get();
         let mut fits = (self.free.saturating_sub(fixed) / image).min(batch_size - 1);
         let device = &self.setup.device;

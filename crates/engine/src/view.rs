@@ -34,6 +34,9 @@ pub(crate) struct View<'a> {
     bytes: &'a [u8],
 }
 
+/// Tensors by name.
+pub(crate) type NamedViews<'a> = Vec<(String, View<'a>)>;
+
 impl<'a> View<'a> {
     /// A contiguous tensor; `None` where it does not have these bytes.
     pub(crate) fn contiguous(

@@ -11,9 +11,10 @@
 use crate::error::{Error, Unusable};
 use crate::named_tensors::{NamedTensors, non_finite_value, sha256, to_device};
 use crate::pytorch;
-use crate::view::{Float, View};
+use crate::view::{Float, NamedViews, View};
 use candle_core::{Device, Tensor};
-use models::{Architecture, NUM_CLASSES, Network};
+use models::{Architecture, NUM_CLASSES, Network, initial_last_layer};
+use run::settings::WeightInit;
 use run::{Finite, Positive, cli};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -143,6 +144,29 @@ impl Weights {
             reason,
         })?;
         Self::parse(&bytes, architecture, content).map_err(|reason| reason.at(path))
+    }
+
+    /// These weights for another number of classes: the parameters of all layers but the last, which is initialised as in
+    /// a new network.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn with_new_last_layer(
+        self,
+        num_classes: usize,
+        weight_init: WeightInit,
+        seed: u64,
+    ) -> candle_core::Result<Self> {
+        let architecture = self.architecture.with_classes(num_classes);
+        let last = initial_last_layer(architecture, weight_init, seed, &Device::Cpu)?;
+        let mut tensors = self.tensors;
+        tensors.truncate(tensors.len() - last.len());
+        tensors.extend(last);
+        Ok(Self {
+            architecture,
+            tensors,
+            ..self
+        })
     }
 
     /// Checks that the network has this number of classes.
@@ -392,7 +416,7 @@ fn misfit(reason: impl ToString) -> Unusable {
 /// The tensors of a safetensors file, and its metadata.
 fn read_safetensors(
     bytes: &[u8],
-) -> Result<(Vec<(String, View<'_>)>, HashMap<String, String>), SafeTensorError> {
+) -> Result<(NamedViews<'_>, HashMap<String, String>), SafeTensorError> {
     let tensors = SafeTensors::deserialize(bytes)?;
     let (_, header) = SafeTensors::read_metadata(bytes)?;
     let views = tensors.iter().map(|(name, tensor)| {

@@ -16,6 +16,8 @@ const NETWORK: &[u8] = include_bytes!("fixtures/network.pth");
 const LIGHTNING: &[u8] = include_bytes!("fixtures/lightning.ckpt");
 const WRAPPED: &[u8] = include_bytes!("fixtures/wrapped_in_dictionary.pth");
 
+const EXPANDED: &[u8] = include_bytes!("fixtures/expanded.pth");
+
 fn lenet() -> Architecture {
     "lenet".parse().unwrap()
 }
@@ -204,6 +206,13 @@ fn tensors_outside_of_the_file_are_refused() {
         error.contains("no state_dict, but [conv_layer1.0.weight, conv_layer1.0.bias, "),
         "{error}"
     );
+}
+
+#[test]
+fn the_file_does_not_choose_what_is_allocated() {
+    let error = read(EXPANDED).err().unwrap().to_string();
+    let expected = "`fc_layer2.0.weight` has shape [1099511627776, 84], but lenet expects [10, 84]";
+    assert!(error.contains(expected), "{error}");
 }
 
 #[test]

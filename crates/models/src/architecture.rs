@@ -175,6 +175,14 @@ impl Architecture {
         let layers = self.layers().into_iter();
         layers.map(|layer| layer.layer.parameter_count()).sum()
     }
+
+    /// The number of parameters before the first linear layer.
+    #[must_use]
+    pub fn feature_parameter_count(&self) -> usize {
+        let layers = self.layers().into_iter().map(|layer| layer.layer);
+        let features = layers.take_while(|layer| !matches!(layer, Layer::Linear { .. }));
+        features.map(|layer| layer.parameter_count()).sum()
+    }
 }
 
 impl fmt::Display for Architecture {

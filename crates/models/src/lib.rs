@@ -26,4 +26,4 @@ pub use step::{Operation, Step};
 pub use summary::{grouped, summary};
 pub use table::{POST, UnknownArchitecture};
 #[cfg(feature = "tensors")]
-pub use weight_init::initial_parameters;
+pub use weight_init::{initial_last_layer, initial_parameters};

@@ -22,6 +22,8 @@ pub struct Network {
     steps: Vec<Step>,
     /// In the architecture's order.
     variables: Vec<(String, Var)>,
+    /// How many of the steps, from the first, have no backward pass.
+    frozen_steps: usize,
 }
 
 impl Network {
@@ -38,7 +40,17 @@ impl Network {
             variables: variables
                 .map(|(name, tensor)| Ok((name, Var::from_tensor(&tensor)?)))
                 .collect::<Result<_>>()?,
+            frozen_steps: 0,
         })
+    }
+
+    /// The same, without gradients of the convolutional layers: those before the first linear one.
+    #[must_use]
+    pub fn with_frozen_features(self) -> Self {
+        Self {
+            frozen_steps: self.architecture.feature_steps(),
+            ..self
+        }
     }
 
     /// The network's architecture.
@@ -71,8 +83,13 @@ impl Network {
                 .ok_or_else(|| Error::Msg("a layer without parameters".to_owned()))
         };
         let mut x = tape.activations(images)?;
-        for step in &self.steps {
+        let mut frozen = tape.without_backward();
+        for (index, step) in self.steps.iter().enumerate() {
             let name = step.name();
+            let tape = match index < self.frozen_steps {
+                true => &mut frozen,
+                false => &mut *tape,
+            };
             x = match step.operation {
                 Operation::Conv2d(conv) => tape.conv2d(name, conv, &x, next()?, next()?)?,
                 Operation::Linear(activation) => {

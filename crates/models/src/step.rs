@@ -84,12 +84,24 @@ impl Architecture {
         steps
     }
 
+    /// How many steps, from the first, are before the first linear layer.
+    #[must_use]
+    pub fn feature_steps(&self) -> usize {
+        let is_feature = |step: &Step| !matches!(step.operation, Operation::Linear(_));
+        self.steps().into_iter().take_while(is_feature).count()
+    }
+
     /// The memory that a training step takes for each image at its peak, in elements: the outputs that the backward
     /// pass needs, and the largest output, or its gradient, before pooling.
     #[must_use]
-    pub fn training_elements(&self) -> usize {
+    pub fn training_elements(&self, frozen_features: bool) -> usize {
         let steps = self.steps();
-        let saved: usize = steps.iter().map(Step::saved_elements).sum();
+        let trained = match frozen_features {
+            // The first step with a backward pass needs its input as well.
+            true => &steps[self.feature_steps().saturating_sub(1)..],
+            false => &steps,
+        };
+        let saved: usize = trained.iter().map(Step::saved_elements).sum();
         let largest = steps.iter().map(|step| elements(&step.layers[0].output));
         saved + largest.max().unwrap_or(0)
     }
@@ -183,6 +195,11 @@ mod tests {
         let convolutions = 96 * 29 * 29 + 2 * 256 * 14 * 14 + 2 * 384 * 14 * 14 + 2 * 256 * 6 * 6;
         let linear = 9216 + 3 * 4096 + 10;
         let largest = 256 * 29 * 29;
-        assert_eq!(alexnet.training_elements(), convolutions + linear + largest);
+        assert_eq!(
+            alexnet.training_elements(false),
+            convolutions + linear + largest
+        );
+        assert_eq!(alexnet.feature_steps(), 7);
+        assert_eq!(alexnet.training_elements(true), linear + largest);
     }
 }

@@ -7,9 +7,10 @@ use std::fmt::Write;
 /// The table of layers with output shapes and parameter counts, and the sizes in MB (2^20 bytes) of one image, of its
 /// activations (forward and backward) and of the parameters, in `f32`. Ends with a line break.
 ///
-/// As in `torchsummary`, only modules are listed: flattening is none.
+/// As in `torchsummary`, only modules are listed: flattening is none. With `frozen_features` the parameters before the first
+/// linear layer are not trainable.
 #[must_use]
-pub fn summary(architecture: Architecture) -> String {
+pub fn summary(architecture: Architecture, frozen_features: bool) -> String {
     let rule = "-".repeat(64);
     let mut table = format!(
         "{rule}\n{}\n{}\n",
@@ -37,10 +38,15 @@ pub fn summary(architecture: Architecture) -> String {
     let input = megabytes(IMAGE.iter().product());
     let activations = megabytes(2 * outputs);
     let parameters = megabytes(architecture.parameter_count());
-    let count = grouped(architecture.parameter_count());
+    let frozen = match frozen_features {
+        true => architecture.feature_parameter_count(),
+        false => 0,
+    };
+    let trainable = grouped(architecture.parameter_count() - frozen);
+    let (count, frozen) = (grouped(architecture.parameter_count()), grouped(frozen));
     let _ = write!(
         table,
-        "{}\nTotal params: {count}\nTrainable params: {count}\nNon-trainable params: 0\n{rule}\n\
+        "{}\nTotal params: {count}\nTrainable params: {trainable}\nNon-trainable params: {frozen}\n{rule}\n\
          Input size (MB): {input:.2}\n\
          Forward/backward pass size (MB): {activations:.2}\n\
          Params size (MB): {parameters:.2}\n\
@@ -78,8 +84,12 @@ mod tests {
             ),
             ("lenet", include_str!("../tests/torchsummary/lenet.txt")),
         ] {
-            assert_eq!(summary(name.parse().unwrap()), expected);
+            assert_eq!(summary(name.parse().unwrap(), false), expected);
         }
+        // The convolutions of LeNet: 6 (3 25 + 1) + 16 (6 25 + 1).
+        let frozen = summary("lenet".parse().unwrap(), true);
+        let expected = "Trainable params: 59,134\nNon-trainable params: 2,872\n";
+        assert!(frozen.contains(expected), "{frozen}");
     }
 
     #[test]

@@ -30,9 +30,33 @@ pub fn initial_parameters(
     seed: u64,
     device: &Device,
 ) -> Result<Vec<(String, Tensor)>> {
+    initial_parameters_from(0, architecture, weight_init, seed, device)
+}
+
+/// Weight and bias of the last layer, as in [`initial_parameters`].
+///
+/// # Errors
+/// When a tensor cannot be made on the device.
+pub fn initial_last_layer(
+    architecture: Architecture,
+    weight_init: WeightInit,
+    seed: u64,
+    device: &Device,
+) -> Result<Vec<(String, Tensor)>> {
+    let last = architecture.parameters().len().saturating_sub(2);
+    initial_parameters_from(last, architecture, weight_init, seed, device)
+}
+
+fn initial_parameters_from(
+    first: usize,
+    architecture: Architecture,
+    weight_init: WeightInit,
+    seed: u64,
+    device: &Device,
+) -> Result<Vec<(String, Tensor)>> {
     let parameters = architecture.parameters();
     let last = parameters.len().saturating_sub(2);
-    let parameters = parameters.into_iter().zip(0_u32..);
+    let parameters = parameters.into_iter().zip(0_u32..).skip(first);
     parameters
         .map(|(parameter, index)| {
             let stream = Stream::new(seed, Purpose::Initialisation, index);
@@ -104,6 +128,21 @@ mod tests {
                     );
                 }
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_last_layer_is_that_of_a_whole_network() -> Result<()> {
+        let architecture: Architecture = "lenet".parse().unwrap();
+        let (init, device) = (WeightInit::Kaiming, &Device::Cpu);
+        let last = initial_last_layer(architecture, init, 3, device)?;
+        let whole = initial_parameters(architecture, init, 3, device)?;
+        assert_eq!(last.len(), 2);
+        for ((name, tensor), (expected_name, expected)) in last.iter().zip(&whole[8..]) {
+            assert_eq!(name, expected_name);
+            let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+            assert_eq!(values(tensor)?, values(expected)?);
         }
         Ok(())
     }

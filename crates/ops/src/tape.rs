@@ -63,6 +63,15 @@ impl Tape {
         }
     }
 
+    /// A tape that computes the same without a backward pass.
+    #[must_use]
+    pub fn without_backward(&self) -> Self {
+        Self {
+            links: None,
+            ..*self
+        }
+    }
+
     /// `x` in the element type of this tape's activations: see [`activations`](crate::activations()).
     ///
     /// # Errors

@@ -91,7 +91,7 @@ impl Args {
     fn execute(self) -> anyhow::Result<Exit> {
         match self.command {
             None => return train::run(&self.train),
-            Some(Command::Summary { model }) => cli::text(&models::summary(model)),
+            Some(Command::Summary { model }) => cli::text(&models::summary(model, false)),
             Some(Command::LrFind(args)) => return lr_find::run(&args),
             Some(Command::Eval(args)) => eval::run(&args)?,
             Some(Command::Predict(args)) => return predict::run(&args),

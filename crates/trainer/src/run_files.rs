@@ -68,7 +68,7 @@ impl<'a> RunFiles<'a> {
             },
         };
         folder.write(file::RECORD, record.to_toml()?.as_bytes())?;
-        let summary = models::summary(resolved.architecture);
+        let summary = models::summary(resolved.architecture, resolved.settings.freeze_features);
         folder.write(file::SUMMARY, summary.as_bytes())?;
         Ok(Self {
             folder,

@@ -54,7 +54,8 @@ impl Setup {
         let settings = &self.resolved.settings;
         let has_ema = settings.model_ema_decay.get() > 0.0;
         let precision = self.backend.arithmetic.precision;
-        let memory = TrainingMemory::new(self.resolved.architecture, has_ema, precision);
+        let (architecture, frozen) = (self.resolved.architecture, settings.freeze_features);
+        let memory = TrainingMemory::new(architecture, has_ema, frozen, precision);
         let batch_size = settings.batch_size.get();
         let needed = memory.bytes(batch_size);
         let available = match self.backend.device.is_cpu() {
@@ -119,14 +120,27 @@ impl Setup {
         let device = &self.backend.device;
         let network = match &run.init {
             Some(path) => {
-                let weights = weights::read(path, Some(architecture))?;
-                weights.check_classes(path, architecture.num_classes)?;
+                let mut weights = weights::read(path, Some(architecture))?;
+                let (found, wanted) = (weights.architecture.num_classes, architecture.num_classes);
+                if found != wanted {
+                    cli::note(&format!(
+                        "note: `{}` is for {found} classes, and the data have {wanted}: all layers but the last are taken from \
+                         it; the last is initialised",
+                        path.display()
+                    ));
+                    weights = weights.with_new_last_layer(wanted, run.weight_init, run.seed)?;
+                }
                 let is_given = self.resolved.normalisation_is_given;
                 let classes = self.resolved.dataset;
                 weights::note_normalisation(path, &weights, &self.inputs(), classes, is_given);
                 weights.into_network(device)?
             }
             None => {
+                if run.freeze_features {
+                    cli::note(
+                        "note: with --freeze-features, but without --init, the convolutional layers keep random weights",
+                    );
+                }
                 let parameters =
                     initial_parameters(architecture, run.weight_init, run.seed, device)?;
                 Network::new(architecture, parameters)?

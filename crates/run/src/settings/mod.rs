@@ -92,6 +92,10 @@ macros::settings! {
         /// Start from the weights in this file: a checkpoint, or weights from PyTorch, as for `eval --checkpoint`.
         #[arg(value_name = "FILE", value_parser = NativePath::of_text())]
         init: Option<NativePath> [];
+
+        /// Train the fully connected layers alone; the convolutional layers keep the weights of --init.
+        #[arg(value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+        freeze_features: bool = "false" [Recipe];
     }
 
     "Data" {
