@@ -107,6 +107,7 @@ fn a_run_leaves_everything_behind() {
         "metrics.jsonl",
         "momentum-2-0.safetensors",
         "predictions.safetensors",
+        "run.html",
         "run.toml",
         "summary.txt",
     ];

@@ -331,6 +331,35 @@ mod tests {
     }
 
     #[test]
+    fn the_norm_of_the_gradients_is_measured_at_the_end_of_an_interval() {
+        let mut step = training_step(None);
+        let weights = |step: &TrainingStep| {
+            let variables = step.network.variables().iter();
+            let copies = variables.map(|(_, variable)| variable.copy().unwrap());
+            copies.collect::<Vec<_>>()
+        };
+        let mut position = Position {
+            step: 3,
+            ..Position::start_of(0)
+        };
+        step.step(&batch(0.5), &mut position, 0.0).unwrap();
+        assert_eq!(step.gradient_norm, None);
+        let before = weights(&step);
+        step.step(&batch(0.5), &mut position, 0.5).unwrap();
+        // Without momentum and weight decay, half the gradients is what the weights change by.
+        let changes = weights(&step).into_iter().zip(before);
+        let changes: Vec<_> = changes
+            .map(|(after, before)| (after - before).unwrap())
+            .collect();
+        let changes = ops::norm(&changes.iter().collect::<Vec<_>>()).unwrap();
+        let norm = step.gradient_norm.unwrap();
+        assert!(
+            (norm - 2.0 * changes).abs() < 1e-4 * norm,
+            "{norm}, {changes}"
+        );
+    }
+
+    #[test]
     fn a_loss_that_is_not_finite_changes_no_weight() {
         let mut step = training_step(None);
         let weights = |step: &TrainingStep| {

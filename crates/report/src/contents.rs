@@ -98,7 +98,7 @@ fn ratio(ratio: f64) -> String {
 }
 
 /// Seconds in a unit that fits.
-fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     if seconds < 120.0 {
         format!("{seconds:.1} s")
     } else if seconds < 7200.0 {
@@ -122,7 +122,7 @@ pub(crate) fn title(comparison: &Comparison) -> String {
 }
 
 /// The display name of a data set. A data set that this version does not know keeps its name.
-fn dataset_name(dataset: &str) -> &str {
+pub(crate) fn dataset_name(dataset: &str) -> &str {
     dataset
         .parse()
         .map_or(dataset, |known: DatasetInfo| known.display_name)
@@ -676,7 +676,7 @@ pub(crate) struct PredictedImage {
     pub(crate) index: usize,
     /// The label's class.
     pub(crate) class: String,
-    /// Each network's label, the class that it predicts, and the probability.
+    /// Each prediction's label, class and probability.
     pub(crate) predicted: Vec<(String, String, f64)>,
     /// `[3, 32, 32]`.
     pub(crate) picture: Vec<u8>,
@@ -686,7 +686,7 @@ pub(crate) struct PredictedImage {
 pub(crate) type Images = (String, Vec<PredictedImage>);
 
 /// Images per heading: full rows of five on a wide screen and of two on a phone.
-const SHOWN: usize = 10;
+pub const SHOWN_IMAGES: usize = 10;
 
 /// The first of the images with these indices, as groups predict them.
 fn images(indices: Vec<usize>, predictions: &[(&Group, &Predictions)]) -> Vec<PredictedImage> {
@@ -706,7 +706,7 @@ fn images(indices: Vec<usize>, predictions: &[(&Group, &Predictions)]) -> Vec<Pr
             picture: picture.clone(),
         })
     };
-    let shown = indices.into_iter().take(SHOWN);
+    let shown = indices.into_iter().take(SHOWN_IMAGES);
     shown.filter_map(image).collect()
 }
 

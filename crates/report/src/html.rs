@@ -2,10 +2,10 @@
 
 use crate::chart::{Chart, Series};
 use crate::comparison::{Comparison, Group, network_name};
-use crate::contents::{self, Images, Table};
+use crate::contents::{self, Images, PredictedImage, Table};
 use crate::{TIMES_BEGIN, TIMES_END, picture};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
-use run::{EpochMetrics, Run};
+use run::{EpochMetrics, EvaluationSplit, Run};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -24,14 +24,7 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
     let page = html! {
         (DOCTYPE)
         html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                // Browsers ask for an icon where none is named.
-                link rel="icon" href="data:,";
-                title { (title) }
-                style { (PreEscaped(STYLE)) }
-            }
+            (head(&title, None))
             body {
                 h1 { (title) }
                 @for sentence in contents::setting(comparison) { p { (sentence) } }
@@ -125,6 +118,23 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
     page.into_string()
 }
 
+/// The head of a page that has neither scripts nor anything from outside, and that a browser loads again after `renewed`
+/// seconds.
+pub(crate) fn head(title: &str, renewed: Option<u64>) -> Markup {
+    html! {
+        head {
+            meta charset="utf-8";
+            meta name="viewport" content="width=device-width, initial-scale=1";
+            meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:";
+            @if let Some(seconds) = renewed { meta http-equiv="refresh" content=(seconds); }
+            // Browsers ask for an icon where none is named.
+            link rel="icon" href="data:,";
+            title { (title) }
+            style { (PreEscaped(STYLE)) }
+        }
+    }
+}
+
 /// Cells of up to this many characters are not broken.
 const UNBROKEN: usize = 14;
 
@@ -137,7 +147,7 @@ fn unbroken(text: &str) -> String {
     }
 }
 
-fn table(table: &Table) -> Markup {
+pub(crate) fn table(table: &Table) -> Markup {
     html! {
         div class="scroll" {
             table {
@@ -353,20 +363,27 @@ fn images(heading: &str, kinds: &[Images]) -> Markup {
         @for (kind, images) in kinds {
             @if !images.is_empty() {
                 h3 { (heading) ": " (kind) }
-                div class="pictures" {
-                    @for image in images {
-                        figure {
-                            @if let Some(source) = picture::image(&image.picture) {
-                                img src=(source) width="128" height="128" alt={"test image " (image.index) ", " (image.class)};
-                            }
-                            figcaption {
-                                strong { (image.class) }
-                                @for (label, class, probability) in &image.predicted {
-                                    span { (label) ": " (class) " " (format!("{:.1}\u{a0}%", 100.0 * probability)) }
-                                }
-                                span { "test image " (image.index) }
-                            }
+                (pictures(images, EvaluationSplit::Test))
+            }
+        }
+    }
+}
+
+/// Images of `split` with their predictions.
+pub(crate) fn pictures(images: &[PredictedImage], split: EvaluationSplit) -> Markup {
+    html! {
+        div class="pictures" {
+            @for image in images {
+                figure {
+                    @if let Some(source) = picture::image(&image.picture) {
+                        img src=(source) width="128" height="128" alt={(split) " image " (image.index) ", " (image.class)};
+                    }
+                    figcaption {
+                        strong { (image.class) }
+                        @for (label, class, probability) in &image.predicted {
+                            span { (label) ": " (class) " " (format!("{:.1}\u{a0}%", 100.0 * probability)) }
                         }
+                        span { (split) " image " (image.index) }
                     }
                 }
             }

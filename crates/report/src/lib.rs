@@ -9,13 +9,17 @@ mod html;
 mod made_up;
 mod markdown;
 mod picture;
+mod run_page;
 mod statistics;
 
 pub use comparison::{Comparison, Error as ComparisonError, Group};
-pub use contents::post_networks;
+pub use contents::{SHOWN_IMAGES, post_networks};
 pub use curves::{Error as CurvesError, Plot, curves, lr_curve};
 pub use html::html;
 pub use markdown::markdown;
+pub use run_page::{
+    MistakenImage, Progress, ProgressMetrics, RENEWED_SECONDS, RunPage, State, run_page,
+};
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,6 +29,15 @@ pub const TIMES_BEGIN: &str = "times and dates: begin";
 
 /// The last line of that block.
 pub const TIMES_END: &str = "times and dates: end";
+
+/// Writes the page of a run, atomically.
+///
+/// # Errors
+/// When it cannot be written; the old one is then unchanged.
+pub fn write_run_page(path: &Path, run: &RunPage) -> io::Result<()> {
+    let written = chrono::Local::now().format("%Y-%m-%d at %H:%M:%S (UTC%:z)");
+    atomic_file::write(path, run_page(run, &written.to_string()).as_bytes())
+}
 
 /// Writes `report.md` and `report.html` into `folder`, which is created if it is missing, and returns their paths.
 ///

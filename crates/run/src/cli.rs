@@ -228,6 +228,18 @@ pub fn quoted(path: &Path) -> String {
     quoted.unwrap_or(text)
 }
 
+/// The command that resumes a run.
+#[must_use]
+pub fn resume_command(run: &Path) -> String {
+    format!("cargo run -p trainer -- --resume {}", quoted(run))
+}
+
+/// A number with four digits that count, and no more than needed.
+#[must_use]
+pub fn four_digits(number: f64) -> f64 {
+    format!("{number:.3e}").parse().unwrap_or(number)
+}
+
 /// A number of things: `1 thread`, `2 threads`.
 #[must_use]
 pub fn count(number: usize, noun: &str) -> String {
@@ -259,6 +271,13 @@ mod tests {
     impl AsRef<dyn Error> for Context {
         fn as_ref(&self) -> &(dyn Error + 'static) {
             self
+        }
+    }
+
+    #[test]
+    fn learning_rates_are_short() {
+        for (rate, text) in [(0.01, "0.01"), (7.0 / 1200.0, "0.005833"), (0.0, "0")] {
+            assert_eq!(four_digits(rate).to_string(), text);
         }
     }
 

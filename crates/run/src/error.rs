@@ -1,6 +1,6 @@
 //! What can be wrong with the settings or the folder of a run.
 
-use crate::cli::quoted;
+use crate::cli::{quoted, resume_command};
 use crate::file;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -96,9 +96,9 @@ pub enum Error {
     NoRecord(PathBuf),
     /// No epoch is finished.
     #[error(
-        "the run `{}` has no finished epoch; resume it with: cargo run -p trainer -- --resume {}",
+        "the run `{}` has no finished epoch; resume it with: {}",
         .0.display(),
-        quoted(.0)
+        resume_command(.0)
     )]
     NoEpochs(PathBuf),
     /// No run has this name.

@@ -140,6 +140,14 @@ pub fn find(run_dir: &Path, run: &Path) -> Result<PathBuf, Error> {
         })
 }
 
+/// The name of a run, which is that of its folder.
+#[must_use]
+pub fn name(run: &Path) -> String {
+    let absolute = fs::canonicalize(run).unwrap_or_else(|_| run.to_owned());
+    let name = absolute.file_name().unwrap_or(run.as_os_str());
+    name.to_string_lossy().into_owned()
+}
+
 /// Waits until no other process writes to the folder of a run, for at most `patience`. `waiting` is called once if there
 /// is something to wait for.
 ///

@@ -88,14 +88,7 @@ impl Predictions {
     pub fn predicted(&self, index: usize) -> (usize, f64) {
         let classes = self.class_names.len();
         let logits = &self.logits[index * classes..][..classes];
-        let larger = |best, class| {
-            if logits[class] > logits[best] {
-                class
-            } else {
-                best
-            }
-        };
-        let best = (0..classes).fold(0, larger);
+        let best = predicted_class(logits);
         (best, softmax(logits)[best])
     }
 
@@ -108,13 +101,8 @@ impl Predictions {
     /// The misclassified images, the most confident mistake first.
     #[must_use]
     pub fn mistakes(&self) -> Vec<usize> {
-        let predictions = (0..self.labels.len()).map(|index| (index, self.predicted(index)));
-        let mut mistakes: Vec<_> = predictions
-            .filter(|(index, (class, _))| *class != self.labels[*index] as usize)
-            .map(|(index, (_, probability))| (index, probability))
-            .collect();
-        mistakes.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-        mistakes.into_iter().map(|(index, _)| index).collect()
+        let mistakes = mistakes(&self.labels, &self.logits, self.class_names.len());
+        mistakes.iter().map(|mistake| mistake.index).collect()
     }
 
     /// The confusion matrix `[classes, classes]`: counts images by label (row) and predicted class (column).
@@ -259,6 +247,43 @@ impl Predictions {
             },
         })
     }
+}
+
+/// An image that is misclassified.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mistake {
+    /// Its number in the data set.
+    pub index: usize,
+    /// The predicted class.
+    pub predicted: usize,
+    /// The probability of that class, 0 to 1.
+    pub probability: f64,
+}
+
+/// The mistakes of a network with these logits, `[images, classes]`, the most confident first.
+#[must_use]
+pub fn mistakes(labels: &[u32], logits: &[f32], classes: usize) -> Vec<Mistake> {
+    let images = logits.chunks_exact(classes).zip(labels).enumerate();
+    let mistakes = images.filter_map(|(index, (logits, label))| {
+        let predicted = predicted_class(logits);
+        (predicted != *label as usize).then(|| Mistake {
+            index,
+            predicted,
+            probability: softmax(logits)[predicted],
+        })
+    });
+    let mut mistakes: Vec<_> = mistakes.collect();
+    mistakes.sort_by(|a, b| b.probability.total_cmp(&a.probability));
+    mistakes
+}
+
+/// The class with the largest logit; ties go to the first.
+fn predicted_class(logits: &[f32]) -> usize {
+    let larger = |best, class| match logits[class] > logits[best] {
+        true => class,
+        false => best,
+    };
+    (0..logits.len()).fold(0, larger)
 }
 
 /// The softmax of logits: the probabilities of the classes.

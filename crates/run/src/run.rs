@@ -5,8 +5,7 @@ use crate::layers::{self, Layer};
 use crate::metrics::{self, EpochMetrics};
 use crate::predictions::Predictions;
 use crate::record::{MadeBy, Record};
-use crate::{file, settings::Settings};
-use std::fs;
+use crate::{file, folder, settings::Settings};
 use std::path::Path;
 
 /// The record of a run and its results.
@@ -39,7 +38,7 @@ impl Run {
         };
         let predictions = read_if_exists(folder, file::PREDICTIONS, Predictions::read)?;
         Ok(Self {
-            name: folder_name(folder),
+            name: folder::name(folder),
             settings,
             made_by,
             // After a run was resumed for more epochs, older predictions are of other weights.
@@ -93,16 +92,11 @@ fn read_if_exists<T>(
     path.exists().then(|| read(&path)).transpose()
 }
 
-fn folder_name(folder: &Path) -> String {
-    let absolute = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
-    let name = absolute.file_name().unwrap_or(folder.as_os_str());
-    name.to_string_lossy().into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::record::tests::record;
+    use std::fs;
     use std::path::PathBuf;
 
     /// The folders of all runs in `folder`.

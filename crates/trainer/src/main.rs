@@ -11,6 +11,7 @@ mod picture;
 mod predict;
 mod progress;
 mod run_files;
+mod run_page;
 mod settings;
 mod setup;
 mod tensorboard;

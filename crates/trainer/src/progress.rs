@@ -55,9 +55,9 @@ impl Progress {
                 images_per_second,
             } => {
                 self.bar.set_position(done as u64);
-                let steps = self.bar.length().unwrap_or(1).max(1) as f64;
-                let epochs = f64::from(self.epochs - epoch) + 1.0 - done as f64 / steps;
-                let left = epochs * self.images as f64 / images_per_second;
+                let steps = self.bar.length().unwrap_or(1);
+                let left = epochs_left(epoch, self.epochs, done, steps as usize);
+                let left = left * self.images as f64 / images_per_second;
                 self.bar.set_message(format!(
                     "loss {loss:.3}  accuracy {:.1} %  {images_per_second:.0} images/s  {} left",
                     100.0 * accuracy,
@@ -85,7 +85,7 @@ impl Progress {
                         100.0 * epoch.train_accuracy,
                         epoch.evaluated.loss,
                         100.0 * epoch.evaluated.accuracy,
-                        four_digits(epoch.learning_rate),
+                        cli::four_digits(epoch.learning_rate),
                         epoch.seconds,
                         epoch.images_per_second,
                     ));
@@ -98,6 +98,11 @@ impl Progress {
     fn print(&self, line: &str) {
         self.bar.suspend(|| cli::line(line));
     }
+}
+
+/// Epochs until the end of a run, when `done` of the `steps` of an epoch are done.
+pub(crate) fn epochs_left(epoch: u32, epochs: u32, done: usize, steps: usize) -> f64 {
+    f64::from(epochs - epoch) + 1.0 - done as f64 / steps.max(1) as f64
 }
 
 /// A progress bar of no length yet; hidden where standard error is not a terminal.
@@ -115,11 +120,6 @@ impl Drop for Progress {
     }
 }
 
-/// A number with four digits that count, and no more than needed.
-fn four_digits(number: f64) -> f64 {
-    format!("{number:.3e}").parse().unwrap_or(number)
-}
-
 fn style() -> Result<ProgressStyle, indicatif::style::TemplateError> {
     Ok(
         ProgressStyle::with_template("{prefix}  {bar:24} step {pos}/{len}  {msg}")?
@@ -129,13 +129,6 @@ fn style() -> Result<ProgressStyle, indicatif::style::TemplateError> {
 
 #[cfg(test)]
 mod tests {
-    #[test]
-    fn rates_are_short() {
-        for (rate, text) in [(0.01, "0.01"), (7.0 / 1200.0, "0.005833"), (0.0, "0")] {
-            assert_eq!(super::four_digits(rate).to_string(), text);
-        }
-    }
-
     #[test]
     fn the_bars_template_is_right() {
         super::style().unwrap();

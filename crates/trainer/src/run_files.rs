@@ -1,12 +1,15 @@
 //! The files that a run leaves in its folder, apart from checkpoints.
 
 use crate::backend::device_name;
+use crate::run_page::of_predictions;
 use crate::settings::Resolved;
 use crate::setup::Setup;
 use anyhow::Context;
 use candle_core::Device;
 use engine::{Evaluation, Event, Position, SpanTimes, Training};
 use models::Network;
+use report::{Progress, RunPage, State};
+use run::cli;
 use run::layers::Layer;
 use run::predictions::{Filters, PICTURE_BYTES};
 use run::{EpochMetrics, MadeBy, Predictions, Record, RunFolder, Session, file, session};
@@ -139,6 +142,36 @@ impl<'a> RunFiles<'a> {
             return Ok(());
         }
         self.draw_curves(history)
+    }
+
+    /// The record.
+    pub(crate) fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// The page of the run before a step of this process.
+    pub(crate) fn page(&self, epochs: &[EpochMetrics]) -> anyhow::Result<RunPage> {
+        let Setup {
+            resolved,
+            data,
+            backend,
+        } = self.setup;
+        let folder = self.folder.path();
+        // Those of a finished run; without them the page has no mistakes until the next evaluation.
+        let predictions = Predictions::read(&folder.join(file::PREDICTIONS)).ok();
+        let predictions =
+            predictions.filter(|predictions| predictions.epoch as usize == epochs.len());
+        Ok(RunPage {
+            name: run::folder::name(folder),
+            record: self.record.clone(),
+            overrides: resolved.differences_from_recipe()?,
+            device: backend.description(),
+            split: data.evaluated,
+            epochs: epochs.to_vec(),
+            mistakes: predictions.as_ref().map(of_predictions),
+            state: State::Training(Progress::default()),
+            resume: cli::resume_command(folder),
+        })
     }
 
     fn metrics(&self) -> PathBuf {

@@ -4,7 +4,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use datasets::{Channels, DatasetInfo};
 use models::Architecture;
 use run::cli::{self, UsageError};
-use run::settings::{Source, last, with_defaults_in_help};
+use run::settings::{Difference, Property, Source, last, with_defaults_in_help};
 use run::{Choices, OutOfRange, Overrides, PerChannel, Settings, recipes};
 use std::path::Path;
 
@@ -18,6 +18,20 @@ pub(crate) struct Resolved {
     pub(crate) normalisation_is_given: bool,
     /// What the run that is resumed or repeated chose for its device.
     pub(crate) choices: Option<Choices>,
+}
+
+impl Resolved {
+    /// The settings in which the run differs from its recipe, apart from paths on this machine.
+    pub(crate) fn differences_from_recipe(&self) -> anyhow::Result<Vec<Difference>> {
+        let recipe = Overrides {
+            model: Some(self.settings.model.clone()),
+            dataset: Some(self.settings.dataset.clone()),
+            recipe: Some(self.settings.recipe.clone()),
+            ..Overrides::default()
+        };
+        let recipe = resolve(&recipe, None)?.settings;
+        Ok(self.settings.differences(&recipe, Property::LocalPath)?)
+    }
 }
 
 /// Resolves the settings of flags and, below them, of a file.

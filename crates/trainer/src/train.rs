@@ -3,11 +3,13 @@
 use crate::logging::{self, Logging};
 use crate::progress::Progress;
 use crate::run_files::RunFiles;
+use crate::run_page::RunPageWriter;
 use crate::settings::{self, Resolved};
 use crate::setup::Setup;
 use crate::tensorboard::TensorBoard;
 use anyhow::Context;
 use engine::{Event, Outcome, Position, SpanTimes, Training};
+use report::State;
 use run::cli::{self, Exit, UsageError};
 use run::{EpochMetrics, NativePath, Overrides, RunFolder, file, stop};
 use std::cell::Cell;
@@ -264,18 +266,22 @@ impl ReadyRun<'_> {
         if args.resume.is_some() {
             files.rewrite(training.history())?;
         }
+        let data = &self.setup.data;
+        let folder = self.folder.path();
+        let tensorboard = args.tensorboard;
+        let tensorboard = tensorboard.then(|| TensorBoard::create(folder, &training));
+        let mut tensorboard = tensorboard.transpose()?;
+        let page = files.page(training.history())?;
+        let mut page = RunPageWriter::start(folder.join(file::PAGE), page, data)?;
         if let Some(epochs) = args.stop_after
             && position.epoch >= epochs.get()
         {
             let done = cli::count(position.epoch as usize, "epoch");
             cli::line(&format!("already trained for {done}"));
             files.finish(position, training.history())?;
+            page.finish(files.record(), training.history(), self.state(&training))?;
             return Ok(Exit::Success);
         }
-        let tensorboard = args.tensorboard;
-        let tensorboard = tensorboard.then(|| TensorBoard::create(self.folder.path(), &training));
-        let mut tensorboard = tensorboard.transpose()?;
-        let data = &self.setup.data;
         let mut progress = Progress::new(!args.no_progress, data.train.len(), data.evaluated);
         let minutes = self.setup.resolved.settings.checkpoint_minutes.get();
         let interval = Duration::try_from_secs_f64(60.0 * minutes).unwrap_or(Duration::MAX);
@@ -291,6 +297,7 @@ impl ReadyRun<'_> {
                     tensorboard.update(event)?;
                 }
                 files.update(event)?;
+                page.update(event)?;
                 if let Event::EpochFinished { history, .. } = event {
                     let done = history.len() as u32;
                     last_epoch_done.set(args.stop_after.is_some_and(|last| done >= last.get()));
@@ -301,8 +308,15 @@ impl ReadyRun<'_> {
         );
         drop(progress);
         let finished = files.finish(training.position(), training.history());
+        let state = match (&outcome, &finished) {
+            (Err(error), _) => State::Failed(cli::message(error)),
+            (_, Err(error)) => State::Failed(cli::message(error.as_ref())),
+            _ => self.state(&training),
+        };
+        let page = page.finish(files.record(), training.history(), state);
         let outcome = outcome.inspect_err(|error| tracing::error!("{}", cli::message(error)))?;
         finished?;
+        page?;
         match outcome {
             Outcome::Finished => {
                 // The curves of a test are not kept.
@@ -315,6 +329,15 @@ impl ReadyRun<'_> {
                 Ok(Exit::Success)
             }
             Outcome::Interrupted => Ok(self.print_interruption(training.position())),
+        }
+    }
+
+    /// The state of a run that is not going, and has not failed.
+    fn state(&self, training: &Training) -> State {
+        let Position { epoch, step, .. } = training.position();
+        match epoch >= self.setup.resolved.settings.epochs.get() || training.stopped_early() {
+            true => State::Finished,
+            false => State::Interrupted(step),
         }
     }
 
@@ -390,10 +413,7 @@ impl ReadyRun<'_> {
         // A program that started this one resumes the run, or has no use for it.
         let resume = match self.args.stop_with_stdin {
             true => String::new(),
-            false => format!(
-                "; resume with: cargo run -p trainer -- --resume {}",
-                cli::quoted(self.folder.path())
-            ),
+            false => format!("; resume with: {}", cli::resume_command(self.folder.path())),
         };
         cli::note(&format!(
             "{verb} after {epoch} of {} epochs and {}{resume}",

@@ -22,8 +22,9 @@ const SUFFIX: &str = ".trainer";
 
 /// The file with the curves of a run.
 ///
-/// A process that resumes a run begins a new file, with what earlier ones wrote up to its checkpoint, and removes theirs.
-/// A TensorBoard that is reading the old one drops what it has, since a file begins with the start of a session at step 0.
+/// A process that resumes a run begins a new file, with what the last one has up to the checkpoint. A TensorBoard that has
+/// read the last one drops that, since a file begins with the start of a session at step 0. The last one is emptied and not
+/// removed, because TensorBoard without TensorFlow never gets past a file that has disappeared.
 pub(crate) struct TensorBoard {
     path: PathBuf,
     file: File,
@@ -46,10 +47,12 @@ impl TensorBoard {
         let number = (wall_time() as u64).max(last.map_or(0, |(number, _)| number + 1));
         let path = folder.join(format!("{}{number:010}{SUFFIX}", file::EVENTS_PREFIX));
         let file = begin(&path, &scalars).with_context(|| cannot_write(&path))?;
-        for (_, path) in earlier {
-            // On Windows another program may keep the file. The new one stands in for it all the same.
-            if let Err(error) = atomic_file::remove_file(&path) {
-                tracing::warn!("cannot remove `{}`: {error}", path.display());
+        if let Some(((_, last), older)) = earlier.split_last() {
+            // The new file stands in for them also where another program keeps them.
+            let removed = older.iter().map(|(_, path)| atomic_file::remove_file(path));
+            let emptied = File::create(last).map(drop);
+            for error in removed.chain([emptied]).filter_map(Result::err) {
+                tracing::warn!("cannot remove the curves of an earlier process: {error}");
             }
         }
         Ok(Self {

@@ -1,4 +1,4 @@
-//! The curves that `--tensorboard` writes.
+//! What shows how a run is going: its page, and the curves that `--tensorboard` writes.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
 
@@ -8,20 +8,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Steps and values by tag.
 type Curves = BTreeMap<String, Vec<(u64, f64)>>;
 
-/// The only file with events in a run's folder.
+/// The file with events in a run's folder. That of the process before is empty.
 fn event_file(run: &Path) -> PathBuf {
     let entries = fs::read_dir(run).unwrap().map(|entry| entry.unwrap());
     let is_event_file =
         |name: &str| name.starts_with("events.out.tfevents.") && name.ends_with(".trainer");
-    let mut files = entries.filter(|entry| is_event_file(entry.file_name().to_str().unwrap()));
-    let file = files.next().unwrap().path();
-    assert!(files.next().is_none());
-    file
+    let files = entries.filter(|entry| is_event_file(entry.file_name().to_str().unwrap()));
+    let mut files: Vec<_> = files.map(|entry| entry.path()).collect();
+    files.sort();
+    let last = files.pop().unwrap();
+    assert!(files.len() < 2);
+    assert!(files.iter().all(|file| fs::read(file).unwrap().is_empty()));
+    last
 }
 
 /// CRC-32C, bit by bit: RFC 3720, with the mask of TensorFlow's `crc32c.h`.
@@ -128,8 +131,8 @@ fn curves(run: &Path) -> Curves {
     curves
 }
 
-/// Three epochs of 70 steps, and of images with which a step takes some milliseconds.
-const RUN: [&str; 15] = [
+/// Epochs of 70 steps.
+const RUN: [&str; 12] = [
     "--model",
     "lenet",
     "--dataset",
@@ -137,20 +140,18 @@ const RUN: [&str; 15] = [
     "--limit-train",
     "560",
     "--limit-test",
-    "10",
+    "20",
     "--batch-size",
     "8",
-    "--epochs",
-    "3",
     "--model-ema-decay",
     "0.5",
-    "--tensorboard",
 ];
 
 fn run(runs: &Path, name: &str, arguments: &[&str]) -> PathBuf {
     let mut command = program("trainer");
-    command.args(RUN).args(arguments).args(["--name", name]);
-    command.arg("--run-dir").arg(runs).assert().success();
+    command.args(RUN).args(["--epochs", "3", "--name", name]);
+    command.args(arguments).arg("--run-dir").arg(runs);
+    command.assert().success();
     runs.join(name)
 }
 
@@ -175,7 +176,11 @@ fn comparable(mut curves: Curves) -> Curves {
 #[test]
 fn the_curves_have_the_metrics_of_epochs_and_steps() {
     let runs = tempfile::tempdir().unwrap();
-    let run = run(runs.path(), "a", &["--clip-grad-norm", "1"]);
+    let run = run(
+        runs.path(),
+        "a",
+        &["--tensorboard", "--clip-grad-norm", "1"],
+    );
     let curves = curves(&run);
     let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     for (line, epoch) in metrics.lines().zip(1..) {
@@ -224,8 +229,12 @@ fn the_curves_have_the_metrics_of_epochs_and_steps() {
 #[test]
 fn a_resumed_run_continues_the_curves() {
     let runs = tempfile::tempdir().unwrap();
-    let whole = comparable(curves(&run(runs.path(), "whole", &[])));
-    let stopped = run(runs.path(), "stopped", &["--stop-after", "1"]);
+    let whole = comparable(curves(&run(runs.path(), "whole", &["--tensorboard"])));
+    let stopped = run(
+        runs.path(),
+        "stopped",
+        &["--tensorboard", "--stop-after", "1"],
+    );
     let checkpoint = [
         "last.safetensors",
         "momentum-1-0.safetensors",
@@ -255,7 +264,11 @@ fn a_killed_run_has_the_curves_of_one_that_was_not() {
     let runs = tempfile::tempdir().unwrap();
     path("trainer"); // Built before the clock starts.
     let started = Instant::now();
-    let whole = run(runs.path(), "whole", &["--checkpoint-minutes", "0"]);
+    let whole = run(
+        runs.path(),
+        "whole",
+        &["--tensorboard", "--checkpoint-minutes", "0"],
+    );
     let duration = started.elapsed();
     let killed = runs.path().join("killed");
     let start = || -> Child {
@@ -263,9 +276,8 @@ fn a_killed_run_has_the_curves_of_one_that_was_not() {
         if killed.join("run.toml").exists() {
             command.arg("--tensorboard").arg("--resume").arg(&killed);
         } else {
-            command
-                .args(RUN)
-                .args(["--checkpoint-minutes", "0", "--name", "killed"]);
+            command.args(RUN).args(["--epochs", "3", "--tensorboard"]);
+            command.args(["--checkpoint-minutes", "0", "--name", "killed"]);
             command.arg("--run-dir").arg(runs.path());
         }
         let command = command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -299,20 +311,94 @@ fn a_killed_run_has_the_curves_of_one_that_was_not() {
 fn tensorboard_reads_the_curves() {
     let python = std::env::var_os("TENSORBOARD_PYTHON").unwrap();
     let runs = tempfile::tempdir().unwrap();
-    let run = run(runs.path(), "a", &["--stop-after", "1"]);
+    let run = run(runs.path(), "a", &["--tensorboard", "--stop-after", "1"]);
     for arguments in [
         &["--tensorboard", "--stop-after", "2"][..],
         &["--tensorboard"],
     ] {
         resume(&run, arguments);
         let mut reader = assert_cmd::Command::new(&python);
-        let reader = reader.arg(root().join("tests/tensorboard.py")).arg(&run);
+        let reader = reader.arg(root().join("tests/read_events.py")).arg(&run);
         let output = reader.assert().success().get_output().stdout.clone();
         let found: Curves = serde_json::from_slice(&output).unwrap();
         assert_eq!(found, curves(&run));
     }
-    // A record that a killed process left unfinished is not read.
-    let file = event_file(&run);
-    let bytes = fs::read(&file).unwrap();
-    fs::write(&file, &bytes[..bytes.len() - 3]).unwrap();
+}
+
+/// The text of a run's page, and whether a browser loads it again.
+fn page(run: &Path) -> (String, bool) {
+    let page = fs::read_to_string(run.join("run.html")).unwrap();
+    assert!(
+        page.ends_with("</html>") && !page.contains("<script"),
+        "{page}"
+    );
+    let is_renewed = page.contains("http-equiv=\"refresh\"");
+    (page, is_renewed)
+}
+
+#[test]
+fn the_page_shows_whether_a_run_is_going() {
+    let runs = tempfile::tempdir().unwrap();
+    let run = runs.path().join("a");
+    let metrics = || fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
+    let mut command = Command::new(path("trainer"));
+    command
+        .args(RUN)
+        .args(["--epochs", "1000000", "--name", "a"]);
+    command.arg("--run-dir").arg(runs.path());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    while metrics().lines().count() < 2 {
+        assert!(child.try_wait().unwrap().is_none());
+        thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (going, is_renewed) = page(&run);
+    assert!(
+        is_renewed && going.contains("of 1000000</strong>"),
+        "{going}"
+    );
+
+    // Killed, resumed and stopped, with what the run has now.
+    let after = (metrics().lines().count() + 1).to_string();
+    resume(&run, &["--stop-after", &after]);
+    let (stopped, is_renewed) = page(&run);
+    let command = format!(
+        "<pre>cargo run -p trainer -- --resume {}</pre>",
+        run.display()
+    );
+    for part in [
+        "Interrupted</strong>",
+        &command,
+        "predicted: ",
+        "data:image/png",
+    ] {
+        assert!(stopped.contains(part), "{part} is not in {stopped}");
+    }
+    assert!(!is_renewed && stopped.contains(&format!("<th scope=\"row\">{after}</th>")));
+
+    let epochs = (metrics().lines().count() + 1).to_string();
+    // The second time there is nothing left to do.
+    for _ in 0..2 {
+        resume(&run, &["--epochs", &epochs]);
+        let (finished, is_renewed) = page(&run);
+        assert!(
+            !is_renewed && finished.contains("Finished</strong> after"),
+            "{finished}"
+        );
+        assert!(finished.contains("data:image/png"), "{finished}");
+    }
+
+    // A page that cannot be written.
+    fs::remove_file(run.join("run.html")).unwrap();
+    fs::create_dir(run.join("run.html")).unwrap();
+    let mut resume = program("trainer");
+    let output = resume.arg("--resume").arg(&run).assert().code(1);
+    let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    let last = message.lines().last().unwrap();
+    assert!(
+        last.starts_with("error: cannot write `") && last.contains("run.html`"),
+        "{message}"
+    );
 }
