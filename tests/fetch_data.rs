@@ -370,7 +370,7 @@ fn changed_files_are_named_and_fetched_again() {
     fs::copy(file("data_batch_1.bin"), file("test_batch.bin")).unwrap();
     let printed = messages(&mut fetch(data.path(), &[&good]));
     assert!(
-        printed.contains("test_batch.bin` is not the file"),
+        printed.contains("test_batch.bin` is not the official file"),
         "{printed}"
     );
     assert_eq!(requests.lock().unwrap().len(), 2);
@@ -435,7 +435,7 @@ fn archives_of_the_official_files_need_no_digest() {
     fs::copy(set.join("data_batch_1.bin"), set.join("test_batch.bin")).unwrap();
     let printed = messages(&mut from_file());
     assert!(
-        printed.contains("test_batch.bin` is not the file"),
+        printed.contains("test_batch.bin` is not the official file"),
         "{printed}"
     );
     let output = from_file().assert().success().get_output().clone();
