@@ -4,7 +4,8 @@
 
 use end_to_end::{SHORT, kill_times, path, program, refused, short_run, xtask};
 use models::Architecture;
-use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use std::collections::{BTreeMap, BTreeSet};
 use std::env::consts::{ARCH, OS};
 use std::fs;
@@ -327,6 +328,79 @@ fn one_batch_of_the_whole_set_is_full_batch_training() {
         state(&run("second", "1", Some(&weights))),
         state(&run("third", "2", Some(&weights)))
     );
+}
+
+/// A short run of LeNet.
+fn lenet(runs: &Path, name: &str) -> assert_cmd::Command {
+    let mut command = short_run(runs, name);
+    command.args(["--model", "lenet", "--recipe", "best", "--epochs", "1"]);
+    command
+}
+
+#[test]
+fn a_network_is_fine_tuned_for_other_classes() {
+    let runs = tempfile::tempdir().unwrap();
+    let bytes = |path: &Path| fs::read(path).unwrap();
+    lenet(runs.path(), "a").assert().success();
+    // Without the metadata, and with a last layer for seven classes.
+    let a = bytes(&runs.path().join("a/last.safetensors"));
+    let a = SafeTensors::deserialize(&a).unwrap();
+    let zeros = vec![0; 4 * 7 * 84];
+    let seven = a.iter().map(|(name, view)| {
+        let shape = match view.shape() {
+            [10, inputs] => vec![7, *inputs],
+            [10] => vec![7],
+            _ => return (name.to_owned(), view),
+        };
+        let zeros = &zeros[..4 * shape.iter().product::<usize>()];
+        let view = TensorView::new(Dtype::F32, shape, zeros);
+        (name.to_owned(), view.unwrap())
+    });
+    let init = runs.path().join("seven.safetensors");
+    fs::write(&init, safetensors::serialize(seven, None).unwrap()).unwrap();
+    let mut tune = lenet(runs.path(), "b");
+    tune.args(["--freeze-features", "--seed", "3", "--init"]);
+    let output = tune.arg(&init).assert().success().get_output().clone();
+    let message = String::from_utf8(output.stderr).unwrap();
+    let expected =
+        "seven.safetensors` is for 7 classes, and the data have 10: all layers but the last";
+    assert!(message.contains(expected), "{message}");
+    let b = bytes(&runs.path().join("b/last.safetensors"));
+    let b = SafeTensors::deserialize(&b).unwrap();
+    for (name, tensor) in b.iter() {
+        let same = a.tensor(name).unwrap().data() == tensor.data();
+        assert_eq!(same, name.starts_with("conv"), "{name}");
+    }
+    let record = record(&runs.path().join("b"));
+    assert_eq!(record["freeze_features"].as_bool(), Some(true));
+    let summary = fs::read_to_string(runs.path().join("b/summary.txt")).unwrap();
+    assert!(summary.contains("Non-trainable params: 2,872"), "{summary}");
+    let mut resume = program("trainer");
+    resume.arg("--resume").arg(runs.path().join("b"));
+    resume.args(["--freeze-features", "false"]);
+    refused(&mut resume, 2, &["--freeze-features", "cannot change"]);
+    // Nothing but random features is trained.
+    let output = lenet(runs.path(), "c").arg("--freeze-features").assert();
+    let message = String::from_utf8(output.success().get_output().stderr.clone()).unwrap();
+    assert!(message.contains("keep random weights"), "{message}");
+}
+
+#[test]
+fn weights_of_pytorch_are_evaluated() {
+    let file = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../crates/engine/tests/fixtures/lightning.ckpt"
+    );
+    let eval = || {
+        let mut eval = program("trainer");
+        eval.args(["eval", "--dataset", "synthetic", "--limit-test", "10"]);
+        eval.args(["--checkpoint", file]);
+        eval
+    };
+    refused(&mut eval(), 1, &["does not say which network", "--model"]);
+    let output = eval().args(["--model", "lenet"]).assert().success();
+    let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    assert!(message.contains("begin with `model.`"), "{message}");
 }
 
 #[test]

@@ -275,6 +275,7 @@ impl TrainingStep {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::named_tensors::{NamedTensors, copied_weights};
     use candle_core::Device;
     use datasets::Dataset;
     use models::{Architecture, initial_parameters};
@@ -312,6 +313,14 @@ mod tests {
         Batch { images, labels }
     }
 
+    /// The norm of what all weights of the network changed by.
+    fn norm_of_changes(step: &TrainingStep, before: &NamedTensors) -> f64 {
+        let variables = step.network.variables().iter().zip(before);
+        let changes = variables.map(|((_, after), (_, before))| after.as_tensor() - before);
+        let changes: Vec<_> = changes.map(Result::unwrap).collect();
+        ops::norm(&changes.iter().collect::<Vec<_>>()).unwrap()
+    }
+
     #[test]
     fn steps_advance_the_position_and_learn() {
         let mut step = training_step(Some(Ema::new(0.5, None)));
@@ -333,30 +342,33 @@ mod tests {
     #[test]
     fn the_norm_of_the_gradients_is_measured_at_the_end_of_an_interval() {
         let mut step = training_step(None);
-        let weights = |step: &TrainingStep| {
-            let variables = step.network.variables().iter();
-            let copies = variables.map(|(_, variable)| variable.copy().unwrap());
-            copies.collect::<Vec<_>>()
-        };
         let mut position = Position {
             step: 3,
             ..Position::start_of(0)
         };
         step.step(&batch(0.5), &mut position, 0.0).unwrap();
         assert_eq!(step.gradient_norm, None);
-        let before = weights(&step);
+        let before = copied_weights(&step.network).unwrap();
         step.step(&batch(0.5), &mut position, 0.5).unwrap();
         // Without momentum and weight decay, half the gradients is what the weights change by.
-        let changes = weights(&step).into_iter().zip(before);
-        let changes: Vec<_> = changes
-            .map(|(after, before)| (after - before).unwrap())
-            .collect();
-        let changes = ops::norm(&changes.iter().collect::<Vec<_>>()).unwrap();
+        let changes = norm_of_changes(&step, &before);
         let norm = step.gradient_norm.unwrap();
         assert!(
             (norm - 2.0 * changes).abs() < 1e-4 * norm,
             "{norm}, {changes}"
         );
+    }
+
+    #[test]
+    fn the_norm_that_is_clipped_is_that_of_trained_parameters() {
+        let mut step = training_step(None);
+        step.network = step.network.with_frozen_features();
+        step.optimiser.clip_grad_norm = 1e-3;
+        let before = copied_weights(&step.network).unwrap();
+        let mut position = Position::start_of(0);
+        step.step(&batch(0.5), &mut position, 1.0).unwrap();
+        let changes = norm_of_changes(&step, &before);
+        assert!((changes - 1e-3).abs() < 1e-5, "{changes}");
     }
 
     #[test]

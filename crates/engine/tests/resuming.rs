@@ -4,9 +4,11 @@
 
 mod training;
 
+use candle_core::Device;
 use engine::{Event, LrFinder, Outcome, Training, TrainingSetup};
-use models::Architecture;
+use models::{Architecture, initial_parameters};
 use run::file;
+use run::settings::WeightInit;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
@@ -37,6 +39,46 @@ fn a_checkpoint_of_another_run_is_refused() {
     assert!(refused(setup("batch_size = 2")).contains("batch size 3"));
     let ema = refused(setup(""));
     assert!(ema.contains("model_ema_decay = 0.0"), "{ema}");
+}
+
+#[test]
+fn frozen_features_keep_their_bits_and_the_others_resume_exactly() {
+    let setup = |changes: &str| {
+        let settings =
+            "momentum = 0.9\nweight_decay = 0.1\nclip_grad_norm = 0.5\nfreeze_features =";
+        setup(&format!("{settings} {changes}"))
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let whole = checkpoints(&folder.path().join("whole"));
+    let parts = checkpoints(&folder.path().join("parts"));
+    for name in ["whole", "parts"] {
+        fs::create_dir(folder.path().join(name)).unwrap();
+    }
+    train(&mut start(setup("true")), &whole, u32::MAX);
+    // Stopped before the third of four steps.
+    train(&mut start(setup("true")), &parts, 3);
+    let error = Training::resume(setup("false"), last(&parts, lenet())).err();
+    let error = error.unwrap().to_string();
+    assert!(error.contains("freeze_features = true"), "{error}");
+    let mut resumed = Training::resume(setup("true"), last(&parts, lenet())).unwrap();
+    train(&mut resumed, &parts, u32::MAX);
+    let found = state(last(&whole, lenet()));
+    assert_eq!(found, state(last(&parts, lenet())));
+
+    let initial = initial_parameters(lenet(), WeightInit::Kaiming, 1, &Device::Cpu).unwrap();
+    let count = initial.len();
+    for (index, (name, initial)) in initial.into_iter().enumerate() {
+        let initial: Vec<f32> = initial.flatten_all().unwrap().to_vec1().unwrap();
+        let [weight, momentum, ema] = [0, 1, 2].map(|part| &found.0[part * count + index]);
+        let is_frozen = name.starts_with("conv");
+        assert_eq!(*weight == initial, is_frozen, "{name}");
+        assert_eq!(*ema == initial, is_frozen, "{name}");
+        assert_eq!(
+            momentum.iter().all(|value| *value == 0.0),
+            is_frozen,
+            "{name}"
+        );
+    }
 }
 
 #[test]

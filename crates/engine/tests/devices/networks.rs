@@ -20,6 +20,9 @@ test_device!(small_alexnet_agrees_with_pytorch:
 test_device!(lenet_agrees_with_pytorch:
     cpu_f64, cpu_f64_direct, cpu_f32, cpu_f32_direct, cuda_f32, cuda_tf32, cuda_bf16);
 
+test_device!(frozen_features_have_no_gradients:
+    cpu_f64, cpu_f32, cpu_f32_direct, cpu_bf16, cuda_f32, cuda_bf16);
+
 fn alexnet_agrees_with_pytorch(
     device: &Device,
     dtype: DType,
@@ -209,6 +212,48 @@ fn agrees_with_pytorch(
         let what = format!("{name} after three steps");
         let deviation = Deviation::of(&what, variable, &case.params_after[name])?;
         limits.check(limits.gradients, &deviation);
+    }
+    Ok(())
+}
+
+/// With frozen features, logits and the gradients of linear layers have the same bits; the others have none.
+fn frozen_features_have_no_gradients(
+    device: &Device,
+    dtype: DType,
+    arithmetic: Arithmetic,
+) -> Result<()> {
+    for name in ["small-alexnet", "lenet"] {
+        let case = case(name);
+        let step = |is_frozen| -> Result<_> {
+            let (network, images, labels) =
+                case.inputs(name, device, dtype, arithmetic.precision)?;
+            let network = match is_frozen {
+                true => network.with_frozen_features(),
+                false => network,
+            };
+            let masks = DropoutMasks {
+                probability: 0.5,
+                seed: 1,
+                step: 0,
+            };
+            let mut tape = Tape::recording(arithmetic);
+            let logits = network.forward(&mut tape, &images, Some(masks))?;
+            let gradients = tape.backward(cross_entropy_gradient(&logits, &labels, 0.0)?)?;
+            let variables = network.variables().iter();
+            let gradients = variables.map(|(name, variable)| {
+                let gradient = gradients.get(variable).map(elements).transpose()?;
+                Ok((name.clone(), gradient))
+            });
+            Ok((elements(&logits)?, gradients.collect::<Result<Vec<_>>>()?))
+        };
+        let (logits, gradients) = step(false)?;
+        let (frozen_logits, frozen_gradients) = step(true)?;
+        assert!(logits == frozen_logits, "{name}");
+        for ((name, gradient), (_, frozen)) in gradients.into_iter().zip(frozen_gradients) {
+            assert!(gradient.is_some(), "{name}");
+            let expected = gradient.filter(|_| !name.starts_with("conv"));
+            assert!(frozen == expected, "{name}");
+        }
     }
     Ok(())
 }
