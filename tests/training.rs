@@ -378,7 +378,11 @@ fn a_network_is_fine_tuned_for_other_classes() {
     let mut resume = program("trainer");
     resume.arg("--resume").arg(runs.path().join("b"));
     resume.args(["--freeze-features", "false"]);
-    refused(&mut resume, 2, &["--freeze-features", "cannot change"]);
+    refused(
+        &mut resume,
+        2,
+        &["has freeze_features = true, not false", "start a new run"],
+    );
     // Nothing but random features is trained.
     let output = lenet(runs.path(), "c").arg("--freeze-features").assert();
     let message = String::from_utf8(output.success().get_output().stderr.clone()).unwrap();
