@@ -364,10 +364,7 @@ fn the_page_shows_whether_a_run_is_going() {
     let after = (metrics().lines().count() + 1).to_string();
     resume(&run, &["--stop-after", &after]);
     let (stopped, is_renewed) = page(&run);
-    let command = format!(
-        "<pre>cargo run -p trainer -- --resume {}</pre>",
-        run.display()
-    );
+    let command = run::cli::resume_command(&run).replace('"', "&quot;");
     for part in [
         "Interrupted</strong>",
         &command,

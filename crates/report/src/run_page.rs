@@ -174,7 +174,7 @@ fn state(run: &RunPage) -> Markup {
         },
         State::Failed(message) => html! {
             p { strong { "Failed" } " after " (done) " of " (count(epochs as usize, "epoch")) ": " (message) }
-            p { "This command resumes the run from its last checkpoint:" }
+            p { "Once the cause is removed, this command resumes the run from its last checkpoint:" }
             pre { (run.resume) }
         },
     }
