@@ -660,7 +660,7 @@ fn summary_and_completions_are_printed() {
     for architecture in Architecture::ALL {
         assert_eq!(
             output(&["summary", "--model", architecture.name]),
-            models::summary(*architecture)
+            models::summary(*architecture, false)
         );
     }
     for shell in ["bash", "zsh", "fish"] {
