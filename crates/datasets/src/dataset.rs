@@ -1,7 +1,8 @@
 //! A data set in memory: all images as `u8`, and their labels.
 
 use crate::error::Error;
-use crate::records::{Records, hexadecimal};
+use crate::info::Channels;
+use crate::records::{IMAGE_BYTES, Records, hexadecimal};
 use candle_core::{CpuStorage, Device, Result as TensorResult, Storage, Tensor, bail};
 use rng::{Purpose, Stream};
 use sha2::{Digest, Sha256};
@@ -13,6 +14,8 @@ pub struct Dataset {
     class_names: Vec<String>,
     pub(crate) warning: Option<String>,
     pub(crate) notes: Vec<String>,
+    pub(crate) skipped: usize,
+    pub(crate) test_split_seed: Option<u64>,
 }
 
 impl Dataset {
@@ -29,6 +32,8 @@ impl Dataset {
             class_names,
             warning: None,
             notes: Vec::new(),
+            skipped: 0,
+            test_split_seed: None,
         })
     }
 
@@ -60,6 +65,18 @@ impl Dataset {
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// The number of pictures that cannot be read, and were skipped.
+    #[must_use]
+    pub fn skipped(&self) -> usize {
+        self.skipped
+    }
+
+    /// The seed that chose the test images, where they were held out from the training images.
+    #[must_use]
+    pub fn test_split_seed(&self) -> Option<u64> {
+        self.test_split_seed
     }
 
     /// SHA-256, in hexadecimal, of the concatenated training labels, training pixels, test labels and test pixels. A label
@@ -174,6 +191,35 @@ impl Split {
         Ok((part(false)?, part(true)?))
     }
 
+    /// The mean and the standard deviation of each channel, of all pixels of all images. Sums are integers, so that the order
+    /// of the images does not matter.
+    ///
+    /// # Errors
+    /// As for [`Split::with_slices`].
+    pub fn channels(&self) -> TensorResult<Channels> {
+        let images = self.len();
+        let mut sums = [[0_u64; 2]; 3];
+        self.with_slices(|_, pixels| {
+            for (index, plane) in pixels.chunks_exact(IMAGE_BYTES / 3).enumerate() {
+                let [sum, squares] = &mut sums[index % 3];
+                for value in plane.iter().map(|value| u64::from(*value)) {
+                    *sum += value;
+                    *squares += value * value;
+                }
+            }
+        })?;
+        let count = (images * IMAGE_BYTES / 3) as u128;
+        let scale = 255.0 * count as f64;
+        // Exact up to here: count^2 times the variance.
+        let variance = |[sum, squares]: [u64; 2]| {
+            count * u128::from(squares) - u128::from(sum) * u128::from(sum)
+        };
+        Ok(Channels {
+            mean: sums.map(|[sum, _]| sum as f64 / scale),
+            std: sums.map(|sums| (variance(sums) as f64).sqrt() / scale),
+        })
+    }
+
     /// Calls `read` with the labels and the pixels, without copying them.
     ///
     /// # Errors
@@ -199,7 +245,6 @@ impl Split {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::IMAGE_BYTES;
 
     fn images(split: &Split) -> Vec<(u32, Vec<u8>)> {
         split
@@ -230,5 +275,33 @@ mod tests {
         let other = all.hold_out(43, 8).unwrap().1;
         assert_ne!(images(&other), images(&held_out));
         assert!(all.hold_out(500, 7).is_err());
+    }
+
+    #[test]
+    fn mean_and_deviation_do_not_depend_on_the_order() {
+        let all = Dataset::synthetic(300, 1).unwrap().training();
+        let channels = all.channels().unwrap();
+        let pixels = images(&all);
+        for (channel, (mean, std)) in channels.mean.into_iter().zip(channels.std).enumerate() {
+            let plane = |(_, image): &(u32, Vec<u8>)| image[channel * 1024..][..1024].to_vec();
+            let values: Vec<f64> = pixels
+                .iter()
+                .flat_map(plane)
+                .map(|value| f64::from(value) / 255.0)
+                .collect();
+            let count = values.len() as f64;
+            let expected = values.iter().sum::<f64>() / count;
+            let squares = values.iter().map(|value| (value - expected).powi(2));
+            assert!((mean - expected).abs() < 1e-9, "{mean} {expected}");
+            let expected = (squares.sum::<f64>() / count).sqrt();
+            assert!((std - expected).abs() < 1e-9, "{std} {expected}");
+        }
+        let indices: Vec<u32> = (0..300).rev().collect();
+        let indices = Tensor::new(indices, &Device::Cpu).unwrap();
+        let reversed = Split {
+            images: all.images.index_select(&indices, 0).unwrap(),
+            ..all.clone()
+        };
+        assert_eq!(reversed.channels().unwrap(), channels);
     }
 }

@@ -1,5 +1,6 @@
 //! Why a data set cannot be read.
 
+use crate::image_folder::ImageFolderError;
 use crate::python_file::PythonFileError;
 use std::fs;
 use std::io;
@@ -95,6 +96,9 @@ pub enum Error {
         /// The name that it should have.
         expected: String,
     },
+    /// A folder is not one of pictures by class.
+    #[error(transparent)]
+    ImageFolder(#[from] ImageFolderError),
     /// A file cannot be read.
     #[error("cannot read `{}`: {reason}", path.display())]
     Read {

@@ -17,7 +17,7 @@ impl DatasetInfo {
 
 /// A name that no data set has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a data set: use one of {names}", names = names())]
+#[error("`{0}` is not a data set: use one of {names}, or a folder of pictures", names = names())]
 pub struct UnknownDataset(String);
 
 fn names() -> String {
@@ -51,7 +51,7 @@ mod tests {
         let error = "mnist".parse::<DatasetInfo>().unwrap_err();
         assert_eq!(
             error.to_string(),
-            "`mnist` is not a data set: use one of `cifar10`, `cifar100`, `synthetic`"
+            "`mnist` is not a data set: use one of `cifar10`, `cifar100`, `synthetic`, or a folder of pictures"
         );
     }
 }

@@ -1,6 +1,7 @@
 //! Runs grouped into repetitions of one experiment, and checked to be comparable.
 
 use crate::statistics::Sample;
+use datasets::DatasetInfo;
 use models::Architecture;
 use run::settings::{Difference, Property};
 use run::{EvaluationSplit, Run};
@@ -201,9 +202,13 @@ fn data(run: &Run) -> (String, &str) {
         (EvaluationSplit::Validation, None) => "validation",
         (EvaluationSplit::Test, None) => "test",
     };
+    // The path of a folder says nothing of its images.
+    let known = run.settings.dataset.parse::<DatasetInfo>();
     let images = format!(
         "{}, {} training and {} {evaluated} images",
-        run.settings.dataset, made_by.train_images, made_by.test_images
+        known.map_or("pictures", |info| info.name),
+        made_by.train_images,
+        made_by.test_images
     );
     (images, &made_by.data_sha256)
 }
@@ -213,8 +218,9 @@ fn differences(first: &Run, second: &Run) -> Result<Vec<Difference>, Error> {
     let mut differences = first
         .settings
         .differences(&second.settings, Property::VariesBetweenRepetitions)?;
-    // The precision that was used counts, whether it was asked for or not.
-    differences.retain(|difference| difference.key != "precision");
+    // The precision that was used counts, whether it was asked for or not. That the data are the same is checked, and a
+    // folder of pictures may have moved.
+    differences.retain(|difference| !matches!(difference.key, "precision" | "dataset"));
     let [first, second] = [first, second].map(|run| run.made_by.choices.precision.to_string());
     if first != second {
         differences.push(Difference {

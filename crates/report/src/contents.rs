@@ -2,7 +2,7 @@
 
 use crate::comparison::{Comparison, Group, accuracy, network_name};
 use crate::statistics::{PairedTest, mcnemar, paired_test};
-use datasets::DatasetInfo;
+use datasets::DatasetSource;
 use models::grouped;
 use run::cli::count;
 use run::settings::{FIELDS, Precision, Property};
@@ -117,15 +117,8 @@ pub(crate) fn title(comparison: &Comparison) -> String {
             names.push(name);
         }
     }
-    let dataset = dataset_name(&comparison.first().settings.dataset);
+    let dataset = DatasetSource::display_name(&comparison.first().settings.dataset);
     format!("{} on {dataset}", names.join(" and "))
-}
-
-/// The display name of a data set. A data set that this version does not know keeps its name.
-pub(crate) fn dataset_name(dataset: &str) -> &str {
-    dataset
-        .parse()
-        .map_or(dataset, |known: DatasetInfo| known.display_name)
 }
 
 /// The data and the epochs of the runs, and where they differ from the post's.
@@ -142,7 +135,7 @@ pub(crate) fn setting(comparison: &Comparison) -> Vec<String> {
             (shortest, longest) => format!("{shortest} to {longest}"),
         },
         grouped(images as usize),
-        dataset_name(&first.settings.dataset),
+        DatasetSource::display_name(&first.settings.dataset),
         grouped(first.made_by.test_images as usize),
     )];
     if (first.settings.dataset.as_str(), images) != ("cifar10", POST_IMAGES)

@@ -2,8 +2,9 @@
 
 use crate::chart::{Chart, Series};
 use crate::comparison::network_name;
-use crate::contents::{PredictedImage, Table, dataset_name, duration, percent};
+use crate::contents::{PredictedImage, Table, duration, percent};
 use crate::html::{head, pictures, table};
+use datasets::DatasetSource;
 use maud::{DOCTYPE, Markup, html};
 use run::cli::{count, four_digits};
 use run::predictions::Mistake;
@@ -95,7 +96,7 @@ pub fn run_page(run: &RunPage, written: &str) -> String {
     let title = format!(
         "{} on {}",
         network_name(&settings.model),
-        dataset_name(&settings.dataset)
+        DatasetSource::display_name(&settings.dataset)
     );
     let is_going = matches!(run.state, State::Training(_));
     let page = html! {

@@ -25,6 +25,8 @@ pub enum Purpose {
     Validation = 6,
     /// The trials of a search; the epoch is the trial, the index that of the key.
     Search = 7,
+    /// Which pictures of a folder are test pictures; the epoch is the class.
+    TestSplit = 8,
 }
 
 /// All random numbers for one seed, purpose and epoch, by index.

@@ -46,6 +46,12 @@ pub struct MadeBy {
     pub test_images: u64,
     /// SHA-256 of the data set.
     pub data_sha256: String,
+    /// Pictures of a folder that could not be read, and were left out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped_pictures: u64,
+    /// The seed that chose the test images, where the folder of pictures has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_split_seed: Option<u64>,
     /// The processes that trained the run, in order. Earlier versions did not record them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sessions: Vec<Session>,
@@ -83,6 +89,14 @@ impl Choices {
 /// The error that the table `made_by` of a record is damaged.
 fn made_by_is_damaged(path: &Path) -> impl Fn(toml::de::Error) -> Error {
     move |error| Error::damaged(path)(format!("[made_by]: {}", error.message()))
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde calls"
+)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The version of a record that has none.
@@ -160,6 +174,8 @@ pub(crate) mod tests {
                 train_images: 50_000,
                 test_images: 10_000,
                 data_sha256: "00".to_owned(),
+                skipped_pictures: 3,
+                test_split_seed: Some(0),
                 sessions: session::resumed(
                     vec![Session::new(0, 0, session::tests::machine("linux"))],
                     Session::new(1, 7, session::tests::machine("windows")),

@@ -1,13 +1,27 @@
 //! The images that a command works on.
 
 use crate::memory;
+use crate::progress;
 use anyhow::Context;
 use datasets::cifar10::RECORD_BYTES;
-use datasets::{DatasetInfo, Images, Split};
+use datasets::{
+    Dataset, DatasetInfo, DatasetSource, Error, ImageFolder, ImageFolderError, Images, LoadOptions,
+    LoadStage, Split,
+};
 use run::EvaluationSplit;
 use run::cli::{self, UsageError};
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// How a folder of pictures is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pictures<'a> {
+    pub(crate) skip_unreadable: bool,
+    pub(crate) show_bar: bool,
+    /// Becomes true when reading should stop.
+    pub(crate) stop: Option<&'a AtomicBool>,
+}
 
 /// The part of a data set to load.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,11 +48,35 @@ pub(crate) struct Data {
     pub(crate) class_names: Vec<String>,
     /// SHA-256 of the data set before limits. The limits of the synthetic set are its size, so they count.
     pub(crate) digest: String,
+    /// Pictures of a folder that were left out.
+    pub(crate) skipped: usize,
+    /// The seed that chose the test images of a folder that has none.
+    pub(crate) test_split_seed: Option<u64>,
+}
+
+/// Whether loading the images was stopped, as a person asked.
+pub(crate) fn is_stopped(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(Error::ImageFolder(ImageFolderError::Stopped))
+    )
 }
 
 impl Data {
-    pub(crate) fn load(info: DatasetInfo, data_dir: &Path, limits: Limits) -> anyhow::Result<Self> {
-        let count = |limit: Option<NonZeroUsize>, all| limit.map_or(all, NonZeroUsize::get);
+    pub(crate) fn load(
+        source: &DatasetSource,
+        data_dir: &Path,
+        limits: Limits,
+        pictures: Pictures<'_>,
+    ) -> anyhow::Result<Self> {
+        let dataset = match source {
+            DatasetSource::Known(info) => Self::load_known(info, data_dir, limits)?,
+            DatasetSource::Folder(path) => load_folder(path, data_dir, pictures)?,
+        };
+        Self::limited(&dataset, limits)
+    }
+
+    fn load_known(info: &DatasetInfo, data_dir: &Path, limits: Limits) -> anyhow::Result<Dataset> {
         let images = Images {
             training: match limits.test_only {
                 true => 0,
@@ -69,9 +107,12 @@ impl Data {
         };
         let bytes = (read.training + read.test) * RECORD_BYTES;
         memory::require(bytes as u64, "to load the images")?;
-        let dataset = info
-            .load(data_dir, images)
-            .with_context(|| (info.remedy)(data_dir))?;
+        info.load(data_dir, images)
+            .with_context(|| (info.remedy)(data_dir))
+    }
+
+    /// The images within the limits.
+    fn limited(dataset: &Dataset, limits: Limits) -> anyhow::Result<Self> {
         let limited = |flag, split: Split, limit| {
             let wanted = count(limit, split.len());
             if wanted > split.len() {
@@ -113,6 +154,41 @@ impl Data {
             evaluated,
             class_names: dataset.class_names().to_vec(),
             digest: dataset.digest()?,
+            skipped: dataset.skipped(),
+            test_split_seed: dataset.test_split_seed(),
         })
     }
+}
+
+fn count(limit: Option<NonZeroUsize>, all: usize) -> usize {
+    limit.map_or(all, NonZeroUsize::get)
+}
+
+/// Loads a folder of pictures, which are decoded once and kept in `data_dir`.
+fn load_folder(path: &Path, data_dir: &Path, pictures: Pictures<'_>) -> anyhow::Result<Dataset> {
+    let folder = ImageFolder::find(path)?;
+    let Images { training, test } = folder.images()?;
+    // All pictures, and those of the two parts.
+    let bytes = 2 * (training + test) * RECORD_BYTES;
+    memory::require(bytes as u64, "to load the images")?;
+    let memory = ops::available_memory().unwrap_or(u64::MAX);
+    let bar = progress::pictures_bar(pictures.show_bar);
+    let dataset = folder.load(LoadOptions {
+        cache_dir: data_dir,
+        memory: memory.saturating_sub(bytes as u64),
+        skip_unreadable: pictures.skip_unreadable,
+        progress: &|stage, done, all| {
+            bar.set_prefix(match stage {
+                LoadStage::Reading => "reading pictures",
+                LoadStage::Decoding => "decoding pictures",
+            });
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+            !pictures
+                .stop
+                .is_some_and(|stop| stop.load(Ordering::SeqCst))
+        },
+    });
+    bar.finish_and_clear();
+    Ok(dataset?)
 }

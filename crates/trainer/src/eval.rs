@@ -1,10 +1,10 @@
 //! The command that evaluates a checkpoint.
 
-use crate::data::{Data, Limits};
+use crate::data::{Data, Limits, Pictures};
 use crate::settings::dataset;
 use crate::weights::{WeightArgs, load};
 use anyhow::{Context, ensure};
-use datasets::DatasetInfo;
+use datasets::DatasetSource;
 use engine::Evaluator;
 use models::Architecture;
 use run::NativePath;
@@ -19,9 +19,13 @@ pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) weights: WeightArgs,
 
-    /// The images.
-    #[arg(long, value_name = "NAME", default_value = "cifar10", value_parser = dataset())]
-    pub(crate) dataset: DatasetInfo,
+    /// The images: cifar10, cifar100, synthetic, or the folder of your own pictures.
+    #[arg(long, value_name = "NAME|DIR", default_value = "cifar10", value_parser = dataset())]
+    pub(crate) dataset: DatasetSource,
+
+    /// Leave out pictures of a folder that cannot be read.
+    #[arg(long)]
+    pub(crate) skip_unreadable: bool,
 
     /// The folder of the data sets.
     #[arg(long, value_name = "DIR", default_value = "data")]
@@ -42,13 +46,18 @@ pub(crate) struct EvalArgs {
 
 /// Evaluates, and prints the result.
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
-    let loaded = load(&args.weights, args.dataset)?;
+    let loaded = load(&args.weights, &args.dataset)?;
     let limits = Limits {
         test_only: true,
         test: args.limit_test,
         ..Limits::default()
     };
-    let data = Data::load(args.dataset, &args.data_dir, limits)?;
+    let pictures = Pictures {
+        skip_unreadable: args.skip_unreadable,
+        show_bar: true,
+        stop: None,
+    };
+    let data = Data::load(&args.dataset, &args.data_dir, limits, pictures)?;
     let class_names = data.class_names;
     let differ = match loaded.inputs_are_known {
         true => loaded.inputs.class_names != class_names,
@@ -192,7 +201,7 @@ mod tests {
     use super::*;
 
     fn result() -> EvalResult {
-        let class_names: Vec<String> = DatasetInfo::ALL[0]
+        let class_names: Vec<String> = datasets::DatasetInfo::ALL[0]
             .class_names
             .iter()
             .map(ToString::to_string)

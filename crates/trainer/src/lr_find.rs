@@ -2,7 +2,7 @@
 
 use crate::settings::Resolved;
 use crate::setup::Setup;
-use crate::{progress, settings};
+use crate::{data, progress, settings};
 use anyhow::Context;
 use engine::LrFinder;
 use run::cli::{self, Exit, UsageError};
@@ -60,7 +60,10 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
     let finder = LrFinder::new(args.min_lr.get(), args.max_lr.get(), args.steps)
         .map_err(|error| UsageError(format!("--min-lr, --max-lr, --steps: {error}")))?;
     let stop = stop::requested("stopping after this step").context("cannot watch for Ctrl-C")?;
-    let setup = Setup::new(resolved)?;
+    let setup = match Setup::new(resolved, true, stop) {
+        Err(error) if data::is_stopped(&error) => return Ok(Exit::Interrupted),
+        setup => setup?,
+    };
     setup.check_memory(false)?;
     let training = setup.start()?;
     let bar = progress::bar(true);

@@ -7,7 +7,6 @@ mod eval;
 mod logging;
 mod lr_find;
 mod memory;
-mod picture;
 mod predict;
 mod progress;
 mod run_files;

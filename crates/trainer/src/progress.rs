@@ -114,6 +114,20 @@ pub(crate) fn bar(show: bool) -> ProgressBar {
     }
 }
 
+/// A bar for the pictures of a folder.
+pub(crate) fn pictures_bar(show: bool) -> ProgressBar {
+    let bar = bar(show);
+    if let Ok(style) = pictures_style() {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn pictures_style() -> Result<ProgressStyle, indicatif::style::TemplateError> {
+    let style = ProgressStyle::with_template("{prefix}  {bar:24} {pos}/{len}  {eta} left")?;
+    Ok(style.progress_chars("=> "))
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
@@ -130,7 +144,8 @@ fn style() -> Result<ProgressStyle, indicatif::style::TemplateError> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_bars_template_is_right() {
+    fn the_bars_templates_are_right() {
         super::style().unwrap();
+        super::pictures_style().unwrap();
     }
 }

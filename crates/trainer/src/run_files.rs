@@ -67,6 +67,8 @@ impl<'a> RunFiles<'a> {
                 train_images: data.train.len() as u64,
                 test_images: data.test.len() as u64,
                 data_sha256: data.digest.clone(),
+                skipped_pictures: data.skipped as u64,
+                test_split_seed: data.test_split_seed,
                 sessions: session::resumed(earlier.unwrap_or_default(), session),
             },
         };

@@ -1,7 +1,8 @@
 //! The settings that apply: the network's defaults and, above them, a recipe, a settings file and the command line.
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use datasets::{Channels, DatasetInfo};
+use anyhow::Context;
+use clap::builder::{PossibleValuesParser, StringValueParser, TypedValueParser};
+use datasets::{Channels, DatasetInfo, DatasetSource, Split};
 use models::Architecture;
 use run::cli::{self, UsageError};
 use run::settings::{Difference, Property, Source, last, with_defaults_in_help};
@@ -13,9 +14,11 @@ use std::path::Path;
 pub(crate) struct Resolved {
     pub(crate) settings: Settings,
     pub(crate) architecture: Architecture,
-    pub(crate) dataset: DatasetInfo,
-    /// Whether flags or a file set the mean and the standard deviation of images.
-    pub(crate) normalisation_is_given: bool,
+    pub(crate) dataset: DatasetSource,
+    /// Whether flags or a file set the mean of images.
+    pub(crate) mean_is_given: bool,
+    /// Whether flags or a file set the standard deviation of images.
+    pub(crate) std_is_given: bool,
     /// What the run that is resumed or repeated chose for its device.
     pub(crate) choices: Option<Choices>,
 }
@@ -31,6 +34,33 @@ impl Resolved {
         };
         let recipe = resolve(&recipe, None)?.settings;
         Ok(self.settings.differences(&recipe, Property::LocalPath)?)
+    }
+
+    /// Whether flags or a file set the mean and the standard deviation of images.
+    pub(crate) fn normalisation_is_given(&self) -> bool {
+        self.mean_is_given && self.std_is_given
+    }
+
+    /// Whether the mean or the standard deviation is that of the training images, which have to be loaded first.
+    pub(crate) fn needs_channels(&self) -> bool {
+        matches!(self.dataset, DatasetSource::Folder(_)) && !self.normalisation_is_given()
+    }
+
+    /// These settings with the mean and the standard deviation of the images to train on, where they are needed.
+    pub(crate) fn with_channels(mut self, train: &Split) -> anyhow::Result<Self> {
+        if self.needs_channels() {
+            let normalisation = normalisation(train.channels()?).context(
+                "the training images have a channel without variation; give --mean and --std",
+            )?;
+            let settings = &mut self.settings;
+            if !self.mean_is_given {
+                settings.mean = normalisation.mean.unwrap_or(settings.mean);
+            }
+            if !self.std_is_given {
+                settings.std = normalisation.std.unwrap_or(settings.std);
+            }
+        }
+        Ok(self)
     }
 }
 
@@ -56,11 +86,25 @@ pub(crate) fn resolve_resumed(flags: &Overrides, record: &Path) -> Result<Resolv
         precision: precision.or(recorded.precision),
         ..recorded.clone()
     };
-    flags
+    // A folder may be at another path now; the images decide whether it is the same data.
+    let is_folder = |name: &&String| !matches!(name.parse(), Ok(DatasetSource::Known(_)));
+    let moved = flags.dataset.clone().filter(|name| {
+        is_folder(&name)
+            && recorded
+                .dataset
+                .as_ref()
+                .is_some_and(|name| is_folder(&name))
+    });
+    let unmoved = Overrides {
+        dataset: flags.dataset.clone().filter(|_| moved.is_none()),
+        ..flags.clone()
+    };
+    unmoved
         .check_resume(record.parent().unwrap_or(record), &with_precision)
         .map_err(usage)?;
     let flags = Overrides {
         precision: None,
+        dataset: moved,
         ..flags.clone()
     };
     resolve_layers(&flags, Some((record, recorded)))
@@ -134,8 +178,8 @@ fn resolve_layers(
     {
         layers.push((Source::Defaults, normalisation(channels)?));
     }
-    let normalisation_is_given =
-        last(&given, |layer| layer.mean).is_some() && last(&given, |layer| layer.std).is_some();
+    let mean_is_given = last(&given, |layer| layer.mean).is_some();
+    let std_is_given = last(&given, |layer| layer.std).is_some();
     layers.extend(given);
     if let (Some((first, _)), Some((second, _))) = (
         last(&layers, |layer| layer.validation),
@@ -149,13 +193,15 @@ fn resolve_layers(
     let dataset = settings.dataset.parse().map_err(|_| {
         let source = last(&layers, |layer| layer.dataset.clone());
         let source = source.map_or(&Source::Defaults, |(source, _)| source);
-        unknown("--dataset", &settings.dataset, source, datasets())
+        let known = datasets().chain(["a folder of pictures"]);
+        unknown("--dataset", &settings.dataset, source, known)
     })?;
     Ok(Resolved {
         settings,
         architecture,
         dataset,
-        normalisation_is_given,
+        mean_is_given,
+        std_is_given,
         choices,
     })
 }
@@ -190,7 +236,7 @@ fn join<'a>(names: impl Iterator<Item = &'a str>) -> String {
 pub(crate) fn with_names(command: clap::Command) -> clap::Command {
     let command = command.mut_args(|arg| match arg.get_id().as_str() {
         "model" => arg.value_parser(PossibleValuesParser::new(models())),
-        "dataset" => arg.value_parser(PossibleValuesParser::new(datasets())),
+        "dataset" => with_datasets(arg),
         "recipe" => arg.value_parser(PossibleValuesParser::new(recipes::names())),
         _ => arg,
     });
@@ -208,9 +254,18 @@ fn models() -> impl Iterator<Item = &'static str> {
         .map(|architecture| architecture.name)
 }
 
-/// The parser of a data set's name.
-pub(crate) fn dataset() -> impl TypedValueParser<Value = DatasetInfo> {
-    PossibleValuesParser::new(datasets()).try_map(|name| name.parse::<DatasetInfo>())
+/// The flag of a data set, with the names in its help text.
+fn with_datasets(arg: clap::Arg) -> clap::Arg {
+    let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+    let parser =
+        StringValueParser::new().try_map(|text| text.parse::<DatasetSource>().map(|_| text));
+    arg.help(format!("{help} [names: {}]", join(datasets())))
+        .value_parser(parser)
+}
+
+/// The parser of a data set's name, or of a folder.
+pub(crate) fn dataset() -> impl TypedValueParser<Value = DatasetSource> {
+    StringValueParser::new().try_map(|text| text.parse::<DatasetSource>())
 }
 
 fn datasets() -> impl Iterator<Item = &'static str> {

@@ -1,12 +1,12 @@
 //! From resolved settings to data and training.
 
 use crate::backend::Backend;
-use crate::data::{Data, Limits};
+use crate::data::{Data, Limits, Pictures};
 use crate::memory::MIB;
 use crate::settings::Resolved;
 use crate::weights;
 use anyhow::bail;
-use datasets::Split;
+use datasets::{DatasetSource, Split};
 use engine::{Checkpoints, Inputs, Training, TrainingMemory, TrainingSetup};
 use models::{Network, initial_parameters};
 use run::cli::{self, UsageError};
@@ -14,6 +14,7 @@ use run::{Choices, MadeBy, Record, RunFolder, Session, file, metrics};
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 /// What training needs: the settings of a run, its images, and what it computes with.
 pub(crate) struct Setup {
@@ -24,17 +25,14 @@ pub(crate) struct Setup {
 
 impl Setup {
     /// Opens the device and loads the images.
-    pub(crate) fn new(resolved: Resolved) -> anyhow::Result<Self> {
-        let run = &resolved.settings;
+    pub(crate) fn new(
+        resolved: Resolved,
+        show_bar: bool,
+        stop: &AtomicBool,
+    ) -> anyhow::Result<Self> {
         let backend = Backend::new(&resolved)?;
-        let limits = Limits {
-            train: run.limit_train,
-            test: run.limit_test,
-            validation: run.validation.map(|images| (images, run.seed)),
-            overfit: run.overfit_batches.map(|batches| (batches, run.batch_size)),
-            ..Limits::default()
-        };
-        let data = Data::load(resolved.dataset, &run.data_dir, limits)?;
+        let data = load(&resolved, show_bar, Some(stop))?;
+        let resolved = resolved.with_channels(&data.train)?;
         let architecture = resolved.architecture.with_classes(data.class_names.len());
         Ok(Self {
             resolved: Resolved {
@@ -130,9 +128,9 @@ impl Setup {
                     ));
                     weights = weights.with_new_last_layer(wanted, run.weight_init, run.seed)?;
                 }
-                let is_given = self.resolved.normalisation_is_given;
-                let classes = self.resolved.dataset;
-                weights::note_normalisation(path, &weights, &self.inputs(), classes, is_given);
+                let is_given = self.resolved.normalisation_is_given();
+                let dataset = DatasetSource::display_name(&run.dataset);
+                weights::note_normalisation(path, &weights, &self.inputs(), dataset, is_given);
                 weights.into_network(device)?
             }
             None => {
@@ -220,6 +218,28 @@ impl Setup {
             class_names: self.data.class_names.clone(),
         }
     }
+}
+
+/// Loads the images that settings name.
+pub(crate) fn load(
+    resolved: &Resolved,
+    show_bar: bool,
+    stop: Option<&AtomicBool>,
+) -> anyhow::Result<Data> {
+    let run = &resolved.settings;
+    let limits = Limits {
+        train: run.limit_train,
+        test: run.limit_test,
+        validation: run.validation.map(|images| (images, run.seed)),
+        overfit: run.overfit_batches.map(|batches| (batches, run.batch_size)),
+        ..Limits::default()
+    };
+    let pictures = Pictures {
+        skip_unreadable: run.skip_unreadable,
+        show_bar,
+        stop,
+    };
+    Data::load(&resolved.dataset, &run.data_dir, limits, pictures)
 }
 
 /// Bytes that a run's metrics, curves, log and tables take at most, but for very long runs.

@@ -1,11 +1,12 @@
 //! The command that trains.
 
+use crate::data;
 use crate::logging::{self, Logging};
 use crate::progress::Progress;
 use crate::run_files::RunFiles;
 use crate::run_page::RunPageWriter;
 use crate::settings::{self, Resolved};
-use crate::setup::Setup;
+use crate::setup::{self, Setup};
 use crate::tensorboard::TensorBoard;
 use anyhow::Context;
 use engine::{Event, Outcome, Position, SpanTimes, Training};
@@ -50,7 +51,8 @@ pub(crate) struct TrainArgs {
     #[arg(long, help_heading = "Run", conflicts_with_all = ["resume", "name", "dry_run"])]
     pub(crate) fast_dev_run: bool,
 
-    /// Print the resolved settings as TOML and exit.
+    /// Print the resolved settings as TOML and exit. Of a folder of pictures, this reads the training images for their mean
+    /// and standard deviation.
     #[arg(long, help_heading = "Run")]
     pub(crate) dry_run: bool,
 
@@ -132,6 +134,13 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
         None => settings::resolve(&args.overrides, args.config.as_deref())?,
     };
     if args.dry_run {
+        let resolved = match resolved.needs_channels() {
+            true => {
+                let data = setup::load(&resolved, !args.no_progress, None)?;
+                resolved.with_channels(&data.train)?
+            }
+            false => resolved,
+        };
         cli::text(&resolved.settings.to_toml()?);
         return Ok(Exit::Success);
     }
@@ -170,7 +179,13 @@ fn run_with(
     let resumed = resumed.map(|run| RunFolder::lock(&run)).transpose()?;
     let span_times = SpanTimes::within("step");
     let mut logging = Logging::start(args.log_level, trace, &span_times)?;
-    let mut setup = Setup::new(resolved)?;
+    let mut setup = match Setup::new(resolved, !args.no_progress, stop) {
+        Err(error) if data::is_stopped(&error) => {
+            cli::note("interrupted while the pictures were read");
+            return Ok(Exit::Interrupted);
+        }
+        setup => setup?,
+    };
     #[cfg(feature = "cuda")]
     if let candle_core::Device::Cuda(gpu) = &setup.backend.device {
         ops::cuda::log_environment(gpu)?;

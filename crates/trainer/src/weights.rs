@@ -4,7 +4,7 @@ use crate::backend;
 use crate::memory;
 use crate::settings::{self, architecture};
 use candle_core::Device;
-use datasets::DatasetInfo;
+use datasets::DatasetSource;
 use engine::{Inputs, Weights};
 use models::{Architecture, Network};
 use ops::Arithmetic;
@@ -64,7 +64,7 @@ pub(crate) struct Loaded {
 
 /// Reads the weights of a command, and notes what is assumed about them. A file that does not name its classes is taken
 /// for one of `dataset`.
-pub(crate) fn load(args: &WeightArgs, dataset: DatasetInfo) -> anyhow::Result<Loaded> {
+pub(crate) fn load(args: &WeightArgs, dataset: &DatasetSource) -> anyhow::Result<Loaded> {
     backend::use_threads(args.threads)?;
     let device = backend::open(args.device)?;
     let arithmetic = backend::arithmetic(args.conv, args.precision, None, &device)?;
@@ -76,7 +76,14 @@ pub(crate) fn load(args: &WeightArgs, dataset: DatasetInfo) -> anyhow::Result<Lo
     inputs.mean = args.mean.map_or(inputs.mean, |mean| mean.0);
     inputs.std = args.std.map_or(inputs.std, |std| std.0);
     let is_given = args.mean.is_some() && args.std.is_some();
-    note_normalisation(&args.checkpoint, &weights, &inputs, dataset, is_given);
+    let name = dataset.to_string();
+    note_normalisation(
+        &args.checkpoint,
+        &weights,
+        &inputs,
+        DatasetSource::display_name(&name),
+        is_given,
+    );
     let inputs_are_known = weights.inputs.is_some();
     let network = weights.into_network(&device)?;
     Ok(Loaded {
@@ -112,13 +119,13 @@ pub(crate) fn read(path: &Path, model: Option<Architecture>) -> anyhow::Result<W
     Ok(weights)
 }
 
-/// Notes the normalisation of images for weights from a file, where it is not the one that the file says. `is_given` tells
-/// whether a person gave it.
+/// Notes the normalisation of images for weights from a file, where it is not the one that the file says. `dataset` is the
+/// name of the data set in use, and `is_given` tells whether a person gave the normalisation.
 pub(crate) fn note_normalisation(
     path: &Path,
     weights: &Weights,
     used: &Inputs,
-    dataset: DatasetInfo,
+    dataset: &str,
     is_given: bool,
 ) {
     let text = |inputs: &Inputs| {
@@ -126,9 +133,9 @@ pub(crate) fn note_normalisation(
         format!("mean {mean} and std {std}")
     };
     let (path, used_text) = (path.display(), text(used));
-    let classes = match has_classes_of(weights.architecture, dataset) {
-        true => format!("the classes of {}", dataset.display_name),
-        false => "numbers for the classes".to_owned(),
+    let classes = match used.class_names == numbered(weights.architecture) {
+        true => "numbers for the classes".to_owned(),
+        false => format!("the classes of {dataset}"),
     };
     match &weights.inputs {
         None if !is_given => cli::note(&format!(
@@ -143,28 +150,25 @@ pub(crate) fn note_normalisation(
     }
 }
 
-/// Whether the outputs of a network can be the classes of a data set.
-fn has_classes_of(architecture: Architecture, dataset: DatasetInfo) -> bool {
-    architecture.num_classes == dataset.class_names.len()
+/// Names for the outputs of a network whose classes are not known.
+fn numbered(architecture: Architecture) -> Vec<String> {
+    (0..architecture.num_classes)
+        .map(|class| format!("class {class}"))
+        .collect()
 }
 
 /// The inputs of weights made elsewhere: those of the data set and the reference recipe.
-fn reference_inputs(architecture: Architecture, dataset: DatasetInfo) -> anyhow::Result<Inputs> {
+fn reference_inputs(architecture: Architecture, dataset: &DatasetSource) -> anyhow::Result<Inputs> {
     let reference = Overrides {
         model: Some(architecture.name.to_owned()),
-        dataset: Some(dataset.name.to_owned()),
+        dataset: Some(dataset.to_string()),
         ..Overrides::default()
     };
     let reference = settings::resolve(&reference, None)?;
-    let class_names = match has_classes_of(architecture, dataset) {
-        true => dataset
-            .class_names
-            .iter()
-            .map(ToString::to_string)
-            .collect(),
-        false => (0..architecture.num_classes)
-            .map(|class| format!("class {class}"))
-            .collect(),
+    let class_names = dataset.class_names()?;
+    let class_names = match class_names.len() == architecture.num_classes {
+        true => class_names,
+        false => numbered(architecture),
     };
     Ok(Inputs {
         mean: reference.settings.mean.0,

@@ -4,7 +4,7 @@ use crate::experiments::plan::{Planned, State};
 use crate::files::write;
 use crate::trainer::{self, Trainer};
 use anyhow::{Context, ensure};
-use datasets::DatasetInfo;
+use datasets::DatasetSource;
 use indicatif::HumanDuration;
 use run::cli::{self, Exit};
 use run::{Settings, file, stop};
@@ -58,7 +58,7 @@ fn images(settings: &Settings) -> anyhow::Result<(usize, usize)> {
         let images = batches.saturating_mul(settings.batch_size).get();
         return Ok((images, images));
     }
-    let all = settings.dataset.parse::<DatasetInfo>()?.images;
+    let all = settings.dataset.parse::<DatasetSource>()?.images()?;
     let limited = |limit: Option<NonZeroUsize>, all| limit.map_or(all, NonZeroUsize::get);
     let train = limited(settings.limit_train, all.training);
     Ok(match settings.validation.map(NonZeroUsize::get) {

@@ -99,8 +99,9 @@ macros::settings! {
     }
 
     "Data" {
-        /// The data set.
-        #[arg(value_name = "NAME")]
+        /// The data set: one of these names, or the folder of your own pictures (PNG or JPEG), with `train/CLASS/...` and
+        /// `test/CLASS/...`, or with `CLASS/...`, of which a sixth is held out to test on.
+        #[arg(value_name = "NAME|DIR")]
         dataset: String = "cifar10" [];
 
         /// The folder with the data sets.
@@ -114,6 +115,10 @@ macros::settings! {
         /// Use the first N test images only.
         #[arg(value_name = "N")]
         limit_test: Option<NonZeroUsize> [NotInLrFind];
+
+        /// Leave out pictures of a folder that cannot be read.
+        #[arg(value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+        skip_unreadable: bool = "false" [MayChangeOnResume, VariesBetweenRepetitions];
 
         /// Hold out N training images, the same number of each class, and evaluate on them instead of the test images.
         #[arg(value_name = "N", conflicts_with = "overfit_batches")]
@@ -243,11 +248,13 @@ macros::settings! {
         #[arg(value_name = "PIXELS")]
         cutout: Cutout = "0" [Recipe];
 
-        /// Mean of each channel, subtracted from pixels of 0 to 1. The default is ImageNet's.
+        /// Mean of each channel, subtracted from pixels of 0 to 1. The default is ImageNet's; for CIFAR-100 and your own
+        /// pictures, that of their training images.
         #[arg(value_name = "R,G,B")]
         mean: PerChannel<Finite> = "0.485,0.456,0.406" [Recipe];
 
-        /// Standard deviation of each channel, by which pixels are divided. The default is ImageNet's.
+        /// Standard deviation of each channel, by which pixels are divided. The default is ImageNet's; for CIFAR-100 and your
+        /// own pictures, that of their training images.
         #[arg(value_name = "R,G,B")]
         #[serde(alias = "standard_deviation")]
         std: PerChannel<Positive> = "0.229,0.224,0.225" [Recipe];

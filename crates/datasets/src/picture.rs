@@ -1,7 +1,7 @@
 //! Pictures from PNG and JPEG files, as people see them: upright, and on white where they are transparent.
 
-use crate::memory::MIB;
 use image::codecs::png::PngDecoder;
+use image::imageops::FilterType;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, RgbImage};
 use std::io::{self, Cursor};
@@ -12,15 +12,24 @@ use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::errors::DecodeErrors;
 
+/// Height and width of images in a data set.
+const SIDE: u32 = 32;
+
+/// Bytes of a mebibyte.
+const MIB: u64 = 1 << 20;
+
 /// The most bytes of pixels that are decoded: more than a phone's 200 megapixels have.
 const MOST_BYTES: u64 = 1 << 30;
 
 /// Why a file cannot be used as a picture.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum PictureError {
+pub enum PictureError {
     /// It cannot be read.
     #[error("it cannot be read")]
     Read(#[source] io::Error),
+    /// The file has too many bytes.
+    #[error("it has {} MiB, which are too many; make it smaller", .0 / MIB)]
+    LongFile(u64),
     /// It is something else, as the text says.
     #[error("it is not a PNG or JPEG picture; it {0}")]
     Other(String),
@@ -40,9 +49,13 @@ pub(crate) enum PictureError {
         free / MIB
     )]
     NoMemory {
+        /// Pixels in a row.
         width: u32,
+        /// Pixels in a column.
         height: u32,
+        /// Bytes that are needed.
         needed: u64,
+        /// Bytes that are free.
         free: u64,
     },
     /// The decoder cannot decode it; with the decoder's reason.
@@ -56,7 +69,20 @@ type Result<T> = result::Result<T, PictureError>;
 
 /// Reads a picture, with at most `memory` bytes besides those of the file.
 pub(crate) fn read(path: &Path, memory: u64) -> Result<DynamicImage> {
+    let length = fs::metadata(path).map_err(PictureError::Read)?.len();
+    if length > MOST_BYTES {
+        return Err(PictureError::LongFile(length));
+    }
     decode(&fs::read(path).map_err(PictureError::Read)?, memory)
+}
+
+/// Reads a picture as an image of a data set: its square in the middle, 32 by 32 pixels, as `[3, 32, 32]` bytes. It takes at
+/// most `memory` bytes besides those of the file.
+///
+/// # Errors
+/// When it is no PNG or JPEG picture, is damaged, or is too large.
+pub fn read_picture(path: &Path, memory: u64) -> Result<Vec<u8>> {
+    Ok(square(&read(path, memory)?))
 }
 
 fn decode(bytes: &[u8], memory: u64) -> Result<DynamicImage> {
@@ -189,6 +215,23 @@ fn end_of_image(bytes: &[u8]) -> Option<usize> {
             }
         }
     }
+}
+
+/// The picture's largest square in the middle, 32 by 32 pixels, as `[3, 32, 32]` bytes.
+fn square(picture: &DynamicImage) -> Vec<u8> {
+    let side = picture.width().min(picture.height());
+    let (left, top) = ((picture.width() - side) / 2, (picture.height() - side) / 2);
+    let square = picture.crop_imm(left, top, side, side);
+    // CIFAR's own size is taken as it is: resampling would change its pixels.
+    let square = if side == SIDE {
+        square
+    } else {
+        square.resize_exact(SIDE, SIDE, FilterType::Triangle)
+    };
+    let square = square.to_rgb8();
+    (0..3)
+        .flat_map(|channel| square.pixels().map(move |pixel| pixel.0[channel]))
+        .collect()
 }
 
 /// Checks the size of a picture: its pixels take `bytes`, decoding takes `more` beside them, and `memory` is free.
@@ -450,6 +493,29 @@ mod tests {
             let error = super::decode(&file, bytes).unwrap_err().to_string();
             assert!(error.contains("it has 48 x 32 pixels"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_middle_square_is_used() {
+        // Green in the middle, red on both sides.
+        let picture = RgbImage::from_fn(128, 64, |x, _| {
+            if (32..96).contains(&x) {
+                Rgb([0, 255, 0])
+            } else {
+                Rgb([255, 0, 0])
+            }
+        });
+        let bytes = square(&picture.into());
+        assert_eq!(bytes.len(), 3 * 1024);
+        assert!(bytes[..1024].iter().all(|red| *red == 0));
+        assert!(bytes[1024..2048].iter().all(|green| *green == 255));
+    }
+
+    #[test]
+    fn pictures_of_cifars_size_keep_every_pixel() {
+        let picture = RgbImage::from_fn(32, 32, |x, y| Rgb([x as u8, y as u8, 7]));
+        let bytes = square(&picture.into());
+        assert!((0..1024).all(|i| bytes[i] == (i % 32) as u8 && bytes[1024 + i] == (i / 32) as u8));
     }
 
     proptest! {
