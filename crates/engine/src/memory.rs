@@ -13,8 +13,9 @@ pub struct TrainingMemory {
 }
 
 impl TrainingMemory {
-    /// An estimate for a network, with an EMA of its weights or without, and with frozen features or without. It was 10 to 21 % above the peak of resident memory
-    /// of AlexNet and SmallAlexNet with Winograd's convolutions and batches of 64 and 256; direct convolutions take less.
+    /// An estimate for a network, with an EMA of its weights or without, and with frozen features or without. It was 10 to
+    /// 21 % above the peak of resident memory of AlexNet and SmallAlexNet with Winograd's convolutions and batches of 64 and
+    /// 256; direct convolutions take less.
     /// In `bf16`, with batches of 16 to 256, it was up to half above.
     #[must_use]
     pub fn new(

@@ -32,6 +32,8 @@ pub(crate) fn run(model: &str, seed: u64, settings: &str, epochs: &[(f64, f64, f
             train_images: 50_000,
             test_images: 10_000,
             data_sha256: "00".to_owned(),
+            skipped_pictures: 0,
+            test_split_seed: None,
             sessions: Vec::new(),
         },
         settings,

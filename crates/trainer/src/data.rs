@@ -41,6 +41,8 @@ pub(crate) struct Limits {
 /// A data set with the limits applied.
 pub(crate) struct Data {
     pub(crate) train: Split,
+    /// The same, with those that are held out: their mean does not depend on the seed that chooses these.
+    pub(crate) all_training: Split,
     /// The images that are evaluated on.
     pub(crate) test: Split,
     /// The kind of `test`.
@@ -122,6 +124,7 @@ impl Data {
             Ok(split.first(wanted)?)
         };
         let mut train = limited("--limit-train", dataset.training(), limits.train)?;
+        let all_training = train.clone();
         let mut test = limited("--limit-test", dataset.test(), limits.test)?;
         let mut evaluated = EvaluationSplit::Test;
         if let Some((images, seed)) = limits.validation {
@@ -150,6 +153,7 @@ impl Data {
         }
         Ok(Self {
             train,
+            all_training,
             test,
             evaluated,
             class_names: dataset.class_names().to_vec(),

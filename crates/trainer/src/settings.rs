@@ -46,10 +46,10 @@ impl Resolved {
         matches!(self.dataset, DatasetSource::Folder(_)) && !self.normalisation_is_given()
     }
 
-    /// These settings with the mean and the standard deviation of the images to train on, where they are needed.
-    pub(crate) fn with_channels(mut self, train: &Split) -> anyhow::Result<Self> {
+    /// These settings with the mean and the standard deviation of the training images, where they are needed.
+    pub(crate) fn with_channels(mut self, training: &Split) -> anyhow::Result<Self> {
         if self.needs_channels() {
-            let normalisation = normalisation(train.channels()?).context(
+            let normalisation = normalisation(training.channels()?).context(
                 "the training images have a channel without variation; give --mean and --std",
             )?;
             let settings = &mut self.settings;

@@ -32,7 +32,7 @@ impl Setup {
     ) -> anyhow::Result<Self> {
         let backend = Backend::new(&resolved)?;
         let data = load(&resolved, show_bar, Some(stop))?;
-        let resolved = resolved.with_channels(&data.train)?;
+        let resolved = resolved.with_channels(&data.all_training)?;
         let architecture = resolved.architecture.with_classes(data.class_names.len());
         Ok(Self {
             resolved: Resolved {

@@ -137,7 +137,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
         let resolved = match resolved.needs_channels() {
             true => {
                 let data = setup::load(&resolved, !args.no_progress, None)?;
-                resolved.with_channels(&data.train)?
+                resolved.with_channels(&data.all_training)?
             }
             false => resolved,
         };

@@ -343,7 +343,7 @@ mod tests {
             *bytes.last_mut().unwrap() ^= 1;
             fs::write(&file, &bytes).unwrap();
             assert_eq!(greys(), (true, vec![grey, 4, 9, 3, 5, 6]));
-            assert_eq!(greys().0, false);
+            assert!(!greys().0);
         }
     }
 
