@@ -332,8 +332,10 @@ fn one_batch_of_the_whole_set_is_full_batch_training() {
 
 /// A short run of LeNet.
 fn lenet(runs: &Path, name: &str) -> assert_cmd::Command {
-    let mut command = short_run(runs, name);
+    let mut command = program("trainer");
     command.args(["--model", "lenet", "--recipe", "best", "--epochs", "1"]);
+    command.args(&SHORT[2..]).arg("--run-dir").arg(runs);
+    command.args(["--name", name]);
     command
 }
 
@@ -401,7 +403,7 @@ fn weights_of_pytorch_are_evaluated() {
         eval.args(["--checkpoint", file]);
         eval
     };
-    refused(&mut eval(), 1, &["does not say which network", "--model"]);
+    refused(&mut eval(), 2, &["does not say which network", "--model"]);
     let output = eval().args(["--model", "lenet"]).assert().success();
     let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
     assert!(message.contains("begin with `model.`"), "{message}");
