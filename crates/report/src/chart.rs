@@ -35,7 +35,7 @@ const HEIGHT: f64 = 260.0;
 const RIGHT: f64 = 10.0;
 /// Width of the y axis's label and of the gaps beside its ticks, and of a character of a tick.
 const LABEL: f64 = 30.0;
-const CHARACTER: f64 = 7.0;
+const CHARACTER: f64 = 8.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 42.0;
 

@@ -32,7 +32,11 @@ impl Resolved {
             recipe: Some(self.settings.recipe.clone()),
             ..Overrides::default()
         };
-        let recipe = resolve(&recipe, None)?.settings;
+        let mut recipe = resolve(&recipe, None)?.settings;
+        if matches!(self.dataset, DatasetSource::Folder(_)) {
+            // They are those of the images.
+            (recipe.mean, recipe.std) = (self.settings.mean, self.settings.std);
+        }
         Ok(self.settings.differences(&recipe, Property::LocalPath)?)
     }
 
