@@ -64,12 +64,6 @@ pub(crate) enum Format {
 /// The most bytes that a file with the names of classes may have.
 const NAMES_BYTES: u64 = 1 << 16;
 
-/// A file of the data set whose content was checked.
-struct Checked {
-    records: Records,
-    checksum: String,
-}
-
 impl Format {
     /// The name of the checksum of official files.
     pub(crate) fn checksum_name(self) -> &'static str {
@@ -106,7 +100,7 @@ impl Archive {
         self.check_names(folder)?;
         let files = self.files.iter();
         files
-            .map(|file| Ok((file.name, self.read(folder, file)?.checksum)))
+            .map(|file| Ok((file.name, self.read(folder, file)?.1)))
             .collect()
     }
 
@@ -125,8 +119,8 @@ impl Archive {
         self.format.checksum_name()
     }
 
-    /// Reads one file of the data set and checks its size and labels.
-    fn read(&self, folder: &Path, file: &ImageFile) -> Result<Checked, Error> {
+    /// Reads one file of the data set and checks its size and labels. Returns its images, and its checksum.
+    fn read(&self, folder: &Path, file: &ImageFile) -> Result<(Records, String), Error> {
         let path = &folder.join(file.name);
         let bytes = match self.format {
             Format::Binary { labels } => {
@@ -169,10 +163,7 @@ impl Archive {
                 expected: file.images,
             });
         }
-        Ok(Checked {
-            records,
-            checksum: self.format.checksum(&bytes),
-        })
+        Ok((records, self.format.checksum(&bytes)))
     }
 
     /// Checks that the names of the classes are the known ones, in the same order, if their file is there.
@@ -400,7 +391,7 @@ pub(crate) fn load(
     archive.check_names(&folder)?;
     let files = archive.needed(wanted);
     // In parallel: checksums take most of the time.
-    let checked: Vec<_> = files
+    let records: Vec<_> = files
         .par_iter()
         .map(|file| archive.read(&folder, file))
         .collect();
@@ -408,22 +399,22 @@ pub(crate) fn load(
     let mut training = Records::with_capacity(0);
     let mut test = Records::with_capacity(0);
     let last = files.len() - 1;
-    for (place, (file, checked)) in files.iter().zip(checked).enumerate() {
-        let mut checked = checked?;
-        if !archive.is_official(file.name, &checked.checksum) {
+    for (place, (file, read)) in files.iter().zip(records).enumerate() {
+        let (mut records, checksum) = read?;
+        if !archive.is_official(file.name, &checksum) {
             foreign.push(file.name);
         }
         if place == last {
-            test = checked.records;
+            test = records;
         } else if place == 0 {
-            training = checked.records;
+            training = records;
             // At once, for those that follow.
             training
                 .pixels
                 .reserve_exact((last - 1) * IMAGE_BYTES * file.images);
         } else {
-            training.labels.append(&mut checked.records.labels);
-            training.pixels.append(&mut checked.records.pixels);
+            training.labels.append(&mut records.labels);
+            training.pixels.append(&mut records.pixels);
         }
     }
     let mut dataset = Dataset::new(training, test, info.class_names.iter().copied())?;

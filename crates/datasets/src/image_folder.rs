@@ -224,6 +224,18 @@ impl ImageFolder {
         })
     }
 
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How many files are ignored: hidden ones, and those that are no pictures.
+    #[must_use]
+    pub fn ignored(&self) -> usize {
+        self.ignored
+    }
+
     /// The classes by label.
     #[must_use]
     pub fn class_names(&self) -> &[String] {
