@@ -172,6 +172,8 @@ impl Settings {
         let table = self.to_table()?;
         let is_recorded = |field: &&Field| match field.key {
             "epochs" => self.lr_scheduler.depends_on_epochs(),
+            // A folder of pictures may have moved; the digest of the images decides.
+            "dataset" => false,
             _ => is_fixed(field),
         };
         let fixed = FIELDS.iter().filter(is_recorded);
