@@ -9,7 +9,8 @@
 use crate::dataset::Dataset;
 use crate::error::Error;
 #[cfg(feature = "tensors")]
-use crate::info::{DatasetInfo, Images};
+use crate::info::DatasetInfo;
+use crate::info::Images;
 use crate::python_file::{PythonFile, PythonFileError};
 use crate::records::{IMAGE_BYTES, Records, hexadecimal};
 use md5::Md5;
@@ -209,7 +210,6 @@ impl Archive {
     }
 
     /// The files that are needed for images.
-    #[cfg(feature = "tensors")]
     fn needed(&self, wanted: Images) -> &'static [ImageFile] {
         match wanted.training {
             0 => &self.files[self.files.len() - 1..],
@@ -218,7 +218,6 @@ impl Archive {
     }
 
     /// The first of the needed files that is missing or has the wrong size, in words.
-    #[cfg(feature = "tensors")]
     fn incomplete(&self, folder: &Path, wanted: Images) -> Option<String> {
         self.needed(wanted).iter().find_map(|file| {
             let name = file.name;
@@ -374,20 +373,14 @@ fn parse_pickle(bytes: &[u8], key: &'static str, classes: usize) -> Result<Recor
 }
 
 /// Reads the images of a data set in `data_dir`, from the first of its versions that is complete: all of them, or the test
-/// images alone where no training images are wanted. `remedy` tells how to get official files.
+/// images alone where no training images are wanted.
 ///
 /// # Errors
 /// When no version is complete, or a file is damaged.
 #[cfg(feature = "tensors")]
-pub(crate) fn load(
-    info: &DatasetInfo,
-    versions: &[&Archive],
-    data_dir: &Path,
-    wanted: Images,
-    remedy: &str,
-) -> Result<Dataset, Error> {
+pub(crate) fn load(info: &DatasetInfo, data_dir: &Path, wanted: Images) -> Result<Dataset, Error> {
     use rayon::prelude::*;
-    let (archive, folder, note) = choose(versions, data_dir, wanted)?;
+    let (archive, folder, note) = choose(info.archives, data_dir, wanted)?;
     archive.check_names(&folder)?;
     let files = archive.needed(wanted);
     // In parallel: checksums take most of the time.
@@ -420,11 +413,12 @@ pub(crate) fn load(
     let mut dataset = Dataset::new(training, test, info.class_names.iter().copied())?;
     dataset.warning = (!foreign.is_empty()).then(|| {
         format!(
-            "in `{}`, the {} of {} is not that of {}; {remedy}",
+            "in `{}`, the {} of {} is not that of {}; `{}` fetches the official files",
             folder.display(),
             archive.format.checksum_name(),
             foreign.join(", "),
             info.display_name,
+            info.fetch_command(data_dir)
         )
     });
     dataset.notes.extend(note);
@@ -432,8 +426,10 @@ pub(crate) fn load(
 }
 
 /// The version to read, its folder, and a note where another one is there but incomplete.
-#[cfg(feature = "tensors")]
-fn choose<'a>(
+///
+/// # Errors
+/// When no version has a folder.
+pub(crate) fn choose<'a>(
     versions: &[&'a Archive],
     data_dir: &Path,
     wanted: Images,
@@ -588,10 +584,8 @@ mod tests {
             },
             channels: None,
             max_generated: None,
-            remedy: |_| String::new(),
-            load: |data, wanted| {
-                super::super::load(&INFO, &[&BINARY, &PYTHON], data, wanted, "fetch")
-            },
+            archives: &[&BINARY, &PYTHON],
+            load: super::super::load,
         };
 
         fn load(data: &tempfile::TempDir) -> Result<Dataset, Error> {
@@ -617,8 +611,8 @@ mod tests {
             ] {
                 assert_eq!(set.notes(), [""; 0]);
                 let warning = set.warning().unwrap();
-                let expected = format!("the {checksum} is not that of Animals; fetch");
-                assert!(warning.ends_with(&expected), "{warning}");
+                let expected = format!("the {checksum} is not that of Animals; `cargo xtask fetch");
+                assert!(warning.contains(&expected), "{warning}");
             }
         }
 

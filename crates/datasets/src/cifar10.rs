@@ -4,15 +4,8 @@
 #[cfg(feature = "tensors")]
 use crate::cifar;
 use crate::cifar::{Archive, Format, ImageFile};
-use crate::cifar100;
-#[cfg(feature = "tensors")]
-use crate::dataset::Dataset;
-use crate::error::Error;
 use crate::info::{DatasetInfo, Images};
 use crate::records::IMAGE_BYTES;
-use run::cli::quoted;
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
 
 /// What is known of CIFAR-10 without its images.
 pub const INFO: DatasetInfo = DatasetInfo {
@@ -25,9 +18,9 @@ pub const INFO: DatasetInfo = DatasetInfo {
     },
     channels: None,
     max_generated: None,
-    remedy,
+    archives: &[&BINARY, &PYTHON],
     #[cfg(feature = "tensors")]
-    load,
+    load: cifar::load,
 };
 
 const CLASS_NAMES: &[&str] = &[
@@ -138,92 +131,10 @@ pub const PYTHON: Archive = Archive {
     class_names: CLASS_NAMES,
 };
 
-/// Folders of other archives, which people take for the binary version, and what is in them.
-const OTHER_ARCHIVES: [(&str, &str); 4] = [
-    (PYTHON.folder, "the Python version of CIFAR-10"),
-    ("cifar-10-batches-mat", "the MATLAB version of CIFAR-10"),
-    (cifar100::BINARY.folder, "CIFAR-100"),
-    (cifar100::PYTHON.folder, "CIFAR-100"),
-];
-
-/// What is in a folder with the name of another archive's; `None` for other names.
-#[must_use]
-pub fn other_archive(folder: &OsStr) -> Option<&'static str> {
-    let mut known = OTHER_ARCHIVES.iter();
-    let (_, content) = known.find(|(name, _)| *name == folder)?;
-    Some(content)
-}
-
-/// The folder of the binary version in `data_dir`.
-///
-/// # Errors
-/// When it is missing or is not a folder.
-pub fn folder(data_dir: &Path) -> Result<PathBuf, Error> {
-    BINARY.folder(data_dir).map_err(or_other_archive(data_dir))
-}
-
-/// Instead of an error for a missing folder, the one that names another archive unpacked in `data_dir`, if there is one.
-fn or_other_archive(data_dir: &Path) -> impl FnOnce(Error) -> Error {
-    move |error| match error {
-        Error::MissingFolder(_) => {
-            let mut folders = OTHER_ARCHIVES.iter();
-            let other = folders.find(|(name, _)| data_dir.join(name).is_dir());
-            other.map_or(error, |(name, content)| Error::OtherArchive {
-                path: data_dir.join(name),
-                content,
-            })
-        }
-        error => error,
-    }
-}
-
-/// Checks that all six files of the binary version are in `folder`, with the correct sizes and labels. Returns their names
-/// and their SHA-256, in hexadecimal.
-///
-/// # Errors
-/// For the first bad file.
-pub fn digests(folder: &Path) -> Result<Vec<(&'static str, String)>, Error> {
-    BINARY.checksums(folder)
-}
-
-/// Whether this is the SHA-256, in hexadecimal, of the file of this name in the official archive of the binary version.
-#[must_use]
-pub fn is_official(name: &str, sha256: &str) -> bool {
-    BINARY.is_official(name, sha256)
-}
-
-/// Reads the images of `data_dir`: all of them, or the test images alone where no training images are wanted.
-#[cfg(feature = "tensors")]
-fn load(data_dir: &Path, wanted: Images) -> Result<Dataset, Error> {
-    let remedy = format!(
-        "`cargo xtask fetch-data{}` fetches the official files",
-        data_dir_flag(data_dir)
-    );
-    cifar::load(&INFO, &[&BINARY, &PYTHON], data_dir, wanted, &remedy)
-        .map_err(or_other_archive(data_dir))
-}
-
-/// Where the files should be, and how to get them.
-fn remedy(data_dir: &Path) -> String {
-    format!(
-        "no usable CIFAR-10 in `{}`; fetch it with `cargo xtask fetch-data{}`, or use --dataset synthetic",
-        data_dir.join(FOLDER).display(),
-        data_dir_flag(data_dir)
-    )
-}
-
-/// The flag of `cargo xtask fetch-data` for this data folder.
-fn data_dir_flag(data_dir: &Path) -> String {
-    if data_dir == Path::new("data") {
-        String::new()
-    } else {
-        format!(" --data-dir {}", quoted(data_dir))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
     use std::fs;
 
     #[test]
@@ -231,30 +142,42 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        assert!(matches!(folder(&file), Err(Error::NotAFolder(path)) if path == file));
-        assert!(matches!(folder(dir.path()), Err(Error::MissingFolder(_))));
+        assert!(matches!(BINARY.folder(&file), Err(Error::NotAFolder(path)) if path == file));
+        assert!(matches!(
+            BINARY.folder(dir.path()),
+            Err(Error::MissingFolder(_))
+        ));
         fs::write(dir.path().join(FOLDER), "").unwrap();
-        assert!(matches!(folder(dir.path()), Err(Error::NotAFolder(_))));
+        assert!(matches!(
+            BINARY.folder(dir.path()),
+            Err(Error::NotAFolder(_))
+        ));
     }
 
     #[test]
-    fn other_archives_are_named() {
+    fn files_are_found_before_they_are_read() {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("cifar-10-batches-py")).unwrap();
-        let error = folder(dir.path()).unwrap_err().to_string();
+        assert!(matches!(
+            INFO.check(dir.path()),
+            Err(Error::MissingFolder(_))
+        ));
+        fs::create_dir(dir.path().join(PYTHON.folder)).unwrap();
+        INFO.check(dir.path()).unwrap();
         assert!(
-            error.contains("cifar-10-batches-py` is the Python version of CIFAR-10"),
-            "{error}"
+            INFO.remedy("data".as_ref())
+                .contains("`cargo xtask fetch-data`")
         );
-        fs::create_dir(dir.path().join(FOLDER)).unwrap();
-        folder(dir.path()).unwrap();
+        let other = crate::cifar100::INFO.remedy("my data".as_ref());
+        let command = "`cargo xtask fetch-data --dataset cifar100 --data-dir 'my data'`";
+        assert!(cfg!(windows) || other.contains(command), "{other}");
     }
 
     #[cfg(unix)]
     #[test]
     fn links_that_lead_nowhere_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        let link = |path: &Path| std::os::unix::fs::symlink("/nonexistent", path).unwrap();
+        let link =
+            |path: &std::path::Path| std::os::unix::fs::symlink("/nonexistent", path).unwrap();
         let name = dir.path().join(FOLDER);
         link(&name);
         let named = |error: Error| {
@@ -264,10 +187,10 @@ mod tests {
                 "{error}"
             );
         };
-        named(folder(dir.path()).unwrap_err());
-        named(folder(&name).unwrap_err());
+        named(BINARY.folder(dir.path()).unwrap_err());
+        named(BINARY.folder(&name).unwrap_err());
         link(&dir.path().join(TRAINING_FILES[0]));
-        named(digests(dir.path()).unwrap_err());
+        named(BINARY.checksums(dir.path()).unwrap_err());
     }
 
     #[cfg(feature = "tensors")]
@@ -281,7 +204,7 @@ mod tests {
             training: 0,
             test: 1,
         };
-        let dataset = load(dir.path(), test_only).unwrap();
+        let dataset = INFO.load(dir.path(), test_only).unwrap();
         assert_eq!(
             (dataset.training().len(), dataset.test().len()),
             (0, 10_000)
@@ -291,7 +214,11 @@ mod tests {
             warning.contains("the SHA-256 of test_batch.bin is not that of CIFAR-10"),
             "{warning}"
         );
-        let error = load(dir.path(), INFO.images).err().unwrap().to_string();
+        let error = INFO
+            .load(dir.path(), INFO.images)
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.contains("data_batch_1.bin` is missing"), "{error}");
     }
 }

@@ -5,12 +5,7 @@
 #[cfg(feature = "tensors")]
 use crate::cifar;
 use crate::cifar::{Archive, Format, ImageFile};
-#[cfg(feature = "tensors")]
-use crate::dataset::Dataset;
-#[cfg(feature = "tensors")]
-use crate::error::Error;
 use crate::info::{Channels, DatasetInfo, Images};
-use std::path::Path;
 
 /// What is known of CIFAR-100 without its images.
 pub const INFO: DatasetInfo = DatasetInfo {
@@ -23,12 +18,12 @@ pub const INFO: DatasetInfo = DatasetInfo {
     },
     channels: Some(CHANNELS),
     max_generated: None,
-    remedy,
+    archives: &[&BINARY, &PYTHON],
     #[cfg(feature = "tensors")]
-    load,
+    load: cifar::load,
 };
 
-/// Those of the training images.
+/// Those of the training images, as they are commonly given to torchvision's `Normalize`.
 const CHANNELS: Channels = Channels {
     mean: [0.5071, 0.4865, 0.4409],
     std: [0.2673, 0.2564, 0.2762],
@@ -196,20 +191,3 @@ const CLASS_NAMES: &[&str] = &[
     "woman",
     "worm",
 ];
-
-/// Reads the images of `data_dir`: all of them, or the test images alone where no training images are wanted.
-#[cfg(feature = "tensors")]
-fn load(data_dir: &Path, wanted: Images) -> Result<Dataset, Error> {
-    let remedy = format!("the official files are at {SITE}");
-    cifar::load(&INFO, &[&BINARY, &PYTHON], data_dir, wanted, &remedy)
-}
-
-const SITE: &str = "https://www.cs.toronto.edu/~kriz/cifar.html";
-
-/// Where the files should be, and how to get them.
-fn remedy(data_dir: &Path) -> String {
-    format!(
-        "no usable CIFAR-100 in `{}`; unpack cifar-100-binary.tar.gz or cifar-100-python.tar.gz there, from {SITE}",
-        data_dir.display()
-    )
-}

@@ -23,14 +23,6 @@ pub enum Error {
         /// Where it leads to.
         target: PathBuf,
     },
-    /// There is only the folder of another archive.
-    #[error("`{}` is {content}, but the binary version of CIFAR-10 is needed", path.display())]
-    OtherArchive {
-        /// The other folder.
-        path: PathBuf,
-        /// What is in it.
-        content: &'static str,
-    },
     /// A file of the data set does not exist.
     #[error("the file `{}` is missing", .0.display())]
     MissingFile(PathBuf),

@@ -1,9 +1,10 @@
 //! What is known of a data set without its images.
 
+use crate::cifar::{self, Archive};
 #[cfg(feature = "tensors")]
 use crate::dataset::Dataset;
-#[cfg(feature = "tensors")]
 use crate::error::Error;
+use run::cli::quoted;
 use std::path::Path;
 
 /// What is known of a data set without its images. It is looked up by name with [`str::parse`].
@@ -22,11 +23,11 @@ pub struct DatasetInfo {
     /// For a generated data set, the largest number of training or test images: a limit decides how many are
     /// generated. `None` for a data set that is read from files.
     pub max_generated: Option<usize>,
-    /// For a data folder without usable files: where they should be, and how to get them.
-    pub remedy: fn(&Path) -> String,
+    /// The versions of the files, of which the first complete one is read. None for a data set that is generated.
+    pub archives: &'static [&'static Archive],
     /// Reads the images in a data folder, or generates them.
     #[cfg(feature = "tensors")]
-    pub(crate) load: fn(&Path, Images) -> Result<Dataset, Error>,
+    pub(crate) load: fn(&Self, &Path, Images) -> Result<Dataset, Error>,
 }
 
 /// Mean and standard deviation of each channel of images, on a scale of 0 to 1.
@@ -55,7 +56,45 @@ impl DatasetInfo {
     /// When files are missing or damaged.
     #[cfg(feature = "tensors")]
     pub fn load(&self, data_dir: &Path, images: Images) -> Result<Dataset, Error> {
-        (self.load)(data_dir, images)
+        (self.load)(self, data_dir, images)
+    }
+
+    /// Checks that `data_dir` has a version of the files.
+    ///
+    /// # Errors
+    /// When there is none, or something is in the way.
+    pub fn check(&self, data_dir: &Path) -> Result<(), Error> {
+        match self.archives {
+            [] => Ok(()),
+            archives => cifar::choose(archives, data_dir, self.images).map(drop),
+        }
+    }
+
+    /// For a data folder without usable files: how to get them.
+    #[must_use]
+    pub fn remedy(&self, data_dir: &Path) -> String {
+        let name = self.display_name;
+        match self.archives {
+            [] => format!("{name} cannot be generated"),
+            _ => format!(
+                "no usable {name} in `{}`; fetch it with `{}`, name another folder with --data-dir, or use --dataset synthetic",
+                data_dir.display(),
+                self.fetch_command(data_dir)
+            ),
+        }
+    }
+
+    /// The command that fetches the files into this data folder.
+    pub(crate) fn fetch_command(&self, data_dir: &Path) -> String {
+        let dataset = match self.name {
+            "cifar10" => String::new(),
+            name => format!(" --dataset {name}"),
+        };
+        let data_dir = match data_dir == Path::new("data") {
+            true => String::new(),
+            false => format!(" --data-dir {}", quoted(data_dir)),
+        };
+        format!("cargo xtask fetch-data{dataset}{data_dir}")
     }
 }
 

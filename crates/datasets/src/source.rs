@@ -67,6 +67,17 @@ impl DatasetSource {
         })
     }
 
+    /// Checks that there are files: in `data_dir`, or in the folder of pictures.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn check(&self, data_dir: &Path) -> Result<(), Error> {
+        match self {
+            Self::Known(info) => info.check(data_dir),
+            Self::Folder(path) => ImageFolder::find(path).map(drop),
+        }
+    }
+
     /// How many images there are without a limit.
     ///
     /// # Errors

@@ -30,10 +30,10 @@ pub(crate) const INFO: DatasetInfo = DatasetInfo {
         training: 10_000,
         test: 2_000,
     },
-    // They take 3 GB.
     channels: None,
+    // They take 3 GB.
     max_generated: Some(1_000_000),
-    remedy: |_| "the synthetic set cannot be generated".to_owned(),
+    archives: &[],
     #[cfg(feature = "tensors")]
-    load: |_, images| crate::Dataset::synthetic(images.training, images.test),
+    load: |_, _, images| crate::Dataset::synthetic(images.training, images.test),
 };

@@ -110,7 +110,7 @@ impl Data {
         let bytes = (read.training + read.test) * RECORD_BYTES;
         memory::require(bytes as u64, "to load the images")?;
         info.load(data_dir, images)
-            .with_context(|| (info.remedy)(data_dir))
+            .with_context(|| info.remedy(data_dir))
     }
 
     /// The images within the limits.

@@ -2,15 +2,16 @@
 
 use crate::experiments::estimate::dry_run;
 use crate::experiments::flags::{SettingFlags, Shared};
-use crate::experiments::plan::Planned;
+use crate::experiments::plan::{Planned, State};
 use crate::experiments::pool;
 use crate::lock::Lock;
 use crate::trainer::{self, Trainer};
 use anyhow::{Context, bail};
+use datasets::DatasetSource;
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use report::Comparison;
 use run::cli::{self, Exit, UsageError};
-use run::{EvaluationSplit, NativePath, Run};
+use run::{EvaluationSplit, NativePath, Run, Settings};
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::num::NonZeroUsize;
@@ -100,6 +101,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     if args.dry_run {
         return dry_run(&trainer, &plan);
     }
+    check_data(&plan)?;
     let Some(failed) = pool::train(&trainer, &plan, args.jobs)? else {
         return Ok(Exit::Interrupted);
     };
@@ -113,6 +115,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         failed.join(", ")
     ));
     Ok(Exit::Failure)
+}
+
+/// Checks that the data of the runs that are to be trained are there, so that this is said once.
+fn check_data(plan: &[Planned]) -> anyhow::Result<()> {
+    let mut waiting = plan.iter().filter(|run| run.state != State::Finished);
+    waiting.try_for_each(|run| {
+        let Settings {
+            dataset, data_dir, ..
+        } = &run.settings;
+        let source: DatasetSource = dataset.parse()?;
+        source.check(data_dir).with_context(|| match &source {
+            DatasetSource::Known(info) => info.remedy(data_dir),
+            DatasetSource::Folder(_) => "no pictures to train on".to_owned(),
+        })
+    })
 }
 
 /// Checks that no value of a flag is given twice.

@@ -111,7 +111,11 @@ fn read(path: &Path, source: &Source, folder: Option<&Path>) -> anyhow::Result<&
         false => Box::new(bytes),
     };
     // The image files, the small files and the tar headers.
-    let most = source.archives.map(image_bytes).into_iter().max();
+    let most = source
+        .archives()
+        .iter()
+        .map(|archive| image_bytes(archive))
+        .max();
     let mut archive = tar::Archive::new(bytes.take(most.unwrap_or(0) + (8 << 20)));
     let mut version: Option<&Archive> = None;
     let mut is_empty = true;
@@ -190,8 +194,8 @@ fn misplaced(path: &Path, source: &Source, version: Option<&Archive>) -> String 
         (Some(other), None) => other,
         (_, Some(version)) => format!("`{shown}` is not directly in {}", version.folder),
         (None, None) => {
-            let [binary, python] = source.archives.map(|archive| archive.folder);
-            format!("`{shown}` is not directly in {binary} or {python}")
+            let names = source.names_of(|archive| archive.folder);
+            format!("`{shown}` is not directly in {names}")
         }
     }
 }

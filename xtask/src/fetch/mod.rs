@@ -164,7 +164,7 @@ impl Present {
     /// When something is in the way of a folder.
     fn find(args: &Args) -> anyhow::Result<Self> {
         let mut found = Self::Nothing;
-        for archive in args.dataset.archives {
+        for archive in args.dataset.archives().iter().copied() {
             let folder = match archive.folder(&args.data_dir) {
                 Ok(folder) => folder,
                 Err(Error::MissingFolder(_)) => continue,
@@ -223,12 +223,8 @@ fn download(args: &Args) -> anyhow::Result<Installed> {
     };
     // Addresses of the other version end with its name.
     let is_at = |archive: &&&Archive| mirrors[0].ends_with(archive.file_name);
-    let [first, _] = source.archives;
-    let mut version = source
-        .archives
-        .iter()
-        .find(is_at)
-        .map_or(first, |found| found);
+    let archives = source.archives();
+    let mut version = *archives.iter().find(is_at).unwrap_or(&archives[0]);
     let mut installation = Installation::prepare(&args.data_dir, version)?;
     let needed = unpacked_bytes(version);
     space::check(installation.folder(), needed)?;

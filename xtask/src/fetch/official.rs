@@ -10,16 +10,13 @@ use std::path::Path;
 pub(crate) struct Source {
     /// The data set.
     pub(crate) dataset: DatasetInfo,
-    /// Its versions. The first one is downloaded.
-    pub(crate) archives: [&'static Archive; 2],
-    /// Addresses of the first archive: fast mirrors first, the original site last.
+    /// Addresses of its first archive: fast mirrors first, the original site last.
     pub(crate) mirrors: [&'static str; 3],
 }
 
 static SOURCES: [Source; 2] = [
     Source {
         dataset: cifar10::INFO,
-        archives: [&cifar10::BINARY, &cifar10::PYTHON],
         mirrors: [
             "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
             "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/cifar-10-binary.tar.gz",
@@ -28,7 +25,6 @@ static SOURCES: [Source; 2] = [
     },
     Source {
         dataset: cifar100::INFO,
-        archives: [&cifar100::BINARY, &cifar100::PYTHON],
         mirrors: [
             "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/cifar-100-binary.tar.gz",
             "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/gluon/dataset/cifar100/cifar-100-binary.tar.gz",
@@ -59,9 +55,24 @@ impl Source {
         &SOURCES[0]
     }
 
+    /// Its versions. The first one is downloaded.
+    pub(crate) fn archives(&self) -> &'static [&'static Archive] {
+        self.dataset.archives
+    }
+
+    /// The file names of the versions, or other names of theirs.
+    pub(crate) fn names_of(&self, name: impl Fn(&Archive) -> &'static str) -> String {
+        let names: Vec<_> = self
+            .archives()
+            .iter()
+            .map(|archive| name(archive))
+            .collect();
+        names.join(" or ")
+    }
+
     /// The version that unpacks to this folder.
     pub(crate) fn archive(&self, folder: &str) -> Option<&'static Archive> {
-        let mut archives = self.archives.into_iter();
+        let mut archives = self.archives().iter().copied();
         archives.find(|archive| archive.folder == folder)
     }
 
@@ -69,8 +80,8 @@ impl Source {
     pub(crate) fn describe_other(&self, folder: &str) -> Option<String> {
         let mut useless = USELESS.iter();
         if let Some((_, content)) = useless.find(|(name, _)| *name == folder) {
-            let [binary, python] = self.archives.map(|archive| archive.file_name);
-            return Some(format!("it is {content}; {binary} or {python} is needed"));
+            let names = self.names_of(|archive| archive.file_name);
+            return Some(format!("it is {content}; {names} is needed"));
         }
         let mut sources = SOURCES.iter();
         let other = sources.find(|source| source.archive(folder).is_some())?;
