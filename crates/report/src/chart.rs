@@ -32,7 +32,7 @@ pub(crate) struct Chart {
 /// Size of the chart and its margins, in pixels at full size.
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 260.0;
-const RIGHT: f64 = 10.0;
+const RIGHT: f64 = 16.0;
 /// Width of the y axis's label and of the gaps beside its ticks, and of a character of a tick.
 const LABEL: f64 = 30.0;
 const CHARACTER: f64 = 8.0;

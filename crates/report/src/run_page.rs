@@ -59,8 +59,10 @@ pub enum State {
     Finished,
     /// It was interrupted after these steps of an epoch.
     Interrupted(usize),
-    /// It failed, with this message.
+    /// It failed, with this message, and can be resumed.
     Failed(String),
+    /// Its loss or weights became infinite or NaN, with this message.
+    Diverged(String),
 }
 
 /// Where a run is.
@@ -68,7 +70,7 @@ pub enum State {
 pub struct Progress {
     /// Finished steps of the epoch.
     pub step: usize,
-    /// Steps of the epoch; 0 before the first.
+    /// Steps of the epoch; 0 before the first one and between two epochs.
     pub steps: usize,
     /// Whether the steps are done and the network is evaluated.
     pub is_evaluated: bool,
@@ -126,7 +128,7 @@ pub fn run_page(run: &RunPage, written: &str) -> String {
                 @if let Some(mistakes) = &run.mistakes {
                     h2 { "Mistakes" }
                     (pictures_of(mistakes, run))
-                } @else if is_going {
+                } @else if run.state != State::Finished {
                     h2 { "Mistakes" }
                     p class="quiet" { "They are shown after the next evaluation." }
                 }
@@ -151,10 +153,13 @@ fn state(run: &RunPage) -> Markup {
             let fraction = (done as f64 + of_epoch) / f64::from(epochs);
             html! {
                 p {
-                    strong { "Epoch " ((done + 1).min(epochs as usize)) " of " (epochs) } ", "
-                    @if progress.is_evaluated { "evaluating on the " (run.split) " images" }
-                    @else if steps == 0 { "starting" }
-                    @else { "step " (step) " of " (steps) }
+                    @if done >= epochs as usize { strong { "Finishing" } }
+                    @else {
+                        strong { "Epoch " (done + 1) " of " (epochs) } ", "
+                        @if progress.is_evaluated { "evaluating on the " (run.split) " images" }
+                        @else if steps == 0 { "starting" }
+                        @else { "step " (step) " of " (steps) }
+                    }
                 }
                 label class="bar" { "epoch" progress value=(of_epoch) {} }
                 label class="bar" { "run" progress value=(fraction) {} }
@@ -172,6 +177,9 @@ fn state(run: &RunPage) -> Markup {
         State::Interrupted(steps) => html! {
             p { strong { "Interrupted" } " after " (done) " of " (count(epochs as usize, "epoch")) " and " (count(*steps, "step")) ". This command resumes the run:" }
             pre { (run.resume) }
+        },
+        State::Diverged(message) => html! {
+            p { strong { "Failed" } " after " (done) " of " (count(epochs as usize, "epoch")) ": " (message) }
         },
         State::Failed(message) => html! {
             p { strong { "Failed" } " after " (done) " of " (count(epochs as usize, "epoch")) ": " (message) }
@@ -483,6 +491,11 @@ mod tests {
                     "Failed</strong> after 0 of 4 epochs: no &lt;memory&gt;",
                     "--resume",
                 ],
+            ),
+            (
+                State::Diverged("use a lower learning rate".to_owned()),
+                &[],
+                &["Failed</strong> after 0 of 4 epochs: use a lower learning rate</p><p"],
             ),
         ] {
             let text = run_page(&page(state, epochs), "");

@@ -1,4 +1,4 @@
-//! `predictions.safetensors`: the logits of the last epoch's weights for every evaluated image, the most confident
+//! `predictions.safetensors`: the logits of an epoch's weights for every evaluated image, the most confident
 //! mistakes as pictures, and the filters of the first layer. So a report needs neither the data set nor the weights.
 
 use crate::error::Error;
@@ -20,7 +20,7 @@ const VERSION: u32 = 1;
 /// The key of the metadata under which [`Header`] is.
 const HEADER: &str = "record";
 
-/// The predictions of a run's last weights.
+/// The predictions of a run's weights after an epoch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Predictions {
     /// The epoch after which the weights were taken.

@@ -17,8 +17,8 @@ use std::mem;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// The minimum time between two drawings of the curves. On a GPU an epoch may take little longer than a drawing, for
-/// which the GPU waits.
+/// The minimum time between two drawings of the curves, or two versions of the predictions. On a GPU an epoch may take
+/// little longer than these, for which the GPU waits.
 const BETWEEN_CURVES: Duration = Duration::from_secs(2);
 
 /// Writes the files of a run as it proceeds.
@@ -27,6 +27,8 @@ pub(crate) struct RunFiles<'a> {
     setup: &'a Setup,
     span_times: &'a SpanTimes,
     record: Record,
+    /// When the predictions were last written.
+    predicted: Option<Instant>,
     /// When the curves were last drawn.
     drawn: Option<Instant>,
     /// Whether they have all epochs.
@@ -80,6 +82,7 @@ impl<'a> RunFiles<'a> {
             setup,
             span_times,
             record,
+            predicted: None,
             drawn: None,
             up_to_date: true,
         })
@@ -109,8 +112,11 @@ impl<'a> RunFiles<'a> {
             return Ok(());
         };
         // Before the metrics, so that a run with the metrics of its last epoch has these files.
-        if *last {
+        if *last || is_due(self.predicted) {
             self.write_predictions(history.len() as u32, evaluation, network)?;
+            self.predicted = Some(Instant::now());
+        }
+        if *last {
             self.write_layers()?;
         }
         if let Some(epoch) = history.last() {
@@ -118,8 +124,7 @@ impl<'a> RunFiles<'a> {
         }
         self.write_csv(history)?;
         self.up_to_date = false;
-        let drawn = self.drawn.map(|time| time.elapsed());
-        if drawn.is_none_or(|elapsed| elapsed >= BETWEEN_CURVES) {
+        if is_due(self.drawn) {
             self.draw_curves(history)?;
         }
         Ok(())
@@ -261,4 +266,9 @@ impl<'a> RunFiles<'a> {
         let path = self.folder.path().join(file::LAYERS);
         Ok(run::layers::write(&path, &layers)?)
     }
+}
+
+/// Whether what was last written at this time is to be written again.
+fn is_due(written: Option<Instant>) -> bool {
+    written.is_none_or(|written| written.elapsed() >= BETWEEN_CURVES)
 }

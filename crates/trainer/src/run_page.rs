@@ -67,6 +67,11 @@ impl<'a> RunPageWriter<'a> {
                 let steps = progress.steps;
                 let epochs = page.record.settings.epochs.get();
                 let images = epochs_left(epoch, epochs, done, steps) * self.data.train.len() as f64;
+                let evaluations = f64::from(epochs.saturating_sub(page.epochs.len() as u32));
+                let evaluation = page.epochs.last().map_or(0.0, |last| {
+                    let training = self.data.train.len() as f64 / last.images_per_second;
+                    (last.seconds - training).max(0.0)
+                });
                 page.state = State::Training(Progress {
                     step: done,
                     steps,
@@ -75,7 +80,7 @@ impl<'a> RunPageWriter<'a> {
                         loss,
                         accuracy,
                         images_per_second,
-                        seconds_left: images / images_per_second,
+                        seconds_left: images / images_per_second + evaluations * evaluation,
                     }),
                 });
             }
@@ -85,6 +90,7 @@ impl<'a> RunPageWriter<'a> {
                 evaluation,
                 ..
             } => {
+                *progress = Progress::default();
                 page.epochs = history.to_vec();
                 page.mistakes = Some(of_evaluation(evaluation, self.data)?);
             }

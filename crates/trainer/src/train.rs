@@ -324,6 +324,9 @@ impl ReadyRun<'_> {
         drop(progress);
         let finished = files.finish(training.position(), training.history());
         let state = match (&outcome, &finished) {
+            (Err(error @ engine::Error::Diverged { .. }), _) => {
+                State::Diverged(cli::message(error))
+            }
             (Err(error), _) => State::Failed(cli::message(error)),
             (_, Err(error)) => State::Failed(cli::message(error.as_ref())),
             _ => self.state(&training),

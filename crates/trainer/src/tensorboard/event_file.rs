@@ -32,6 +32,11 @@ impl Scalars {
         }
     }
 
+    /// Takes the values of others, which are of the same time.
+    pub(super) fn replace_values(&mut self, other: Self) {
+        self.summary = other.summary;
+    }
+
     /// Whether their tags begin with `prefix`.
     pub(super) fn begin_with(&self, prefix: &str) -> bool {
         let values = &self.summary.value;

@@ -23,7 +23,7 @@ const SUFFIX: &str = ".trainer";
 /// The file with the curves of a run.
 ///
 /// A process that resumes a run begins a new file, with what the last one has up to the checkpoint. A TensorBoard that has
-/// read the last one drops that, since a file begins with the start of a session at step 0. The last one is emptied and not
+/// read the last one drops that, since a file begins with the start of a session at step 0. Earlier ones are emptied and not
 /// removed, because TensorBoard without TensorFlow never gets past a file that has disappeared.
 pub(crate) struct TensorBoard {
     path: PathBuf,
@@ -47,12 +47,10 @@ impl TensorBoard {
         let number = (wall_time() as u64).max(last.map_or(0, |(number, _)| number + 1));
         let path = folder.join(format!("{}{number:010}{SUFFIX}", file::EVENTS_PREFIX));
         let file = begin(&path, &scalars).with_context(|| cannot_write(&path))?;
-        if let Some(((_, last), older)) = earlier.split_last() {
+        for (_, path) in &earlier {
             // The new file stands in for them also where another program keeps them.
-            let removed = older.iter().map(|(_, path)| atomic_file::remove_file(path));
-            let emptied = File::create(last).map(drop);
-            for error in removed.chain([emptied]).filter_map(Result::err) {
-                tracing::warn!("cannot remove the curves of an earlier process: {error}");
+            if let Err(error) = File::create(path) {
+                tracing::warn!("cannot empty `{}`: {error}", path.display());
             }
         }
         Ok(Self {
@@ -119,8 +117,7 @@ fn of_epoch(epoch: &EpochMetrics, steps_per_epoch: usize) -> serde_json::Result<
     Ok(Scalars::new(wall_time(), steps, values))
 }
 
-/// What a run that resumes from `position` with the epochs of `history` has of the scalars `known`. Epochs that were
-/// trained without `--tensorboard` are added.
+/// What a run that resumes from `position` has of the scalars `known`; the values of epochs are those of `history`.
 fn continued(
     mut known: Vec<Scalars>,
     position: Position,
@@ -137,11 +134,13 @@ fn continued(
                 done
             }
     });
+    // Epochs after the checkpoint may have been trained again, without `--tensorboard`.
     for epoch in history {
         let epoch = of_epoch(epoch, steps_per_epoch)?;
-        let is_same = |other: &Scalars| other.step == epoch.step && other.begin_with(EPOCH);
-        if !known.iter().any(is_same) {
-            known.push(epoch);
+        let is_same = |other: &&mut Scalars| other.step == epoch.step && other.begin_with(EPOCH);
+        match known.iter_mut().find(is_same) {
+            Some(known) => known.replace_values(epoch),
+            None => known.push(epoch),
         }
     }
     known.sort_by_key(|scalars| scalars.step);
