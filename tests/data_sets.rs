@@ -196,6 +196,18 @@ fn pictures_train_to_the_same_bits_as_files_of_cifar() {
 }
 
 #[test]
+fn a_limit_that_leaves_classes_out_is_noted() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_pictures(&folder.join("pets"));
+    let mut command = train(folder, "a");
+    command.args(["--dataset", "./pets", "--limit-train", "10"]);
+    let printed = notes(&mut command);
+    let expected = "no training images of 6 of 10 classes";
+    assert!(printed.contains(expected), "{printed}");
+}
+
+#[test]
 fn a_run_goes_on_where_its_pictures_are_now() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
@@ -222,6 +234,20 @@ fn a_run_goes_on_where_its_pictures_are_now() {
         1,
         &["was made with other data"],
     );
+    // The same pictures, of a class with another name.
+    let rename = |from: &str, to: &str| {
+        for part in ["train", "test"] {
+            let part = folder.join("moved").join(part);
+            fs::rename(part.join(from), part.join(to)).unwrap();
+        }
+    };
+    rename("cat", "cats");
+    refused(
+        resume().args(["--dataset", "./moved"]),
+        1,
+        &["made with the class `cat`, which is `cats`"],
+    );
+    rename("cats", "cat");
     notes(resume().args(["--dataset", "./moved"]));
     assert_eq!(weights(folder, "a"), weights(folder, "whole"));
     assert_eq!(record(folder, "a")["dataset"].as_str(), Some("./moved"));

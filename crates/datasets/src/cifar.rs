@@ -263,6 +263,10 @@ fn most_pickle_bytes(images: usize) -> u64 {
 
 /// Reads at most `most` bytes. Returns them, and the size of the file.
 fn read_at_most(path: &Path, most: u64) -> Result<(Vec<u8>, u64), Error> {
+    // Opening a pipe would wait for its other end.
+    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(Error::read(path)(io::Error::other("it is not a file")));
+    }
     let file = File::open(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
             Error::dangling_link(path).unwrap_or_else(|| Error::MissingFile(path.to_owned()))
@@ -273,7 +277,6 @@ fn read_at_most(path: &Path, most: u64) -> Result<(Vec<u8>, u64), Error> {
     let mut bytes = Vec::with_capacity(size.min(most) as usize);
     let mut start = (&file).take(most);
     start.read_to_end(&mut bytes).map_err(Error::read(path))?;
-    // A pipe or a device has no size.
     let found = size.max(bytes.len() as u64);
     Ok((bytes, found))
 }

@@ -172,6 +172,14 @@ mod tests {
         assert!(cfg!(windows) || other.contains(command), "{other}");
     }
 
+    #[test]
+    fn what_is_not_a_file_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(TRAINING_FILES[0])).unwrap();
+        let error = BINARY.checksums(dir.path()).unwrap_err().to_string();
+        assert!(error.ends_with("it is not a file"), "{error}");
+    }
+
     #[cfg(unix)]
     #[test]
     fn links_that_lead_nowhere_are_named() {

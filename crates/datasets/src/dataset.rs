@@ -6,6 +6,7 @@ use crate::records::{IMAGE_BYTES, Records, hexadecimal};
 use candle_core::{CpuStorage, Device, Result as TensorResult, Storage, Tensor, bail};
 use rng::{Purpose, Stream};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 
 /// Training and test images of 32x32 pixels in colour.
 pub struct Dataset {
@@ -121,6 +122,14 @@ impl Split {
     #[must_use]
     pub fn len(&self) -> usize {
         self.labels.elem_count()
+    }
+
+    /// The number of classes that have an image.
+    ///
+    /// # Errors
+    /// When the tensors are not contiguous on the CPU.
+    pub fn classes(&self) -> TensorResult<usize> {
+        self.with_slices(|labels, _| labels.iter().collect::<BTreeSet<_>>().len())
     }
 
     /// Whether there are no images.

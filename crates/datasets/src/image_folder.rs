@@ -54,7 +54,10 @@ pub enum ImageFolderError {
         found: usize,
     },
     /// The name of a class cannot be recorded.
-    #[error("the name of the class folder `{}` is not valid Unicode, or has control characters; rename it", .0.display())]
+    #[error(
+        "the name of the class folder `{}` is not valid Unicode, or has control characters; rename it",
+        run::cli::one_line(&.0.display().to_string())
+    )]
     ClassName(PathBuf),
     /// Classes without pictures.
     #[error(
@@ -344,7 +347,8 @@ fn classes(folder: &Path, ignored: &mut usize) -> Result<Vec<String>, Error> {
             continue;
         }
         match name.into_string() {
-            Ok(name) if !name.contains(char::is_control) => names.push(name),
+            // As for names in checkpoints.
+            Ok(name) if run::cli::one_line(&name) == name => names.push(name),
             _ => return Err(ImageFolderError::ClassName(path).into()),
         }
     }
@@ -661,5 +665,20 @@ mod tests {
             message(&folder),
             "`DIR/b/loop` is a link to a folder that it is in; remove it"
         );
+    }
+
+    #[test]
+    fn names_that_cannot_be_in_a_checkpoint_are_refused() {
+        // They change the order of other characters, or end a line.
+        for name in ["a\u{202e}", "a\u{2028}"] {
+            let folder = tempfile::tempdir().unwrap();
+            for class in [name, "b"] {
+                fs::create_dir(folder.path().join(class)).unwrap();
+                fs::write(folder.path().join(class).join("1.png"), "").unwrap();
+            }
+            let error = ImageFolder::find(folder.path()).unwrap_err().to_string();
+            assert!(error.contains("control characters"), "{error}");
+            assert_eq!(run::cli::one_line(&error), error);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use image::codecs::png::PngDecoder;
 use image::imageops::FilterType;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, Limits, RgbImage};
 use std::io::{self, Cursor};
 use std::path::Path;
 use std::{fs, result};
@@ -17,6 +17,9 @@ const SIDE: u32 = 32;
 
 /// Bytes of a mebibyte.
 const MIB: u64 = 1 << 20;
+
+/// The most bytes that what is not pixels may take.
+const MOST_METADATA: u64 = 64 << 20;
 
 /// The most bytes of pixels that are decoded: more than a phone's 200 megapixels have.
 const MOST_BYTES: u64 = 1 << 30;
@@ -124,7 +127,10 @@ fn png(bytes: &[u8], memory: u64) -> Result<(DynamicImage, Vec<u8>)> {
     let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info()?;
     reader.finish()?;
     let exif = reader.info().exif_metadata.as_deref().map(<[u8]>::to_vec);
-    let decoder = PngDecoder::new(Cursor::new(bytes))?;
+    // Colour profiles are inflated.
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(MOST_METADATA);
+    let decoder = PngDecoder::with_limits(Cursor::new(bytes), limits)?;
     let (width, height) = decoder.dimensions();
     // Turning and cropping each copy the pixels. With transparency there are RGBA and RGB copies: 4 + 3 bytes a pixel.
     let pixel_bytes = decoder.total_bytes();

@@ -145,6 +145,14 @@ impl Data {
             test = train.clone();
             evaluated = EvaluationSplit::Validation;
         }
+        let classes = dataset.class_names().len();
+        let missing = classes - train.classes()?;
+        // Pictures of a folder are in the order of their classes.
+        if limits.train.is_some() && train.len() >= classes && 2 * missing >= classes {
+            cli::note(&format!(
+                "warning: with --limit-train there are no training images of {missing} of {classes} classes"
+            ));
+        }
         for note in dataset.notes() {
             cli::note(&format!("note: {note}"));
         }

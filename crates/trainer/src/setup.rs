@@ -163,6 +163,19 @@ impl Setup {
                 self.data.digest
             );
         }
+        // The digest does not cover the names of folders.
+        let trained = checkpoint.weights.inputs.as_ref();
+        let trained = trained.map_or(&self.data.class_names, |inputs| &inputs.class_names);
+        if let Some((old, new)) = trained
+            .iter()
+            .zip(&self.data.class_names)
+            .find(|(old, new)| old != new)
+        {
+            bail!(
+                "the run `{}` was made with the class `{old}`, which is `{new}` in the data in use now; rename it back",
+                folder.path().display()
+            );
+        }
         Ok(Training::resume(self.training_setup(), checkpoint)?)
     }
 

@@ -95,7 +95,7 @@ impl ImageFolder {
         let named = decoded.unreadable.iter().take(NAMED);
         let named = named.map(|(index, reason)| {
             let path = self.path.join(&self.pictures[*index].path);
-            format!("`{}`: {reason}", path.display())
+            format!("`{}`: {reason}", cli::one_line(&path.display().to_string()))
         });
         let first: Vec<_> = named.collect();
         if count > 0 && !skip_unreadable {
