@@ -5,7 +5,7 @@ use crate::cifar::{self, Archive};
 use crate::dataset::Dataset;
 use crate::error::Error;
 use run::cli::quoted;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What is known of a data set without its images. It is looked up by name with [`str::parse`].
 #[derive(Clone, Copy, Debug)]
@@ -66,8 +66,17 @@ impl DatasetInfo {
     pub fn check(&self, data_dir: &Path) -> Result<(), Error> {
         match self.archives {
             [] => Ok(()),
-            archives => cifar::choose(archives, data_dir, self.images).map(drop),
+            _ => self.find(data_dir).map(drop),
         }
+    }
+
+    /// The version of the files in `data_dir` that is read, and its folder.
+    ///
+    /// # Errors
+    /// When there is none, or something is in the way.
+    pub fn find(&self, data_dir: &Path) -> Result<(&'static Archive, PathBuf), Error> {
+        let (archive, folder, _) = cifar::choose(self.archives, data_dir, self.images)?;
+        Ok((archive, folder))
     }
 
     /// For a data folder without usable files: how to get them.

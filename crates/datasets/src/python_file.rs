@@ -4,6 +4,9 @@
 use pickle::{Id, Pickle, Value};
 use std::borrow::Cow;
 
+/// The most bytes of a name: a file may refer to a string any number of times.
+const MAX_NAME: usize = 256;
+
 /// Why bytes are not such a file.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PythonFileError {
@@ -62,7 +65,7 @@ impl<'a> PythonFile<'a> {
 
     /// The strings of the list at a key.
     pub(crate) fn strings(&self, key: &'static str) -> Result<Vec<String>, PythonFileError> {
-        let text = |id: &Id| String::from_utf8(self.bytes(*id)?.into_owned()).ok();
+        let text = |id: &Id| String::from_utf8(self.bytes(*id, MAX_NAME)?.into_owned()).ok();
         let list: Option<_> = self.list(key)?.iter().map(text).collect();
         list.ok_or_else(|| other(key, "is not a list of strings"))
     }
@@ -79,7 +82,7 @@ impl<'a> PythonFile<'a> {
             }
             _ => return Err(other(key, "has other than two dimensions")),
         };
-        let bytes = self.bytes(array.content);
+        let bytes = self.bytes(array.content, usize::MAX);
         let bytes = bytes.ok_or_else(|| other(key, "has no bytes"))?;
         if rows.checked_mul(columns) != Some(bytes.len()) {
             let problem = format!(
@@ -111,7 +114,10 @@ impl<'a> PythonFile<'a> {
         };
         // As in Python, the last one counts.
         let mut entries = entries.iter().rev();
-        let is_key = |id| self.bytes(id).is_some_and(|name| *name == *key.as_bytes());
+        let is_key = |id| {
+            let name = self.bytes(id, MAX_NAME);
+            name.is_some_and(|name| *name == *key.as_bytes())
+        };
         let entry = entries.find(|(name, _)| is_key(*name));
         let (_, value) = entry.ok_or_else(|| other(key, "is missing"))?;
         Ok(*value)
@@ -131,17 +137,20 @@ impl<'a> PythonFile<'a> {
         }
     }
 
-    /// The bytes of a string. At protocol 2, Python 3 writes bytes as text, each as the character of this number.
-    fn bytes(&self, id: Id) -> Option<Cow<'a, [u8]>> {
+    /// The bytes of a string of at most `most` bytes. At protocol 2, Python 3 writes bytes as text, each as the character
+    /// of this number.
+    fn bytes(&self, id: Id, most: usize) -> Option<Cow<'a, [u8]>> {
         if let Value::String(bytes) = self.0.get(id) {
-            return Some(Cow::Borrowed(bytes));
+            return (bytes.len() <= most).then_some(Cow::Borrowed(bytes));
         }
         let call = self.call(id)?;
         match (call.function, call.arguments) {
             ((b"_codecs", b"encode"), [text, encoding])
                 if self.0.str(*encoding) == Some("latin1") =>
             {
-                let characters = self.0.str(*text)?.chars();
+                // A byte is at most two bytes of text.
+                let text = self.0.str(*text);
+                let characters = text.filter(|text| text.len() / 2 <= most)?.chars();
                 let bytes: Result<Vec<u8>, _> = characters.map(u8::try_from).collect();
                 Some(Cow::Owned(bytes.ok()?))
             }

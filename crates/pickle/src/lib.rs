@@ -335,17 +335,32 @@ impl<'a> Machine<'a> {
         let arguments = self.stack.pop()?;
         let function = self.stack.pop()?;
         Some(match self.value(function) {
-            // Their items follow.
+            // Their items follow, but for an `OrderedDict` of Python 2.
             Value::Global {
                 module: b"collections",
                 name: b"OrderedDict" | b"defaultdict",
-            } => Value::Dict(Vec::new()),
+            } => Value::Dict(self.pairs(arguments)),
             _ => Value::Call {
                 function,
                 arguments,
                 state: None,
             },
         })
+    }
+
+    /// The pairs of the list that is the first argument, if that is one.
+    fn pairs(&mut self, arguments: Id) -> Vec<(Id, Id)> {
+        let items = |value: &Value<'a>| match value {
+            Value::List(items) | Value::Tuple(items) => items.clone(),
+            _ => Vec::new(),
+        };
+        let first = items(self.value(arguments)).first().copied();
+        let list = first.map_or_else(Vec::new, |list| items(self.value(list)));
+        let pairs = list.into_iter().filter_map(|pair| {
+            let [key, value] = items(self.value(pair)).try_into().ok()?;
+            Some((key, value))
+        });
+        pairs.collect()
     }
 
     fn memoize(&mut self, index: u32) -> Fits<()> {
@@ -497,6 +512,11 @@ mod tests {
         );
         assert_eq!(read(b"\x80\x02K\x01Q.rest").unwrap(), "@1");
         assert_eq!(Pickle::read(b"\x80\x02K\x01Q.rest").unwrap().length, 6);
+        // `collections.OrderedDict(x=1)` of Python 2.
+        assert_eq!(
+            read(b"\x80\x02ccollections\nOrderedDict\n](](U\x01xK\x01ee\x85R.").unwrap(),
+            "{'x': 1}"
+        );
         // A long integer, and a `str` of Python 2.
         assert_eq!(
             read(b"\x80\x02\x8a\x02\0\xffU\x01\xff\x86.").unwrap(),

@@ -127,6 +127,13 @@ impl Setup {
                         path.display()
                     ));
                     weights = weights.with_new_last_layer(wanted, run.weight_init, run.seed)?;
+                } else if let Some(inputs) = &weights.inputs
+                    && inputs.class_names != self.data.class_names
+                {
+                    cli::note(&format!(
+                        "note: `{}` was trained on as many other classes; all layers are taken from it",
+                        path.display()
+                    ));
                 }
                 let is_given = self.resolved.normalisation_is_given();
                 let dataset = DatasetSource::display_name(&run.dataset);

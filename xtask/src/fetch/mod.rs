@@ -120,6 +120,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         None => download(args)?,
     };
     cli::line(&source.is_in(archive, &folder, ""));
+    if let Ok((_, other)) = source.dataset.find(data_dir)
+        && other != folder
+    {
+        cli::note(&format!(
+            "warning: `{}` is there as well, and is read first; remove it",
+            other.display()
+        ));
+    }
     if let Some((name, _)) = first_unofficial(archive, &checksums) {
         cli::note(&format!(
             "warning: `{name}` is not the official file of this name, but the archive has the SHA-256 of --sha256"
@@ -158,36 +166,29 @@ enum Present {
 }
 
 impl Present {
-    /// The first version that is verified, or what is wrong with the first one that is there.
-    ///
     /// # Errors
     /// When something is in the way of a folder.
     fn find(args: &Args) -> anyhow::Result<Self> {
-        let mut found = Self::Nothing;
-        for archive in args.dataset.archives().iter().copied() {
-            let folder = match archive.folder(&args.data_dir) {
-                Ok(folder) => folder,
-                Err(Error::MissingFolder(_)) => continue,
-                Err(error) => {
-                    let data_dir = args.data_dir.display();
-                    let context = format!("cannot write to the data folder `{data_dir}`");
-                    return Err(anyhow::Error::new(error).context(context));
-                }
-            };
-            match installation::verify(archive, &folder, args.sha256(archive)) {
-                _ if args.force => {}
-                Ok(is_official) => {
-                    return Ok(Self::Verified {
-                        archive,
-                        folder,
-                        is_official,
-                    });
-                }
-                Err(error) if matches!(found, Self::Nothing) => found = Self::Unusable(error),
-                Err(_) => {}
+        let (archive, folder) = match args.dataset.dataset.find(&args.data_dir) {
+            Ok(_) if args.force => return Ok(Self::Nothing),
+            Ok(found) => found,
+            Err(Error::MissingFolder(_)) => return Ok(Self::Nothing),
+            Err(error) => {
+                let data_dir = args.data_dir.display();
+                let context = format!("cannot write to the data folder `{data_dir}`");
+                return Err(anyhow::Error::new(error).context(context));
             }
-        }
-        Ok(found)
+        };
+        Ok(
+            match installation::verify(archive, &folder, args.sha256(archive)) {
+                Ok(is_official) => Self::Verified {
+                    archive,
+                    folder,
+                    is_official,
+                },
+                Err(error) => Self::Unusable(error),
+            },
+        )
     }
 }
 

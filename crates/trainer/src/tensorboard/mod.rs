@@ -44,7 +44,8 @@ impl TensorBoard {
         let (history, steps_per_epoch) = (training.history(), training.steps_per_epoch());
         let scalars = continued(known, training.position(), history, steps_per_epoch)?;
         // Readers take files in the order of their names, and clocks differ between machines.
-        let number = (wall_time() as u64).max(last.map_or(0, |(number, _)| number + 1));
+        let number =
+            (wall_time() as u64).max(last.map_or(0, |(number, _)| number.saturating_add(1)));
         let path = folder.join(format!("{}{number:010}{SUFFIX}", file::EVENTS_PREFIX));
         let file = begin(&path, &scalars).with_context(|| cannot_write(&path))?;
         for (_, path) in &earlier {
