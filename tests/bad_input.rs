@@ -141,7 +141,7 @@ fn missing_and_damaged_data_are_named() {
     refused(
         &mut train(&data),
         1,
-        &["cifar-10-batches-bin", hint, "there is no folder"],
+        &["cifar-10-batches-bin", hint, "does not exist"],
     );
     fs::write(folder.path().join("file"), "").unwrap();
     refused(

@@ -195,15 +195,56 @@ fn pictures_train_to_the_same_bits_as_files_of_cifar() {
     assert_eq!(settings["std"], pictures["std"]);
 }
 
+/// A PNG file of one pixel, with a colour profile that inflates to 3 GiB of zeros.
+#[cfg(target_os = "linux")]
+fn png_with_a_large_profile() -> Vec<u8> {
+    use flate2::{Compress, Compression, Crc, FlushCompress};
+    // Compressed so that it can be repeated.
+    let mut block = Vec::with_capacity(1 << 16);
+    let mut compress = Compress::new(Compression::best(), false);
+    let zeros = vec![0; 1 << 20];
+    compress
+        .compress_vec(&zeros, &mut block, FlushCompress::Full)
+        .unwrap();
+    let profile = [b"a\0\0\x78\x9c", &block.repeat(3 << 10)[..]].concat();
+    let mut png = std::io::Cursor::new(Vec::new());
+    let picture = RgbImage::new(1, 1);
+    picture.write_to(&mut png, image::ImageFormat::Png).unwrap();
+    let chunk = [b"iCCP", &profile[..]].concat();
+    let mut crc = Crc::new();
+    crc.update(&chunk);
+    // After the signature and the header.
+    let (start, end) = png.get_ref().split_at(33);
+    let length = (profile.len() as u32).to_be_bytes();
+    [start, &length, &chunk, &crc.sum().to_be_bytes(), end].concat()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_colour_profile_does_not_choose_how_much_memory_it_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_pictures(&folder.join("pets"));
+    let profile = png_with_a_large_profile();
+    fs::write(folder.join("pets/train/cat/large.png"), profile).unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -v 2500000; exec \"$@\"", "sh"]);
+    shell.arg(end_to_end::path("trainer")).current_dir(folder);
+    shell.args(["--model", "lenet", "--epochs", "1", "--threads", "1"]);
+    shell.args(["--dataset", "./pets", "--skip-unreadable"]);
+    shell.assert().success();
+}
+
 #[test]
 fn a_limit_that_leaves_classes_out_is_noted() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     write_pictures(&folder.join("pets"));
     let mut command = train(folder, "a");
-    command.args(["--dataset", "./pets", "--limit-train", "10"]);
+    command.args(["--dataset", "./pets"]);
+    command.args(["--limit-train", "10", "--limit-test", "10"]);
     let printed = notes(&mut command);
-    let expected = "no training images of 6 of 10 classes";
+    let expected = "6 of 10 classes have no training images";
     assert!(printed.contains(expected), "{printed}");
 }
 
@@ -220,7 +261,7 @@ fn a_run_goes_on_where_its_pictures_are_now() {
         command.current_dir(folder).args(["--resume", "a"]);
         command
     };
-    refused(&mut resume(), 1, &["there is no folder `./pets`"]);
+    refused(&mut resume(), 1, &["the folder `./pets` does not exist"]);
     refused(
         resume().args(["--dataset", "synthetic"]),
         2,

@@ -336,7 +336,7 @@ fn page(run: &Path) -> (String, bool) {
 }
 
 #[test]
-fn the_page_shows_whether_a_run_is_going() {
+fn the_page_shows_whether_a_run_is_running() {
     let runs = tempfile::tempdir().unwrap();
     let run = runs.path().join("a");
     let metrics = || fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();

@@ -66,15 +66,6 @@ pub(crate) enum Format {
 const NAMES_BYTES: u64 = 1 << 16;
 
 impl Format {
-    /// The name of the checksum of official files.
-    pub(crate) fn checksum_name(self) -> &'static str {
-        match self {
-            Self::Binary { .. } => "SHA-256",
-            // That of torchvision's `CIFAR10` and `CIFAR100`.
-            Self::Python { .. } => "MD5",
-        }
-    }
-
     fn checksum(self, bytes: &[u8]) -> String {
         match self {
             Self::Binary { .. } => hexadecimal(&Sha256::digest(bytes)),
@@ -110,46 +101,44 @@ impl Archive {
     pub fn most_bytes(&self, file: &ImageFile) -> u64 {
         match self.format {
             Format::Binary { labels } => (file.images * (labels.len() + IMAGE_BYTES)) as u64,
-            Format::Python { .. } => most_pickle_bytes(file.images),
+            // Python 3 writes a byte above 127 as two at protocol 2; the rest is labels and names of files.
+            Format::Python { .. } => (file.images * (2 * IMAGE_BYTES + 256) + (1 << 16)) as u64,
         }
     }
 
     /// The name of the checksum of official files: SHA-256, or MD5 as in torchvision.
     #[must_use]
     pub fn checksum_name(&self) -> &'static str {
-        self.format.checksum_name()
+        match self.format {
+            Format::Binary { .. } => "SHA-256",
+            // That of torchvision's `CIFAR10` and `CIFAR100`.
+            Format::Python { .. } => "MD5",
+        }
     }
 
     /// Reads one file of the data set and checks its size and labels. Returns its images, and its checksum.
     fn read(&self, folder: &Path, file: &ImageFile) -> Result<(Records, String), Error> {
         let path = &folder.join(file.name);
-        let bytes = match self.format {
-            Format::Binary { labels } => {
-                let expected = file.images * (labels.len() + IMAGE_BYTES);
-                // One byte more than expected, to notice a longer file.
-                let (bytes, found) = read_at_most(path, expected as u64 + 1)?;
-                if found != expected as u64 {
-                    return Err(Error::Size {
-                        path: path.clone(),
-                        found,
-                        expected,
-                    });
-                }
-                bytes
+        let most = self.most_bytes(file);
+        // One byte more, to notice a longer file.
+        let (bytes, found) = read_at_most(path, most + 1)?;
+        match self.format {
+            Format::Binary { .. } if found != most => {
+                return Err(Error::Size {
+                    path: path.clone(),
+                    found,
+                    expected: most,
+                });
             }
-            Format::Python { .. } => {
-                let most = most_pickle_bytes(file.images);
-                let (bytes, found) = read_at_most(path, most + 1)?;
-                if found > most {
-                    return Err(Error::TooLong {
-                        path: path.clone(),
-                        found,
-                        most,
-                    });
-                }
-                bytes
+            Format::Python { .. } if found > most => {
+                return Err(Error::TooLong {
+                    path: path.clone(),
+                    found,
+                    most,
+                });
             }
-        };
+            _ => {}
+        }
         let classes = self.class_names.len();
         let records = match self.format {
             Format::Binary { labels } => parse_records(&bytes, labels),
@@ -225,9 +214,7 @@ impl Archive {
                 return Some(format!("it has no `{name}`"));
             };
             match self.format {
-                Format::Binary { labels }
-                    if metadata.len() != (file.images * (labels.len() + IMAGE_BYTES)) as u64 =>
-                {
+                Format::Binary { .. } if metadata.len() != self.most_bytes(file) => {
                     Some(format!("its `{name}` has {} bytes", metadata.len()))
                 }
                 _ => None,
@@ -253,12 +240,6 @@ impl Archive {
         }
         Ok(folder)
     }
-}
-
-/// The most bytes of a pickle of images. Python 3 writes a byte above 127 as two at protocol 2; the rest is labels and
-/// names of files.
-fn most_pickle_bytes(images: usize) -> u64 {
-    (images * (2 * IMAGE_BYTES + 256) + (1 << 16)) as u64
 }
 
 /// Reads at most `most` bytes. Returns them, and the size of the file.
@@ -418,7 +399,7 @@ pub(crate) fn load(info: &DatasetInfo, data_dir: &Path, wanted: Images) -> Resul
         format!(
             "in `{}`, the {} of {} is not that of {}; `{}` fetches the official files",
             folder.display(),
-            archive.format.checksum_name(),
+            archive.checksum_name(),
             foreign.join(", "),
             info.display_name,
             info.fetch_command(data_dir)
@@ -648,7 +629,7 @@ mod tests {
             assert_eq!(error, "the file `DATA/python/1` is missing");
             fs::remove_dir_all(both.path().join("python")).unwrap();
             let error = message(load(&both).err().unwrap(), &both);
-            assert_eq!(error, "there is no folder `DATA/binary`");
+            assert_eq!(error, "the folder `DATA/binary` does not exist");
         }
     }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The folder does not exist.
-    #[error("there is no folder `{}`", .0.display())]
+    #[error("the folder `{}` does not exist", .0.display())]
     MissingFolder(PathBuf),
     /// The path is not a folder.
     #[error("`{}` is not a folder", .0.display())]
@@ -34,7 +34,7 @@ pub enum Error {
         /// Its size in bytes.
         found: u64,
         /// The size that it should have.
-        expected: usize,
+        expected: u64,
     },
     /// A file is longer than any version of it.
     #[error("`{}` has {found} bytes, but should have at most {most}", path.display())]

@@ -10,13 +10,11 @@ pub use load::{LoadOptions, LoadProgress, LoadStage};
 use crate::error::Error;
 use crate::info::Images;
 use rng::{Purpose, Stream};
+use run::predictions::NUM_CLASSES;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use walkdir::WalkDir;
-
-/// The most classes.
-pub const MAX_CLASSES: usize = 1000;
 
 /// The extensions of pictures, in lower case.
 const EXTENSIONS: [&str; 3] = ["png", "jpg", "jpeg"];
@@ -43,9 +41,11 @@ pub enum ImageFolderError {
     },
     /// There are too few or too many classes.
     #[error(
-        "`{}` has {}; it needs a folder with pictures for each of 2 to {MAX_CLASSES} classes",
+        "`{}` has {}; it needs a folder with pictures for each of {} to {} classes",
         path.display(),
-        run::cli::count(*found, "class folder")
+        run::cli::count(*found, "class folder"),
+        NUM_CLASSES.start(),
+        NUM_CLASSES.end()
     )]
     Classes {
         /// The folder.
@@ -173,6 +173,8 @@ pub struct ImageFolder {
     training: usize,
     /// Hidden files, and files that are no pictures.
     ignored: usize,
+    /// Whether there is a folder `val` beside `test`, which is not read.
+    has_unread_val: bool,
 }
 
 impl ImageFolder {
@@ -193,6 +195,7 @@ impl ImageFolder {
             }
             (_, None) => (path.to_owned(), None),
         };
+        let has_test = test.is_some() && is_folder(&"test");
         let class_names = classes(&training, &mut ignored)?;
         let mut files = pictures(path, &training, &class_names, &mut ignored)?;
         let training_files = files.len();
@@ -224,6 +227,7 @@ impl ImageFolder {
             pictures: files,
             training: training_files,
             ignored,
+            has_unread_val: has_test && is_folder(&"val"),
         })
     }
 
@@ -231,6 +235,12 @@ impl ImageFolder {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether there is a folder `val` beside `test`, which is not read.
+    #[must_use]
+    pub fn has_unread_val(&self) -> bool {
+        self.has_unread_val
     }
 
     /// How many files are ignored: hidden ones, and those that are no pictures.
@@ -354,7 +364,7 @@ fn classes(folder: &Path, ignored: &mut usize) -> Result<Vec<String>, Error> {
     }
     // By code points, as Python does: UTF-8 keeps their order.
     names.sort();
-    if !(2..=MAX_CLASSES).contains(&names.len()) {
+    if !NUM_CLASSES.contains(&names.len()) {
         return Err(ImageFolderError::Classes {
             path: folder.to_owned(),
             found: names.len(),
@@ -598,7 +608,7 @@ mod tests {
             message(&folder(&["train/a/1.png"])),
             format!("`DIR/train` has 1 class folder; {range}")
         );
-        let many: Vec<_> = (0..=MAX_CLASSES)
+        let many: Vec<_> = (0..=*NUM_CLASSES.end())
             .map(|class| format!("{class}/1.png"))
             .collect();
         let many: Vec<_> = many.iter().map(String::as_str).collect();
@@ -630,7 +640,7 @@ mod tests {
             assert_eq!(error, format!("{start}{expected}"));
         }
         let folder = folder(&["a"]);
-        for (name, expected) in [("a", "is not a folder"), ("b", "there is no folder")] {
+        for (name, expected) in [("a", "is not a folder"), ("b", "does not exist")] {
             let error = ImageFolder::find(&folder.path().join(name)).unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");
         }

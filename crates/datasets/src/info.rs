@@ -1,6 +1,7 @@
 //! What is known of a data set without its images.
 
 use crate::cifar::{self, Archive};
+use crate::cifar10;
 #[cfg(feature = "tensors")]
 use crate::dataset::Dataset;
 use crate::error::Error;
@@ -95,9 +96,10 @@ impl DatasetInfo {
 
     /// The command that fetches the files into this data folder.
     pub(crate) fn fetch_command(&self, data_dir: &Path) -> String {
-        let dataset = match self.name {
-            "cifar10" => String::new(),
-            name => format!(" --dataset {name}"),
+        // The default.
+        let dataset = match *self == cifar10::INFO {
+            true => String::new(),
+            false => format!(" --dataset {}", self.name),
         };
         let data_dir = match data_dir == Path::new("data") {
             true => String::new(),

@@ -33,7 +33,7 @@ pub use cifar::{Archive, ImageFile};
 #[cfg(feature = "tensors")]
 pub use dataset::{Dataset, Split};
 pub use error::Error;
-pub use image_folder::{ImageFolder, ImageFolderError, MAX_CLASSES};
+pub use image_folder::{ImageFolder, ImageFolderError};
 #[cfg(feature = "pictures")]
 pub use image_folder::{LoadOptions, LoadProgress, LoadStage};
 pub use info::{Channels, DatasetInfo, Images};

@@ -143,8 +143,8 @@ impl<'a> PythonFile<'a> {
         if let Value::String(bytes) = self.0.get(id) {
             return (bytes.len() <= most).then_some(Cow::Borrowed(bytes));
         }
-        let call = self.call(id)?;
-        match (call.function, call.arguments) {
+        let call = self.0.call(id)?;
+        match (self.0.global(call.function)?, call.arguments) {
             ((b"_codecs", b"encode"), [text, encoding])
                 if self.0.str(*encoding) == Some("latin1") =>
             {
@@ -158,26 +158,10 @@ impl<'a> PythonFile<'a> {
         }
     }
 
-    fn call(&self, id: Id) -> Option<Call<'a, '_>> {
-        let Value::Call {
-            function,
-            arguments,
-            state,
-        } = self.0.get(id)
-        else {
-            return None;
-        };
-        Some(Call {
-            function: self.0.global(*function)?,
-            arguments: self.0.tuple(*arguments)?,
-            state: *state,
-        })
-    }
-
     fn array(&self, id: Id) -> Option<Array> {
-        let call = self.call(id)?;
+        let call = self.0.call(id)?;
         // NumPy 2 calls `numpy.core` `numpy._core`.
-        match call.function {
+        match self.0.global(call.function)? {
             (b"numpy.core.multiarray" | b"numpy._core.multiarray", b"_reconstruct") => {
                 let [_version, shape, dtype, order, content] = *self.0.tuple(call.state?)? else {
                     return None;
@@ -204,23 +188,12 @@ impl<'a> PythonFile<'a> {
     }
 
     fn is_uint8(&self, dtype: Id) -> bool {
-        let Some(call) = self.call(dtype) else {
-            return false;
-        };
-        match (call.function, call.arguments) {
-            ((b"numpy", b"dtype"), [name, ..]) => matches!(self.0.str(*name), Some("u1" | "|u1")),
-            _ => false,
-        }
+        self.0.call(dtype).is_some_and(|call| {
+            let names = ["u1", "|u1"].map(Some);
+            self.0.global(call.function) == Some((b"numpy", b"dtype"))
+                && (call.arguments.first()).is_some_and(|name| names.contains(&self.0.str(*name)))
+        })
     }
-}
-
-/// How a value is made.
-struct Call<'a, 'p> {
-    /// The module and the name of the function.
-    function: (&'a [u8], &'a [u8]),
-    arguments: &'p [Id],
-    /// What the value is given afterwards.
-    state: Option<Id>,
 }
 
 /// An array of `uint8`.

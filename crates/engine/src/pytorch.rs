@@ -241,13 +241,9 @@ impl<'a> File<'a> {
     /// The arguments that a tensor is made from: its storage, the offset of its first element, its shape and its strides.
     fn tensor(&self, id: Id) -> Option<[Id; 4]> {
         let pickle = &self.pickle;
-        let call = |id| match pickle.get(id) {
-            Value::Call {
-                function,
-                arguments,
-                ..
-            } => Some((*function, pickle.tuple(*arguments)?)),
-            _ => None,
+        let call = |id| {
+            let call = pickle.call(id)?;
+            Some((call.function, call.arguments))
         };
         let (mut function, mut arguments) = call(id)?;
         // A parameter, or a tensor with attributes, is made from a tensor.

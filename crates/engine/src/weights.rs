@@ -13,7 +13,8 @@ use crate::named_tensors::{NamedTensors, non_finite_value, sha256, to_device};
 use crate::pytorch;
 use crate::view::{Float, NamedViews, View};
 use candle_core::{Device, Tensor};
-use models::{Architecture, NUM_CLASSES, Network, initial_last_layer};
+use models::{Architecture, Network, initial_last_layer};
+use run::predictions::NUM_CLASSES;
 use run::settings::WeightInit;
 use run::{Finite, Positive, cli};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
@@ -150,7 +151,7 @@ impl Weights {
     /// a new network.
     ///
     /// # Errors
-    /// When there is no memory for it.
+    /// When the last layer does not fit into memory.
     pub fn with_new_last_layer(
         self,
         num_classes: usize,

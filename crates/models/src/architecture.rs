@@ -4,16 +4,12 @@ use crate::layer::{Block, Layer};
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::RangeInclusive;
 
 /// Channels, height and width of an image.
 pub const IMAGE: [usize; 3] = [3, 32, 32];
 
 /// The number of classes of CIFAR-10, for which the networks of the table are.
 pub const CIFAR10_CLASSES: usize = 10;
-
-/// The numbers of classes that data and weights may have.
-pub const NUM_CLASSES: RangeInclusive<usize> = 2..=1000;
 
 /// A network: an entry of the table, where it is looked up by name with [`str::parse`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

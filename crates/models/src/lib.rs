@@ -15,8 +15,7 @@ mod table;
 mod weight_init;
 
 pub use architecture::{
-    Architecture, CIFAR10_CLASSES, IMAGE, NUM_CLASSES, NamedLayer, ParameterMismatch,
-    ParameterShape,
+    Architecture, CIFAR10_CLASSES, IMAGE, NamedLayer, ParameterMismatch, ParameterShape,
 };
 pub use layer::{Block, Layer};
 #[cfg(feature = "tensors")]

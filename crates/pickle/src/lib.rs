@@ -82,6 +82,17 @@ pub enum Value<'a> {
     Persistent(Id),
 }
 
+/// How a value is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'p> {
+    /// The function or class.
+    pub function: Id,
+    /// Its arguments.
+    pub arguments: &'p [Id],
+    /// The state that the object is given afterwards.
+    pub state: Option<Id>,
+}
+
 /// A pickle.
 #[derive(Debug)]
 pub struct Pickle<'a> {
@@ -153,6 +164,23 @@ impl<'a> Pickle<'a> {
         let is_key = |id| *self.get(id) == Value::String(key.as_bytes());
         let mut entries = entries.iter().rev();
         entries.find_map(|(name, value)| is_key(*name).then_some(*value))
+    }
+
+    /// How a value is made, if a function or class makes it.
+    #[must_use]
+    pub fn call(&self, id: Id) -> Option<Call<'_>> {
+        match self.get(id) {
+            Value::Call {
+                function,
+                arguments,
+                state,
+            } => Some(Call {
+                function: *function,
+                arguments: self.tuple(*arguments)?,
+                state: *state,
+            }),
+            _ => None,
+        }
     }
 
     /// The module and the name of a class or function.

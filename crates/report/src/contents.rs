@@ -5,6 +5,7 @@ use crate::statistics::{PairedTest, mcnemar, paired_test};
 use datasets::DatasetSource;
 use models::grouped;
 use run::cli::count;
+use run::predictions::MATRIX_CLASSES;
 use run::settings::{FIELDS, Precision, Property};
 use run::{Choices, EpochMetrics, Machine, MadeBy, Predictions, Run, Session};
 use std::cmp::Reverse;
@@ -620,9 +621,6 @@ pub(crate) fn classes(comparison: &Comparison) -> Option<Table> {
     }
     Some(table)
 }
-
-/// The most classes whose confusion matrix is shown.
-pub(crate) const MATRIX_CLASSES: usize = 20;
 
 /// The most frequent confusions of a group's runs: label, predicted class, and the number of images. Where there are too
 /// many classes for a matrix.

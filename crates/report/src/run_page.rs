@@ -1,4 +1,4 @@
-//! The page of one run, which is renewed while the run is going.
+//! The page of one run, which is renewed during the run.
 
 use crate::chart::{Chart, Series};
 use crate::comparison::network_name;
@@ -11,7 +11,7 @@ use run::predictions::Mistake;
 use run::settings::Difference;
 use run::{EpochMetrics, EvaluationSplit, Record};
 
-/// Seconds between two versions of the page of a run that is going.
+/// Seconds between two versions of the page of a run that is running.
 pub const RENEWED_SECONDS: u64 = 5;
 
 /// What is known of a run.
@@ -31,7 +31,7 @@ pub struct RunPage {
     pub epochs: Vec<EpochMetrics>,
     /// The most confident mistakes of the latest evaluation; `None` where this process has made none.
     pub mistakes: Option<Vec<MistakenImage>>,
-    /// Whether it is going.
+    /// Whether it is running.
     pub state: State,
     /// The command that resumes it.
     pub resume: String,
@@ -50,10 +50,10 @@ pub struct MistakenImage {
     pub picture: Vec<u8>,
 }
 
-/// Whether a run is going.
+/// Whether a run is running.
 #[derive(Clone, Debug, PartialEq)]
 pub enum State {
-    /// It is going.
+    /// It is running.
     Training(Progress),
     /// All epochs are done, or early stopping ended it.
     Finished,
@@ -100,11 +100,11 @@ pub fn run_page(run: &RunPage, written: &str) -> String {
         network_name(&settings.model),
         DatasetSource::display_name(&settings.dataset)
     );
-    let is_going = matches!(run.state, State::Training(_));
+    let is_running = matches!(run.state, State::Training(_));
     let page = html! {
         (DOCTYPE)
         html lang="en" {
-            (head(&format!("{}: {title}", run.name), is_going.then_some(RENEWED_SECONDS)))
+            (head(&format!("{}: {title}", run.name), is_running.then_some(RENEWED_SECONDS)))
             body {
                 h1 { (title) }
                 p class="quiet" {
@@ -114,11 +114,11 @@ pub fn run_page(run: &RunPage, written: &str) -> String {
                 (facts(run))
                 p class="quiet" {
                     "Written on " (written) "."
-                    @if is_going {
-                        " While the run is going, this page is renewed every " (RENEWED_SECONDS) " seconds. If it is older than that, the run was killed, and this command resumes it:"
+                    @if is_running {
+                        " This page is renewed every " (RENEWED_SECONDS) " seconds during the run. If it is older than that, the run was killed, and this command resumes it:"
                     }
                 }
-                @if is_going { pre { (run.resume) } }
+                @if is_running { pre { (run.resume) } }
                 @if !run.epochs.is_empty() {
                     h2 { "Curves" }
                     (charts(run))
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_is_going_shows_where_it_is() {
+    fn a_running_run_shows_where_it_is() {
         let mut progress = Progress {
             step: 25,
             steps: 100,

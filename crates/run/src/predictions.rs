@@ -5,11 +5,18 @@ use crate::error::Error;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::{fs, io};
 
 /// Bytes of an image, `[3, 32, 32]`.
 pub const PICTURE_BYTES: usize = 3 * 32 * 32;
+
+/// The numbers of classes that data and weights may have.
+pub const NUM_CLASSES: RangeInclusive<usize> = 2..=1000;
+
+/// The most classes whose confusion matrix is shown.
+pub const MATRIX_CLASSES: usize = 20;
 
 /// The largest number of mistakes that are stored as pictures.
 const PICTURES: usize = 256;

@@ -107,7 +107,9 @@ impl Data {
             },
             Some(_) => images,
         };
-        let bytes = (read.training + read.test) * RECORD_BYTES;
+        // Of files, the bytes and the images for a moment.
+        let copies = if info.archives.is_empty() { 1 } else { 2 };
+        let bytes = copies * (read.training + read.test) * RECORD_BYTES;
         memory::require(bytes as u64, "to load the images")?;
         info.load(data_dir, images)
             .with_context(|| info.remedy(data_dir))
@@ -145,13 +147,18 @@ impl Data {
             test = train.clone();
             evaluated = EvaluationSplit::Validation;
         }
-        let classes = dataset.class_names().len();
-        let missing = classes - train.classes()?;
         // Pictures of a folder are in the order of their classes.
-        if limits.train.is_some() && train.len() >= classes && 2 * missing >= classes {
-            cli::note(&format!(
-                "warning: with --limit-train there are no training images of {missing} of {classes} classes"
-            ));
+        let classes = dataset.class_names().len();
+        for (kind, split, all) in [
+            ("training", &train, dataset.training()),
+            ("test", &test, dataset.test()),
+        ] {
+            let missing = all.classes()?.saturating_sub(split.classes()?);
+            if split.len() >= classes && 2 * missing >= classes {
+                cli::note(&format!(
+                    "warning: {missing} of {classes} classes have no {kind} images within the limits that are set"
+                ));
+            }
         }
         for note in dataset.notes() {
             cli::note(&format!("note: {note}"));

@@ -9,6 +9,7 @@ use engine::Evaluator;
 use models::Architecture;
 use run::NativePath;
 use run::cli::{self, UsageError};
+use run::predictions::MATRIX_CLASSES;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -146,9 +147,6 @@ fn first_names(names: &[String]) -> String {
         names => names.join(", "),
     }
 }
-
-/// The most classes whose confusion matrix is printed.
-const MATRIX_CLASSES: usize = 20;
 
 fn table(result: &EvalResult) -> String {
     let EvalResult {

@@ -164,7 +164,7 @@ impl<'a> RunFiles<'a> {
             backend,
         } = self.setup;
         let folder = self.folder.path();
-        // Those of a finished run; without them the page has no mistakes until the next evaluation.
+        // Those of another epoch are not the latest mistakes.
         let predictions = Predictions::read(&folder.join(file::PREDICTIONS)).ok();
         let predictions =
             predictions.filter(|predictions| predictions.epoch as usize == epochs.len());

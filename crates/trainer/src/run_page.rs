@@ -1,4 +1,4 @@
-//! The page of a run, which a thread renews while the run is going.
+//! The page of a run, which a thread renews during the run.
 
 use crate::data::Data;
 use crate::progress::epochs_left;
@@ -99,7 +99,7 @@ impl<'a> RunPageWriter<'a> {
         Ok(())
     }
 
-    /// Writes the page of a run that is no longer going.
+    /// Writes the page of a run that has ended.
     pub(crate) fn finish(
         mut self,
         record: &Record,

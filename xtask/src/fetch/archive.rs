@@ -1,6 +1,6 @@
 //! Archives of data sets: their digests, and unpacking them.
 
-use super::official::Source;
+use super::source::Source;
 use super::space;
 use anyhow::{Context, anyhow, bail, ensure};
 use datasets::cifar::Archive;

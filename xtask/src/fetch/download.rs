@@ -1,7 +1,7 @@
 //! Downloads that resume after an interruption.
 
 use super::archive::{self, MAX_ARCHIVE_BYTES};
-use super::official::Source;
+use super::source::Source;
 use super::{space, tls};
 use crate::files;
 use anyhow::{Context, anyhow, bail, ensure};

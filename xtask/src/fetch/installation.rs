@@ -1,7 +1,7 @@
 //! The folder of the data set: what is in it, and new files for it.
 
 use super::archive;
-use super::official::Source;
+use super::source::Source;
 use crate::files::RemovedIfEmpty;
 use anyhow::{Context, anyhow, bail, ensure};
 use datasets::cifar::Archive;

@@ -3,7 +3,7 @@
 mod archive;
 mod download;
 mod installation;
-mod official;
+mod source;
 mod space;
 mod tls;
 
@@ -16,9 +16,9 @@ use datasets::Error;
 use datasets::cifar::Archive;
 use download::{Partial, address, check_file};
 use installation::{Checksums, Installation, first_unofficial};
-use official::Source;
 use run::NativePath;
 use run::cli::{self, Exit};
+use source::Source;
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -114,9 +114,15 @@ impl ImageFolder {
                 self.path.display()
             ));
         }
+        if self.has_unread_val {
+            notes.push(format!(
+                "`{}` is not read, since there is `test`",
+                self.path.join("val").display()
+            ));
+        }
         if self.ignored > 0 {
             notes.push(format!(
-                "{} in `{}` that are hidden or no PNG or JPEG pictures are ignored",
+                "ignored {} in `{}`: hidden, or no PNG or JPEG pictures",
                 cli::count(self.ignored, "file"),
                 self.path.display()
             ));
@@ -165,10 +171,10 @@ impl ImageFolder {
             out.copy_from_slice(&read_picture(&path, memory)?);
             Ok::<_, PictureError>(())
         };
-        let share = options.memory / rayon::current_num_threads().max(1) as u64;
+        let of_thread = options.memory / rayon::current_num_threads().max(1) as u64;
         let images = pixels.par_chunks_exact_mut(IMAGE_BYTES).enumerate();
         let results = for_each(images, LoadStage::Decoding, options, |(index, out)| {
-            decode(index, out, share)
+            decode(index, out, of_thread)
         })?;
         let mut unreadable = Vec::new();
         let mut is_final = true;
