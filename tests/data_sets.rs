@@ -231,6 +231,7 @@ fn a_colour_profile_does_not_choose_how_much_memory_it_takes() {
     shell.args(["-c", "ulimit -v 2500000; exec \"$@\"", "sh"]);
     shell.arg(end_to_end::path("trainer")).current_dir(folder);
     shell.args(["--model", "lenet", "--epochs", "1", "--threads", "1"]);
+    shell.args(["--batch-size", "10"]);
     shell.args(["--dataset", "./pets", "--skip-unreadable"]);
     shell.assert().success();
 }

@@ -453,7 +453,7 @@ mod tests {
                 "<dd>0.8750</dd>",
                 "<dd>62.50 %</dd>",
                 "Written on 2026-11-27.",
-                "this page is renewed every 5 seconds",
+                "This page is renewed every 5 seconds",
                 "best, after epoch 2",
                 "shown after the next evaluation",
             ],
