@@ -4,7 +4,7 @@
 
 use assert_cmd::Command;
 use datasets::cifar10;
-use end_to_end::{program, refused};
+use end_to_end::{program, refused, xtask};
 use image::{Rgb, RgbImage};
 use rng::{Purpose, Stream};
 use safetensors::SafeTensors;
@@ -293,6 +293,14 @@ fn a_run_goes_on_where_its_pictures_are_now() {
     notes(resume().args(["--dataset", "./moved"]));
     assert_eq!(weights(folder, "a"), weights(folder, "whole"));
     assert_eq!(record(folder, "a")["dataset"].as_str(), Some("./moved"));
+    // `whole` is of `./pets`.
+    let verify = || {
+        let mut command = xtask("verify");
+        command.current_dir(folder).arg("whole");
+        command
+    };
+    refused(&mut verify(), 1, &["the folder `./pets` does not exist"]);
+    verify().args(["--dataset", "./moved"]).assert().success();
 
     // The checkpoint's classes are the folder's.
     let checkpoint = "runs/a/last.safetensors";

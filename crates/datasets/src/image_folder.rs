@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::info::Images;
 use rng::{Purpose, Stream};
 use run::predictions::NUM_CLASSES;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use walkdir::WalkDir;
@@ -188,6 +188,8 @@ impl ImageFolder {
         let is_folder = |name: &&str| path.join(name).is_dir();
         let test = ["test", "val"].into_iter().find(is_folder);
         let (training, test) = match (path.join("train"), test) {
+            // Trains, beside other vehicles.
+            (train, None) if train.is_dir() && is_class(&train)? => (path.to_owned(), None),
             (train, test) if train.is_dir() => (train, test.map(|name| path.join(name))),
             (_, Some(test)) => {
                 let path = path.to_owned();
@@ -333,6 +335,12 @@ fn check_folder(path: &Path) -> Result<(), Error> {
     }
 }
 
+/// Whether a folder is that of a class: there are others beside it, and it has no folders itself.
+fn is_class(folder: &Path) -> Result<bool, Error> {
+    let parent = folder.parent().unwrap_or(folder);
+    Ok(folders(folder)?.0.is_empty() && folders(parent)?.0.len() > 1)
+}
+
 fn is_hidden(name: &OsStr) -> bool {
     name.as_encoded_bytes().first() == Some(&b'.')
 }
@@ -345,17 +353,28 @@ fn is_picture(path: &Path) -> bool {
     })
 }
 
-/// The names of the folders in `folder`, sorted.
-fn classes(folder: &Path, ignored: &mut usize) -> Result<Vec<String>, Error> {
+/// The names of the folders in `folder`, also of links to folders, without hidden ones; and the number of other entries.
+fn folders(folder: &Path) -> Result<(Vec<OsString>, usize), Error> {
     let mut names = Vec::new();
+    let mut others = 0;
     for entry in fs::read_dir(folder).map_err(Error::read(folder))? {
         let entry = entry.map_err(Error::read(folder))?;
-        let (name, path) = (entry.file_name(), entry.path());
-        // Also a link to a folder.
-        if is_hidden(&name) || !path.is_dir() {
-            *ignored += 1;
-            continue;
+        let name = entry.file_name();
+        match is_hidden(&name) || !entry.path().is_dir() {
+            true => others += 1,
+            false => names.push(name),
         }
+    }
+    Ok((names, others))
+}
+
+/// The names of the classes in `folder`, sorted.
+fn classes(folder: &Path, ignored: &mut usize) -> Result<Vec<String>, Error> {
+    let (found, others) = folders(folder)?;
+    *ignored += others;
+    let mut names = Vec::new();
+    for name in found {
+        let path = folder.join(&name);
         match name.into_string() {
             // As for names in checkpoints.
             Ok(name) if run::cli::one_line(&name) == name => names.push(name),
@@ -543,6 +562,21 @@ mod tests {
             names(&ImageFolder::find(folder(&all).path()).unwrap()),
             both
         );
+    }
+
+    #[test]
+    fn trains_are_a_class_beside_others() {
+        let vehicles = folder(&["bus/1.png", "bus/2.png", "train/1.png", "train/2.png"]);
+        let found = ImageFolder::find(vehicles.path()).unwrap();
+        assert_eq!(found.class_names(), ["bus", "train"]);
+        // Alone, or with test pictures, it is the folder of the classes.
+        for files in [&["train/1.png"][..], &["train/1.png", "test/a/1.png"]] {
+            let error = message(&folder(files));
+            assert!(
+                error.starts_with("`DIR/train` has 0 class folders"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::memory::MIB;
 use crate::settings::Resolved;
 use crate::weights;
 use anyhow::bail;
-use datasets::{DatasetSource, Split};
+use datasets::Split;
 use engine::{Checkpoints, Inputs, Training, TrainingMemory, TrainingSetup};
 use models::{Network, initial_parameters};
 use run::cli::{self, UsageError};
@@ -136,8 +136,7 @@ impl Setup {
                     ));
                 }
                 let is_given = self.resolved.normalisation_is_given();
-                let dataset = DatasetSource::display_name(&run.dataset);
-                weights::note_normalisation(path, &weights, &self.inputs(), dataset, is_given);
+                weights::note_normalisation(path, &weights, &self.inputs(), is_given);
                 weights.into_network(device)?
             }
             None => {

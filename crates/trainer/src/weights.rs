@@ -76,15 +76,19 @@ pub(crate) fn load(args: &WeightArgs, dataset: &DatasetSource) -> anyhow::Result
     inputs.mean = args.mean.map_or(inputs.mean, |mean| mean.0);
     inputs.std = args.std.map_or(inputs.std, |std| std.0);
     let is_given = args.mean.is_some() && args.std.is_some();
-    let name = dataset.to_string();
-    note_normalisation(
-        &args.checkpoint,
-        &weights,
-        &inputs,
-        DatasetSource::display_name(&name),
-        is_given,
-    );
+    note_normalisation(&args.checkpoint, &weights, &inputs, is_given);
     let inputs_are_known = weights.inputs.is_some();
+    if !inputs_are_known {
+        let name = dataset.to_string();
+        let classes = match inputs.class_names == numbered(weights.architecture) {
+            true => "they are numbered".to_owned(),
+            false => format!("assumed: those of {}", DatasetSource::display_name(&name)),
+        };
+        cli::note(&format!(
+            "note: `{}` does not say what its classes are; {classes}",
+            args.checkpoint.display()
+        ));
+    }
     let network = weights.into_network(&device)?;
     Ok(Loaded {
         network,
@@ -119,28 +123,18 @@ pub(crate) fn read(path: &Path, model: Option<Architecture>) -> anyhow::Result<W
     Ok(weights)
 }
 
-/// Notes the normalisation of images for weights from a file, where it is not the one that the file says. `dataset` is the
-/// name of the data set in use, and `is_given` tells whether a person gave the normalisation.
-pub(crate) fn note_normalisation(
-    path: &Path,
-    weights: &Weights,
-    used: &Inputs,
-    dataset: &str,
-    is_given: bool,
-) {
+/// Notes the normalisation of images for weights from a file, where it is not the one that the file says. `is_given` tells
+/// whether a person gave the normalisation.
+pub(crate) fn note_normalisation(path: &Path, weights: &Weights, used: &Inputs, is_given: bool) {
     let text = |inputs: &Inputs| {
         let (mean, std) = (PerChannel(inputs.mean), PerChannel(inputs.std));
         format!("mean {mean} and std {std}")
     };
     let (path, used_text) = (path.display(), text(used));
-    let classes = match used.class_names == numbered(weights.architecture) {
-        true => "numbers for the classes".to_owned(),
-        false => format!("the classes of {dataset}"),
-    };
     match &weights.inputs {
         None if !is_given => cli::note(&format!(
-            "note: `{path}` does not say for which normalisation and classes it was trained; assumed: {used_text}, and \
-             {classes}; give --mean and --std if it was another normalisation",
+            "note: `{path}` does not say for which normalisation it was trained; assumed: {used_text}; if it was another \
+             one, give --mean and --std",
         )),
         Some(own) if (own.mean, own.std) != (used.mean, used.std) => cli::note(&format!(
             "note: `{path}` was trained with {}; images are normalised with {used_text} (--mean, --std)",

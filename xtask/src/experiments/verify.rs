@@ -25,6 +25,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     data_dir: Option<NativePath>,
 
+    /// The folder of the run's own pictures, if it was moved.
+    #[arg(long, value_name = "DIR")]
+    dataset: Option<NativePath>,
+
     /// Threads; they do not affect the result [default: one per core].
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -140,6 +144,9 @@ fn train_again(
     command.args(["--stop-after", &epochs.to_string()]);
     if let Some(data_dir) = &args.data_dir {
         command.arg(flag("--data-dir", data_dir));
+    }
+    if let Some(dataset) = &args.dataset {
+        command.arg(flag("--dataset", dataset));
     }
     // Not those of the record, which may be from another machine.
     let threads = args.threads.map_or_else(thread::available_parallelism, Ok);

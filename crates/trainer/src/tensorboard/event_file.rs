@@ -123,23 +123,25 @@ fn record(event: &Event) -> Vec<u8> {
     .concat()
 }
 
-/// The scalars of a file, up to the first record that is not whole, which a crash left.
-pub(super) fn decode(file: &[u8]) -> Vec<Scalars> {
+/// The scalars of a file up to the first record that is not complete, which a crash left, and the number of bytes from
+/// there on.
+pub(super) fn decode(file: &[u8]) -> (Vec<Scalars>, usize) {
     let mut rest = file;
     let events = std::iter::from_fn(|| {
         let (event, next) = first(rest)?;
         rest = next;
         Some(event)
     });
-    let scalars = events.filter_map(|event| match event.what? {
+    let mut scalars = Vec::new();
+    scalars.extend(events.filter_map(|event| match event.what? {
         What::Summary(summary) => Some(Scalars {
             step: event.step.try_into().ok()?,
             wall_time: event.wall_time,
             summary,
         }),
         What::FileVersion(_) | What::SessionLog(_) => None,
-    });
-    scalars.collect()
+    }));
+    (scalars, rest.len())
 }
 
 /// The first event of a file, and the bytes after it.

@@ -40,7 +40,15 @@ impl TensorBoard {
         let bytes = last.map_or(Ok(Vec::new()), |(_, path)| {
             fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))
         });
-        let known = event_file::decode(&bytes?);
+        let (known, unread) = event_file::decode(&bytes?);
+        if let Some((_, path)) = last
+            && unread > 0
+        {
+            let path = path.display();
+            tracing::warn!(
+                "the last {unread} bytes of `{path}` are not complete records; the curves continue without them"
+            );
+        }
         let (history, steps_per_epoch) = (training.history(), training.steps_per_epoch());
         let scalars = continued(known, training.position(), history, steps_per_epoch)?;
         // Readers take files in the order of their names, and clocks differ between machines.
