@@ -13,7 +13,7 @@ mod info;
 mod python_file;
 mod records;
 mod source;
-mod synthetic;
+pub mod synthetic;
 mod table;
 
 #[cfg(feature = "tensors")]

@@ -10,7 +10,8 @@ mod images;
 
 use crate::info::{DatasetInfo, Images};
 
-pub(crate) const INFO: DatasetInfo = DatasetInfo {
+/// What is known of the synthetic set without its images.
+pub const INFO: DatasetInfo = DatasetInfo {
     name: "synthetic",
     display_name: "the synthetic set",
     // A horizontal flip does not change the class.

@@ -2,7 +2,7 @@
 
 use crate::comparison::{Comparison, Group, accuracy, network_name};
 use crate::statistics::{PairedTest, mcnemar, paired_test};
-use datasets::DatasetSource;
+use datasets::{DatasetSource, cifar10, synthetic};
 use models::grouped;
 use run::cli::count;
 use run::predictions::MATRIX_CLASSES;
@@ -62,6 +62,9 @@ const POST: [Post; 2] = [
     },
 ];
 
+/// The data sets beside which the post's results are shown: CIFAR-10, and what is generated in its place.
+const POST_DATASETS: [&str; 2] = [cifar10::INFO.name, synthetic::INFO.name];
+
 /// Epochs and training images of the post's runs.
 const POST_EPOCHS: usize = 50;
 const POST_IMAGES: u64 = 50_000;
@@ -78,12 +81,13 @@ pub fn post_networks() -> impl Iterator<Item = &'static str> {
     POST.iter().map(|post| post.model)
 }
 
-/// The post's results of the networks that are compared.
+/// The post's results of the networks that are compared, unless the data are quite other ones.
 fn posts(comparison: &Comparison) -> Vec<&'static Post> {
     let is_compared = |post: &&Post| {
-        comparison
-            .runs()
-            .any(|run| run.settings.model == post.model)
+        comparison.runs().any(|run| {
+            run.settings.model == post.model
+                && POST_DATASETS.contains(&run.settings.dataset.as_str())
+        })
     };
     POST.iter().filter(is_compared).collect()
 }
@@ -139,9 +143,9 @@ pub(crate) fn setting(comparison: &Comparison) -> Vec<String> {
         DatasetSource::display_name(&first.settings.dataset),
         grouped(first.made_by.test_images as usize),
     )];
-    if (first.settings.dataset.as_str(), images) != ("cifar10", POST_IMAGES)
-        || epochs != (POST_EPOCHS, POST_EPOCHS)
-    {
+    let setting = (first.settings.dataset.as_str(), images, epochs);
+    let post_epochs = (POST_EPOCHS, POST_EPOCHS);
+    if !posts(comparison).is_empty() && setting != (POST_DATASETS[0], POST_IMAGES, post_epochs) {
         sentences.push(format!(
             "The post trained on all {} images of CIFAR-10 for {POST_EPOCHS} epochs, so its accuracies are not comparable with these.",
             grouped(POST_IMAGES as usize)
@@ -182,6 +186,14 @@ fn convolution_fraction(run: &Run) -> Option<f64> {
     let convolutions = layers.iter().filter(|layer| layer.kind == "Conv2d");
     let convolutions: u64 = convolutions.map(|layer| layer.parameters).sum();
     (all > 0).then(|| convolutions as f64 / all as f64)
+}
+
+/// The heading of the results.
+pub(crate) fn results_heading(comparison: &Comparison) -> &'static str {
+    match posts(comparison).is_empty() {
+        true => "Results",
+        false => "Results compared with the post's",
+    }
 }
 
 /// The post's table of results, with the groups beside it.
@@ -879,6 +891,11 @@ mod tests {
             sentences[1].contains("not comparable") && sentences[2].contains("is not finished"),
             "{sentences:?}"
         );
+        let run = made_up("alexnet", 0, "epochs = 50\ndataset = './pets'", &epochs);
+        let comparison = Comparison::new(vec![run]).unwrap();
+        assert_eq!(setting(&comparison).len(), 1);
+        assert_eq!(results_heading(&comparison), "Results");
+        assert_eq!(results(&comparison).header.len(), 2);
     }
 
     #[test]

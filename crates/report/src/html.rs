@@ -37,7 +37,7 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
                     @if !networks.is_empty() { a href="#layers" { "Layers" } }
                     a href="#runs" { "Settings and versions" }
                 }
-                h2 id="results" { "Results compared with the post's" }
+                h2 id="results" { (contents::results_heading(comparison)) }
                 div class="stacked" { (table(&contents::results(comparison))) }
                 (list(&contents::ratios(comparison)))
 

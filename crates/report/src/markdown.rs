@@ -11,9 +11,10 @@ pub fn markdown(comparison: &Comparison, written: &str) -> String {
     let networks = contents::one_of_each_network(comparison);
     let groups = &comparison.groups;
     let mut text = format!(
-        "# {}\n\n{}\n\n## Results compared with the post's\n\n{}{}<!-- {TIMES_BEGIN} -->\n\n## Time\n\n{}{}",
+        "# {}\n\n{}\n\n## {}\n\n{}{}<!-- {TIMES_BEGIN} -->\n\n## Time\n\n{}{}",
         contents::title(comparison),
         escaped(&contents::setting(comparison).join(" ")),
+        contents::results_heading(comparison),
         table(&contents::results(comparison)),
         list(contents::ratios(comparison)),
         table(&contents::times(comparison)),
