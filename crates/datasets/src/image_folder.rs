@@ -13,6 +13,7 @@ use rng::{Purpose, Stream};
 use run::predictions::NUM_CLASSES;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use walkdir::WalkDir;
 
@@ -328,7 +329,7 @@ fn check_folder(path: &Path) -> Result<(), Error> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Ok(()),
         Ok(_) => Err(Error::NotAFolder(path.to_owned())),
-        Err(_) if !path.exists() => {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
             Err(Error::dangling_link(path).unwrap_or_else(|| Error::MissingFolder(path.to_owned())))
         }
         Err(error) => Err(Error::read(path)(error)),
@@ -436,6 +437,10 @@ fn files(folder: &Path, ignored: &mut usize) -> Result<Vec<PathBuf>, Error> {
             Ok(entry) => entry,
             Err(error) => {
                 let path = error.path().unwrap_or(folder).to_owned();
+                if path.file_name().is_some_and(is_hidden) {
+                    *ignored += 1;
+                    continue;
+                }
                 if error.loop_ancestor().is_some() {
                     return Err(ImageFolderError::LinkLoop(path).into());
                 }
@@ -444,7 +449,7 @@ fn files(folder: &Path, ignored: &mut usize) -> Result<Vec<PathBuf>, Error> {
                     Some(_) if path.is_symlink() && is_picture(&path) => found.push(path),
                     Some(_) if path.is_symlink() => *ignored += 1,
                     reason => {
-                        let reason = reason.unwrap_or_else(|| std::io::ErrorKind::Other.into());
+                        let reason = reason.unwrap_or_else(|| ErrorKind::Other.into());
                         return Err(Error::Read { path, reason });
                     }
                 }
@@ -692,6 +697,9 @@ mod tests {
         link(&elsewhere.path().join("sub"), "a/link");
         link(Path::new("/nonexistent"), "b/nothing.png");
         link(Path::new("/nonexistent"), "b/nothing.txt");
+        // As Emacs makes them.
+        link(Path::new("/nonexistent"), "b/.#1.png");
+        link(&folder.path().join("b"), "b/.loop");
         let found = ImageFolder::find(folder.path()).unwrap();
         let expected = [
             "a/1.png",
@@ -703,7 +711,7 @@ mod tests {
             "c/sub/2.png",
         ];
         assert_eq!(names(&found), expected);
-        assert_eq!(found.ignored, 1);
+        assert_eq!(found.ignored, 3);
         link(&folder.path().join("b"), "b/loop");
         assert_eq!(
             message(&folder),

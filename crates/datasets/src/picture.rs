@@ -4,9 +4,10 @@ use image::codecs::png::PngDecoder;
 use image::imageops::FilterType;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, Limits, RgbImage};
-use std::io::{self, Cursor};
+use std::fs::File;
+use std::io::{self, Cursor, Read};
 use std::path::Path;
-use std::{fs, result};
+use std::result;
 use zune_core::bytestream::ZCursor;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
@@ -31,8 +32,8 @@ pub enum PictureError {
     #[error("it cannot be read")]
     Read(#[source] io::Error),
     /// The file has too many bytes.
-    #[error("it has {} MiB, which are too many; make it smaller", .0 / MIB)]
-    LongFile(u64),
+    #[error("it is larger than {} MiB; make it smaller", MOST_BYTES / MIB)]
+    LongFile,
     /// It is something else, as the text says.
     #[error("it is not a PNG or JPEG picture; it {0}")]
     Other(String),
@@ -72,11 +73,19 @@ type Result<T> = result::Result<T, PictureError>;
 
 /// Reads a picture, with at most `memory` bytes besides those of the file.
 pub(crate) fn read(path: &Path, memory: u64) -> Result<DynamicImage> {
-    let length = fs::metadata(path).map_err(PictureError::Read)?.len();
+    let file = File::open(path).map_err(PictureError::Read)?;
+    let length = file.metadata().map_err(PictureError::Read)?.len();
     if length > MOST_BYTES {
-        return Err(PictureError::LongFile(length));
+        return Err(PictureError::LongFile);
     }
-    decode(&fs::read(path).map_err(PictureError::Read)?, memory)
+    // A pipe or a device has no length.
+    let mut bytes = Vec::with_capacity(length as usize);
+    let mut start = file.take(MOST_BYTES + 1);
+    start.read_to_end(&mut bytes).map_err(PictureError::Read)?;
+    if bytes.len() as u64 > MOST_BYTES {
+        return Err(PictureError::LongFile);
+    }
+    decode(&bytes, memory)
 }
 
 /// Reads a picture as an image of a data set: its square in the middle, 32 by 32 pixels, as `[3, 32, 32]` bytes. It takes at
@@ -99,7 +108,7 @@ fn decode(bytes: &[u8], memory: u64) -> Result<DynamicImage> {
         // The container of HEIC, in which phones store photos.
         Err(_) if bytes.get(4..8) == Some(b"ftyp") => {
             return Err(PictureError::Other(
-                "is a HEIF picture or a film".to_owned(),
+                "is a HEIF picture or a video".to_owned(),
             ));
         }
         Err(_) => {

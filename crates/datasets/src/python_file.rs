@@ -91,7 +91,8 @@ impl<'a> PythonFile<'a> {
             );
             return Err(other(key, &problem));
         }
-        let bytes = match array.column_by_column {
+        // Without bytes there may be any number of rows.
+        let bytes = match array.column_by_column && !bytes.is_empty() {
             true => {
                 let row = |row| (0..columns).map(move |column| (column, row));
                 let places = (0..rows).flat_map(row);
@@ -305,6 +306,17 @@ mod tests {
         ] {
             assert_eq!(error.to_string(), expected);
         }
+    }
+
+    /// `np.empty((2**62, 0), np.uint8)`, said to be stored column by column.
+    #[test]
+    fn rows_without_columns_take_no_time() {
+        let bytes = b"\x80\x02}X\x04\0\0\0datacnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87R\
+            (K\x01\x8a\x08\0\0\0\0\0\0\0@K\0\x86cnumpy\ndtype\nU\x02u1\x89\x88\x87R\
+            (K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x88U\0tbs.";
+        let matrix = PythonFile::read(bytes).unwrap();
+        let matrix = matrix.matrix("data").unwrap();
+        assert_eq!((matrix.rows, matrix.columns), (1 << 62, 0));
     }
 
     /// Reads bytes as whatever they may be.

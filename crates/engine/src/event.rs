@@ -48,8 +48,8 @@ pub enum Event<'a> {
         images_per_second: f64,
         /// The learning rate of the last step.
         learning_rate: f64,
-        /// The norm of all gradients of the last step together, before they are clipped; `None` where the step is part of
-        /// a CUDA graph.
+        /// The norm of all gradients of the last step together, before they are clipped, where it is measured
+        /// ([`Training::measure_gradient_norm`](crate::Training::measure_gradient_norm)).
         gradient_norm: Option<f64>,
     },
     /// All steps of the epoch are done; the evaluation starts.

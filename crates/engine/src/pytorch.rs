@@ -24,6 +24,9 @@ const MAX_NAME: usize = 256;
 /// The most entries of a state dict, and of the modules of a network, which may contain themselves.
 const MAX_ENTRIES: usize = 10_000;
 
+/// The most dimensions of a tensor. Many tensors may share one shape.
+const MAX_DIMENSIONS: usize = 8;
+
 const BIG_ENDIAN: &str =
     "its values are big-endian; save it on a little-endian machine, or as safetensors";
 const REMEDY: &str = "in Python, use torch.save(net.state_dict(), FILE)";
@@ -273,7 +276,11 @@ impl<'a> File<'a> {
             Value::Int(value) => usize::try_from(*value).ok(),
             _ => None,
         };
-        let numbers = |id| -> Option<Vec<_>> { pickle.tuple(id)?.iter().map(number).collect() };
+        let numbers = |id| -> Option<Vec<_>> {
+            let tuple = pickle.tuple(id)?;
+            let is_short = tuple.len() <= MAX_DIMENSIONS;
+            is_short.then(|| tuple.iter().map(number).collect())?
+        };
         let storage = match pickle.get(storage) {
             Value::Persistent(id) => Storage::new(pickle, *id),
             _ => None,

@@ -17,6 +17,7 @@ use crate::training_step::TrainingStep;
 use candle_core::{DType, Device, Tensor};
 use datasets::Augmentation;
 use models::Network;
+use ops::GradientNorm;
 use run::{EpochMetrics, LrFinderStep, Settings, SplitMetrics};
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -240,6 +241,22 @@ impl Training {
         self.progress.position
     }
 
+    /// Measures the norm of the gradients from now on, for [`Event::IntervalFinished`]: once an interval, or in every step that
+    /// is a CUDA graph.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn measure_gradient_norm(&mut self) -> Result<(), Error> {
+        self.step.gradient_norm = Some(GradientNorm::new(&self.step.setup.device)?);
+        Ok(())
+    }
+
+    /// The norm of the gradients of the last step of an interval, if it is measured.
+    fn gradient_norm(&self) -> Result<Option<f64>, Error> {
+        let norm = self.step.gradient_norm.as_ref();
+        Ok(norm.map_or(Ok(None), GradientNorm::get)?)
+    }
+
     /// Steps of an epoch.
     #[must_use]
     pub fn steps_per_epoch(&self) -> usize {
@@ -387,7 +404,7 @@ impl Training {
                     accuracy: mean.accuracy(),
                     images_per_second: mean.images_per_second(),
                     learning_rate: lr,
-                    gradient_norm: self.step.gradient_norm,
+                    gradient_norm: self.gradient_norm()?,
                 })?;
             }
             if is_due {

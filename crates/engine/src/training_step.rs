@@ -16,7 +16,7 @@ use datasets::Batch;
 use models::{DropoutMasks, Network};
 #[cfg(feature = "cuda")]
 use ops::cuda::StepValues;
-use ops::{MetricsAccumulator, Tape};
+use ops::{GradientNorm, MetricsAccumulator, Tape};
 #[cfg(feature = "cuda")]
 use std::mem;
 use tracing::debug_span;
@@ -33,8 +33,8 @@ pub(crate) struct TrainingStep {
     pub(crate) steps_per_epoch: usize,
     /// Whether the run goes on from a checkpoint.
     pub(crate) is_resumed: bool,
-    /// The norm of the gradients of the last step of an interval; not of a CUDA graph's, whose memory is its own.
-    pub(crate) gradient_norm: Option<f64>,
+    /// The norm of the gradients of the last step of an interval, if it is measured.
+    pub(crate) gradient_norm: Option<GradientNorm>,
     /// Metrics of steps that are not added to a position yet.
     metrics: MetricsAccumulator,
     #[cfg(feature = "cuda")]
@@ -109,9 +109,8 @@ impl TrainingStep {
             // Nothing is waited for here, and a loss that is not finite never reaches the weights.
             self.collect(position)?;
         }
-        let has_graphs = !self.setup.device.is_cpu() && self.setup.settings.cuda_graphs;
-        let is_measured = self.ends_interval(position.step + 1) && !has_graphs;
-        self.update(tape, gradient, is_measured)?;
+        let ends_interval = self.ends_interval(position.step + 1);
+        self.update(tape, gradient, ends_interval)?;
         position.step += 1;
         Ok(())
     }
@@ -132,21 +131,23 @@ impl TrainingStep {
         Ok((tape, gradient))
     }
 
-    /// The backward pass and the update. The norm of the gradients is measured if `is_measured`, for which a GPU is waited
-    /// for.
+    /// The backward pass and the update. `may_end_interval` tells whether an interval ends with this step, or may end with a
+    /// replay of it.
     fn update(
         &mut self,
         tape: Tape,
         gradient: Tensor,
-        is_measured: bool,
+        may_end_interval: bool,
     ) -> candle_core::Result<()> {
         let gradients = tape.backward(gradient)?;
-        if is_measured {
+        if let Some(norm) = &mut self.gradient_norm
+            && may_end_interval
+        {
             let variables = self.network.variables().iter();
             let gradients: Vec<_> = variables
                 .filter_map(|(_, variable)| gradients.get(variable))
                 .collect();
-            self.gradient_norm = Some(ops::norm(&gradients)?);
+            norm.measure(&gradients)?;
         }
         debug_span!("update").in_scope(|| {
             self.optimiser.step(&gradients)?;
@@ -192,7 +193,7 @@ impl TrainingStep {
         let mut graph = mem::take(&mut self.graph);
         let replayed = graph.replay(kind, batch, values, |images, labels| {
             let (tape, gradient) = self.forward(images, labels, dropout, values.step_in_epoch)?;
-            self.update(tape, gradient, false)
+            self.update(tape, gradient, true)
         });
         self.graph = graph;
         replayed
@@ -342,17 +343,19 @@ mod tests {
     #[test]
     fn the_norm_of_the_gradients_is_measured_at_the_end_of_an_interval() {
         let mut step = training_step(None);
+        step.gradient_norm = Some(GradientNorm::new(&Device::Cpu).unwrap());
+        let measured = |step: &TrainingStep| step.gradient_norm.as_ref().unwrap().get().unwrap();
         let mut position = Position {
             step: 3,
             ..Position::start_of(0)
         };
         step.step(&batch(0.5), &mut position, 0.0).unwrap();
-        assert_eq!(step.gradient_norm, None);
+        assert_eq!(measured(&step), None);
         let before = copied_weights(&step.network).unwrap();
         step.step(&batch(0.5), &mut position, 0.5).unwrap();
         // Without momentum and weight decay, half the gradients is what the weights change by.
         let changes = norm_of_changes(&step, &before);
-        let norm = step.gradient_norm.unwrap();
+        let norm = measured(&step).unwrap();
         assert!(
             (norm - 2.0 * changes).abs() < 1e-4 * norm,
             "{norm}, {changes}"

@@ -141,8 +141,16 @@ fn what_is_not_a_state_dict_is_refused_with_a_remedy() {
         ),
         (with_pickle(b"\x80\x02cos\nsystem\nX\x04\0\0\0exit\x85R."), "it has no state_dict; in Python"),
         (with_pickle(b"\x80\x02X\xff\xff\xff\xff"), "it ends within a pickle"),
-        (with_pickle(b"I1\n."), "unknown opcode 0x49"),
-        (with_pickle(b"\x80\x02e."), "does not fit what is before it"),
+        // A tensor of nine dimensions.
+        (
+            with_pickle(
+                b"\x80\x02}U\x01actorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x01tQK\0\
+                (K\x01K\x01K\x01K\x01K\x01K\x01K\x01K\x01K\x01t(K\x01K\x01K\x01K\x01K\x01K\x01K\x01K\x01K\x01t\x89NtRs.",
+            ),
+            "is not a tensor that can be read",
+        ),
+        (with_pickle(b"F1\n."), "unknown opcode 0x46"),
+        (with_pickle(b"\x80\x02e."), "missing or wrong operands"),
         (
             changed(STATE_DICT, |name, bytes| {
                 if name.ends_with("byteorder") {

@@ -48,7 +48,7 @@ pub use linear::linear;
 pub use machine::{available_memory, processor_name};
 pub use max_pool2d::max_pool2d;
 pub use metrics::{Metrics, MetricsAccumulator};
-pub use norm::{GradientScale, norm};
+pub use norm::{GradientNorm, GradientScale, norm};
 pub use relu::relu;
 pub use sgd::{Sgd, sgd_step};
 pub use tape::Tape;

@@ -1,7 +1,7 @@
 //! The norm of gradients, and gradient clipping.
 
 use crate::storage::{with_dtype, with_slices};
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 /// What `torch.nn.utils.clip_grad_norm_` adds to the norm before it divides by it.
 const EPSILON: f64 = 1e-6;
@@ -51,6 +51,58 @@ impl From<f64> for GradientScale {
     }
 }
 
+/// The norm of gradients, kept on their device: a step does not wait for a GPU to measure it, and can be captured as a CUDA
+/// graph, which then measures it again in every replay.
+pub struct GradientNorm(Measured);
+
+enum Measured {
+    Host(Option<f64>),
+    /// Its square.
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Square),
+}
+
+impl GradientNorm {
+    /// None yet, of gradients on `device`.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    #[cfg_attr(not(feature = "cuda"), allow(clippy::unnecessary_wraps))]
+    pub fn new(device: &Device) -> Result<Self> {
+        Ok(Self(match device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => Measured::Cuda(cuda::Square::new(device)?),
+            _ => Measured::Host(None),
+        }))
+    }
+
+    /// Measures the [`norm`] of all `gradients` together. A GPU is not waited for.
+    ///
+    /// # Errors
+    /// As for [`norm`].
+    pub fn measure(&mut self, gradients: &[&Tensor]) -> Result<()> {
+        match &mut self.0 {
+            Measured::Host(measured) => *measured = Some(norm(gradients)?),
+            #[cfg(feature = "cuda")]
+            Measured::Cuda(square) => square.measure(gradients)?,
+        }
+        Ok(())
+    }
+
+    /// The norm that was measured last, if there is one. A GPU is synchronised.
+    ///
+    /// # Errors
+    /// When a GPU fails.
+    #[cfg_attr(not(feature = "cuda"), allow(clippy::unnecessary_wraps))]
+    pub fn get(&self) -> Result<Option<f64>> {
+        match &self.0 {
+            Measured::Host(measured) => Ok(*measured),
+            #[cfg(feature = "cuda")]
+            Measured::Cuda(square) => Ok(square.get()?.map(f64::sqrt)),
+        }
+    }
+}
+
 /// The square root of the sum of all squares of all `tensors`, summed in double precision in an order that does not
 /// depend on threads. A GPU is synchronised.
 ///
@@ -80,7 +132,8 @@ mod cuda {
     use crate::cuda::{
         Argument, Buffer, CREW, GROUP, Program, Update, activations, empty, launch, launch_tables,
     };
-    use candle_core::{DType, Device, Result, Tensor};
+    use candle_core::cuda::cudarc::driver::CudaSlice;
+    use candle_core::{CudaDevice, DType, Device, Result, Tensor, bail};
 
     /// Elements of a group of threads: `NORM_CHUNK` in the kernels' source.
     const CHUNK: usize = 16_384;
@@ -116,6 +169,40 @@ mod cuda {
             (sums, count) = (left, groups);
         }
         Ok(Some(sums))
+    }
+
+    /// The square of a norm, in memory that is no CUDA graph's.
+    pub(super) struct Square {
+        device: CudaDevice,
+        element: CudaSlice<f64>,
+    }
+
+    /// The square of a norm that was not measured yet.
+    const UNMEASURED: f64 = -1.0;
+
+    impl Square {
+        pub(super) fn new(device: &CudaDevice) -> Result<Self> {
+            Ok(Self {
+                device: device.clone(),
+                element: device.clone_htod(&[UNMEASURED])?,
+            })
+        }
+
+        pub(super) fn measure(&mut self, gradients: &[&Tensor]) -> Result<()> {
+            let Some(sum) = sum_of_squares(gradients)? else {
+                bail!("norm: the gradients must be on the GPU");
+            };
+            // A copy, as the sum of one element.
+            let element = Argument::slice(&mut self.element);
+            let arguments = [(&sum).into(), element, 1_usize.into(), 1_usize.into()];
+            let program = Program::packed(DType::F32, 1);
+            launch(&self.device, program, "sum_groups", 1, &arguments)
+        }
+
+        pub(super) fn get(&self) -> Result<Option<f64>> {
+            let square = self.device.clone_dtoh(&self.element)?[0];
+            Ok((square != UNMEASURED).then_some(square))
+        }
     }
 
     /// The factor of gradients with this sum of squares: see [`super::GradientScale::clipping`].

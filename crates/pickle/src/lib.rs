@@ -18,7 +18,7 @@ pub enum Error {
     /// The bytes end before the pickle does.
     #[error("it ends within a pickle")]
     Truncated,
-    /// An opcode of protocol 0 or 1, or of none.
+    /// An opcode that is not read, such as most of protocol 0, or none.
     #[error("its pickle has the unknown opcode {opcode:#04x} at byte {at}")]
     Unknown {
         /// The opcode.
@@ -26,8 +26,8 @@ pub enum Error {
         /// Its position in the pickle.
         at: usize,
     },
-    /// An opcode that does not fit what is before it.
-    #[error("the opcode {opcode:#04x} at byte {at} of its pickle does not fit what is before it")]
+    /// An opcode whose operands are missing or wrong.
+    #[error("the opcode {opcode:#04x} at byte {at} of its pickle has missing or wrong operands")]
     Unfit {
         /// The opcode.
         opcode: u8,
@@ -39,11 +39,11 @@ pub enum Error {
     TooLong,
 }
 
-/// A value of a pickle.
+/// The index of a value in its [`Pickle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Id(u32);
 
-/// What a value is.
+/// A value, which refers to others by [`Id`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value<'a> {
     /// `None`.
@@ -116,6 +116,7 @@ impl<'a> Pickle<'a> {
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::new(),
+            pairs: 0,
         };
         let root = machine.run()?;
         Ok(Self {
@@ -202,6 +203,8 @@ struct Machine<'a> {
     /// Heights of the stack.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
+    /// How many pairs were copied out of lists into dictionaries.
+    pairs: usize,
 }
 
 /// `None` where the stack or the operands are not what the opcode needs.
@@ -221,7 +224,7 @@ impl<'a> Machine<'a> {
         Err(Error::TooLong)
     }
 
-    /// Follows one opcode.
+    /// Executes one opcode.
     fn step(&mut self, opcode: u8, at: usize) -> Result<Fits<()>, Error> {
         let value = match opcode {
             // PROTO and FRAME.
@@ -231,11 +234,16 @@ impl<'a> Machine<'a> {
                 self.marks.push(self.stack.len());
                 return Ok(Some(()));
             }
+            // Within a tuple that contains itself.
+            b'0' => return Ok(self.stack.pop().map(drop)),
+            b'1' => return Ok(self.pop_marked().map(drop)),
             b'N' => Some(Value::None),
             0x88 => Some(Value::Bool(true)),
             0x89 => Some(Value::Bool(false)),
             b'K' => Some(Value::Int(self.number::<1>()? as i64)),
             b'M' => Some(Value::Int(self.number::<2>()? as i64)),
+            // Python 2 writes integers of more than 32 bits as text.
+            b'I' => text_integer(self.line()?),
             b'J' => Some(Value::Int(i64::from(self.number::<4>()? as i32))),
             0x8a => Some(integer(self.counted::<1>()?)),
             0x8b => Some(integer(self.counted::<4>()?)),
@@ -254,11 +262,11 @@ impl<'a> Machine<'a> {
                 name: self.line()?,
             }),
             0x93 => self.pop_global(),
-            b'R' | 0x81 => self.pop_call(),
+            b'R' | 0x81 => self.pop_call()?,
             0x92 => {
                 // Keyword arguments.
                 self.stack.pop();
-                self.pop_call()
+                self.pop_call()?
             }
             b'Q' => self.stack.pop().map(Value::Persistent),
             b'q' => {
@@ -359,36 +367,44 @@ impl<'a> Machine<'a> {
         })
     }
 
-    fn pop_call(&mut self) -> Fits<Value<'a>> {
-        let arguments = self.stack.pop()?;
-        let function = self.stack.pop()?;
-        Some(match self.value(function) {
+    fn pop_call(&mut self) -> Result<Fits<Value<'a>>, Error> {
+        let (Some(arguments), Some(function)) = (self.stack.pop(), self.stack.pop()) else {
+            return Ok(None);
+        };
+        Ok(Some(match self.value(function) {
             // Their items follow, but for an `OrderedDict` of Python 2.
             Value::Global {
                 module: b"collections",
                 name: b"OrderedDict" | b"defaultdict",
-            } => Value::Dict(self.pairs(arguments)),
+            } => Value::Dict(self.pairs(arguments)?),
             _ => Value::Call {
                 function,
                 arguments,
                 state: None,
             },
-        })
+        }))
     }
 
-    /// The pairs of the list that is the first argument, if that is one.
-    fn pairs(&mut self, arguments: Id) -> Vec<(Id, Id)> {
-        let items = |value: &Value<'a>| match value {
-            Value::List(items) | Value::Tuple(items) => items.clone(),
-            _ => Vec::new(),
+    /// The pairs of the list that is the first argument, if that is one. As many calls may have the same list, the pairs are
+    /// counted.
+    fn pairs(&mut self, arguments: Id) -> Result<Vec<(Id, Id)>, Error> {
+        let values = &self.values;
+        let items = |id: Id| match &values[id.0 as usize] {
+            Value::List(items) | Value::Tuple(items) => items.as_slice(),
+            _ => &[],
         };
-        let first = items(self.value(arguments)).first().copied();
-        let list = first.map_or_else(Vec::new, |list| items(self.value(list)));
-        let pairs = list.into_iter().filter_map(|pair| {
-            let [key, value] = items(self.value(pair)).try_into().ok()?;
-            Some((key, value))
+        let list = items(arguments)
+            .first()
+            .map_or(&[][..], |list| items(*list));
+        self.pairs += list.len();
+        if self.pairs > MAX_OPCODES {
+            return Err(Error::TooLong);
+        }
+        let pairs = list.iter().filter_map(|pair| match *items(*pair) {
+            [key, value] => Some((key, value)),
+            _ => None,
         });
-        pairs.collect()
+        Ok(pairs.collect())
     }
 
     fn memoize(&mut self, index: u32) -> Fits<()> {
@@ -439,6 +455,15 @@ impl<'a> Machine<'a> {
             _ => return None,
         }
         Some(())
+    }
+}
+
+/// An integer, or a Boolean with a leading zero, as decimal digits.
+fn text_integer<'a>(line: &[u8]) -> Fits<Value<'a>> {
+    match line {
+        b"00" => Some(Value::Bool(false)),
+        b"01" => Some(Value::Bool(true)),
+        _ => str::from_utf8(line).ok()?.parse().ok().map(Value::Int),
     }
 }
 
@@ -545,6 +570,14 @@ mod tests {
             read(b"\x80\x02ccollections\nOrderedDict\n](](U\x01xK\x01ee\x85R.").unwrap(),
             "{'x': 1}"
         );
+        // `t = ([],); t[0].append(t)`.
+        let recursive = read(b"\x80\x02]q\0h\0\x85q\x01a0h\x01.").unwrap();
+        assert!(recursive.starts_with("([(["), "{recursive}");
+        // An `int` of 64 bits of Python 2, and Booleans.
+        assert_eq!(
+            read(b"\x80\x02I140234866358928\nI01\nI00\n\x87.").unwrap(),
+            "(140234866358928, true, false)"
+        );
         // A long integer, and a `str` of Python 2.
         assert_eq!(
             read(b"\x80\x02\x8a\x02\0\xffU\x01\xff\x86.").unwrap(),
@@ -567,21 +600,16 @@ mod tests {
             ),
             (b"cmodule\nname", Err(Error::Truncated)),
             (
-                b"I1\n.",
+                b"F1\n.",
                 Err(Error::Unknown {
-                    opcode: b'I',
+                    opcode: b'F',
                     at: 0,
                 }),
             ),
+            (b"Ione\n.", unfit(b'I', 0)),
+            (b"0", unfit(b'0', 0)),
             (b".", unfit(b'.', 0)),
             (b"t", unfit(b't', 0)),
-            (
-                b"N(0",
-                Err(Error::Unknown {
-                    opcode: b'0',
-                    at: 2,
-                }),
-            ),
             (b"NN(\x86t", unfit(b't', 4)),
             (b"N\x86", unfit(0x86, 1)),
             (b"](Nu", unfit(b'u', 3)),
@@ -595,6 +623,18 @@ mod tests {
         ] {
             assert_eq!(read(bytes), expected, "{}", bytes.escape_ascii());
         }
+        // 2,000 dictionaries of the same thousand pairs.
+        let list = [
+            &b"](U\x01xK\x01tq\0"[..],
+            b"a(",
+            &b"h\0".repeat(999),
+            b"e\x85q\x01ccollections\nOrderedDict\nq\x02",
+        ];
+        let dicts = b"h\x02h\x01R".repeat(2_000);
+        assert_eq!(
+            read(&[&list.concat()[..], &dicts, b"."].concat()),
+            Err(Error::TooLong)
+        );
         // As many lists within each other as fit, and the next.
         let mut nested = vec![b']'; MAX_OPCODES / 2];
         nested.resize(MAX_OPCODES - 1, b'a');

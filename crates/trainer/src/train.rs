@@ -283,9 +283,11 @@ impl ReadyRun<'_> {
         }
         let data = &self.setup.data;
         let folder = self.folder.path();
-        let tensorboard = args.tensorboard;
-        let tensorboard = tensorboard.then(|| TensorBoard::create(folder, &training));
-        let mut tensorboard = tensorboard.transpose()?;
+        let mut tensorboard = None;
+        if args.tensorboard {
+            training.measure_gradient_norm()?;
+            tensorboard = Some(TensorBoard::create(folder, &training)?);
+        }
         let page = files.page(training.history())?;
         let mut page = RunPageWriter::start(folder.join(file::PAGE), page, data)?;
         if let Some(epochs) = args.stop_after

@@ -145,14 +145,16 @@ impl Partial {
             return Ok(());
         }
         let mut fruitless = 0;
+        // Some servers begin again with every request.
+        let mut furthest = self.length()?;
         loop {
-            let before = self.length()?;
             let error = match self.receive_once(agent, mirror) {
                 Err(Failure::Interrupted(error)) => error,
                 result => return result,
             };
             let have = self.length()?;
-            fruitless = if have > before { 0 } else { fruitless + 1 };
+            fruitless = if have > furthest { 0 } else { fruitless + 1 };
+            furthest = furthest.max(have);
             if fruitless == MAX_FRUITLESS {
                 return Err(Failure::Interrupted(error));
             }

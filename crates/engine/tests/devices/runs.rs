@@ -145,19 +145,31 @@ fn a_run_that_is_stopped_anywhere_ends_with_the_same_bits(
 #[cfg(feature = "cuda")]
 test_device!(cuda_graphs_change_no_bit: cuda_bf16);
 
-/// Five steps of one image in each of two epochs, of which all but the first two may be replayed.
+/// Five steps of one image in each of two epochs, of which all but the first two may be replayed. They have the same
+/// gradients, too.
 #[cfg(feature = "cuda")]
 fn cuda_graphs_change_no_bit(device: &Device, _: DType, arithmetic: Arithmetic) -> Result<()> {
     let [replayed, computed] = [true, false].map(|cuda_graphs| {
         let changes = format!(
             "model = \"small-alexnet\"\nbatch_size = 1\nclip_grad_norm = 0.5\ncuda_graphs = {cuda_graphs}"
         );
-        let training = start(TrainingSetup {
+        let mut training = start(TrainingSetup {
             device: device.clone(),
             arithmetic,
             ..setup(&changes)
         });
-        Folder::new().finish(training, device)
+        training.measure_gradient_norm().unwrap();
+        let run = Folder::new();
+        let mut norms = Vec::new();
+        let outcome = training.run(&run.checkpoints, Duration::MAX, &|| false, &mut |event| {
+            if let Event::IntervalFinished { gradient_norm, .. } = event {
+                norms.push(gradient_norm.unwrap().to_bits());
+            }
+            Ok(())
+        });
+        assert_eq!(outcome.unwrap(), Outcome::Finished);
+        assert!(norms.len() == 2 && norms[0] != norms[1], "{norms:?}");
+        (run.finish(training, device), norms)
     });
     assert!(replayed == computed);
     Ok(())

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use ops::{
-    Arithmetic, GradientScale, Metrics, MetricsAccumulator, Precision, Sgd, cross_entropy,
-    cross_entropy_gradient,
+    Arithmetic, GradientNorm, GradientScale, Metrics, MetricsAccumulator, Precision, Sgd,
+    cross_entropy, cross_entropy_gradient,
 };
 use reference::{narrow, relative_error, test_device};
 
@@ -116,6 +116,10 @@ fn updated(
             }
             None => GradientScale::ONE,
         };
+        let mut measured = GradientNorm::new(device)?;
+        assert_eq!(measured.get()?, None);
+        measured.measure(&gradients)?;
+        assert_eq!(measured.get()?, Some(norm));
         norms.push(norm);
         ops::sgd_step(sgd, &scale, &updates.collect::<Vec<_>>())?;
         let pairs = averages.iter().zip(&parameters);

@@ -123,11 +123,16 @@ fn what_a_crash_left_of_a_record_is_not_read() {
         let (found, _) = event_file::decode(&file[..end]);
         assert_eq!(found, all[..usize::from(end >= last)], "{end}");
     }
-    // After a power failure, a part that was not written is zeros.
+    // One bit, and everything from there on, which after a power failure may be zeros.
+    let expected = (all[..1].to_vec(), records[1].len());
     for place in last..file.len() {
         let mut damaged = file.clone();
         damaged[place] ^= 1;
-        let expected = (all[..1].to_vec(), records[1].len());
         assert_eq!(event_file::decode(&damaged), expected, "{place}");
+        damaged[place..].fill(0);
+        // The checksum may end with zeros.
+        if damaged != file {
+            assert_eq!(event_file::decode(&damaged), expected, "{place}");
+        }
     }
 }
