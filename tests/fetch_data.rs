@@ -63,7 +63,7 @@ enum Server {
     /// Ignores the requested range, and closes the first connection early.
     IgnoresRange,
     /// Ignores the requested range, and closes every connection: after a quarter of the archive, or a half, in turn.
-    BeginsAgain,
+    Restarts,
     /// Sends more than the archive, without a length.
     Endless,
     Status(u16),
@@ -116,7 +116,7 @@ fn answer(
             "HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         );
     }
-    if matches!(kind, Server::IgnoresRange | Server::BeginsAgain) {
+    if matches!(kind, Server::IgnoresRange | Server::Restarts) {
         from = 0;
     }
     let total = archive.len();
@@ -147,7 +147,7 @@ fn answer(
         }
         Server::Interrupts => stream.write_all(&archive[from..(from + total / 4 + 1).min(total)]),
         Server::IgnoresRange if number == 0 => stream.write_all(&archive[..total / 2]),
-        Server::BeginsAgain => stream.write_all(&archive[..(1 + number % 2) * total / 4]),
+        Server::Restarts => stream.write_all(&archive[..(1 + number % 2) * total / 4]),
         Server::WrongByte => {
             let mut wrong = archive.clone();
             wrong[total / 3] ^= 1;
@@ -267,9 +267,9 @@ fn a_server_that_ignores_ranges_is_read_from_the_start() {
 }
 
 #[test]
-fn a_server_that_begins_again_and_again_is_given_up() {
+fn a_server_that_never_sends_all_is_given_up() {
     let data = tempfile::tempdir().unwrap();
-    let (bad, requests) = serve(Server::BeginsAgain);
+    let (bad, requests) = serve(Server::Restarts);
     fetch(data.path(), &[&bad, &serve(Server::Good).0])
         .assert()
         .success();

@@ -189,7 +189,7 @@ impl ImageFolder {
         let is_folder = |name: &&str| path.join(name).is_dir();
         let test = ["test", "val"].into_iter().find(is_folder);
         let (training, test) = match (path.join("train"), test) {
-            // Trains, beside other vehicles.
+            // Such as the trains among vehicles.
             (train, None) if train.is_dir() && is_class(&train)? => (path.to_owned(), None),
             (train, test) if train.is_dir() => (train, test.map(|name| path.join(name))),
             (_, Some(test)) => {
@@ -336,7 +336,7 @@ fn check_folder(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Whether a folder is that of a class: there are others beside it, and it has no folders itself.
+/// Whether a folder named `train` is a class: it has no folders, and there are other folders beside it.
 fn is_class(folder: &Path) -> Result<bool, Error> {
     let parent = folder.parent().unwrap_or(folder);
     Ok(folders(folder)?.0.is_empty() && folders(parent)?.0.len() > 1)
@@ -570,11 +570,11 @@ mod tests {
     }
 
     #[test]
-    fn trains_are_a_class_beside_others() {
+    fn train_is_a_class_where_it_has_no_folders() {
         let vehicles = folder(&["bus/1.png", "bus/2.png", "train/1.png", "train/2.png"]);
         let found = ImageFolder::find(vehicles.path()).unwrap();
         assert_eq!(found.class_names(), ["bus", "train"]);
-        // Alone, or with test pictures, it is the folder of the classes.
+        // Alone, or beside `test`, it is the folder of the training pictures.
         for files in [&["train/1.png"][..], &["train/1.png", "test/a/1.png"]] {
             let error = message(&folder(files));
             assert!(

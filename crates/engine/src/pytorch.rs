@@ -278,8 +278,10 @@ impl<'a> File<'a> {
         };
         let numbers = |id| -> Option<Vec<_>> {
             let tuple = pickle.tuple(id)?;
-            let is_short = tuple.len() <= MAX_DIMENSIONS;
-            is_short.then(|| tuple.iter().map(number).collect())?
+            if tuple.len() > MAX_DIMENSIONS {
+                return None;
+            }
+            tuple.iter().map(number).collect()
         };
         let storage = match pickle.get(storage) {
             Value::Persistent(id) => Storage::new(pickle, *id),

@@ -245,7 +245,7 @@ impl Training {
     /// is a CUDA graph.
     ///
     /// # Errors
-    /// When there is no memory.
+    /// When the device is out of memory.
     pub fn measure_gradient_norm(&mut self) -> Result<(), Error> {
         self.step.gradient_norm = Some(GradientNorm::new(&self.step.setup.device)?);
         Ok(())

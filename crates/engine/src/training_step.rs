@@ -131,8 +131,8 @@ impl TrainingStep {
         Ok((tape, gradient))
     }
 
-    /// The backward pass and the update. `may_end_interval` tells whether an interval ends with this step, or may end with a
-    /// replay of it.
+    /// The backward pass and the update. `may_end_interval` says whether an interval ends with this step or, if it is captured,
+    /// may end with a replay.
     fn update(
         &mut self,
         tape: Tape,

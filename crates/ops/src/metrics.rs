@@ -95,7 +95,7 @@ impl MetricsAccumulator {
     /// No samples yet, for logits of `classes` classes on `device`.
     ///
     /// # Errors
-    /// When there is no memory.
+    /// When the device is out of memory.
     pub fn new(classes: usize, device: &Device) -> Result<Self> {
         let backend = match device {
             #[cfg(feature = "cuda")]

@@ -51,8 +51,8 @@ impl From<f64> for GradientScale {
     }
 }
 
-/// The norm of gradients, kept on their device: a step does not wait for a GPU to measure it, and can be captured as a CUDA
-/// graph, which then measures it again in every replay.
+/// The norm of gradients, in memory of their device: measuring it does not wait for a GPU and can be captured in a CUDA
+/// graph, whose replays measure it again.
 pub struct GradientNorm(Measured);
 
 enum Measured {
@@ -63,10 +63,10 @@ enum Measured {
 }
 
 impl GradientNorm {
-    /// None yet, of gradients on `device`.
+    /// Not measured yet, for gradients on `device`.
     ///
     /// # Errors
-    /// When there is no memory.
+    /// When the device is out of memory.
     #[cfg_attr(not(feature = "cuda"), allow(clippy::unnecessary_wraps))]
     pub fn new(device: &Device) -> Result<Self> {
         Ok(Self(match device {
@@ -171,7 +171,7 @@ mod cuda {
         Ok(Some(sums))
     }
 
-    /// The square of a norm, in memory that is no CUDA graph's.
+    /// The square of a norm, in memory that outlives a CUDA graph.
     pub(super) struct Square {
         device: CudaDevice,
         element: CudaSlice<f64>,

@@ -19,7 +19,7 @@ pub fn uniform(seed: u64, count: usize, bound: f32) -> Vec<f32> {
 /// The same values on a CPU, in `f32`, rounded to `bf16`, so that tests in all precisions compute with the same.
 ///
 /// # Errors
-/// When there is no memory.
+/// When the device is out of memory.
 pub fn narrow(seed: u64, shape: &[usize], bound: f32) -> Result<Tensor> {
     let values = uniform(seed, shape.iter().product(), bound);
     let values = Tensor::from_vec(values, shape, &Device::Cpu)?;

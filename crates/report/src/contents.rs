@@ -62,7 +62,7 @@ const POST: [Post; 2] = [
     },
 ];
 
-/// The data sets beside which the post's results are shown: CIFAR-10, and what is generated in its place.
+/// The data sets whose reports show the post's results: CIFAR-10, and the synthetic set, which stands in for it.
 const POST_DATASETS: [&str; 2] = [cifar10::INFO.name, synthetic::INFO.name];
 
 /// Epochs and training images of the post's runs.
@@ -81,7 +81,7 @@ pub fn post_networks() -> impl Iterator<Item = &'static str> {
     POST.iter().map(|post| post.model)
 }
 
-/// The post's results of the networks that are compared, unless the data are quite other ones.
+/// The post's results of the networks that are compared, for the data sets in [`POST_DATASETS`].
 fn posts(comparison: &Comparison) -> Vec<&'static Post> {
     let is_compared = |post: &&Post| {
         comparison.runs().any(|run| {
@@ -145,7 +145,7 @@ pub(crate) fn setting(comparison: &Comparison) -> Vec<String> {
     )];
     let setting = (first.settings.dataset.as_str(), images, epochs);
     let post_epochs = (POST_EPOCHS, POST_EPOCHS);
-    if !posts(comparison).is_empty() && setting != (POST_DATASETS[0], POST_IMAGES, post_epochs) {
+    if !posts(comparison).is_empty() && setting != (cifar10::INFO.name, POST_IMAGES, post_epochs) {
         sentences.push(format!(
             "The post trained on all {} images of CIFAR-10 for {POST_EPOCHS} epochs, so its accuracies are not comparable with these.",
             grouped(POST_IMAGES as usize)

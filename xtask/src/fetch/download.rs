@@ -23,8 +23,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Timeout for the next bytes from a server. The whole download may take any time.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The number of attempts in a row without any data after which a mirror is given up.
-const MAX_FRUITLESS: u32 = 3;
+/// The number of attempts in a row without new data after which a mirror is given up.
+const MAX_FUTILE_ATTEMPTS: u32 = 3;
 
 /// Size of a read in bytes.
 const CHUNK: usize = 1 << 16;
@@ -144,8 +144,8 @@ impl Partial {
         if Some(self.length()?) == self.expected_bytes() {
             return Ok(());
         }
-        let mut fruitless = 0;
-        // Some servers begin again with every request.
+        let mut futile_attempts = 0;
+        // A server that ignores ranges sends everything again.
         let mut furthest = self.length()?;
         loop {
             let error = match self.receive_once(agent, mirror) {
@@ -153,9 +153,13 @@ impl Partial {
                 result => return result,
             };
             let have = self.length()?;
-            fruitless = if have > furthest { 0 } else { fruitless + 1 };
+            futile_attempts = if have > furthest {
+                0
+            } else {
+                futile_attempts + 1
+            };
             furthest = furthest.max(have);
-            if fruitless == MAX_FRUITLESS {
+            if futile_attempts == MAX_FUTILE_ATTEMPTS {
                 return Err(Failure::Interrupted(error));
             }
             let next = match have {
@@ -163,7 +167,7 @@ impl Partial {
                 have => format!("resuming after {have} bytes"),
             };
             cli::note(&format!("{mirror}: {error:#}; {next}"));
-            thread::sleep(Duration::from_millis(200 << fruitless));
+            thread::sleep(Duration::from_millis(200 << futile_attempts));
         }
     }
 
