@@ -304,6 +304,24 @@ fn a_run_goes_on_where_its_pictures_are_now() {
 
     // The checkpoint's classes are the folder's.
     let checkpoint = "runs/a/last.safetensors";
+    let evaluate = |file| {
+        let mut command = program("trainer");
+        command
+            .current_dir(folder)
+            .args(["eval", "--checkpoint", file]);
+        command
+    };
+    // No data set is asked for that would not serve.
+    refused(
+        evaluate(checkpoint).args(["--dataset", "cifar100"]),
+        2,
+        &["trained on other classes", "--dataset cifar100 has (100: "],
+    );
+    refused(
+        &mut evaluate("runs/a"),
+        1,
+        &["is a folder", "runs/a/best.safetensors"],
+    );
     let mut eval = program("trainer");
     eval.current_dir(folder)
         .args(["eval", "--checkpoint", checkpoint, "--dataset", "./moved"]);
@@ -372,7 +390,10 @@ fn folders_without_test_pictures_hold_some_out() {
     write_pictures(folder);
     let text = notes(train(folder, "a").args(["--dataset", "./train"]));
     assert!(text.contains("a sixth of each class is held out"), "{text}");
-    assert!(text.contains("20 training and 10 test images"), "{text}");
+    assert!(
+        text.contains("20 training and 10 test images (classes: "),
+        "{text}"
+    );
     let made_by = &record(folder, "a")["made_by"];
     assert_eq!(made_by["test_split_seed"].as_integer(), Some(0));
     refused(

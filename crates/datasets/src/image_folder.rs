@@ -85,20 +85,25 @@ pub enum ImageFolderError {
     },
     /// The test pictures have other classes than the training pictures.
     #[error(
-        "`{}` and `{}` have different classes: only {} has `{class}`",
+        "`{}` and `{}` have different classes: {}",
         training.display(),
         test.display(),
-        if *is_test { "the second one" } else { "the first one" }
+        [("first", only_training), ("second", only_test)]
+            .into_iter()
+            .filter(|(_, classes)| !classes.is_empty())
+            .map(|(which, classes)| format!("only the {which} one has {}", names(classes)))
+            .collect::<Vec<_>>()
+            .join(", ")
     )]
     OtherTestClasses {
         /// The folder of the training pictures.
         training: PathBuf,
         /// The folder of the test pictures.
         test: PathBuf,
-        /// A class that only one of them has.
-        class: String,
-        /// Whether that is the one of the test pictures.
-        is_test: bool,
+        /// Classes without a folder of test pictures.
+        only_training: Vec<String>,
+        /// Classes without a folder of training pictures.
+        only_test: Vec<String>,
     },
     /// A link leads to a folder that it is in.
     #[error("`{}` is a link to a folder that it is in; remove it", .0.display())]
@@ -205,19 +210,17 @@ impl ImageFolder {
         if let Some(test) = &test {
             let test_classes = classes(test, &mut ignored)?;
             let only_in = |names: &[String], others: &[String]| {
-                let mut names = names.iter();
-                names.find(|name| !others.contains(name)).cloned()
+                let names = names.iter().filter(|name| !others.contains(name));
+                names.cloned().collect()
             };
-            let other = match only_in(&class_names, &test_classes) {
-                Some(class) => Some((class, false)),
-                None => only_in(&test_classes, &class_names).map(|class| (class, true)),
-            };
-            if let Some((class, is_test)) = other {
+            let only_training: Vec<_> = only_in(&class_names, &test_classes);
+            let only_test: Vec<_> = only_in(&test_classes, &class_names);
+            if !only_training.is_empty() || !only_test.is_empty() {
                 return Err(ImageFolderError::OtherTestClasses {
                     training,
                     test: test.clone(),
-                    class,
-                    is_test,
+                    only_training,
+                    only_test,
                 }
                 .into());
             }
@@ -667,7 +670,7 @@ mod tests {
         for (test, expected) in [
             (
                 ["test/a/1.png", "test/c/1.png"].as_slice(),
-                "only the first one has `b`",
+                "only the first one has `b`, only the second one has `c`",
             ),
             (
                 &["test/a/1.png", "test/b/1.png", "test/c/1.png"],

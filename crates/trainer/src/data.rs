@@ -211,3 +211,14 @@ fn load_folder(path: &Path, data_dir: &Path, pictures: Pictures<'_>) -> anyhow::
     bar.finish_and_clear();
     Ok(dataset?)
 }
+
+/// The first names of classes, and how many there are.
+pub(crate) fn first_names(names: &[String]) -> String {
+    match names {
+        [first, second, third, .., last] if names.len() > 12 => {
+            let count = names.len();
+            format!("{count}: {first}, {second}, {third}, ..., {last}")
+        }
+        names => names.join(", "),
+    }
+}

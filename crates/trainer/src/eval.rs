@@ -1,6 +1,6 @@
 //! The command that evaluates a checkpoint.
 
-use crate::data::{Data, Limits, Pictures};
+use crate::data::{Data, Limits, Pictures, first_names};
 use crate::settings::dataset;
 use crate::weights::{WeightArgs, load};
 use anyhow::{Context, ensure};
@@ -45,7 +45,7 @@ pub(crate) struct EvalArgs {
     pub(crate) json: bool,
 }
 
-/// Evaluates, and prints the result.
+/// Evaluates and prints the result.
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let loaded = load(&args.weights, &args.dataset)?;
     let limits = Limits {
@@ -58,21 +58,23 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         show_bar: true,
         stop: None,
     };
-    let data = Data::load(&args.dataset, &args.data_dir, limits, pictures)?;
-    let class_names = data.class_names;
+    // Before the images, which may have to be downloaded.
+    let class_names = args.dataset.class_names()?;
     let differ = match loaded.inputs_are_known {
         true => loaded.inputs.class_names != class_names,
         false => loaded.inputs.class_names.len() != class_names.len(),
     };
     if differ {
         return Err(UsageError(format!(
-            "`{}` was trained on other classes ({}) than --dataset has ({})",
+            "`{}` was trained on other classes ({}) than --dataset {} has ({}); name the data set that it was trained on",
             args.weights.checkpoint.display(),
             first_names(&loaded.inputs.class_names),
+            args.dataset,
             first_names(&class_names)
         ))
         .into());
     }
+    let data = Data::load(&args.dataset, &args.data_dir, limits, pictures)?;
     let images = data.test.len();
     let mut evaluator = Evaluator::new(
         data.test,
@@ -135,17 +137,6 @@ struct EvalResult {
     class_names: Vec<String>,
     /// `[row][column]` counts the images of class `row` that are classified as `column`.
     confusion: Vec<Vec<u64>>,
-}
-
-/// The first names of classes, and how many there are.
-fn first_names(names: &[String]) -> String {
-    match names {
-        [first, second, third, .., last] if names.len() > 12 => {
-            let count = names.len();
-            format!("{count}: {first}, {second}, {third}, ..., {last}")
-        }
-        names => names.join(", "),
-    }
 }
 
 fn table(result: &EvalResult) -> String {

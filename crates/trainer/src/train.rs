@@ -1,6 +1,6 @@
 //! The command that trains.
 
-use crate::data;
+use crate::data::{self, first_names};
 use crate::logging::{self, Logging};
 use crate::progress::Progress;
 use crate::run_files::RunFiles;
@@ -9,6 +9,7 @@ use crate::settings::{self, Resolved};
 use crate::setup::{self, Setup};
 use crate::tensorboard::TensorBoard;
 use anyhow::Context;
+use datasets::DatasetSource;
 use engine::{Event, Outcome, Position, SpanTimes, Training};
 use report::State;
 use run::cli::{self, Exit, UsageError};
@@ -369,8 +370,13 @@ impl ReadyRun<'_> {
             backend,
         } = self.setup;
         let (settings, architecture) = (&resolved.settings, resolved.architecture);
+        // A folder that is not the one meant has other classes.
+        let classes = match resolved.dataset {
+            DatasetSource::Folder(_) => format!(" (classes: {})", first_names(&data.class_names)),
+            DatasetSource::Known(_) => String::new(),
+        };
         cli::note(&format!(
-            "{architecture}: {} parameters, {} training and {} {} images, recipe {}, on {} with {}, in {}",
+            "{architecture}: {} parameters, {} training and {} {} images{classes}, recipe {}, on {} with {}, in {}",
             architecture.parameter_count(),
             data.train.len(),
             data.test.len(),

@@ -3,6 +3,7 @@
 use crate::backend;
 use crate::memory;
 use crate::settings::{self, architecture};
+use anyhow::bail;
 use candle_core::Device;
 use datasets::DatasetSource;
 use engine::{Inputs, Weights};
@@ -10,7 +11,7 @@ use models::{Architecture, Network};
 use ops::Arithmetic;
 use run::cli;
 use run::settings::{ConvAlgorithm, DevicePreference, Precision};
-use run::{Finite, NativePath, Overrides, PerChannel, Positive};
+use run::{Finite, NativePath, Overrides, PerChannel, Positive, file};
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -78,11 +79,14 @@ pub(crate) fn load(args: &WeightArgs, dataset: &DatasetSource) -> anyhow::Result
     let is_given = args.mean.is_some() && args.std.is_some();
     note_normalisation(&args.checkpoint, &weights, &inputs, is_given);
     let inputs_are_known = weights.inputs.is_some();
-    if !inputs_are_known {
+    if !inputs_are_known && !is_given {
         let name = dataset.to_string();
         let classes = match inputs.class_names == numbered(weights.architecture) {
             true => "they are numbered".to_owned(),
-            false => format!("assumed: those of {}", DatasetSource::display_name(&name)),
+            false => format!(
+                "assumed: the classes of {}",
+                DatasetSource::display_name(&name)
+            ),
         };
         cli::note(&format!(
             "note: `{}` does not say what its classes are; {classes}",
@@ -101,6 +105,13 @@ pub(crate) fn load(args: &WeightArgs, dataset: &DatasetSource) -> anyhow::Result
 
 /// Reads a file of weights, and notes what is unusual about it.
 pub(crate) fn read(path: &Path, model: Option<Architecture>) -> anyhow::Result<Weights> {
+    if path.is_dir() {
+        let path = path.display();
+        bail!(
+            "cannot read `{path}`: it is a folder; name a file of weights, such as `{path}/{}`",
+            file::BEST_WEIGHTS
+        );
+    }
     // The file, its tensors as f32, and the network. A file that names its network has f32 itself.
     let file = fs::metadata(path).map_or(0, |file| file.len());
     let tensors = model.map_or(file, |model| 4 * model.parameter_count() as u64);
@@ -137,7 +148,7 @@ pub(crate) fn note_normalisation(path: &Path, weights: &Weights, used: &Inputs, 
              one, give --mean and --std",
         )),
         Some(own) if (own.mean, own.std) != (used.mean, used.std) => cli::note(&format!(
-            "note: `{path}` was trained with {}; images are normalised with {used_text} (--mean, --std)",
+            "note: `{path}` was trained with {}; images are normalised with {used_text}, unless --mean and --std are given",
             text(own)
         )),
         _ => {}
