@@ -26,6 +26,9 @@ const ARM_PACKAGES: &str =
     "gcc-aarch64-linux-gnu libc6-dev-arm64-cross libc6:arm64 qemu-user-static";
 const WINDOWS_PACKAGES: &str = "gcc-mingw-w64-x86-64-posix wine wine64";
 
+/// `dlltool`, which Rust 1.96 needs to compile its standard library for Windows. The C compiler brings it along.
+const WINDOWS_TOOLS: &str = "binutils-mingw-w64-x86-64";
+
 /// What starts programs for ARM, and for Windows.
 const QEMU: &str = "qemu-aarch64-static -L /";
 const WINE: &str = "wine";
@@ -50,7 +53,7 @@ const LAST_LINES: usize = 60;
 /// The checks that take minutes, with their output in files. They are skipped where something is missing and cannot be
 /// installed.
 pub(super) fn quick() -> anyhow::Result<()> {
-    if let Err(error) = install(&[ARM_PACKAGES]) {
+    if let Err(error) = install(&[ARM_PACKAGES, WINDOWS_TOOLS]) {
         cli::note(&format!("--- skipped: ARM, Windows and macOS: {error:#}"));
         return Ok(());
     }
