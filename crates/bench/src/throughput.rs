@@ -219,6 +219,7 @@ fn training(
         arithmetic,
         evaluation_batch: None,
         cudnn_engines: Default::default(),
+        process_group: None,
     };
     let mut training = Training::new(setup, network(what.model, device)?)?;
     let clock = Cell::new(Clock::default());

@@ -5,8 +5,11 @@ use datasets::{
     Augmentation, Batch, DataLoader as HostLoader, Normalisation, Sample, Split, Transform,
 };
 use std::num::NonZeroUsize;
-#[cfg(feature = "cuda")]
+use std::ops::Range;
 use std::sync::Arc;
+
+/// For a number of samples, the range of a part of them.
+pub(crate) type Part = Arc<dyn Fn(usize) -> Range<usize> + Send + Sync>;
 
 /// A split of a data set, cut into batches on a device.
 ///
@@ -15,6 +18,8 @@ use std::sync::Arc;
 pub struct DataLoader {
     /// On the host, also where a GPU has the images.
     pub(crate) host: HostLoader,
+    /// The samples of a training batch that this process has, by their number, if there are several processes.
+    pub(crate) part: Option<Part>,
     #[cfg(feature = "cuda")]
     resident: Option<Arc<gpu::Resident>>,
 }
@@ -40,6 +45,7 @@ impl DataLoader {
                 .transpose()?
                 .map(Arc::new),
             host,
+            part: None,
         })
     }
 
@@ -54,12 +60,24 @@ impl DataLoader {
         augmentation: Augmentation,
         first: usize,
     ) -> Result<Batches> {
-        self.load(self.host.training(seed, epoch, augmentation, first))
+        let batches = self.host.training(seed, epoch, augmentation, first);
+        match self.part.clone() {
+            Some(part) => self.load(batches.map(move |samples| {
+                let own = part(samples.len());
+                samples[own].to_vec()
+            })),
+            None => self.load(batches),
+        }
     }
 
-    /// All images in the order of the data set, each with this transform.
-    pub(crate) fn evaluation(&self, transform: Transform) -> Result<Batches> {
-        self.load(self.host.evaluation(transform))
+    /// These batches of all images in the order of the data set, each with this transform.
+    pub(crate) fn evaluation(
+        &self,
+        transform: Transform,
+        batches: Range<usize>,
+    ) -> Result<Batches> {
+        let plan = self.host.evaluation(transform);
+        self.load(plan.skip(batches.start).take(batches.len()))
     }
 
     fn load(&self, plan: impl Iterator<Item = Vec<Sample>> + Send + 'static) -> Result<Batches> {

@@ -100,6 +100,9 @@ pub enum Error {
     /// The observer of the events failed.
     #[error(transparent)]
     Observer(Box<dyn std::error::Error + Send + Sync>),
+    /// Another process of the run cannot be reached.
+    #[error("cannot exchange gradients with another process: {0}")]
+    Exchange(#[from] io::Error),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

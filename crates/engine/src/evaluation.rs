@@ -3,11 +3,13 @@
 use crate::data_loader::DataLoader;
 use crate::error::Error;
 use crate::gpu_memory::{arbitrary_values, fits, is_out_of_memory, release_workspace};
+use crate::process_group::{self, ProcessGroup};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use datasets::{Normalisation, Split, Transform};
 use models::Network;
 use ops::{Arithmetic, MetricsAccumulator, Tape};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 /// Images per batch. It does not follow the batch size of the run, so that a result does not depend on it.
 const BATCH: NonZeroUsize = NonZeroUsize::MIN.saturating_add(249);
@@ -51,6 +53,8 @@ pub struct Evaluator {
     loader: DataLoader,
     arithmetic: Arithmetic,
     device: Device,
+    /// The processes that evaluate a part of the images each, if there are several.
+    pub(crate) process_group: Option<Arc<dyn ProcessGroup>>,
 }
 
 impl Evaluator {
@@ -77,6 +81,7 @@ impl Evaluator {
             loader: DataLoader::new(split, batch_size, normalisation, device, precision)?,
             arithmetic,
             device: device.clone(),
+            process_group: None,
         })
     }
 
@@ -217,8 +222,14 @@ impl Evaluator {
         transform: Transform,
         stop: impl Fn() -> bool,
     ) -> Result<Option<Vec<Output>>> {
+        if let Some(group) = &self.process_group {
+            return self.outputs_of_all(&**group, network, transform, stop);
+        }
         let mut outputs = Vec::new();
-        for batch in self.loader.evaluation(transform)? {
+        for batch in self
+            .loader
+            .evaluation(transform, 0..self.loader.host.batches())?
+        {
             if stop() {
                 return Ok(None);
             }
@@ -228,6 +239,57 @@ impl Evaluator {
             outputs.push((logits, batch.labels));
         }
         Ok(Some(outputs))
+    }
+
+    /// The same, of which each process computes a part of the batches.
+    fn outputs_of_all(
+        &self,
+        group: &dyn ProcessGroup,
+        network: &Network,
+        transform: Transform,
+        stop: impl Fn() -> bool,
+    ) -> Result<Option<Vec<Output>>> {
+        let (size, batches) = (group.size(), self.loader.host.batches());
+        let (images, batch_size) = (self.images(), self.batch_size().get());
+        let classes = network.architecture().num_classes;
+        let first_batch = |rank| rank * batches / size;
+        let first_image = |rank| images.min(first_batch(rank) * batch_size);
+        let part = |rank| classes * first_image(rank)..classes * first_image(rank + 1);
+        let mut logits = vec![0_f32; classes * images];
+        let rank = group.rank();
+        let mut to = &mut logits[part(rank)];
+        let own = first_batch(rank)..first_batch(rank + 1);
+        let mut is_stopped = false;
+        for batch in self.loader.evaluation(transform, own)? {
+            is_stopped = stop();
+            if is_stopped {
+                break;
+            }
+            let mut tape = Tape::no_grad(self.arithmetic);
+            let found = network.forward(&mut tape, &batch?.images, None)?;
+            let found = on_host(&found)?.flatten_all()?.to_vec1()?;
+            let (here, rest) = to.split_at_mut(found.len());
+            here.copy_from_slice(&found);
+            to = rest;
+        }
+        if process_group::any(group, is_stopped).map_err(candle_core::Error::wrap)? {
+            return Ok(None);
+        }
+        process_group::all_gather(group, &mut logits, part).map_err(candle_core::Error::wrap)?;
+        let labels = self
+            .loader
+            .host
+            .split()
+            .with_slices(|labels, _| labels.to_vec())?;
+        let batches = logits
+            .chunks(batch_size * classes)
+            .zip(labels.chunks(batch_size));
+        let outputs = batches.map(|(logits, labels)| {
+            let count = labels.len();
+            let logits = Tensor::from_slice(logits, (count, classes), &Device::Cpu)?;
+            Ok((logits, Tensor::from_slice(labels, count, &Device::Cpu)?))
+        });
+        outputs.collect::<Result<_>>().map(Some)
     }
 
     /// The metrics of logits on `device`.

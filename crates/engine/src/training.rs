@@ -139,14 +139,16 @@ impl Training {
         scheduler.restore(progress.lr_scheduler);
         let decay = setup.settings.model_ema_decay.get();
         let ema = (decay > 0.0).then(|| Ema::new(decay, ema));
+        let mut evaluator = Evaluator::new(
+            setup.test.clone(),
+            (&setup.settings).into(),
+            &setup.device,
+            setup.arithmetic,
+            setup.evaluation_batch,
+        )?;
+        evaluator.process_group = setup.process_group.clone();
         let mut training = Self {
-            evaluator: Evaluator::new(
-                setup.test.clone(),
-                (&setup.settings).into(),
-                &setup.device,
-                setup.arithmetic,
-                setup.evaluation_batch,
-            )?,
+            evaluator,
             step: TrainingStep::new(setup, train.host.batches(), network, optimiser, ema)?,
             train,
             scheduler,
@@ -370,7 +372,7 @@ impl Training {
         let mut interval = position;
         let mut next = || debug_span!("data").in_scope(|| batches.next());
         while let Some(batch) = next() {
-            if (connections.stop)() {
+            if self.step.must_stop(connections.stop) {
                 self.collect(&mut clock)?;
                 return Ok(None);
             }
@@ -484,7 +486,9 @@ impl Training {
         let is_due = connections.writer.is_due_after_epoch(is_last);
         let position = self.progress.position;
         let weights_sha256 = match connections.writer.weights_sha256(position) {
-            None if is_due => Some(sha256(&weights(&self.step.network))?),
+            None if is_due && self.step.setup.is_main() => {
+                Some(sha256(&weights(&self.step.network))?)
+            }
             known => known,
         };
         if !plain.loss.is_finite() {
@@ -562,7 +566,7 @@ impl Training {
 
     /// Writes `best.safetensors`, if it is not up to date.
     fn write_best(&mut self, connections: &mut Connections<'_>) -> Result<(), Error> {
-        let Some(best) = self.take_best()? else {
+        let Some(best) = self.take_best()?.filter(|_| self.step.setup.is_main()) else {
             return Ok(());
         };
         let architecture = self.step.network.architecture();
@@ -574,6 +578,9 @@ impl Training {
     /// Writes `best.safetensors`, if it is not up to date, and `last.safetensors`, which refers to its epoch. On a GPU it
     /// does not wait until they are written.
     fn write_checkpoint(&mut self, connections: &mut Connections<'_>) -> Result<(), Error> {
+        if !self.step.setup.is_main() {
+            return Ok(());
+        }
         let _span = debug_span!("checkpoint").entered();
         connections.finish_writing()?;
         let best = self.take_best()?;
@@ -624,6 +631,7 @@ mod tests {
             arithmetic: ConvAlgorithm::Direct.into(),
             evaluation_batch: None,
             cudnn_engines: Default::default(),
+            process_group: None,
         }
     }
 

@@ -3,16 +3,18 @@
 use crate::data_loader::DataLoader;
 use crate::lr_scheduler::{Plateau, Schedule, Scheduler, WarmUp};
 use crate::optimiser::Sgd;
+use crate::process_group::ProcessGroup;
 use crate::progress::Progress;
 use candle_core::{Device, Result};
 use candle_nn::Optimizer;
 use datasets::{Normalisation, Split};
 use models::Network;
-use ops::Arithmetic;
+use ops::{Arithmetic, Shards};
 use run::settings::{LrScheduler, WeightDecayOn};
 use run::{EvaluationSplit, Settings};
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 /// What a run trains with, apart from weights.
 pub struct TrainingSetup {
@@ -32,6 +34,8 @@ pub struct TrainingSetup {
     pub evaluation_batch: Option<NonZeroUsize>,
     /// The engines of cuDNN that were chosen before, on a GPU.
     pub cudnn_engines: BTreeMap<String, String>,
+    /// The processes that train the network together, if there are several. There are at most as many as gradient shards.
+    pub process_group: Option<Arc<dyn ProcessGroup>>,
 }
 
 /// The parts of training, made from the settings.
@@ -44,10 +48,38 @@ impl TrainingSetup {
             &self.device,
             self.arithmetic.precision,
         )?;
+        if let Some(group) = &self.process_group {
+            let (rank, size) = (group.rank(), group.size());
+            let count = self.settings.gradient_shards.get() as usize;
+            loader.part = Some(Arc::new(move |images| {
+                Shards::new(images, count).of_rank(rank, size).images()
+            }));
+        }
         if self.settings.overfit_batches.is_some() {
             loader.host = loader.host.in_order();
         }
         Ok(loader)
+    }
+
+    /// The shards of a batch of `images` images, over all processes.
+    pub(crate) fn shards(&self, images: usize) -> Shards {
+        Shards::new(images, self.settings.gradient_shards.get() as usize)
+    }
+
+    /// The shards of a batch of `images` images that this process computes.
+    pub(crate) fn own_shards(&self, images: usize) -> Shards {
+        let shards = self.shards(images);
+        match &self.process_group {
+            Some(group) => shards.of_rank(group.rank(), group.size()),
+            None => shards,
+        }
+    }
+
+    /// Whether this process writes the files of the run.
+    pub(crate) fn is_main(&self) -> bool {
+        self.process_group
+            .as_ref()
+            .is_none_or(|group| group.rank() == 0)
     }
 
     pub(crate) fn optimiser(&self, network: &Network) -> Result<Sgd> {

@@ -6,19 +6,24 @@ use crate::error::Error;
 use crate::evaluation::Evaluator;
 use crate::gpu_memory::{self, arbitrary_values, is_out_of_memory};
 use crate::optimiser::Sgd;
+use crate::process_group::{ProcessGroup, StepSums, all_reduce};
 use crate::progress::Position;
 #[cfg(feature = "cuda")]
 use crate::step_graph::{StepGraph, StepKind};
 use crate::training_setup::TrainingSetup;
-use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor};
 use candle_nn::Optimizer;
 use datasets::Batch;
 use models::{DropoutMasks, Network};
 #[cfg(feature = "cuda")]
 use ops::cuda::StepValues;
-use ops::{GradientNorm, MetricsAccumulator, Tape};
+use ops::{GradientNorm, MetricsAccumulator, Shards, Tape, change_in_place};
 #[cfg(feature = "cuda")]
 use std::mem;
+use std::panic::resume_unwind;
+use std::sync::mpsc::channel;
+use std::thread;
 use tracing::debug_span;
 
 /// Steps of an interval, after which a GPU is waited for, to read its metrics.
@@ -41,6 +46,10 @@ pub(crate) struct TrainingStep {
     graph: StepGraph,
     /// Bytes of a GPU's memory that were free before the first step.
     free: usize,
+    /// Whether this process was asked to stop, if there are several.
+    wants_stop: bool,
+    /// Whether any process was, before the last step.
+    all_stop: bool,
 }
 
 impl TrainingStep {
@@ -65,6 +74,8 @@ impl TrainingStep {
             #[cfg(feature = "cuda")]
             graph: StepGraph::default(),
             free: gpu_memory::free(&setup.device)?,
+            wants_stop: false,
+            all_stop: false,
             setup,
             steps_per_epoch,
             is_resumed: false,
@@ -76,8 +87,32 @@ impl TrainingStep {
         u64::from(position.epoch) * self.steps_per_epoch as u64 + position.step as u64
     }
 
-    /// Trains on a batch and advances `position` by a step. On a CPU its metrics are added to `position`; on a GPU,
-    /// [`TrainingStep::collect`] adds them.
+    /// Whether to stop before the next step: if `stop` says so or, with several processes, it said so in one of them before the
+    /// last step.
+    pub(crate) fn must_stop(&mut self, stop: &dyn Fn() -> bool) -> bool {
+        self.wants_stop = stop();
+        match self.setup.process_group {
+            Some(_) => self.all_stop,
+            None => self.wants_stop,
+        }
+    }
+
+    /// The shards of the batch of step `step` of an epoch that this process computes: the images of `batch`.
+    fn shards(&self, batch: &Batch, step: usize) -> Shards {
+        let images = match self.setup.process_group {
+            // Of the whole batch.
+            Some(_) => {
+                let batch_size = self.setup.settings.batch_size.get();
+                let rest = self.setup.train.len().saturating_sub(step * batch_size);
+                batch_size.min(rest)
+            }
+            None => batch.labels.elem_count(),
+        };
+        self.setup.own_shards(images)
+    }
+
+    /// Trains on a batch, of which a process has its part, and advances `position` by a step. On a CPU its metrics are added
+    /// to `position`; on a GPU, [`TrainingStep::collect`] adds them.
     ///
     /// # Errors
     /// When the loss is not finite, which is known at once on a CPU alone, or a tensor operation fails.
@@ -104,13 +139,19 @@ impl TrainingStep {
             position.step += 1;
             return Ok(());
         }
-        let (tape, gradient) = self.forward(&batch.images, &batch.labels, dropout, step)?;
-        if self.setup.device.is_cpu() {
+        let shards = self.shards(batch, position.step);
+        let (tape, gradient) = match shards.images().is_empty() {
+            true => self.forward_without_images()?,
+            false => self.forward(&batch.images, &batch.labels, dropout, shards, step)?,
+        };
+        if let Some(group) = self.setup.process_group.clone() {
+            self.exchange_metrics(&*group, shards.batch(), position)?;
+        } else if self.setup.device.is_cpu() {
             // Nothing is waited for here, and a loss that is not finite never reaches the weights.
             self.collect(position)?;
         }
         let ends_interval = self.ends_interval(position.step + 1);
-        self.update(tape, gradient, ends_interval)?;
+        self.update(tape, gradient, shards.batch(), ends_interval)?;
         position.step += 1;
         Ok(())
     }
@@ -121,25 +162,70 @@ impl TrainingStep {
         images: &Tensor,
         labels: &Tensor,
         dropout: Option<DropoutMasks>,
+        shards: Shards,
         step: u64,
     ) -> candle_core::Result<(Tape, Tensor)> {
-        let mut tape = Tape::recording(self.setup.arithmetic);
+        let shards = (self.setup.settings.gradient_shards.get() > 1).then_some(shards);
+        let tape = Tape::recording(self.setup.arithmetic);
+        let mut tape = match shards {
+            Some(shards) => tape.sharded(shards),
+            None => tape,
+        };
         let logits = self.network.forward(&mut tape, images, dropout)?;
         let smoothing = self.setup.settings.label_smoothing.get();
         let metrics = &mut self.metrics;
-        let gradient = metrics.add_with_gradient(&logits, labels, smoothing, step)?;
+        let gradient = metrics.add_with_gradient(&logits, labels, smoothing, shards, step)?;
         Ok((tape, gradient))
     }
 
-    /// The backward pass and the update. `may_end_interval` says whether an interval ends with this step or, if it is captured,
+    /// The forward pass of a process without images of the batch: with an image whose gradients do not count, so that the
+    /// process has gradients in the order of the others.
+    fn forward_without_images(&self) -> candle_core::Result<(Tape, Tensor)> {
+        let mut tape = Tape::recording(self.setup.arithmetic);
+        let image = Tensor::zeros((1, 32, 32, 3), DType::F32, &self.setup.device)?;
+        let logits = self.network.forward(&mut tape, &image, None)?;
+        Ok((tape, logits.zeros_like()?))
+    }
+
+    /// Adds the metrics of the last batch, of `images` images, over all processes to `position`.
+    fn exchange_metrics(
+        &mut self,
+        group: &dyn ProcessGroup,
+        images: usize,
+        position: &mut Position,
+    ) -> Result<(), Error> {
+        let own = self.metrics.take()?;
+        let sums = StepSums {
+            loss: own.loss_sum,
+            correct: own.correct(),
+            stops: self.wants_stop,
+        };
+        let sums = sums.over(group, self.setup.shards(images))?;
+        self.all_stop = sums.stops;
+        // Rounded as the loss of a batch in one process is.
+        let mean = f64::from((sums.loss / images as f64) as f32);
+        if !mean.is_finite() {
+            return Err(not_finite(position, position.step));
+        }
+        position.loss_sum += mean * images as f64;
+        position.images += images as u64;
+        position.correct += sums.correct;
+        Ok(())
+    }
+
+    /// The backward pass of a batch of `images` images over all processes, and the update. `may_end_interval` says whether an interval ends with this step or, if it is captured,
     /// may end with a replay.
     fn update(
         &mut self,
         tape: Tape,
         gradient: Tensor,
+        images: usize,
         may_end_interval: bool,
     ) -> candle_core::Result<()> {
-        let gradients = tape.backward(gradient)?;
+        let gradients = match &self.setup.process_group {
+            Some(group) => backward_over_all(tape, gradient, &**group, self.setup.shards(images))?,
+            None => tape.backward(gradient)?,
+        };
         if let Some(norm) = &mut self.gradient_norm
             && may_end_interval
         {
@@ -192,8 +278,10 @@ impl TrainingStep {
         };
         let mut graph = mem::take(&mut self.graph);
         let replayed = graph.replay(kind, batch, values, |images, labels| {
-            let (tape, gradient) = self.forward(images, labels, dropout, values.step_in_epoch)?;
-            self.update(tape, gradient, true)
+            let count = labels.elem_count();
+            let (shards, step) = (Shards::one(count), values.step_in_epoch);
+            let (tape, gradient) = self.forward(images, labels, dropout, shards, step)?;
+            self.update(tape, gradient, count, true)
         });
         self.graph = graph;
         replayed
@@ -217,10 +305,7 @@ impl TrainingStep {
     pub(crate) fn collect(&mut self, position: &mut Position) -> Result<(), Error> {
         let metrics = self.metrics.take()?;
         if let Some(step) = metrics.diverged {
-            if (position.epoch, step) == (0, 0) {
-                return Err(Error::NotFiniteAtStart);
-            }
-            return Err(Error::diverged("loss", position.epoch, step as usize));
+            return Err(not_finite(position, step as usize));
         }
         position.add(&metrics);
         Ok(())
@@ -273,6 +358,44 @@ impl TrainingStep {
     }
 }
 
+/// The error of step `step` of an epoch, whose loss is not finite.
+fn not_finite(position: &Position, step: usize) -> Error {
+    match (position.epoch, step) {
+        (0, 0) => Error::NotFiniteAtStart,
+        (epoch, step) => Error::diverged("loss", epoch, step),
+    }
+}
+
+/// The gradients of a batch over all processes. They are exchanged by a thread as they become ready, while this one goes on
+/// with the backward pass.
+fn backward_over_all(
+    tape: Tape,
+    gradient: Tensor,
+    group: &dyn ProcessGroup,
+    shards: Shards,
+) -> candle_core::Result<GradStore> {
+    thread::scope(|scope| {
+        let (sender, receiver) = channel::<Tensor>();
+        let exchange = scope.spawn(move || {
+            receiver.iter().try_for_each(|gradient| {
+                let _span = debug_span!("exchange").entered();
+                change_in_place(&gradient, |values| {
+                    all_reduce(group, shards, values).map_err(candle_core::Error::wrap)
+                })
+            })
+        });
+        let gradients = tape.backward_with(gradient, |gradient| {
+            // The thread has ended where an exchange failed, whose error is returned below.
+            let _ = sender.send(gradient.clone());
+            Ok(())
+        });
+        drop(sender);
+        let exchanged = debug_span!("wait for gradients").in_scope(|| exchange.join());
+        exchanged.unwrap_or_else(|panic| resume_unwind(panic))?;
+        gradients
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,6 +426,7 @@ mod tests {
             arithmetic: ConvAlgorithm::Direct.into(),
             evaluation_batch: None,
             cudnn_engines: Default::default(),
+            process_group: None,
         };
         let optimiser = Sgd::new(variables, ops::Sgd::default()).unwrap();
         TrainingStep::new(setup, 5, network, optimiser, ema).unwrap()

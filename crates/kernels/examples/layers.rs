@@ -4,7 +4,7 @@
 #![expect(clippy::print_stdout, reason = "an example prints its results")]
 
 use kernels::conv2d::{Conv2d, ConvAlgorithm, Geometry};
-use kernels::{Activation, ShapeError, linear};
+use kernels::{Activation, ShapeError, Shards, linear};
 
 fn main() -> Result<(), ShapeError> {
     let values =
@@ -32,7 +32,7 @@ fn main() -> Result<(), ShapeError> {
     };
     let weight = values(sizes.outputs * sizes.inputs);
     let y = linear::forward(sizes, Activation::Identity, &x, &weight, &bias);
-    let gradients = linear::backward(sizes, &x, &weight, &y, true);
+    let gradients = linear::backward(sizes, Shards::one(sizes.batch), &x, &weight, &y, true);
     println!("linear: {:?} {:?}", y.last(), gradients.weight.last());
     Ok(())
 }

@@ -11,9 +11,34 @@ use rng::{Stream, unit};
 const PART: usize = 1 << 14;
 
 /// Sets value `i` to 0 if the `i`-th random value in `[0, 1)` of `layer` in `stream` is less than `probability`, and
-/// divides it by `1 - probability` otherwise.
-pub fn apply<E: Element>(probability: f32, stream: Stream, layer: u16, values: &mut [E]) {
-    let layer = u64::from(layer) << 48;
+/// divides it by `1 - probability` otherwise. The first value is number `first`.
+pub fn apply<E: Element>(
+    probability: f32,
+    stream: Stream,
+    layer: u16,
+    first: u64,
+    values: &mut [E],
+) {
+    // A block of words that begins before the first value.
+    let before = (first % 4) as usize;
+    let (start, values) = values.split_at_mut(match before {
+        0 => 0,
+        before => values.len().min(4 - before),
+    });
+    let block = |number| u64::from(layer) << 48 | number;
+    if !start.is_empty() {
+        let mut values = [E::default(); 4];
+        let part = before..before + start.len();
+        values[part.clone()].copy_from_slice(start);
+        arch().dispatch(Mask {
+            probability,
+            stream,
+            first: block(first / 4),
+            values: &mut values,
+        });
+        start.copy_from_slice(&values[part]);
+    }
+    let first = first.div_ceil(4);
     values
         .par_chunks_mut(PART)
         .enumerate()
@@ -21,7 +46,7 @@ pub fn apply<E: Element>(probability: f32, stream: Stream, layer: u16, values: &
             arch().dispatch(Mask {
                 probability,
                 stream,
-                first: layer | (part * PART / 4) as u64,
+                first: block(first + (part * PART / 4) as u64),
                 values,
             });
         });

@@ -6,9 +6,10 @@
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::gradients::{ParameterGradients, sum_rows};
-use crate::matmul::{Matrix, par_matmul, par_matmul_into};
+use crate::matmul::{Matrix, par_matmul_into, par_sharded_matmul};
 use crate::parts::par_parts;
 use crate::scratch::Scratch;
+use crate::shards::Shards;
 use crate::simd::Real;
 use half::bf16;
 
@@ -81,6 +82,7 @@ pub fn forward_bf16<E: Element<Real = f32>>(
 #[must_use]
 pub fn backward_bf16<E: Element<Real = f32>>(
     sizes: Sizes,
+    shards: Shards,
     x: &[bf16],
     weight: &[f32],
     grad_y: &[E],
@@ -91,15 +93,16 @@ pub fn backward_bf16<E: Element<Real = f32>>(
     let grad_y: Vec<bf16> = wide.iter().map(|value| bf16::from_real(*value)).collect();
     ParameterGradients {
         x: wants_x.then(|| crate::bf16::linear::input_gradient(sizes, &grad_y, weight)),
-        weight: crate::bf16::linear::weight_gradient(sizes, x, &grad_y),
-        bias: sum_rows(&wide, sizes.outputs),
+        weight: crate::bf16::linear::weight_gradient(sizes, shards, x, &grad_y),
+        bias: sum_rows(&wide, sizes.outputs, shards),
     }
 }
 
-/// The gradients, from that of the products `x · weight' + bias`; that of `x` only if `wants_x`.
+/// The gradients, from that of the products `x · weight' + bias`; that of `x` only if `wants_x`. Those of the parameters
+/// are sums over the `shards` of the batch.
 ///
 /// # Panics
-/// When a slice is too short.
+/// When a slice is too short, or the shards have another number of images.
 #[must_use]
 pub fn backward<T: Real>(
     Sizes {
@@ -107,6 +110,7 @@ pub fn backward<T: Real>(
         inputs,
         outputs,
     }: Sizes,
+    shards: Shards,
     x: &[T],
     weight: &[T],
     grad_y: &[T],
@@ -129,7 +133,11 @@ pub fn backward<T: Real>(
     });
     ParameterGradients {
         x: grad_x,
-        weight: par_matmul(grad_matrix.transposed(), Matrix::new(x, batch, inputs)),
-        bias: sum_rows(grad_y, outputs),
+        weight: par_sharded_matmul(
+            grad_matrix.transposed(),
+            Matrix::new(x, batch, inputs),
+            shards,
+        ),
+        bias: sum_rows(grad_y, outputs, shards),
     }
 }

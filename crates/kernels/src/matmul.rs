@@ -9,6 +9,7 @@ use crate::instruction_set::arch;
 use crate::parts::Shared;
 use crate::product::{DEPTH, Left, Onto, Product, ROWS, Right, VECTORS, panel_width, panels};
 use crate::scratch::Scratch;
+use crate::shards::{self, Shards};
 use crate::simd::Real;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -137,13 +138,23 @@ impl<T: Real> Pack<'_, T> {
     }
 }
 
-/// `left · right`, row-major, the same bits for any number of threads.
-pub(crate) fn par_matmul<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>) -> Vec<T> {
+/// `left · right`, row-major, the same bits for any number of threads. The inner dimension is the images of `shards`, over
+/// which the products are summed.
+pub(crate) fn par_sharded_matmul<T: Real>(
+    left: Matrix<'_, T>,
+    right: Matrix<'_, T>,
+    shards: Shards,
+) -> Vec<T> {
     let length = left.rows * right.columns;
     let mut product = Vec::with_capacity(length);
     // SAFETY: the allocation has the product's length, and every element is written before the length is set.
     unsafe {
-        write(&Shared::from_pointer(product.as_mut_ptr()), left, right);
+        write(
+            &Shared::from_pointer(product.as_mut_ptr()),
+            left,
+            right,
+            shards,
+        );
         product.set_len(length);
     }
     product
@@ -156,16 +167,23 @@ pub(crate) fn par_matmul_into<T: Real>(
     right: Matrix<'_, T>,
 ) {
     assert_eq!(destination.len(), left.rows * right.columns);
+    let shards = Shards::one(left.columns);
     // SAFETY: the destination has the product's length, and is borrowed for the whole call.
-    unsafe { write(&Shared::new(destination), left, right) }
+    unsafe { write(&Shared::new(destination), left, right, shards) }
 }
 
 /// Writes every element of `left · right`, without reading any first.
 ///
 /// # Safety
 /// The destination must be valid for writes of `left.rows * right.columns` elements, which nothing else may access.
-unsafe fn write<T: Real>(destination: &Shared<T>, left: Matrix<'_, T>, right: Matrix<'_, T>) {
+unsafe fn write<T: Real>(
+    destination: &Shared<T>,
+    left: Matrix<'_, T>,
+    right: Matrix<'_, T>,
+    shards: Shards,
+) {
     assert_eq!(left.columns, right.rows, "inner dimensions");
+    assert_eq!(left.columns, shards.images().len(), "images of the shards");
     let (rows, columns, depth) = (left.rows, right.columns, left.columns);
     if depth == 0 {
         for index in 0..rows * columns {
@@ -197,53 +215,102 @@ unsafe fn write<T: Real>(destination: &Shared<T>, left: Matrix<'_, T>, right: Ma
     (0..down * across).into_par_iter().for_each(|block| {
         let (first_row, first_column) =
             (block / across * BLOCK_ROWS, block % across * BLOCK_COLUMNS);
-        let columns_here = BLOCK_COLUMNS.min(columns - first_column);
-        let rows_here = first_row..rows.min(first_row + BLOCK_ROWS);
-        let mut left_here = Scratch::new(BLOCK_ROWS * ROW_STRIDE);
-        for start in (0..depth).step_by(DEPTH) {
-            let depth_here = start..depth.min(start + DEPTH);
-            let depth = depth_here.len();
+        let mut block = Block {
+            left,
+            right: right.panels_from(first_column / width),
+            rows: first_row..rows.min(first_row + BLOCK_ROWS),
+            columns: BLOCK_COLUMNS.min(columns - first_column),
+            left_here: Scratch::new(BLOCK_ROWS * ROW_STRIDE),
+        };
+        // SAFETY: the rows and columns of this block are inside the destination, and no other block has them. Those of a
+        // partial sum are inside its memory.
+        unsafe {
+            let to = destination
+                .pointer()
+                .add(first_row * columns + first_column);
+            if shards.is_one() {
+                block.multiply(0..depth, to, columns);
+                return;
+            }
+            let count = block.rows.len() * block.columns;
+            let sum = shards.sum(
+                |images| {
+                    let mut product = Scratch::new(count);
+                    block.multiply(images, product.as_mut_ptr(), block.columns);
+                    product
+                },
+                |sum, product| shards::add(sum, &product),
+            );
+            let sum = sum.iter().flat_map(|sum| sum.chunks_exact(block.columns));
+            for (row, from) in sum.enumerate() {
+                to.add(row * columns)
+                    .copy_from_nonoverlapping(from.as_ptr(), from.len());
+            }
+        }
+    });
+}
+
+/// A block of the destination.
+struct Block<'a, T> {
+    left: Matrix<'a, T>,
+    /// The right operand, from the block's first column on.
+    right: Right<'a, T>,
+    /// Of the left operand.
+    rows: Range<usize>,
+    columns: usize,
+    /// Memory for the copy of the left operand's rows.
+    left_here: Scratch<T>,
+}
+
+impl<T: Real> Block<'_, T> {
+    /// Writes the product over `depth` of the inner dimension.
+    ///
+    /// # Safety
+    /// `to` must be valid for reads and writes of the block's rows, `stride` apart, which nothing else may access.
+    unsafe fn multiply(&mut self, depth: Range<usize>, to: *mut T, stride: usize) {
+        let left = self.left;
+        for start in depth.clone().step_by(DEPTH) {
+            let depth_here = start..depth.end.min(start + DEPTH);
+            let length = depth_here.len();
             let in_rows = left.column_stride == 1;
             if in_rows {
-                for (row, to) in rows_here
-                    .clone()
-                    .zip(left_here.chunks_exact_mut(ROW_STRIDE))
-                {
-                    let from = &left.data[row * left.row_stride + start..][..depth];
-                    to[..depth].copy_from_slice(from);
+                let copies = self.left_here.chunks_exact_mut(ROW_STRIDE);
+                for (row, to) in self.rows.clone().zip(copies) {
+                    let from = &left.data[row * left.row_stride + start..][..length];
+                    to[..length].copy_from_slice(from);
                 }
             } else {
                 arch().dispatch(Pack {
                     matrix: left,
-                    rows: rows_here.clone(),
+                    rows: self.rows.clone(),
                     columns: depth_here,
                     height: Height::Rows,
-                    to: &mut left_here,
+                    to: &mut self.left_here,
                 });
             }
-            let right = right.panels_from(first_column / width).rows_from(start);
-            for (tile, row) in rows_here.clone().step_by(ROWS).enumerate() {
+            let right = self.right.rows_from(start);
+            for (tile, row) in self.rows.clone().step_by(ROWS).enumerate() {
                 let product = Product {
-                    rows: ROWS.min(rows_here.end - row),
-                    columns: columns_here,
-                    depth,
+                    rows: ROWS.min(self.rows.end - row),
+                    columns: self.columns,
+                    depth: length,
                     left: if in_rows {
-                        Left::rows(&left_here[tile * ROWS * ROW_STRIDE..], ROW_STRIDE)
+                        Left::rows(&self.left_here[tile * ROWS * ROW_STRIDE..], ROW_STRIDE)
                     } else {
-                        Left::transposed(&left_here[tile * ROWS * depth..], ROWS)
+                        Left::transposed(&self.left_here[tile * ROWS * length..], ROWS)
                     },
                     right,
-                    onto: if start == 0 { Onto::Nothing } else { Onto::Sum },
+                    onto: if start == depth.start {
+                        Onto::Nothing
+                    } else {
+                        Onto::Sum
+                    },
                 };
-                // SAFETY: the rows and columns of this block are inside the destination, and no other
-                // block has them.
-                unsafe {
-                    let to = destination.pointer().add(row * columns + first_column);
-                    product.write(to, columns);
-                }
+                // SAFETY: the caller's.
+                unsafe { product.write(to.add(tile * ROWS * stride), stride) }
             }
         }
-    });
+    }
 }
 
 #[cfg(test)]
@@ -293,7 +360,7 @@ mod tests {
             let expected = plain(&left, &right, m, n, k);
             let left_t = transpose(&left, m, k);
             let right_t = transpose(&right, k, n);
-            let out = par_matmul(Matrix::new(&left, m, k), Matrix::new(&right, k, n));
+            let out = par_sharded_matmul(Matrix::new(&left, m, k), Matrix::new(&right, k, n), Shards::one(k));
             prop_assert!(close(&out, &expected));
             let mut out = vec![f64::NAN; m * n];
             par_matmul_into(&mut out, Matrix::new(&left_t, k, m).transposed(), Matrix::new(&right_t, n, k).transposed());
@@ -305,7 +372,7 @@ mod tests {
         fn deep_products_agree(m in 1_usize..14, n in 1_usize..40, k in 500_usize..1100, seed in 0_u64..100) {
             let left = uniform(m * k, seed);
             let right = uniform(k * n, seed + 1);
-            let out = par_matmul(Matrix::new(&left, m, k), Matrix::new(&right, k, n));
+            let out = par_sharded_matmul(Matrix::new(&left, m, k), Matrix::new(&right, k, n), Shards::one(k));
             prop_assert!(close(&out, &plain(&left, &right, m, n, k)));
         }
     }

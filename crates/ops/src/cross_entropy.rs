@@ -3,6 +3,7 @@
 use crate::operation::{Gradients, Inputs, Operation, Output, in_graph, only};
 use crate::storage::{output, with_dtype, with_slices};
 use candle_core::{DType, Result, Tensor, bail};
+use kernels::Shards;
 
 /// The mean over the batch of `-log softmax(logits)[label]`, a scalar, for `logits`
 /// `[batch, classes]` and `labels` `[batch]` of type `u32`. Computed in double precision, with the
@@ -37,7 +38,8 @@ pub fn cross_entropy_gradient(
             let gradient = with_slices::<T, _, 1>("cross-entropy", [logits], |[logits]| {
                 let mut gradient = vec![<T as kernels::Real>::zero(); logits.len()];
                 let to = Some(gradient.as_mut_slice());
-                kernels::cross_entropy::sum(logits, labels, classes, label_smoothing, to);
+                let shards = Shards::one(labels.len());
+                kernels::cross_entropy::sum(logits, labels, classes, label_smoothing, shards, to);
                 gradient
             })?;
             Tensor::from_vec(gradient, logits.shape(), logits.device())
@@ -96,7 +98,7 @@ impl Operation for CrossEntropy {
         with_labels(labels, classes, |labels| {
             with_dtype!("cross-entropy", logits.dtype(), T => {
                 let sum = with_slices::<T, _, 1>("cross-entropy", [logits], |[logits]| {
-                    kernels::cross_entropy::sum(logits, labels, classes, 0.0, None)
+                    kernels::cross_entropy::sum(logits, labels, classes, 0.0, Shards::one(batch), None)
                 })?;
                 Ok(output(vec![<T as kernels::Real>::from_f64(sum / batch as f64)], ()))
             })

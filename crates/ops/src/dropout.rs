@@ -25,10 +25,18 @@ pub struct Dropout {
 /// # Errors
 /// When the probability is outside `0.0..1.0`, or the tensor is not `f32`, `bf16` or, on a CPU, `f64`.
 pub fn dropout(x: &Tensor, mask: Dropout) -> Result<Tensor> {
-    in_graph(mask, [x; 3])
+    let first_image = 0;
+    in_graph(DropoutLayer { mask, first_image }, [x; 3])
 }
 
-impl Operation for Dropout {
+/// One use of dropout.
+pub(crate) struct DropoutLayer {
+    pub(crate) mask: Dropout,
+    /// The index in the batch of the first image of the input, which is a part of the batch: it has a part of the mask.
+    pub(crate) first_image: usize,
+}
+
+impl Operation for DropoutLayer {
     fn name(&self) -> &'static str {
         "dropout"
     }
@@ -38,18 +46,21 @@ impl Operation for Dropout {
     }
 
     fn forward(&self, [x, ..]: Inputs) -> Result<Output> {
-        let probability = self.probability;
+        let mask = &self.mask;
+        let probability = mask.probability;
         if !(0.0..1.0).contains(&probability) {
             bail!("dropout: a probability of {probability} is not in 0..1");
         }
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
-            return cuda::mask(self, x);
+            return cuda::mask(mask, x);
         }
-        let stream = Stream::new(self.seed, Purpose::Dropout, self.step);
+        let stream = Stream::new(mask.seed, Purpose::Dropout, mask.step);
         with_element!("dropout", x.dtype(), T => {
             let mut y = with_slices::<T, _, 1>("dropout", [x], |[x]| x.to_vec())?;
-            kernels::dropout::apply(probability, stream, self.layer, &mut y);
+            let images = x.dims().first().map_or(1, |images| (*images).max(1));
+            let first = (self.first_image * (y.len() / images)) as u64;
+            kernels::dropout::apply(probability, stream, mask.layer, first, &mut y);
             Ok(output(y, x.shape()))
         })
     }

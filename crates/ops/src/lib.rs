@@ -43,7 +43,7 @@ pub use dropout::{Dropout, dropout};
 pub use ema::ema_step;
 pub use flatten::flatten;
 pub use heap::keep_freed_memory;
-pub use kernels::{Activation, InstructionSet, Pool};
+pub use kernels::{Activation, InstructionSet, Pool, Shards};
 pub use linear::linear;
 pub use machine::{available_memory, processor_name};
 pub use max_pool2d::max_pool2d;
@@ -51,6 +51,7 @@ pub use metrics::{Metrics, MetricsAccumulator};
 pub use norm::{GradientNorm, GradientScale, norm};
 pub use relu::relu;
 pub use sgd::{Sgd, sgd_step};
+pub use storage::change_in_place;
 pub use tape::Tape;
 #[cfg(feature = "cuda")]
 pub use views::{GpuDataset, View, Views};

@@ -1,13 +1,14 @@
 //! A fully connected layer with its bias and activation in one operation.
 
 use crate::arithmetic::Precision;
+use crate::operation::shards;
 use crate::operation::{Gradients, Inputs, Operation, Output, in_graph};
 use crate::relu::relu_gradient;
 use crate::storage::{gradients, output, with_dtype, with_slices};
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
-use kernels::Activation;
 use kernels::linear::{Sizes, backward_bf16, forward_bf16};
+use kernels::{Activation, Shards};
 #[cfg(feature = "cuda")]
 use std::sync::OnceLock;
 
@@ -26,7 +27,7 @@ pub fn linear(
     weight: &Tensor,
     bias: &Tensor,
 ) -> Result<Tensor> {
-    in_graph(Linear::new(activation, precision), [x, weight, bias])
+    in_graph(Linear::new(activation, precision, None), [x, weight, bias])
 }
 
 /// One use of a fully connected layer.
@@ -34,16 +35,23 @@ pub(crate) struct Linear {
     activation: Activation,
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     precision: Precision,
+    /// Those of the batch, if there are several.
+    shards: Option<Shards>,
     /// The weight in the type of the activations, if that is not its own.
     #[cfg(feature = "cuda")]
     saved: OnceLock<crate::cuda::Buffer>,
 }
 
 impl Linear {
-    pub(crate) fn new(activation: Activation, precision: Precision) -> Self {
+    pub(crate) fn new(
+        activation: Activation,
+        precision: Precision,
+        shards: Option<Shards>,
+    ) -> Self {
         Self {
             activation,
             precision,
+            shards,
             #[cfg(feature = "cuda")]
             saved: OnceLock::new(),
         }
@@ -121,14 +129,15 @@ impl Operation for Linear {
         if x.device().is_cuda() {
             return self.backward_cuda(sizes, x, weight, grad_y, wants_x);
         }
+        let shards = shards("linear", self.shards, sizes.batch)?;
         if x.dtype() == DType::BF16 {
             let found = with_slices("linear", [x], |[x]| {
                 with_slices("linear", [weight], |[weight]| match grad_y.dtype() {
                     DType::F32 => with_slices::<f32, _, 1>("linear", [grad_y], |[grad_y]| {
-                        backward_bf16(sizes, x, weight, grad_y, wants_x)
+                        backward_bf16(sizes, shards, x, weight, grad_y, wants_x)
                     }),
                     _ => with_slices::<bf16, _, 1>("linear", [grad_y], |[grad_y]| {
-                        backward_bf16(sizes, x, weight, grad_y, wants_x)
+                        backward_bf16(sizes, shards, x, weight, grad_y, wants_x)
                     }),
                 })
             })???;
@@ -136,7 +145,7 @@ impl Operation for Linear {
         }
         with_dtype!("linear", x.dtype(), T => {
             let found = with_slices::<T, _, 3>("linear", [x, weight, grad_y], |[x, weight, grad_y]| {
-                kernels::linear::backward(sizes, x, weight, grad_y, wants_x)
+                kernels::linear::backward(sizes, shards, x, weight, grad_y, wants_x)
             })?;
             Ok(gradients(found, inputs))
         })

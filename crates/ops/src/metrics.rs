@@ -1,9 +1,10 @@
 //! Loss and accuracy over the batches of many steps.
 
 use crate::cross_entropy::{check, with_labels};
-use crate::operation::tensor;
+use crate::operation::{self, tensor};
 use crate::storage::{InPlaceElement, output, with_dtype, with_slices};
 use candle_core::{Device, Result, Tensor, bail};
+use kernels::Shards;
 
 /// Loss and predictions of all samples.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,25 +41,33 @@ impl Metrics {
     }
 
     /// Adds a batch: `logits` `[batch, classes]` and `labels` `[batch]`. Where there is a `gradient`, it becomes
-    /// that of the mean loss with smoothed labels.
+    /// that of the mean loss with smoothed labels. Of a part of a batch the loss is summed as it is: whether the mean of the
+    /// batch is finite is not known yet.
     fn add<T: InPlaceElement>(
         &mut self,
         logits: &[T],
         labels: &[u32],
         step: u64,
         label_smoothing: f64,
+        shards: Shards,
         gradient: Option<&mut [T]>,
     ) {
         let classes = self.confusion.len().isqrt();
-        let sum = kernels::cross_entropy::sum(logits, labels, classes, label_smoothing, gradient);
-        let batch = labels.len() as f64;
-        // The mean in the type of the logits, as `cross_entropy` returns it.
-        let mean = kernels::Real::to_f64(<T as kernels::Real>::from_f64(sum / batch));
-        if !mean.is_finite() {
-            self.diverged.get_or_insert(step);
-            return;
+        let sum =
+            kernels::cross_entropy::sum(logits, labels, classes, label_smoothing, shards, gradient);
+        if shards.are_all() {
+            let rounded = |mean| kernels::Real::to_f64(<T as kernels::Real>::from_f64(mean));
+            let batch = labels.len() as f64;
+            // The mean in the type of the logits, as `cross_entropy` returns it.
+            let mean = rounded(sum / batch);
+            if !mean.is_finite() {
+                self.diverged.get_or_insert(step);
+                return;
+            }
+            self.loss_sum += mean * batch;
+        } else {
+            self.loss_sum += sum;
         }
-        self.loss_sum += mean * batch;
         for (row, label) in logits.chunks_exact(classes).zip(labels) {
             self.confusion[*label as usize * classes + prediction(row)] += 1;
         }
@@ -113,11 +122,12 @@ impl MetricsAccumulator {
     /// # Errors
     /// As for [`cross_entropy`](crate::cross_entropy()), and when the classes are not those of the accumulator.
     pub fn add(&mut self, logits: &Tensor, labels: &Tensor, step: u64) -> Result<()> {
-        self.record(logits, labels, None, step).map(drop)
+        self.record(logits, labels, None, None, step).map(drop)
     }
 
     /// Adds a training batch, as [`add`](Self::add) does, and returns the gradient of its mean loss with respect to
-    /// the logits: see [`cross_entropy_gradient`](crate::cross_entropy_gradient()). Both come from one softmax.
+    /// the logits: see [`cross_entropy_gradient`](crate::cross_entropy_gradient()). Both come from one softmax. On a CPU the
+    /// batch may be in `shards`; if these are a part of them, the loss of the part is added without a check.
     ///
     /// # Errors
     /// As for [`add`](Self::add).
@@ -126,9 +136,10 @@ impl MetricsAccumulator {
         logits: &Tensor,
         labels: &Tensor,
         label_smoothing: f64,
+        shards: Option<Shards>,
         step: u64,
     ) -> Result<Tensor> {
-        match self.record(logits, labels, Some(label_smoothing), step)? {
+        match self.record(logits, labels, Some(label_smoothing), shards, step)? {
             Some(gradient) => Ok(gradient),
             None => bail!("metrics: no gradient was computed"),
         }
@@ -140,9 +151,10 @@ impl MetricsAccumulator {
         logits: &Tensor,
         labels: &Tensor,
         label_smoothing: Option<f64>,
+        shards: Option<Shards>,
         step: u64,
     ) -> Result<Option<Tensor>> {
-        let (_, classes) = check(logits, labels)?;
+        let (batch, classes) = check(logits, labels)?;
         if classes != self.classes {
             bail!(
                 "metrics of {} classes do not fit logits of {classes}",
@@ -150,6 +162,7 @@ impl MetricsAccumulator {
             );
         }
         let (logits, labels) = (&logits.contiguous()?, &labels.contiguous()?);
+        let shards = operation::shards("metrics", shards, batch)?;
         match &mut self.backend {
             Backend::Cpu(metrics) => with_labels(labels, classes, |labels| {
                 with_dtype!("metrics", logits.dtype(), T => {
@@ -157,7 +170,8 @@ impl MetricsAccumulator {
                         let zeros = |_| vec![<T as kernels::Real>::zero(); values.len()];
                         let mut gradient = label_smoothing.map(zeros);
                         let smoothing = label_smoothing.unwrap_or(0.0);
-                        metrics.add(values, labels, step, smoothing, gradient.as_deref_mut());
+                        let to = gradient.as_deref_mut();
+                        metrics.add(values, labels, step, smoothing, shards, to);
                         gradient
                     })?;
                     Ok(gradient.map(|gradient| tensor(output(gradient, logits.shape()))))
@@ -206,7 +220,7 @@ mod tests {
         let logits = Tensor::new(&[[3_f32, 1.0, 2.0], [0.0, 0.0, 0.0]], &Device::Cpu)?;
         let labels = Tensor::new(&[2_u32, 0], &Device::Cpu)?;
         accumulator.add(&logits, &labels, 0)?;
-        let gradient = accumulator.add_with_gradient(&logits, &labels, 0.25, 1)?;
+        let gradient = accumulator.add_with_gradient(&logits, &labels, 0.25, None, 1)?;
         let metrics = accumulator.take()?;
         let loss = cross_entropy(&logits, &labels)?.to_scalar::<f32>()?;
         assert_eq!(metrics.loss_sum, 4.0 * f64::from(loss));

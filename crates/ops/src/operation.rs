@@ -3,6 +3,7 @@
 use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, Error, Layout};
 use candle_core::{Result, Shape, Storage, Tensor, bail};
+use kernels::Shards;
 use std::sync::{Mutex, PoisonError};
 
 /// The elements of a result, and its shape.
@@ -17,6 +18,16 @@ pub(crate) type Gradients = [Option<Tensor>; 3];
 /// The gradients of an operation with one input.
 pub(crate) fn only(gradient: Tensor) -> Result<Gradients> {
     Ok([Some(gradient), None, None])
+}
+
+/// The shards of a batch, of which an input has `images` images: one, if there are not several.
+pub(crate) fn shards(name: &str, shards: Option<Shards>, images: usize) -> Result<Shards> {
+    let shards = shards.unwrap_or(Shards::one(images));
+    let expected = shards.images().len();
+    match images == expected {
+        true => Ok(shards),
+        false => bail!("{name}: an input of {images} images for shards of {expected}"),
+    }
 }
 
 /// A tensor that candle's graph does not know.

@@ -2,7 +2,7 @@
 
 use crate::operation::{Gradients, Output, tensor};
 use candle_core::{
-    CpuStorage, InplaceOp2, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
+    CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
 };
 use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
@@ -134,6 +134,34 @@ impl<T: InPlaceElement, F: FnOnce(&mut [T], &[T]) -> Result<()>> InplaceOp2 for 
                 "{} needs contiguous tensors of one type, got {layout:?}",
                 self.operation
             ),
+        }
+    }
+}
+
+/// Calls `change` with the elements of `tensor` in `f32` on a CPU, which it may change. All tensors that share them change.
+///
+/// # Errors
+/// Those of `change`; and when the tensor is not contiguous, has another type or is on another device.
+pub fn change_in_place(
+    tensor: &Tensor,
+    change: impl FnOnce(&mut [f32]) -> Result<()>,
+) -> Result<()> {
+    let change = Mutex::new(Some(change));
+    tensor.inplace_op1(&Change(change))
+}
+
+struct Change<F>(Mutex<Option<F>>);
+
+impl<F: FnOnce(&mut [f32]) -> Result<()>> InplaceOp1 for Change<F> {
+    fn name(&self) -> &'static str {
+        "change in place"
+    }
+
+    fn cpu_fwd(&self, tensor: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let change = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match (layout.contiguous_offsets(), f32::slice_mut(tensor), change) {
+            (Some((start, end)), Some(values), Some(change)) => change(&mut values[start..end]),
+            _ => bail!("a change in place needs a contiguous tensor in f32, got {layout:?}"),
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::arithmetic::Arithmetic;
 use crate::avg_pool2d::AvgPool2d;
 use crate::conv2d::{Conv2d, ConvLayer};
-use crate::dropout::Dropout;
+use crate::dropout::{Dropout, DropoutLayer};
 use crate::flatten::Flatten;
 use crate::linear::Linear;
 use crate::max_pool2d::MaxPool2d;
@@ -11,7 +11,7 @@ use crate::operation::{Inputs, Operation, backward, without_graph};
 use crate::relu::Relu;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, bail};
-use kernels::{Activation, Pool};
+use kernels::{Activation, Pool, Shards};
 
 /// Computes a chain of operations, each on the result of the one before, and saves what their gradients need.
 ///
@@ -22,6 +22,8 @@ pub struct Tape {
     arithmetic: Arithmetic,
     /// `None` without a backward pass.
     links: Option<Vec<Link>>,
+    /// Those of the batch, if there are several.
+    shards: Option<Shards>,
     /// Whether a GPU is synchronised after every operation.
     synchronised: bool,
 }
@@ -50,7 +52,17 @@ impl Tape {
         Self {
             arithmetic: arithmetic.into(),
             links: None,
+            shards: None,
             synchronised: false,
+        }
+    }
+
+    /// The same for a batch, or a part of it, in shards, over which the gradients of the parameters are summed, on a CPU.
+    #[must_use]
+    pub fn sharded(self, shards: Shards) -> Self {
+        Self {
+            shards: Some(shards),
+            ..self
         }
     }
 
@@ -92,7 +104,7 @@ impl Tape {
         weight: &Tensor,
         bias: &Tensor,
     ) -> Result<Tensor> {
-        let operation = ConvLayer::new(layer, self.arithmetic);
+        let operation = ConvLayer::new(layer, self.arithmetic, self.shards);
         self.run(name, operation, [x, weight, bias])
     }
 
@@ -108,7 +120,7 @@ impl Tape {
         weight: &Tensor,
         bias: &Tensor,
     ) -> Result<Tensor> {
-        let operation = Linear::new(activation, self.arithmetic.precision);
+        let operation = Linear::new(activation, self.arithmetic.precision, self.shards);
         self.run(name, operation, [x, weight, bias])
     }
 
@@ -141,7 +153,8 @@ impl Tape {
     /// # Errors
     /// As for [`Tape::conv2d`], and when the probability is outside `0.0..1.0`.
     pub fn dropout(&mut self, name: &str, mask: Dropout, x: &Tensor) -> Result<Tensor> {
-        self.run(name, mask, [x; 3])
+        let first_image = self.shards.map_or(0, |shards| shards.images().start);
+        self.run(name, DropoutLayer { mask, first_image }, [x; 3])
     }
 
     /// See [`flatten`](crate::flatten()).
@@ -154,6 +167,9 @@ impl Tape {
 
     fn run(&mut self, name: &str, operation: impl Operation, inputs: Inputs) -> Result<Tensor> {
         let _span = tracing::debug_span!("forward", layer = name).entered();
+        if self.shards.is_some() && !inputs[0].device().is_cpu() {
+            bail!("{name}: a batch is computed in shards on a CPU alone");
+        }
         let (y, inputs) = without_graph(&operation, inputs)?;
         if self.synchronised {
             y.device().synchronize()?;
@@ -179,6 +195,19 @@ impl Tape {
     /// # Errors
     /// When the tape recorded nothing, the gradient does not fit the last result, or an operation fails.
     pub fn backward(self, gradient: Tensor) -> Result<GradStore> {
+        self.backward_with(gradient, |_| Ok(()))
+    }
+
+    /// The same. `ready` is called with the gradients of weights and biases as they become ready, those of the last layer
+    /// first.
+    ///
+    /// # Errors
+    /// As there, and when `ready` fails.
+    pub fn backward_with(
+        self,
+        gradient: Tensor,
+        mut ready: impl FnMut(&Tensor) -> Result<()>,
+    ) -> Result<GradStore> {
         let Some(mut links) = self.links.filter(|links| !links.is_empty()) else {
             bail!("a tape that recorded nothing has no backward pass");
         };
@@ -201,6 +230,7 @@ impl Tape {
                 backward(&*link.operation, [x, weight, bias], [y, &gradient], wants_x)?;
             for (parameter, gradient) in [(weight, grad_weight), (bias, grad_bias)] {
                 if let Some(gradient) = gradient {
+                    ready(&gradient)?;
                     gradients.insert(parameter, gradient);
                 }
             }

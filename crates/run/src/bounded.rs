@@ -101,6 +101,10 @@ bounded!(
 );
 
 bounded!(
+    /// A number of shards of a batch: a power of two of at most 1024.
+    Shards(u32) in u32 as "u32", "a power of two from 1 to 1024", count => count.is_power_of_two() && count <= 1024
+);
+bounded!(
     /// The side of the square that cutout sets to the mean colour, in pixels: 0 to 32; 0 switches cutout off.
     Cutout(u8) in u32 as "u32", "a number of pixels, 0 to 32", side => side <= 32
 );

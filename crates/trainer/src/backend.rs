@@ -81,6 +81,11 @@ impl Backend {
         let settings = &resolved.settings;
         let threads = use_threads(settings.threads)?;
         let device = open(settings.device)?;
+        let shards = settings.gradient_shards;
+        if shards.get() > 1 && !device.is_cpu() {
+            let message = format!("--gradient-shards {shards} is not for GPUs; use --device cpu");
+            return Err(UsageError(message).into());
+        }
         let recorded = resolved.choices.as_ref().map(|choices| choices.precision);
         Ok(Self {
             arithmetic: arithmetic(settings.conv, settings.precision, recorded, &device)?,

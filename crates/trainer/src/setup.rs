@@ -195,6 +195,7 @@ impl Setup {
             arithmetic: self.backend.arithmetic,
             evaluation_batch: self.recorded_evaluation_batch(),
             cudnn_engines: self.recorded_engines(),
+            process_group: None,
         }
     }
 

@@ -31,6 +31,7 @@ pub(crate) fn setup(changes: &str) -> TrainingSetup {
         arithmetic: ConvAlgorithm::Winograd.into(),
         evaluation_batch: None,
         cudnn_engines: Default::default(),
+        process_group: None,
     }
 }
 

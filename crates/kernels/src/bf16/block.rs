@@ -10,6 +10,7 @@
 //! less than 2^-126 - 2^-151 counts as denormal. Here it does not.
 
 use super::portable;
+use crate::shards;
 use half::bf16;
 
 /// Elements of the inner dimension in a step.
@@ -61,6 +62,12 @@ impl Sums {
     /// All zeros.
     pub(crate) fn zero() -> Self {
         Self([[[0.0; COLUMNS]; ROWS]; 2])
+    }
+
+    /// Adds the elements of `other`.
+    pub(crate) fn add(&mut self, other: &Self) {
+        let sums = self.0.as_flattened_mut().as_flattened_mut();
+        shards::add(sums, other.0.as_flattened().as_flattened());
     }
 
     /// The rows of a block that has `rows` of them, in order.

@@ -13,6 +13,7 @@ use crate::conv2d::epilogue::{Gradients, Outputs};
 use crate::element::Element;
 use crate::parts::{Parts, par_parts};
 use crate::scratch::Scratch;
+use crate::shards::Shards;
 use half::bf16;
 use rayon::prelude::*;
 
@@ -169,6 +170,7 @@ pub(crate) fn forward(g: &Geometry, x: &[bf16], weight: &[f32], outputs: &Output
 /// The gradient of the weight; that of the input goes to `grad_x`, if given.
 pub(crate) fn backward(
     g: &Geometry,
+    shards: Shards,
     x: &[bf16],
     weight: &[f32],
     gradients: &Gradients<'_, bf16>,
@@ -183,33 +185,43 @@ pub(crate) fn backward(
         });
         (grad_x, sliding, flipped)
     });
-    let mut sums = WeightSums::new(g);
+    let empty = WeightSums::new(g);
     // The size of a group does not matter to the sums. Each thread has an image.
-    let cached = TRANSPOSED / sums.transposed_image().max(1);
+    let cached = TRANSPOSED / empty.transposed_image().max(1);
     let group = cached.max(rayon::current_num_threads());
-    for start in (0..g.batch).step_by(group) {
-        let images = start..(start + group).min(g.batch);
-        // The gradients of the sums, of all images of the group.
-        let grad_sums = par_parts(images.len(), g.out_image(), |index, to| {
-            let image = start + index;
-            gradients.image(image, |grad_y| {
-                for (to, from) in to.iter_mut().zip(grad_y) {
-                    *to = bf16::from_real(*from);
-                }
-            });
-            if let Some((grad_x, sliding, flipped)) = &input {
-                let padding = g.kernel as isize - 1 - g.padding as isize;
-                let padded = sliding.pad(to, (g.out_width(), g.out_channels), padding);
-                let mut sums = Scratch::new(g.image());
-                sliding.compute(&padded, g.out_channels, flipped, &mut sums);
-                for (to, from) in grad_x.take(image).iter_mut().zip(&*sums) {
-                    *to = bf16::from_real(*from);
-                }
+    let sums = shards.sum(
+        |shard| {
+            let mut sums = WeightSums::new(g);
+            for start in shard.clone().step_by(group) {
+                let images = start..(start + group).min(shard.end);
+                // The gradients of the sums, of all images of the group.
+                let grad_sums = par_parts(images.len(), g.out_image(), |index, to| {
+                    let image = start + index;
+                    gradients.image(image, |grad_y| {
+                        for (to, from) in to.iter_mut().zip(grad_y) {
+                            *to = bf16::from_real(*from);
+                        }
+                    });
+                    if let Some((grad_x, sliding, flipped)) = &input {
+                        let padding = g.kernel as isize - 1 - g.padding as isize;
+                        let padded = sliding.pad(to, (g.out_width(), g.out_channels), padding);
+                        let mut sums = Scratch::new(g.image());
+                        sliding.compute(&padded, g.out_channels, flipped, &mut sums);
+                        for (to, from) in grad_x.take(image).iter_mut().zip(&*sums) {
+                            *to = bf16::from_real(*from);
+                        }
+                    }
+                });
+                sums.add(&x[start * g.image()..], &grad_sums);
             }
-        });
-        sums.add(&x[start * g.image()..], &grad_sums);
-    }
-    sums.into_weight()
+            sums
+        },
+        |sum, other| {
+            let blocks = sum.blocks.par_iter_mut().zip(&other.blocks);
+            blocks.for_each(|(sum, other)| sum.add(other));
+        },
+    );
+    sums.unwrap_or(empty).into_weight()
 }
 
 /// The gradient of a weight: for each row of the kernel a product `[kernel * in_channels, out_channels]`.

@@ -9,23 +9,27 @@ use crate::element::Element;
 use crate::linear::Sizes;
 use crate::parts::Shared;
 use crate::scratch::Scratch;
+use crate::shards::Shards;
 use half::bf16;
 use rayon::prelude::*;
+use std::iter;
+use std::ops::Range;
 
 /// Steps of the inner dimension for which all panels are multiplied before the next ones, so that the operands stay in the
 /// second-level cache.
 const CACHED_STEPS: usize = 32;
 
-/// Adds `left · right` to the blocks of `sums`, for the rows `rows` of the left operand and each panel of the right one.
+/// Adds `left · right` to the blocks of `sums`, for the rows `rows` of the left operand, each panel of the right one and
+/// `steps` of the inner dimension.
 fn product(
     (left, stride): (&[bf16], usize),
     rows: [super::block::Rows; 2],
-    right: &Right,
+    (right, steps): (&Right, Range<usize>),
     sums: &mut [Sums],
 ) {
     let unit = Unit::new();
-    for first in (0..right.steps()).step_by(CACHED_STEPS) {
-        let steps: Vec<usize> = (first..right.steps().min(first + CACHED_STEPS))
+    for first in steps.clone().step_by(CACHED_STEPS) {
+        let steps: Vec<usize> = (first..steps.end.min(first + CACHED_STEPS))
             .map(|step| step * DEPTH)
             .collect();
         for (panel, sums) in sums.iter_mut().enumerate() {
@@ -92,7 +96,8 @@ pub(crate) fn forward<T: Copy + Default + Send + Sync>(
             // One pair of tiles.
             let rows = row_pairs(count, stride)[0];
             let mut sums = vec![Sums::zero(); right.panels()];
-            product((&left, stride), rows, &right, &mut sums);
+            let all = (&right, 0..right.steps());
+            product((&left, stride), rows, all, &mut sums);
             for row in 0..batch {
                 let column = row % COLUMNS;
                 let sums = sums[row / COLUMNS].rows(rows).map(|sums| sums[column]);
@@ -139,7 +144,7 @@ pub(crate) fn input_gradient(
                 product(
                     (&left, stride),
                     rows,
-                    &right,
+                    (&right, 0..right.steps()),
                     std::slice::from_mut(&mut sums),
                 );
                 for (row, sums) in (first..batch).zip(sums.rows(rows)) {
@@ -160,29 +165,42 @@ pub(crate) fn input_gradient(
     grad_x
 }
 
-/// The gradient of the weight, `[outputs, inputs]`.
+/// The gradient of the weight, `[outputs, inputs]`: the sum over the `shards` of the batch, each of which begins with a step
+/// of its own.
 pub(crate) fn weight_gradient(
     Sizes {
         batch,
         inputs,
         outputs,
     }: Sizes,
+    shards: Shards,
     x: &[bf16],
     grad_y: &[bf16],
 ) -> Vec<f32> {
-    let steps = batch.div_ceil(DEPTH);
-    let transposed = Transposed::new(outputs, steps * DEPTH, |row, first, to| {
-        if let Some(row) = grad_y.chunks_exact(outputs).nth(row) {
+    assert!(x.len() == batch * inputs && grad_y.len() == batch * outputs);
+    // For each position of the inner dimension its image, if it has one.
+    let padded = |images: Range<usize>| {
+        let length = images.len().next_multiple_of(DEPTH);
+        images.map(Some).chain(iter::repeat(None)).take(length)
+    };
+    let images: Vec<Option<usize>> = shards.each().flat_map(padded).collect();
+    let first_step = |image| {
+        let position = images.iter().position(|found| *found == Some(image));
+        position.map_or(0, |position| position / DEPTH)
+    };
+    let transposed = Transposed::new(outputs, images.len(), |position, first, to| {
+        if let Some(image) = images[position] {
+            let row = &grad_y[image * outputs..][..outputs];
             for (to, from) in to.iter_mut().zip(&row[first..]) {
                 *to = *from;
             }
         }
     });
     let (left, stride) = transposed.rows();
-    let right = Right::new(inputs, steps, |pair, first, to| {
-        let row = |half| {
-            let row = x.chunks_exact(inputs).nth(2 * pair + half);
-            row.map_or(&[][..], |row| &row[first..])
+    let right = Right::new(inputs, images.len() / DEPTH, |pair, first, to| {
+        let row = |half: usize| {
+            let image = images[2 * pair + half];
+            image.map_or(&[][..], |image| &x[image * inputs..][..inputs][first..])
         };
         interleave([row(0), row(1)], to);
     });
@@ -190,9 +208,21 @@ pub(crate) fn weight_gradient(
     let blocks = gradient.par_chunks_mut((2 * ROWS * inputs).max(1));
     let rows = row_pairs(outputs, stride);
     blocks.zip(&rows).for_each(|(to, rows)| {
-        let mut sums = vec![Sums::zero(); right.panels()];
-        product((left, stride), *rows, &right, &mut sums);
-        for (panel, sums) in sums.iter().enumerate() {
+        let sums = shards.sum(
+            |shard| {
+                let mut sums = vec![Sums::zero(); right.panels()];
+                let first = first_step(shard.start);
+                let steps = first..first + shard.len().div_ceil(DEPTH);
+                product((left, stride), *rows, (&right, steps), &mut sums);
+                sums
+            },
+            |sums, others| {
+                for (sums, others) in sums.iter_mut().zip(&others) {
+                    sums.add(others);
+                }
+            },
+        );
+        for (panel, sums) in sums.iter().flatten().enumerate() {
             for (to, sums) in to.chunks_exact_mut(inputs).zip(sums.rows(*rows)) {
                 let to = &mut to[panel * COLUMNS..];
                 let count = COLUMNS.min(to.len());

@@ -18,7 +18,7 @@ pub(crate) use amx::is_available as has_amx;
 mod tests {
     use crate::conv2d::{Conv2d, ConvAlgorithm, Geometry};
     use crate::linear::{self, Sizes};
-    use crate::{Activation, Element, Pool};
+    use crate::{Activation, Element, Pool, Shards};
     use half::bf16;
     use proptest::prelude::*;
 
@@ -93,7 +93,14 @@ mod tests {
         let weight = single(&values(6, 75 * 50));
         let bias = single(&values(7, 50));
         let y: Vec<bf16> = linear::forward_bf16(sizes, Activation::Relu, &x, &weight, &bias);
-        let found = linear::backward_bf16(sizes, &x, &weight, &values(8, y.len()), true);
+        let found = linear::backward_bf16(
+            sizes,
+            Shards::one(sizes.batch),
+            &x,
+            &weight,
+            &values(8, y.len()),
+            true,
+        );
         let linear = [
             hash(single(&y)),
             hash(single(&found.x.unwrap())),
@@ -187,8 +194,8 @@ mod tests {
             let expected = linear::forward(sizes, relu, &wide(&x), &wide(&weight), &wide(&bias));
             prop_assert!(close(wide(&y), &expected, inputs as f64), "y");
             let grad_y = values(seed + 3, y.len());
-            let found = linear::backward_bf16(sizes, &x, &single(&weight), &grad_y, true);
-            let expected = linear::backward(sizes, &wide(&x), &wide(&weight), &wide(&grad_y), true);
+            let found = linear::backward_bf16(sizes, Shards::one(sizes.batch), &x, &single(&weight), &grad_y, true);
+            let expected = linear::backward(sizes, Shards::one(sizes.batch), &wide(&x), &wide(&weight), &wide(&grad_y), true);
             prop_assert!(close(wide(&found.x.unwrap()), &expected.x.unwrap(), outputs as f64), "x");
             prop_assert!(close(wide_f32(&found.weight), &expected.weight, batch as f64), "weight");
             prop_assert!(close(wide_f32(&found.bias), &expected.bias, batch as f64), "bias");

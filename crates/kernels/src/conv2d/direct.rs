@@ -10,7 +10,7 @@
 //! - weight gradient: `dW = sum over images of col' dy`.
 //!
 //! A few rows of the output are computed at a time, so that their part of `col` stays in the cache. The third
-//! product has [`GROUPS`] partial sums over images, which are added in order at the end.
+//! product has [`GROUPS`] partial sums over the images of a shard, which are added in order at the end.
 
 use super::epilogue::{Gradients, Outputs};
 use super::geometry::Geometry;
@@ -18,6 +18,7 @@ use super::weights;
 use crate::parts::Parts;
 use crate::product::{Left, Onto, Product, Right};
 use crate::scratch::Scratch;
+use crate::shards::{Shards, par_add};
 use crate::simd::Real;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -142,6 +143,7 @@ pub(crate) fn forward<T: Real>(g: &Geometry, x: &[T], weight: &[T], outputs: &Ou
 /// The gradient of the weight; that of the input goes to `grad_x`, if given.
 pub(crate) fn backward<T: Real>(
     g: &Geometry,
+    shards: Shards,
     x: &[T],
     weight: &[T],
     gradients: &Gradients<'_, T>,
@@ -149,58 +151,68 @@ pub(crate) fn backward<T: Real>(
 ) -> Vec<T> {
     let patch = g.taps() * g.in_channels;
     let arranged = grad_x.is_some().then(|| weights::out_taps_in(g, weight));
-    let group = g.batch.div_ceil(GROUPS).max(1);
-    let groups = g.batch.div_ceil(group);
-    let mut sums: Vec<Scratch<T>> = (0..groups).map(|_| Scratch::new(g.weights())).collect();
-    sums.par_iter_mut().enumerate().for_each(|(index, sum)| {
-        sum.fill(T::zero());
-        let mut col = Scratch::new(col_length(g));
-        let start = index * group;
-        for image in start..(start + group).min(g.batch) {
-            let x = &x[image * g.image()..][..g.image()];
-            gradients.image(image, |grad_y| {
-                let mut grad_x = grad_x.map(|grad_x| grad_x.take(image));
-                for band in bands(g) {
-                    let positions = band.start * g.out_width()..band.end * g.out_width();
-                    let grad_y = &grad_y[positions.start * g.out_channels..]
-                        [..positions.len() * g.out_channels];
-                    unroll(g, x, band.clone(), &mut col);
-                    Product {
-                        rows: patch,
-                        columns: g.out_channels,
-                        depth: positions.len(),
-                        left: Left::transposed(&col, patch),
-                        right: Right::rows(grad_y, g.out_channels),
-                        onto: Onto::Sum,
-                    }
-                    .into(sum, g.out_channels);
-                    if let (Some(grad_x), Some(weight)) = (&mut grad_x, &arranged) {
-                        Product {
-                            rows: positions.len(),
-                            columns: patch,
-                            depth: g.out_channels,
-                            left: Left::rows(grad_y, g.out_channels),
-                            right: Right::rows(weight, patch),
-                            onto: Onto::Nothing,
+    let total = shards.sum(
+        |shard| {
+            let group = shard.len().div_ceil(GROUPS).max(1);
+            let groups = shard.len().div_ceil(group);
+            let mut sums: Vec<Scratch<T>> =
+                (0..groups).map(|_| Scratch::new(g.weights())).collect();
+            sums.par_iter_mut().enumerate().for_each(|(index, sum)| {
+                sum.fill(T::zero());
+                let mut col = Scratch::new(col_length(g));
+                let start = shard.start + index * group;
+                for image in start..(start + group).min(shard.end) {
+                    let x = &x[image * g.image()..][..g.image()];
+                    gradients.image(image, |grad_y| {
+                        let mut grad_x = grad_x.map(|grad_x| grad_x.take(image));
+                        for band in bands(g) {
+                            let positions = band.start * g.out_width()..band.end * g.out_width();
+                            let grad_y = &grad_y[positions.start * g.out_channels..]
+                                [..positions.len() * g.out_channels];
+                            unroll(g, x, band.clone(), &mut col);
+                            Product {
+                                rows: patch,
+                                columns: g.out_channels,
+                                depth: positions.len(),
+                                left: Left::transposed(&col, patch),
+                                right: Right::rows(grad_y, g.out_channels),
+                                onto: Onto::Sum,
+                            }
+                            .into(sum, g.out_channels);
+                            if let (Some(grad_x), Some(weight)) = (&mut grad_x, &arranged) {
+                                Product {
+                                    rows: positions.len(),
+                                    columns: patch,
+                                    depth: g.out_channels,
+                                    left: Left::rows(grad_y, g.out_channels),
+                                    right: Right::rows(weight, patch),
+                                    onto: Onto::Nothing,
+                                }
+                                .into(&mut col, patch);
+                                fold(g, &col, band, grad_x);
+                            }
                         }
-                        .into(&mut col, patch);
-                        fold(g, &col, band, grad_x);
-                    }
+                    });
                 }
             });
-        }
-    });
-    let mut total = Scratch::new(g.weights());
-    total.fill(T::zero());
-    total
-        .par_chunks_mut(1 << 14)
-        .enumerate()
-        .for_each(|(part, total)| {
-            for sum in &sums {
-                for (total, value) in total.iter_mut().zip(&sum[part << 14..]) {
-                    *total += *value;
-                }
-            }
-        });
-    weights::from_taps_in_out(g, &total)
+            let mut total = Scratch::new(g.weights());
+            total.fill(T::zero());
+            total
+                .par_chunks_mut(1 << 14)
+                .enumerate()
+                .for_each(|(part, total)| {
+                    for sum in &sums {
+                        for (total, value) in total.iter_mut().zip(&sum[part << 14..]) {
+                            *total += *value;
+                        }
+                    }
+                });
+            total
+        },
+        |sum, total| par_add(sum, &total),
+    );
+    match total {
+        Some(total) => weights::from_taps_in_out(g, &total),
+        None => vec![T::zero(); g.weights()],
+    }
 }

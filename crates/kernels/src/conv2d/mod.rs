@@ -14,6 +14,7 @@ use crate::element::Element;
 use crate::gradients::{ParameterGradients, sum_rows};
 use crate::parts::Parts;
 use crate::shape_error::ShapeError;
+use crate::shards::Shards;
 use crate::simd::Real;
 use crate::windows::{Pool, Windows};
 pub use algorithm::ConvAlgorithm;
@@ -28,6 +29,7 @@ pub struct Conv2d {
     algorithm: ConvAlgorithm,
     activation: Activation,
     windows: Option<Windows>,
+    shards: Shards,
 }
 
 impl Conv2d {
@@ -47,7 +49,18 @@ impl Conv2d {
             algorithm,
             activation,
             windows,
+            shards: Shards::one(geometry.batch),
         })
+    }
+
+    /// The same with gradients of the parameters that are sums over `shards` of the batch.
+    ///
+    /// # Panics
+    /// When the shards have another number of images.
+    #[must_use]
+    pub fn sharded(self, shards: Shards) -> Self {
+        assert_eq!(shards.images().len(), self.geometry.batch);
+        Self { shards, ..self }
     }
 
     /// The shape of the result, `[batch, height, width, out_channels]`.
@@ -132,8 +145,11 @@ impl Conv2d {
             grad_y,
             wants_x,
             |gradients, grad_x| match self.winograd() {
-                None => direct::backward(&self.geometry, x, weight, gradients, grad_x),
-                Some(plan) => winograd::backward(&plan, x, weight, gradients, grad_x),
+                None => {
+                    let g = &self.geometry;
+                    direct::backward(g, self.shards, x, weight, gradients, grad_x)
+                }
+                Some(plan) => winograd::backward(&plan, self.shards, x, weight, gradients, grad_x),
             },
         )
     }
@@ -156,7 +172,8 @@ impl Conv2d {
             grad_y,
             wants_x,
             |gradients, grad_x| {
-                crate::bf16::conv2d::backward(&self.geometry, x, weight, gradients, grad_x)
+                let g = &self.geometry;
+                crate::bf16::conv2d::backward(g, self.shards, x, weight, gradients, grad_x)
             },
         )
     }
@@ -187,7 +204,7 @@ impl Conv2d {
         ParameterGradients {
             x: grad_x.map(Parts::into_vec),
             weight,
-            bias: sum_rows(&sums, g.out_channels),
+            bias: sum_rows(&sums, g.out_channels, self.shards),
         }
     }
 }

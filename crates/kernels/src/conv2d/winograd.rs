@@ -29,6 +29,7 @@ use crate::instruction_set::arch;
 use crate::parts::{Parts, Shared};
 use crate::product::{Left, Onto, Product, Right, panel_width, panels};
 use crate::scratch::Scratch;
+use crate::shards::{Shards, par_add};
 use crate::simd::Real;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -143,12 +144,16 @@ pub(crate) fn forward<T: Real>(
 /// The gradient of the weight; that of the input goes to `grad_x`, if given.
 pub(crate) fn backward<T: Real>(
     plan: &Plan,
+    shards: Shards,
     x: &[T],
     weight: &[T],
     gradients: &epilogue::Gradients<'_, T>,
     grad_x: Option<&Parts<T>>,
 ) -> Vec<T> {
-    with_tile!(plan, backward_tiles(plan, x, weight, gradients, grad_x))
+    with_tile!(
+        plan,
+        backward_tiles(plan, shards, x, weight, gradients, grad_x)
+    )
 }
 
 /// The layout of `points` matrices of `rows` by `columns`, each in a plane of its own.
@@ -524,6 +529,7 @@ fn forward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
 
 fn backward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
     plan: &Plan,
+    shards: Shards,
     x: &[T],
     weight: &[T],
     gradients: &epilogue::Gradients<'_, T>,
@@ -545,74 +551,90 @@ fn backward_tiles<T: Real, const M: usize, const R: usize, const P: usize>(
     });
     let u_point = panels::<T>(g.out_channels, g.in_channels);
 
-    for start in (0..g.batch).step_by(block) {
-        let images = block.min(g.batch - start);
-        let rows = images * plan.tiles();
-        let v_shared = Shared::new(&mut v);
-        let dq_shared = Shared::new(&mut dq);
-        (0..images).into_par_iter().for_each(|image| {
-            let x = &x[(start + image) * g.image()..][..g.image()];
-            expand::<_, Inputs, P, P>(inputs, x, &v_shared, image);
-            gradients.image(start + image, |grad_y| {
-                expand::<_, Outputs, M, P>(results, grad_y, &dq_shared, image);
-            });
-        });
-        // A point's `dQ` is used twice while it is in the cache, and its `dV` replaces its `V`.
-        let u = input_gradient.as_ref().map(|(_, u)| &u[..]);
-        du.par_chunks_mut(sums.plane)
-            .zip(dq.par_chunks(results.planes.plane))
-            .zip(v.par_chunks_mut(inputs.planes.plane))
-            .enumerate()
-            .for_each(|(point, ((du, dq), v))| {
-                Product {
+    let taps = shards.sum(
+        |shard| {
+            for start in shard.clone().step_by(block) {
+                let images = block.min(shard.end - start);
+                let rows = images * plan.tiles();
+                let v_shared = Shared::new(&mut v);
+                let dq_shared = Shared::new(&mut dq);
+                (0..images).into_par_iter().for_each(|image| {
+                    let x = &x[(start + image) * g.image()..][..g.image()];
+                    expand::<_, Inputs, P, P>(inputs, x, &v_shared, image);
+                    gradients.image(start + image, |grad_y| {
+                        expand::<_, Outputs, M, P>(results, grad_y, &dq_shared, image);
+                    });
+                });
+                // A point's `dQ` is used twice while it is in the cache, and its `dV` replaces its `V`.
+                let u = input_gradient.as_ref().map(|(_, u)| &u[..]);
+                du.par_chunks_mut(sums.plane)
+                    .zip(dq.par_chunks(results.planes.plane))
+                    .zip(v.par_chunks_mut(inputs.planes.plane))
+                    .enumerate()
+                    .for_each(|(point, ((du, dq), v))| {
+                        Product {
+                            rows: g.in_channels,
+                            columns: g.out_channels,
+                            depth: rows,
+                            left: Left::transposed(v, inputs.planes.stride),
+                            right: Right::rows(dq, results.planes.stride),
+                            onto: if start == shard.start {
+                                Onto::Nothing
+                            } else {
+                                Onto::Sum
+                            },
+                        }
+                        .into(du, sums.stride);
+                        if let Some(u) = u {
+                            Product {
+                                rows,
+                                columns: g.in_channels,
+                                depth: g.out_channels,
+                                left: Left::rows(dq, results.planes.stride),
+                                right: Right::panels(
+                                    &u[point * u_point..][..u_point],
+                                    g.out_channels,
+                                ),
+                                onto: Onto::Nothing,
+                            }
+                            .into(v, inputs.planes.stride);
+                        }
+                    });
+                if let Some((grad_x, _)) = &input_gradient {
+                    (0..images).into_par_iter().for_each(|image| {
+                        arch().dispatch(Contract::<_, Inputs, P, P> {
+                            tiling: inputs,
+                            transform: PhantomData,
+                            image: grad_x.take(start + image),
+                            planes: &v,
+                            first: image * inputs.tiles(),
+                            onto: Onto::Sum,
+                        });
+                    });
+                }
+            }
+
+            let mut taps = Scratch::new(g.weights());
+            let kernels = Shared::new(&mut taps);
+            (0..g.in_channels).into_par_iter().for_each(|row| {
+                arch().dispatch(ContractKernels::<_, Kernel, R, P> {
+                    transform: PhantomData,
+                    sums: &du,
+                    layout: sums,
                     rows: g.in_channels,
                     columns: g.out_channels,
-                    depth: rows,
-                    left: Left::transposed(v, inputs.planes.stride),
-                    right: Right::rows(dq, results.planes.stride),
-                    onto: if start == 0 { Onto::Nothing } else { Onto::Sum },
-                }
-                .into(du, sums.stride);
-                if let Some(u) = u {
-                    Product {
-                        rows,
-                        columns: g.in_channels,
-                        depth: g.out_channels,
-                        left: Left::rows(dq, results.planes.stride),
-                        right: Right::panels(&u[point * u_point..][..u_point], g.out_channels),
-                        onto: Onto::Nothing,
-                    }
-                    .into(v, inputs.planes.stride);
-                }
-            });
-        if let Some((grad_x, _)) = &input_gradient {
-            (0..images).into_par_iter().for_each(|image| {
-                arch().dispatch(Contract::<_, Inputs, P, P> {
-                    tiling: inputs,
-                    transform: PhantomData,
-                    image: grad_x.take(start + image),
-                    planes: &v,
-                    first: image * inputs.tiles(),
-                    onto: Onto::Sum,
+                    row,
+                    kernels: &kernels,
                 });
             });
-        }
+            taps
+        },
+        |sum, taps| par_add(sum, &taps),
+    );
+    match taps {
+        Some(taps) => weights::from_taps_in_out(g, &taps),
+        None => vec![T::zero(); g.weights()],
     }
-
-    let mut taps = Scratch::new(g.weights());
-    let kernels = Shared::new(&mut taps);
-    (0..g.in_channels).into_par_iter().for_each(|row| {
-        arch().dispatch(ContractKernels::<_, Kernel, R, P> {
-            transform: PhantomData,
-            sums: &du,
-            layout: sums,
-            rows: g.in_channels,
-            columns: g.out_channels,
-            row,
-            kernels: &kernels,
-        });
-    });
-    weights::from_taps_in_out(g, &taps)
 }
 
 #[cfg(test)]
@@ -674,8 +696,8 @@ mod tests {
             let mut sums = vec![0.0; batch * out_channels];
             let grad_x = [(); 2].map(|()| Parts::new(batch, g.image()));
             let gradients = epilogue::Gradients::new(&g, Activation::Identity, None, &grad_y, &y, &[], &mut sums);
-            let found = backward(&plan, &x, &weight, &gradients, Some(&grad_x[0]));
-            let expected = direct::backward(&g, &x, &weight, &gradients, Some(&grad_x[1]));
+            let found = backward(&plan, Shards::one(batch), &x, &weight, &gradients, Some(&grad_x[0]));
+            let expected = direct::backward(&g, Shards::one(batch), &x, &weight, &gradients, Some(&grad_x[1]));
             assert_close(&found, &expected);
             let [found, expected] = grad_x.map(Parts::into_vec);
             assert_close(&found, &expected);

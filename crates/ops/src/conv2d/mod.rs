@@ -4,11 +4,11 @@
 mod cuda;
 
 use crate::arithmetic::Arithmetic;
-use crate::operation::{Gradients, Inputs, Operation, Output, in_graph};
+use crate::operation::{Gradients, Inputs, Operation, Output, in_graph, shards};
 use crate::storage::{gradients, output, with_dtype, with_slices};
 use candle_core::{DType, Error, Result, Shape, Tensor, bail};
 use kernels::conv2d::{ConvAlgorithm, Geometry};
-use kernels::{Activation, Pool};
+use kernels::{Activation, Pool, Shards};
 use std::sync::OnceLock;
 
 /// A convolution layer without its weight and bias.
@@ -65,13 +65,16 @@ pub fn conv2d(
     weight: &Tensor,
     bias: &Tensor,
 ) -> Result<Tensor> {
-    in_graph(ConvLayer::new(layer, arithmetic.into()), [x, weight, bias])
+    let layer = ConvLayer::new(layer, arithmetic.into(), None);
+    in_graph(layer, [x, weight, bias])
 }
 
 /// One use of a convolution layer.
 pub(crate) struct ConvLayer {
     layer: Conv2d,
     arithmetic: Arithmetic,
+    /// Those of the batch, if there are several.
+    shards: Option<Shards>,
     saved: OnceLock<Saved>,
 }
 
@@ -84,10 +87,11 @@ enum Saved {
 }
 
 impl ConvLayer {
-    pub(crate) fn new(layer: Conv2d, arithmetic: Arithmetic) -> Self {
+    pub(crate) fn new(layer: Conv2d, arithmetic: Arithmetic, shards: Option<Shards>) -> Self {
         Self {
             layer,
             arithmetic,
+            shards,
             saved: OnceLock::new(),
         }
     }
@@ -150,7 +154,11 @@ impl Operation for ConvLayer {
             }
             None => bail!("conv2d: backward before forward"),
         };
-        let kernel = self.layer.kernel(g, self.arithmetic.conv_algorithm)?;
+        let shards = shards("conv2d", self.shards, g.batch)?;
+        let kernel = self
+            .layer
+            .kernel(g, self.arithmetic.conv_algorithm)?
+            .sharded(shards);
         if x.dtype() == DType::BF16 {
             let found = with_slices("conv2d", [x, y, grad_y], |[x, y, grad_y]| {
                 with_slices("conv2d", [weight], |[weight]| {

@@ -24,7 +24,7 @@ fn loss_and_metrics_are_as_in_double_precision(
         let labels = Tensor::from_slice(&labels, 300, on)?;
         let mut accumulator = MetricsAccumulator::new(10, on)?;
         accumulator.add(&logits, &labels, 4)?;
-        let smoothed = accumulator.add_with_gradient(&logits, &labels, 0.125, 5)?;
+        let smoothed = accumulator.add_with_gradient(&logits, &labels, 0.125, None, 5)?;
         let loss = cross_entropy(&logits, &labels)?;
         let gradient = cross_entropy_gradient(&logits, &labels, 0.0)?;
         Ok(([loss, gradient, smoothed], accumulator.take()?))

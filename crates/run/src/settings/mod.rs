@@ -13,7 +13,7 @@ pub use values::{
 };
 
 use crate::bounded::{
-    Cutout, Finite, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive,
+    Cutout, Finite, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive, Shards,
 };
 use crate::error::{Error, flag};
 use crate::native_path::NativePath;
@@ -288,6 +288,11 @@ macros::settings! {
         /// 8.0 on, else f32].
         #[arg(value_enum)]
         precision: Option<Precision> [];
+
+        /// Cut every batch into N shards, a power of two, whose gradients are added in a fixed order; that many MPI ranks at
+        /// most compute them. Not for GPUs. The default under MPI is 8.
+        #[arg(value_name = "N")]
+        gradient_shards: Shards = "1" [];
 
         /// On a GPU, take the fastest of the first engines of cuDNN for each convolution; each is timed once, at the start.
         #[arg(value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
