@@ -39,7 +39,7 @@ pub use event::Event;
 pub use lr_finder::{LrFinder, suggested_lr};
 pub use memory::TrainingMemory;
 pub use optimiser::Sgd;
-pub use process_group::ProcessGroup;
+pub use process_group::{ProcessGroup, gather};
 pub use progress::{BestEpoch, Position, Progress};
 pub use span_times::{SpanKey, SpanTimes, SpanTotal};
 pub use training::{Observed, Outcome, Training};

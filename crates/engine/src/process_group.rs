@@ -165,6 +165,19 @@ fn exchange_parts<T: bytemuck::Pod>(
     group.exchange(partner, cast_slice(sent), cast_slice_mut(to))
 }
 
+/// The values of all ranks.
+///
+/// # Errors
+/// When another process cannot be reached.
+pub fn gather<const N: usize>(group: &dyn ProcessGroup, own: [u8; N]) -> io::Result<Vec<[u8; N]>> {
+    let mut values = vec![[0; N]; group.size()];
+    values[group.rank()] = own;
+    all_gather(group, values.as_flattened_mut(), |rank| {
+        rank * N..(rank + 1) * N
+    })?;
+    Ok(values)
+}
+
 /// Gathers the parts of all ranks: `part` gives the range of the part of a rank, which are consecutive. Before, `values`
 /// have this rank's part; afterwards, all.
 ///

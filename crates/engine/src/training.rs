@@ -372,7 +372,8 @@ impl Training {
         let mut interval = position;
         let mut next = || debug_span!("data").in_scope(|| batches.next());
         while let Some(batch) = next() {
-            if self.step.must_stop(connections.stop) {
+            let is_first = self.progress.position.step == first;
+            if self.step.must_stop(connections.stop, is_first)? {
                 self.collect(&mut clock)?;
                 return Ok(None);
             }

@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::evaluation::Evaluator;
 use crate::gpu_memory::{self, arbitrary_values, is_out_of_memory};
 use crate::optimiser::Sgd;
-use crate::process_group::{ProcessGroup, StepSums, all_reduce};
+use crate::process_group::{ProcessGroup, StepSums, all_reduce, any};
 use crate::progress::Position;
 #[cfg(feature = "cuda")]
 use crate::step_graph::{StepGraph, StepKind};
@@ -87,13 +87,21 @@ impl TrainingStep {
         u64::from(position.epoch) * self.steps_per_epoch as u64 + position.step as u64
     }
 
-    /// Whether to stop before the next step: if `stop` says so or, with several processes, it said so in one of them before the
-    /// last step.
-    pub(crate) fn must_stop(&mut self, stop: &dyn Fn() -> bool) -> bool {
+    /// Whether to stop before the next step: if `stop` says so or, with several processes, said so in one of them before the
+    /// step before. They are asked before the first step of an epoch, or of a part of one.
+    ///
+    /// # Errors
+    /// When another process cannot be reached.
+    pub(crate) fn must_stop(
+        &mut self,
+        stop: &dyn Fn() -> bool,
+        is_first: bool,
+    ) -> Result<bool, Error> {
         self.wants_stop = stop();
-        match self.setup.process_group {
-            Some(_) => self.all_stop,
-            None => self.wants_stop,
+        match &self.setup.process_group {
+            Some(group) if is_first => Ok(any(&**group, self.wants_stop)?),
+            Some(_) => Ok(self.all_stop),
+            None => Ok(self.wants_stop),
         }
     }
 

@@ -10,6 +10,7 @@ use std::iter;
 use std::path::Path;
 use std::process::{self, ExitCode, ExitStatus, Termination};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,11 +34,17 @@ impl Exit {
             Err(failure) => failure,
         };
         error(&message(failure.as_ref()));
+        Self::of_error(failure.as_ref())
+    }
+
+    /// The exit code of a command that fails with this error.
+    #[must_use]
+    pub fn of_error(failure: &(dyn Error + 'static)) -> Self {
         let is_usage_error = |cause: &(dyn Error + 'static)| {
             let of_run = cause.downcast_ref::<crate::error::Error>();
             cause.is::<UsageError>() || of_run.is_some_and(crate::error::Error::is_usage_error)
         };
-        if chain(failure.as_ref()).any(is_usage_error) {
+        if chain(failure).any(is_usage_error) {
             Self::Usage
         } else {
             Self::Failure
@@ -108,6 +115,20 @@ pub struct UsageError(pub String);
 /// The first error of standard output, apart from a reader that closed the pipe.
 static OUTPUT_ERROR: OnceLock<io::Error> = OnceLock::new();
 
+/// Whether nothing is printed.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Prints nothing from now on, or prints again: of several processes that work together, one prints.
+pub fn set_silent(silent: bool) {
+    SILENT.store(silent, Ordering::SeqCst);
+}
+
+/// Whether nothing is printed.
+#[must_use]
+pub fn is_silent() -> bool {
+    SILENT.load(Ordering::SeqCst)
+}
+
 /// Prints a line of a result to standard output. If it cannot be written, the program fails in [`Exit::of`].
 pub fn line(line: &str) {
     text(&format!("{line}\n"));
@@ -115,6 +136,9 @@ pub fn line(line: &str) {
 
 /// Prints a result that ends with its own line break to standard output, as [`line()`].
 pub fn text(text: &str) {
+    if is_silent() {
+        return;
+    }
     let mut stdout = stdout().lock();
     let written = stdout.write_all(printable(text).as_bytes());
     keep_error(written.and_then(|()| stdout.flush()));
@@ -135,13 +159,15 @@ pub fn parse_or_exit<T>(command_line: Result<T, clap::Error>) -> T {
         if error.use_stderr() {
             let text = error.render().to_string();
             match reword_parser_message(&text) {
+                _ if is_silent() => {}
                 Cow::Borrowed(_) => drop(error.print()),
                 Cow::Owned(text) => note(text.trim_end()),
             }
             process::exit(Exit::Usage as i32);
         }
-        let printed = error.print();
-        keep_error(printed);
+        if !is_silent() {
+            keep_error(error.print());
+        }
         process::exit(Exit::Success.or_output_error() as i32)
     })
 }
@@ -177,7 +203,9 @@ fn reword_parser_message(message: &str) -> Cow<'_, str> {
 
 /// Prints a line about progress to standard error.
 pub fn note(text: &str) {
-    let _ = writeln!(stderr(), "{}", printable(text));
+    if !is_silent() {
+        let _ = writeln!(stderr(), "{}", printable(text));
+    }
 }
 
 /// Prints the reason why a program fails to standard error.

@@ -21,7 +21,7 @@ pub mod settings;
 pub mod stop;
 
 pub use bounded::{
-    Cutout, Finite, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive,
+    Cutout, Finite, Fraction, NonNegative, OpenFraction, OutOfRange, PerChannel, Positive, Shards,
 };
 pub use error::Error;
 pub use file_format::describe_format;

@@ -35,12 +35,24 @@ pub struct Machine {
     pub processor: String,
     /// The device: `cpu`, or the model name of the GPU.
     pub device: String,
-    /// Threads.
+    /// Threads of each process.
     pub threads: NonZeroUsize,
+    /// Processes that trained together.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub processes: NonZeroUsize,
     /// The program's version.
     pub version: String,
     /// The commit it was built from.
     pub commit: String,
+}
+
+fn one() -> NonZeroUsize {
+    NonZeroUsize::MIN
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference
+fn is_one(number: &NonZeroUsize) -> bool {
+    *number == one()
 }
 
 impl Session {
@@ -108,12 +120,16 @@ impl fmt::Display for Machine {
             processor,
             device,
             threads,
+            processes,
             version,
             commit,
         } = self;
         write!(f, "{os} {arch} ({processor}, {instruction_set}, ")?;
         if device != "cpu" {
             write!(f, "{device}, ")?;
+        }
+        if !is_one(processes) {
+            write!(f, "{processes} processes, each with ")?;
         }
         let threads = crate::cli::count(threads.get(), "thread");
         write!(f, "{threads}, version {version}, commit {commit})")
@@ -132,6 +148,7 @@ pub(crate) mod tests {
             processor: "AMD EPYC".to_owned(),
             device: "cpu".to_owned(),
             threads: NonZeroUsize::MIN,
+            processes: NonZeroUsize::MIN,
             version: "0.1.0".to_owned(),
             commit: "0".to_owned(),
         }

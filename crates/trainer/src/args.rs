@@ -4,6 +4,7 @@ use crate::backend;
 use crate::eval::{self, EvalArgs};
 use crate::lr_find::{self, LrFindArgs};
 use crate::predict::{self, PredictArgs};
+use crate::processes::Launched;
 use crate::settings::{architecture, with_names};
 use crate::train::{self, TrainArgs};
 use crate::write_report::{self, ReportArgs};
@@ -73,8 +74,8 @@ impl Args {
     }
 
     /// Executes the command.
-    pub(crate) fn run(self) -> anyhow::Result<Exit> {
-        self.execute()
+    pub(crate) fn run(self, launched: Option<Launched>) -> anyhow::Result<Exit> {
+        self.execute(launched)
             .map_err(backend::explained)
             .map_err(|error| match error.downcast_ref() {
                 Some(
@@ -88,9 +89,13 @@ impl Args {
             })
     }
 
-    fn execute(self) -> anyhow::Result<Exit> {
+    fn execute(self, launched: Option<Launched>) -> anyhow::Result<Exit> {
+        if self.command.is_none() {
+            return train::run(&self.train, launched);
+        }
+        Launched::check_alone(launched)?;
         match self.command {
-            None => return train::run(&self.train),
+            None => {}
             Some(Command::Summary { model }) => cli::text(&models::summary(model, false)),
             Some(Command::LrFind(args)) => return lr_find::run(&args),
             Some(Command::Eval(args)) => eval::run(&args)?,

@@ -105,7 +105,7 @@ impl Backend {
     }
 
     /// This machine and this program.
-    pub(crate) fn machine(&self) -> Machine {
+    pub(crate) fn machine(&self, processes: NonZeroUsize) -> Machine {
         let device = device_name(&self.device).to_owned();
         Machine {
             os: consts::OS.to_owned(),
@@ -114,6 +114,7 @@ impl Backend {
             processor: ops::processor_name(),
             device: self.gpu.clone().unwrap_or(device),
             threads: self.threads,
+            processes,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: env!("BUILT_FROM").to_owned(),
         }

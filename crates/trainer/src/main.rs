@@ -8,6 +8,7 @@ mod logging;
 mod lr_find;
 mod memory;
 mod predict;
+mod processes;
 mod progress;
 mod run_files;
 mod run_page;
@@ -18,9 +19,12 @@ mod train;
 mod weights;
 mod write_report;
 
-use run::cli::Exit;
+use processes::Launched;
+use run::cli::{self, Exit};
 
 fn main() -> Exit {
     ops::keep_freed_memory();
-    Exit::of(args::Args::from_command_line().run())
+    let launched = Launched::from_environment();
+    cli::set_silent(launched.is_some_and(|launched| !launched.is_main()));
+    Exit::of(args::Args::from_command_line().run(launched))
 }

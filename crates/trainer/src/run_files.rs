@@ -14,6 +14,7 @@ use run::layers::Layer;
 use run::predictions::{Filters, PICTURE_BYTES};
 use run::{EpochMetrics, MadeBy, Predictions, Record, RunFolder, Session, file, session};
 use std::mem;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -42,11 +43,13 @@ impl<'a> RunFiles<'a> {
         setup: &'a Setup,
         span_times: &'a SpanTimes,
         training: &Training,
+        processes: NonZeroUsize,
     ) -> anyhow::Result<Self> {
         let Setup {
             resolved,
             data,
             backend,
+            ..
         } = setup;
         let position = training.position();
         let earlier = match Record::read(folder.path()) {
@@ -54,7 +57,7 @@ impl<'a> RunFiles<'a> {
             Err(run::Error::NoRecord(_)) => None,
             Err(error) => return Err(error.into()),
         };
-        let machine = backend.machine();
+        let machine = backend.machine(processes);
         let session = Session::new(position.epoch, position.step, machine.clone());
         let record = Record {
             settings: resolved.settings.clone(),
@@ -162,6 +165,7 @@ impl<'a> RunFiles<'a> {
             resolved,
             data,
             backend,
+            ..
         } = self.setup;
         let folder = self.folder.path();
         // Those of another epoch are not the latest mistakes.

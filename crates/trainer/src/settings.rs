@@ -6,7 +6,7 @@ use datasets::{Channels, DatasetInfo, DatasetSource, Split};
 use models::Architecture;
 use run::cli::{self, UsageError};
 use run::settings::{Difference, Property, Source, last, with_defaults_in_help};
-use run::{Choices, OutOfRange, Overrides, PerChannel, Settings, recipes};
+use run::{Choices, OutOfRange, Overrides, PerChannel, Settings, Shards, recipes};
 use std::path::Path;
 
 /// The settings of a run, with the network and the data set that they name.
@@ -70,8 +70,17 @@ impl Resolved {
 
 /// Resolves the settings of flags and, below them, of a file.
 pub(crate) fn resolve(flags: &Overrides, file: Option<&Path>) -> Result<Resolved, UsageError> {
+    resolve_with(flags, file, None)
+}
+
+/// The same with a default number of gradient shards. A record without that setting has one.
+pub(crate) fn resolve_with(
+    flags: &Overrides,
+    file: Option<&Path>,
+    gradient_shards: Option<Shards>,
+) -> Result<Resolved, UsageError> {
     let file = file.map(|path| Ok((path, read(path)?)));
-    resolve_layers(flags, file.transpose()?)
+    resolve_layers(flags, file.transpose()?, gradient_shards)
 }
 
 /// Resolves the settings of a run that is resumed: its own, but for those that may change.
@@ -111,7 +120,7 @@ pub(crate) fn resolve_resumed(flags: &Overrides, record: &Path) -> Result<Resolv
         dataset: moved,
         ..flags.clone()
     };
-    resolve_layers(&flags, Some((record, recorded)))
+    resolve_layers(&flags, Some((record, recorded)), None)
 }
 
 /// Reads a settings file or a record. Records without sessions are of earlier versions, which recorded the number of
@@ -134,6 +143,7 @@ fn usage(error: run::Error) -> UsageError {
 fn resolve_layers(
     flags: &Overrides,
     file: Option<(&Path, Overrides)>,
+    gradient_shards: Option<Shards>,
 ) -> Result<Resolved, UsageError> {
     let is_record = file
         .as_ref()
@@ -162,6 +172,7 @@ fn resolve_layers(
         .map_err(|_| unknown("--model", &model, source, models()))?;
     let defaults = Overrides {
         patience: Some(architecture.patience),
+        gradient_shards: gradient_shards.filter(|_| !is_record),
         ..Overrides::default()
     };
     let mut layers = vec![(Source::Defaults, defaults)];

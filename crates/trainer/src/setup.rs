@@ -7,13 +7,14 @@ use crate::settings::Resolved;
 use crate::weights;
 use anyhow::bail;
 use datasets::Split;
-use engine::{Checkpoints, Inputs, Training, TrainingMemory, TrainingSetup};
+use engine::{Checkpoints, Inputs, ProcessGroup, Training, TrainingMemory, TrainingSetup};
 use models::{Network, initial_parameters};
 use run::cli::{self, UsageError};
-use run::{Choices, MadeBy, Record, RunFolder, Session, file, metrics};
+use run::{Choices, MadeBy, Record, Session, file, metrics};
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// What training needs: the settings of a run, its images, and what it computes with.
@@ -21,6 +22,8 @@ pub(crate) struct Setup {
     pub(crate) resolved: Resolved,
     pub(crate) data: Data,
     pub(crate) backend: Backend,
+    /// Those that train the network together, if there are several.
+    pub(crate) process_group: Option<Arc<dyn ProcessGroup>>,
 }
 
 impl Setup {
@@ -41,6 +44,7 @@ impl Setup {
             },
             data,
             backend,
+            process_group: None,
         })
     }
 
@@ -154,18 +158,18 @@ impl Setup {
     }
 
     /// Training from the last checkpoint of a run, or from the first step where there is none yet.
-    pub(crate) fn resume(&self, folder: &RunFolder) -> anyhow::Result<Training> {
-        let checkpoints = self.checkpoints(folder);
-        let made_by = Record::read(folder.path())?.made_by;
+    pub(crate) fn resume(&self, run: &Path) -> anyhow::Result<Training> {
+        let checkpoints = self.checkpoints(run);
+        let made_by = Record::read(run)?.made_by;
         let Some(checkpoint) = checkpoints.read_last(self.resolved.architecture)? else {
-            check_untrained(folder.path(), &made_by)?;
+            check_untrained(run, &made_by)?;
             return self.start();
         };
         let recorded = made_by.data_sha256;
         if recorded != self.data.digest {
             bail!(
                 "the run `{}` was made with other data (SHA-256 {recorded}) than those in use now ({})",
-                folder.path().display(),
+                run.display(),
                 self.data.digest
             );
         }
@@ -179,7 +183,7 @@ impl Setup {
         {
             bail!(
                 "the run `{}` was made with the class `{old}`, which is `{new}` in the data in use now; rename it back",
-                folder.path().display()
+                run.display()
             );
         }
         Ok(Training::resume(self.training_setup(), checkpoint)?)
@@ -195,7 +199,7 @@ impl Setup {
             arithmetic: self.backend.arithmetic,
             evaluation_batch: self.recorded_evaluation_batch(),
             cudnn_engines: self.recorded_engines(),
-            process_group: None,
+            process_group: self.process_group.clone(),
         }
     }
 
@@ -225,8 +229,8 @@ impl Setup {
     }
 
     /// The checkpoints in a run's folder.
-    pub(crate) fn checkpoints(&self, folder: &RunFolder) -> Checkpoints {
-        Checkpoints::new(folder.path(), self.inputs())
+    pub(crate) fn checkpoints(&self, run: &Path) -> Checkpoints {
+        Checkpoints::new(run, self.inputs())
     }
 
     /// What the weights are trained for.

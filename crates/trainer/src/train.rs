@@ -2,6 +2,7 @@
 
 use crate::data::{self, first_names};
 use crate::logging::{self, Logging};
+use crate::processes::{Launched, Processes};
 use crate::progress::Progress;
 use crate::run_files::RunFiles;
 use crate::run_page::RunPageWriter;
@@ -13,7 +14,7 @@ use datasets::DatasetSource;
 use engine::{Event, Outcome, Position, SpanTimes, Training};
 use report::State;
 use run::cli::{self, Exit, UsageError};
-use run::{EpochMetrics, NativePath, Overrides, RunFolder, file, stop};
+use run::{EpochMetrics, NativePath, Overrides, RunFolder, Settings, Shards, file, stop};
 use std::cell::Cell;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -126,15 +127,51 @@ fn days_to_seconds(text: &str) -> Option<Duration> {
 }
 
 /// Trains, or resumes training.
-pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
+pub(crate) fn run(args: &TrainArgs, launched: Option<Launched>) -> anyhow::Result<Exit> {
+    let processes = Processes::connect(launched)?;
+    processes.run(|| run_in(args, &processes))
+}
+
+/// The default number of gradient shards of a run that MPI starts.
+const MPI_SHARDS: u32 = 8;
+
+/// Trains, or resumes training, in these processes.
+fn run_in(args: &TrainArgs, processes: &Processes) -> anyhow::Result<Exit> {
+    let found = resolve(args, processes);
+    let (resolved, resumed) = processes.agree(found)?;
+    if args.dry_run {
+        return print_settings(args, resolved, processes);
+    }
+    if args.fast_dev_run {
+        return fast_dev_run(args, resolved, processes);
+    }
+    run_with(args, resolved, resumed, &args.run_dir, processes)
+}
+
+/// The settings that the arguments ask for, and the folder of the run that is resumed.
+fn resolve(args: &TrainArgs, processes: &Processes) -> anyhow::Result<(Resolved, Option<PathBuf>)> {
     let resumed = args.resume.as_ref();
     let resumed = resumed.map(|run| run::folder::find(&args.run_dir, run));
     let resumed = resumed.transpose()?;
     let resolved = match &resumed {
         Some(run) => settings::resolve_resumed(&args.overrides, &run.join(file::RECORD))?,
-        None => settings::resolve(&args.overrides, args.config.as_deref())?,
+        None => {
+            let shards = processes.group.is_some().then_some(MPI_SHARDS);
+            let shards = shards.map(Shards::try_from).transpose()?;
+            settings::resolve_with(&args.overrides, args.config.as_deref(), shards)?
+        }
     };
-    if args.dry_run {
+    processes.check_shards(resolved.settings.gradient_shards.get())?;
+    Ok((resolved, resumed))
+}
+
+/// Prints the settings.
+fn print_settings(
+    args: &TrainArgs,
+    resolved: Resolved,
+    processes: &Processes,
+) -> anyhow::Result<Exit> {
+    processes.main_first(|| {
         let resolved = match resolved.needs_channels() {
             true => {
                 let data = setup::load(&resolved, !args.no_progress, None)?;
@@ -143,18 +180,18 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
             false => resolved,
         };
         cli::text(&resolved.settings.to_toml()?);
-        return Ok(Exit::Success);
-    }
-    if args.fast_dev_run {
-        return fast_dev_run(args, resolved);
-    }
-    run_with(args, resolved, resumed, &args.run_dir)
+        Ok(Exit::Success)
+    })
 }
 
 /// Trains one step, evaluates one batch and writes all files, in a folder that is then removed.
-fn fast_dev_run(args: &TrainArgs, resolved: Resolved) -> anyhow::Result<Exit> {
+fn fast_dev_run(
+    args: &TrainArgs,
+    resolved: Resolved,
+    processes: &Processes,
+) -> anyhow::Result<Exit> {
     let folder = tempfile::tempdir().context("cannot make a folder for the run")?;
-    let ended = run_with(args, resolved, None, folder.path())?;
+    let ended = run_with(args, resolved, None, folder.path(), processes)?;
     if ended == Exit::Success {
         cli::line(
             "everything works: one step, one batch of test images, all files of a run; nothing was kept",
@@ -169,66 +206,200 @@ fn run_with(
     resolved: Resolved,
     resumed: Option<PathBuf>,
     run_dir: &Path,
+    processes: &Processes,
 ) -> anyhow::Result<Exit> {
-    // Found at once: a file that cannot be written.
-    let trace = args.trace.as_deref().map(logging::trace_file).transpose()?;
     let stop = stop::requested("stopping after this step").context("cannot watch for Ctrl-C")?;
-    if args.stop_with_stdin {
-        stop::request_when_stdin_ends();
-    }
-    // Before the data are loaded, which takes time.
-    let resumed = resumed.map(|run| RunFolder::lock(&run)).transpose()?;
     let span_times = SpanTimes::within("step");
-    let mut logging = Logging::start(args.log_level, trace, &span_times)?;
-    let mut setup = match Setup::new(resolved, !args.no_progress, stop) {
+    let opened = processes.main_first(|| {
+        let main = match processes.is_main() {
+            true => Some(MainProcess::new(args, resumed.as_deref(), &span_times)?),
+            false => None,
+        };
+        let setup = load(args, resolved, resumed.as_deref(), stop)?;
+        Ok((setup, main))
+    });
+    let (mut setup, main) = match opened {
         Err(error) if data::is_stopped(&error) => {
             cli::note("interrupted while the pictures were read");
             return Ok(Exit::Interrupted);
         }
-        setup => setup?,
+        opened => opened?,
     };
+    setup.process_group = processes.group.clone();
+    let settings = &setup.resolved.settings;
+    let fixed = settings.fixed_on_resume()?;
+    processes.check_same("other settings", &format!("{} {fixed:?}", settings.epochs))?;
+    processes.check_same("other images", &setup.data.digest)?;
+    let version = [env!("CARGO_PKG_VERSION"), env!("BUILT_FROM")];
+    processes.check_same("another version of the program", &version.concat())?;
+    let training = processes.agree(match &resumed {
+        Some(run) => setup.resume(run).and_then(|training| {
+            check_epochs(args, settings.epochs, &training, run)?;
+            Ok(training)
+        }),
+        None => setup.start(),
+    })?;
+    let position = format!("{:?}", training.position());
+    processes.check_same("another checkpoint", &position)?;
+    let Some(mut main) = main else {
+        processes.agree(Ok(()))?;
+        return train_beside_main(args, &setup, training, stop);
+    };
+    // The folder is created last, so that an error leaves nothing behind.
+    let created = processes.agree(
+        main.create_folder(args, settings, run_dir)
+            .and_then(|folder| {
+                let count = processes.count();
+                let files = RunFiles::create(folder, &setup, &span_times, &training, count)?;
+                Ok((folder, files))
+            }),
+    );
+    let (folder, files) = created?;
+    let run = ReadyRun {
+        args,
+        setup: &setup,
+        folder,
+        processes,
+        stop,
+    };
+    run.train(training, files)
+}
+
+/// Loads what a process needs to train.
+fn load(
+    args: &TrainArgs,
+    resolved: Resolved,
+    resumed: Option<&Path>,
+    stop: &AtomicBool,
+) -> anyhow::Result<Setup> {
+    let setup = Setup::new(resolved, !args.no_progress, stop)?;
     #[cfg(feature = "cuda")]
     if let candle_core::Device::Cuda(gpu) = &setup.backend.device {
         ops::cuda::log_environment(gpu)?;
     }
     setup.check_memory(resumed.is_some())?;
-    match &resumed {
-        Some(folder) => setup.check_disk(folder.path(), true)?,
+    match resumed {
+        Some(run) => setup.check_disk(run, true)?,
         // Also for a test, which is in a temporary folder.
         None => setup.check_disk(&args.run_dir, false)?,
     }
-    if args.fast_dev_run {
-        setup = setup.of_one_batch()?;
+    match args.fast_dev_run {
+        true => setup.of_one_batch(),
+        false => Ok(setup),
     }
-    let (training, folder) = match resumed {
-        Some(folder) => {
-            let training = setup.resume(&folder)?;
-            check_epochs(args, setup.resolved.settings.epochs, &training, &folder)?;
-            (training, folder)
+}
+
+/// What the process has that writes the files of a run.
+struct MainProcess {
+    /// `None` before it is created.
+    folder: Option<RunFolder>,
+    logging: Logging,
+}
+
+impl MainProcess {
+    fn new(
+        args: &TrainArgs,
+        resumed: Option<&Path>,
+        span_times: &SpanTimes,
+    ) -> anyhow::Result<Self> {
+        // Found at once: a file that cannot be written.
+        let trace = args.trace.as_deref().map(logging::trace_file).transpose()?;
+        if args.stop_with_stdin {
+            stop::request_when_stdin_ends();
         }
-        // The folder is created last, so that an error leaves nothing behind.
-        None => {
-            let training = setup.start()?;
-            let default_name = setup.resolved.settings.default_name();
-            let name = args.name.as_deref();
-            (training, RunFolder::create(run_dir, name, &default_name)?)
-        }
-    };
-    if !folder.has_lock() {
-        cli::note(&format!(
-            "warning: the file system of `{}` has no locks: do not train this run in two processes at once",
-            folder.path().display()
-        ));
+        Ok(Self {
+            // Before the data are loaded, which takes time.
+            folder: resumed.map(RunFolder::lock).transpose()?,
+            logging: Logging::start(args.log_level, trace, span_times)?,
+        })
     }
-    logging.write_into(&folder)?;
-    let run = ReadyRun {
-        args,
-        setup: &setup,
-        folder: &folder,
-        stop,
-    };
-    let files = RunFiles::create(&folder, &setup, &span_times, &training)?;
-    run.train(training, files)
+
+    /// The folder of the run, which is created if the run is new.
+    fn create_folder(
+        &mut self,
+        args: &TrainArgs,
+        settings: &Settings,
+        run_dir: &Path,
+    ) -> anyhow::Result<&RunFolder> {
+        let folder = match self.folder.take() {
+            Some(folder) => folder,
+            None => RunFolder::create(run_dir, args.name.as_deref(), &settings.default_name())?,
+        };
+        if !folder.has_lock() {
+            cli::note(&format!(
+                "warning: the file system of `{}` has no locks: do not train this run in two processes at once",
+                folder.path().display()
+            ));
+        }
+        self.logging.write_into(&folder)?;
+        Ok(self.folder.insert(folder))
+    }
+}
+
+/// Trains in a process that neither prints nor writes files.
+fn train_beside_main(
+    args: &TrainArgs,
+    setup: &Setup,
+    mut training: Training,
+    stop: &AtomicBool,
+) -> anyhow::Result<Exit> {
+    let began = Instant::now();
+    let limits = Limits::new(args, began);
+    if limits.is_reached(training.position().epoch) {
+        return Ok(Exit::Success);
+    }
+    let outcome = training.run(
+        // Only the main process writes them.
+        &setup.checkpoints(&args.run_dir),
+        Duration::MAX,
+        &|| stop.load(Ordering::SeqCst) || limits.stop(),
+        &mut |event| {
+            limits.update(event);
+            Ok(())
+        },
+    );
+    Ok(match outcome? {
+        Outcome::Interrupted if stop.load(Ordering::SeqCst) => Exit::Interrupted,
+        _ => Exit::Success,
+    })
+}
+
+/// What stops a run before its last epoch, apart from requests.
+struct Limits<'a> {
+    args: &'a TrainArgs,
+    began: Instant,
+    last_epoch_done: Cell<bool>,
+}
+
+impl<'a> Limits<'a> {
+    fn new(args: &'a TrainArgs, began: Instant) -> Self {
+        Self {
+            args,
+            began,
+            last_epoch_done: Cell::new(false),
+        }
+    }
+
+    /// Whether a run with this many epochs has all of --stop-after.
+    fn is_reached(&self, epochs: u32) -> bool {
+        self.args
+            .stop_after
+            .is_some_and(|last| epochs >= last.get())
+    }
+
+    fn update(&self, event: &Event<'_>) {
+        if let Event::EpochFinished { history, .. } = event {
+            self.last_epoch_done
+                .set(self.is_reached(history.len() as u32));
+        }
+    }
+
+    /// Whether the run is to stop now.
+    fn stop(&self) -> bool {
+        let max_time = self.args.max_time;
+        let out_of_time = max_time.is_some_and(|time| self.began.elapsed() >= time.0);
+        self.last_epoch_done.get() || out_of_time
+    }
 }
 
 /// Checks that a resumed run can have the epochs that are asked for.
@@ -236,9 +407,9 @@ fn check_epochs(
     args: &TrainArgs,
     epochs: NonZeroU32,
     training: &Training,
-    folder: &RunFolder,
+    run: &Path,
 ) -> Result<(), UsageError> {
-    let (wanted, run) = (epochs.get(), folder.path().display());
+    let (wanted, run) = (epochs.get(), run.display());
     let (setting, omit) = match args.overrides.epochs {
         Some(_) => (format!("--epochs {wanted}"), ", or omit --epochs"),
         None => (format!("epochs = {wanted} in {}", file::RECORD), ""),
@@ -269,6 +440,7 @@ struct ReadyRun<'a> {
     args: &'a TrainArgs,
     setup: &'a Setup,
     folder: &'a RunFolder,
+    processes: &'a Processes,
     stop: &'a AtomicBool,
 }
 
@@ -291,9 +463,8 @@ impl ReadyRun<'_> {
         }
         let page = files.page(training.history())?;
         let mut page = RunPageWriter::start(folder.join(file::PAGE), page, data)?;
-        if let Some(epochs) = args.stop_after
-            && position.epoch >= epochs.get()
-        {
+        let limits = Limits::new(args, began);
+        if limits.is_reached(position.epoch) {
             let done = cli::count(position.epoch as usize, "epoch");
             cli::line(&format!("already trained for {done}"));
             files.finish(position, training.history())?;
@@ -303,12 +474,10 @@ impl ReadyRun<'_> {
         let mut progress = Progress::new(!args.no_progress, data.train.len(), data.evaluated);
         let minutes = self.setup.resolved.settings.checkpoint_minutes.get();
         let interval = Duration::try_from_secs_f64(60.0 * minutes).unwrap_or(Duration::MAX);
-        let last_epoch_done = Cell::new(false);
-        let out_of_time = || args.max_time.is_some_and(|time| began.elapsed() >= time.0);
         let outcome = training.run(
-            &self.setup.checkpoints(self.folder),
+            &self.setup.checkpoints(folder),
             interval,
-            &|| self.stop.load(Ordering::SeqCst) || last_epoch_done.get() || out_of_time(),
+            &|| self.stop.load(Ordering::SeqCst) || limits.stop(),
             &mut |event| {
                 logging::log(event);
                 if let Some(tensorboard) = &mut tensorboard {
@@ -316,10 +485,7 @@ impl ReadyRun<'_> {
                 }
                 files.update(event)?;
                 page.update(event)?;
-                if let Event::EpochFinished { history, .. } = event {
-                    let done = history.len() as u32;
-                    last_epoch_done.set(args.stop_after.is_some_and(|last| done >= last.get()));
-                }
+                limits.update(event);
                 progress.show(event);
                 Ok(())
             },
@@ -368,6 +534,7 @@ impl ReadyRun<'_> {
             resolved,
             data,
             backend,
+            ..
         } = self.setup;
         let (settings, architecture) = (&resolved.settings, resolved.architecture);
         // A folder that is not the one meant has other classes.
@@ -383,7 +550,7 @@ impl ReadyRun<'_> {
             data.evaluated,
             settings.recipe,
             backend.description(),
-            cli::count(backend.threads.get(), "thread"),
+            self.threads(),
             self.folder.path().display(),
         ));
         tracing::info!(
@@ -401,6 +568,15 @@ impl ReadyRun<'_> {
                 cli::count(step, "step")
             ));
             tracing::info!(epoch, step, "resumed");
+        }
+    }
+
+    /// The threads in words.
+    fn threads(&self) -> String {
+        let threads = cli::count(self.setup.backend.threads.get(), "thread");
+        match self.processes.count().get() {
+            1 => threads,
+            count => format!("{threads} in each of {count} processes"),
         }
     }
 
