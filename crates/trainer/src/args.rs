@@ -75,18 +75,7 @@ impl Args {
 
     /// Executes the command.
     pub(crate) fn run(self, launched: Option<Launched>) -> anyhow::Result<Exit> {
-        self.execute(launched)
-            .map_err(backend::explained)
-            .map_err(|error| match error.downcast_ref() {
-                Some(
-                    Error::BatchTooLarge { .. }
-                    | Error::Unusable {
-                        reason: Unusable::UnknownModel(_),
-                        ..
-                    },
-                ) => UsageError(error.to_string()).into(),
-                _ => error,
-            })
+        self.execute(launched).map_err(explained)
     }
 
     fn execute(self, launched: Option<Launched>) -> anyhow::Result<Exit> {
@@ -111,6 +100,21 @@ impl Args {
             }
         }
         Ok(Exit::Success)
+    }
+}
+
+/// An error of a command as it is printed, and with its exit code.
+pub(crate) fn explained(error: anyhow::Error) -> anyhow::Error {
+    let error = backend::explained(error);
+    match error.downcast_ref() {
+        Some(
+            Error::BatchTooLarge { .. }
+            | Error::Unusable {
+                reason: Unusable::UnknownModel(_),
+                ..
+            },
+        ) => UsageError(error.to_string()).into(),
+        _ => error,
     }
 }
 

@@ -1,5 +1,6 @@
 //! The processes of a run that MPI started together.
 
+use crate::args::explained;
 use anyhow::{Context, anyhow};
 use engine::ProcessGroup;
 use run::cli::{self, Exit, UsageError};
@@ -130,19 +131,33 @@ impl Processes {
         NonZeroUsize::new(size).unwrap_or(NonZeroUsize::MIN)
     }
 
-    /// Checks that every gradient shard has a process, and every process a shard.
+    /// Checks that every process has a gradient shard.
     ///
     /// # Errors
     /// A usage error otherwise.
     pub(crate) fn check_shards(&self, shards: u32) -> Result<(), UsageError> {
         let count = self.count().get();
-        if count > shards as usize || !count.is_power_of_two() {
+        if count > shards as usize {
             return Err(UsageError(format!(
-                "a run with {} is trained by a power of two of processes, at most as many; {count} were started",
+                "{count} processes were started, and the run has {}; start at most as many, or give a new run more \
+                 --gradient-shards",
                 cli::count(shards as usize, "gradient shard")
             )));
         }
         Ok(())
+    }
+
+    /// Checks that the number of processes is a power of two.
+    fn check_count(&self) -> anyhow::Result<()> {
+        let count = self.count().get();
+        if count.is_power_of_two() {
+            return Ok(());
+        }
+        self.all_fail.set(true);
+        Err(UsageError(format!(
+            "{count} processes were started; a run is trained by 1, 2, 4, 8 or another power of two"
+        ))
+        .into())
     }
 
     /// The result of this process where all processes succeed. Otherwise an error for each: that of the lowest rank which
@@ -213,13 +228,18 @@ impl Processes {
         })
     }
 
-    /// Runs `work`, and ends the other processes where it fails in this one alone.
+    /// Runs `work`, and ends the other processes where it fails in this one alone. Several processes print an error at once,
+    /// since MPI ends those that are left when the first one ends.
     ///
     /// # Errors
-    /// Those of `work`.
+    /// Those of `work` in a process that is alone.
     pub(crate) fn run(&self, work: impl FnOnce() -> anyhow::Result<Exit>) -> anyhow::Result<Exit> {
         let Some(group) = &self.group else {
             return work();
+        };
+        let work = || {
+            self.check_count()?;
+            work().map_err(explained)
         };
         let result = panic::catch_unwind(AssertUnwindSafe(work));
         let fails_everywhere = |error: &anyhow::Error| {
@@ -238,7 +258,7 @@ impl Processes {
                 };
                 abort(exit as i32)
             }
-            Ok(result) => result,
+            Ok(result) => Ok(Exit::of(result)),
             Err(_) => abort(Exit::Failure as i32),
         }
     }
