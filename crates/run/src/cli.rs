@@ -27,8 +27,12 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// The exit code of a command with this result. Prints the error, if there is one.
+    /// The exit code of a command with this result. Prints the error, if there is one. A process that prints nothing leaves
+    /// the exit code to the one that prints.
     pub fn of<E: AsRef<dyn Error>>(result: Result<Self, E>) -> Self {
+        if is_silent() {
+            return Self::Success;
+        }
         let failure = match result {
             Ok(exit) => return exit.or_output_error(),
             Err(failure) => failure,
@@ -156,18 +160,19 @@ fn keep_error(written: io::Result<()>) {
 /// A command line that is parsed. Otherwise prints the help that was asked for, or what is wrong, and ends the process.
 pub fn parse_or_exit<T>(command_line: Result<T, clap::Error>) -> T {
     command_line.unwrap_or_else(|error| {
+        if is_silent() {
+            process::exit(Exit::Success as i32);
+        }
         if error.use_stderr() {
             let text = error.render().to_string();
             match reword_parser_message(&text) {
-                _ if is_silent() => {}
                 Cow::Borrowed(_) => drop(error.print()),
                 Cow::Owned(text) => note(text.trim_end()),
             }
             process::exit(Exit::Usage as i32);
         }
-        if !is_silent() {
-            keep_error(error.print());
-        }
+        let printed = error.print();
+        keep_error(printed);
         process::exit(Exit::Success.or_output_error() as i32)
     })
 }

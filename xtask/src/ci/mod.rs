@@ -2,6 +2,8 @@
 //!
 //! A test of the crate `tests` checks that the generated documentation is up to date.
 
+mod cluster;
+mod packages;
 mod platforms;
 mod relay;
 
@@ -80,8 +82,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
 
 /// The checks of this system that take minutes.
 fn slow_checks() -> anyhow::Result<()> {
+    let has_cluster = cluster::install();
     for arguments in CHECKS {
         check_cargo(arguments)?;
+    }
+    if has_cluster {
+        cluster::checks()?;
     }
     if cfg!(target_os = "linux") {
         return cuda_checks();

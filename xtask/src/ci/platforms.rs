@@ -1,6 +1,7 @@
 //! Other systems, on Linux on x86-64: programs for 64-bit ARM Linux run under QEMU, those for Windows under Wine, and
 //! those for macOS are compiled only.
 
+use super::packages;
 use super::relay::{self, System};
 use crate::cuda::target;
 use crate::files::create_folder;
@@ -252,26 +253,5 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
         .chain(rust.iter())
         .flat_map(|list| list.split(' '))
         .collect();
-    let succeeds = |program: &str, arguments: &[&str], packages: &[&str]| {
-        let mut command = Command::new(program);
-        command
-            .args(arguments)
-            .args(packages)
-            .env("DEBIAN_FRONTEND", "noninteractive");
-        command.output().is_ok_and(|output| output.status.success())
-    };
-    let installed = succeeds("dpkg", &["-s"], &packages)
-        || succeeds("dpkg", &["--add-architecture", "arm64"], &[])
-            && succeeds("apt-get", &["update"], &[])
-            && succeeds(
-                "apt-get",
-                &["install", "-y", "--no-install-recommends"],
-                &packages,
-            );
-    ensure!(
-        installed,
-        "this needs Debian's packages {}, which `apt-get` installs for root",
-        packages.join(" ")
-    );
-    Ok(())
+    packages::install(&packages)
 }
