@@ -169,7 +169,7 @@ fn a_terminated_comparison_stops_its_runs_with_checkpoints() {
         .args(["--epochs", "1000", "--checkpoint-minutes", "0", "--out"])
         .arg(&out);
     let child = command.spawn().unwrap();
-    let run = out.join("small-alexnet-reference-seed0");
+    let run = out.join("small-alexnet-synthetic-reference-seed0");
     wait_for_checkpoint(&run);
     for signal in ["TERM", "HUP", "TERM"] {
         kill(&child, signal);

@@ -125,15 +125,15 @@ impl Backend {
     }
 }
 
-/// The most threads that a run may have.
-const MOST_THREADS: usize = 1024;
+/// The largest number of threads that a run may have.
+const MAX_THREADS: usize = 1024;
 
 /// Sets the number of threads, by default one per core, and returns it.
 pub(crate) fn use_threads(threads: Option<NonZeroUsize>) -> anyhow::Result<NonZeroUsize> {
     // 0 means one per core.
     let threads = threads.map_or(0, NonZeroUsize::get);
-    if threads > MOST_THREADS {
-        let message = format!("--threads {threads}: expected at most {MOST_THREADS}");
+    if threads > MAX_THREADS {
+        let message = format!("--threads {threads}: expected at most {MAX_THREADS}");
         return Err(UsageError(message).into());
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);

@@ -67,8 +67,8 @@ pub(crate) struct TrainArgs {
     )]
     pub(crate) run_dir: NativePath,
 
-    /// The run's name, which is the name of its folder [default: model, recipe and seed, numbered].
-    #[arg(long, help_heading = "Output", value_parser = run_name)]
+    /// The run's name, which is the name of its folder [default: network, data set if it is not cifar10, recipe and seed, numbered].
+    #[arg(long, help_heading = "Output", value_parser = run::name::check)]
     pub(crate) name: Option<String>,
 
     /// Show no progress bar, only one line per epoch.
@@ -451,34 +451,6 @@ impl ReadyRun<'_> {
     }
 }
 
-/// The name of a folder that is valid on every system, since a run may be resumed on another one.
-fn run_name(text: &str) -> Result<String, UsageError> {
-    let plain = |c: char| c.is_alphanumeric() || "-_.+=,".contains(c);
-    if text.is_empty() || text.starts_with('.') || !text.chars().all(plain) {
-        return Err(UsageError(
-            "a run's name consists of letters, digits and the characters `-_.+=,`, and does not start with a dot"
-                .to_owned(),
-        ));
-    }
-    if text.ends_with('.') || is_reserved_on_windows(text) {
-        return Err(UsageError(
-            "Windows reserves con, prn, aux, nul, com0 to com9 and lpt0 to lpt9, also with an extension, and ignores a \
-             dot at the end; give another name, since a run may be resumed on any system"
-                .to_owned(),
-        ));
-    }
-    Ok(text.to_owned())
-}
-
-/// Whether Windows reads a file name as that of a device: "Naming Files, Paths, and Namespaces" in its documentation.
-fn is_reserved_on_windows(name: &str) -> bool {
-    let stem = name.split('.').next().unwrap_or(name).to_ascii_lowercase();
-    let port = stem.strip_prefix("com").or(stem.strip_prefix("lpt"));
-    let digit = |c: char| c.is_ascii_digit() || "¹²³".contains(c);
-    matches!(stem.as_str(), "con" | "prn" | "aux" | "nul")
-        || port.is_some_and(|port| port.chars().count() == 1 && port.chars().all(digit))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -506,34 +478,5 @@ mod tests {
         }
         let huge = format!("{}:0:0:0", u64::MAX);
         assert!(huge.parse::<MaxTime>().is_err());
-    }
-
-    #[test]
-    fn names_are_folders() {
-        for name in ["a", "small-alexnet_1", "lr=0.1,b=2"] {
-            assert!(run_name(name).is_ok(), "{name}");
-        }
-        for name in ["", ".", "..", ".a", "a/b", "a\\b", "a b"] {
-            assert!(run_name(name).is_err(), "{name}");
-        }
-    }
-
-    #[test]
-    fn names_that_windows_reserves_or_changes_are_refused() {
-        for name in [
-            "con",
-            "NUL",
-            "com1",
-            "LPT9",
-            "com²",
-            "aux.x",
-            "prn.tar.gz",
-            "a.",
-        ] {
-            assert!(run_name(name).is_err(), "{name}");
-        }
-        for name in ["con-1", "com10", "com", "null", "a.con", "compare"] {
-            assert!(run_name(name).is_ok(), "{name}");
-        }
     }
 }
