@@ -92,6 +92,33 @@ fn wrong_flags_are_usage_errors() {
 }
 
 #[test]
+fn what_is_named_and_is_not_there_is_a_usage_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused_in = |name: &str, arguments: &str| {
+        let mut command = program(name);
+        command.current_dir(&folder);
+        refused(command.args(arguments.split(' ')), 2, &["none"]);
+        assert!(is_empty(folder.path()), "{arguments} left something behind");
+    };
+    for arguments in [
+        "--model lenet --dataset ./none",
+        "--model lenet --dataset none",
+        "--model lenet --init none --dataset synthetic",
+        "--config none",
+        "--resume none",
+        "eval --checkpoint none",
+        "eval --checkpoint none --dataset ./none",
+        "predict --checkpoint none picture.png",
+        "report none",
+    ] {
+        refused_in("trainer", arguments);
+    }
+    for arguments in ["verify none", "fetch-data --from-file none"] {
+        refused_in("xtask", arguments);
+    }
+}
+
+#[test]
 fn wrong_settings_files_are_usage_errors() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("settings.toml");
@@ -298,7 +325,7 @@ fn damaged_checkpoints_are_named() {
     let path = small().write(&folder);
     refused(
         eval(&path).args(["--model", "alexnet"]),
-        1,
+        2,
         &["weights of small-alexnet, not of alexnet"],
     );
     let mut bare = small();
@@ -325,12 +352,7 @@ fn damaged_checkpoints_are_named() {
             &["cut.safetensors", "not a complete safetensors file"],
         );
     }
-    refused(
-        &mut eval(&folder.path().join("none")),
-        1,
-        &["cannot read", "none"],
-    );
-    refused(&mut eval(folder.path()), 1, &["cannot read"]);
+    refused(&mut eval(folder.path()), 2, &["cannot read"]);
     refused(
         trainer(&folder.path().join("runs"))
             .arg("--init")
@@ -484,12 +506,12 @@ fn checkpoints_have_the_digest_of_their_tensors() {
     }
     refused(
         &mut eval(&momentum.0),
-        1,
+        2,
         &["momentum buffers, not weights", "use last.safetensors"],
     );
     refused(
         trainer(runs.path()).arg("--init").arg(&momentum.0),
-        1,
+        2,
         &["momentum buffers, not weights"],
     );
     fs::write(&momentum.0, &last.1).unwrap();

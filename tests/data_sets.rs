@@ -262,7 +262,11 @@ fn a_run_goes_on_where_its_pictures_are_now() {
         command.current_dir(folder).args(["--resume", "a"]);
         command
     };
-    refused(&mut resume(), 1, &["the folder `./pets` does not exist"]);
+    refused(
+        &mut resume(),
+        2,
+        &["--dataset (`runs/a/run.toml`): the folder `./pets` does not exist"],
+    );
     refused(
         resume().args(["--dataset", "synthetic"]),
         2,
@@ -299,7 +303,7 @@ fn a_run_goes_on_where_its_pictures_are_now() {
         command.current_dir(folder).arg("whole");
         command
     };
-    refused(&mut verify(), 1, &["the folder `./pets` does not exist"]);
+    refused(&mut verify(), 2, &["the folder `./pets` does not exist"]);
     verify().args(["--dataset", "./moved"]).assert().success();
 
     // The checkpoint's classes are the folder's.
@@ -319,7 +323,7 @@ fn a_run_goes_on_where_its_pictures_are_now() {
     );
     refused(
         &mut evaluate("runs/a"),
-        1,
+        2,
         &["is a folder", "runs/a/best.safetensors"],
     );
     let mut eval = program("trainer");

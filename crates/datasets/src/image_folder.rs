@@ -328,7 +328,7 @@ impl ImageFolder {
 }
 
 /// Checks that a path is a folder.
-fn check_folder(path: &Path) -> Result<(), Error> {
+pub(crate) fn check_folder(path: &Path) -> Result<(), Error> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Ok(()),
         Ok(_) => Err(Error::NotAFolder(path.to_owned())),

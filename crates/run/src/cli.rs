@@ -17,9 +17,9 @@ use std::sync::OnceLock;
 pub enum Exit {
     /// The command did what it was asked to do.
     Success = 0,
-    /// The command failed.
+    /// The command failed: what it was to work on is there, but is damaged, or something went wrong.
     Failure = 1,
-    /// The command line, or a settings file that it names, is wrong.
+    /// The command line, or a settings file that it names, is wrong, or names something that is not there.
     Usage = 2,
     /// The command was asked to stop: 130 = 128 + SIGINT, as in shells, for every such request.
     Interrupted = 130,

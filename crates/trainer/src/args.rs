@@ -8,7 +8,7 @@ use crate::settings::{architecture, with_names};
 use crate::train::{self, TrainArgs};
 use crate::write_report::{self, ReportArgs};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use engine::{Error, Unusable};
+use engine::Error;
 use models::Architecture;
 use run::cli::{self, Exit, UsageError};
 use run::settings::{Field, Property};
@@ -77,13 +77,7 @@ impl Args {
         self.execute()
             .map_err(backend::explained)
             .map_err(|error| match error.downcast_ref() {
-                Some(
-                    Error::BatchTooLarge { .. }
-                    | Error::Unusable {
-                        reason: Unusable::UnknownModel(_),
-                        ..
-                    },
-                ) => UsageError(error.to_string()).into(),
+                Some(Error::BatchTooLarge { .. }) => UsageError(error.to_string()).into(),
                 _ => error,
             })
     }

@@ -194,11 +194,10 @@ fn resolve_layers(
         )));
     }
     let settings = Settings::resolve(&layers).map_err(usage)?;
-    let dataset = settings.dataset.parse().map_err(|_| {
+    let dataset = settings.dataset.parse().map_err(|error: datasets::Error| {
         let source = last(&layers, |layer| layer.dataset.clone());
         let source = source.map_or(&Source::Defaults, |(source, _)| source);
-        let known = datasets().chain(["a folder of pictures"]);
-        unknown("--dataset", &settings.dataset, source, known)
+        UsageError(format!("--dataset ({source}): {error}"))
     })?;
     Ok(Resolved {
         settings,

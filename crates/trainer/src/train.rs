@@ -67,7 +67,8 @@ pub(crate) struct TrainArgs {
     )]
     pub(crate) run_dir: NativePath,
 
-    /// The run's name, which is the name of its folder [default: network, data set if it is not cifar10, recipe and seed, numbered].
+    /// The run's name, which is the name of its folder [default: network, data set (but for cifar10), recipe and seed,
+    /// numbered].
     #[arg(long, help_heading = "Output", value_parser = run::name::check)]
     pub(crate) name: Option<String>,
 

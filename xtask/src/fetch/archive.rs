@@ -82,10 +82,6 @@ fn read(path: &Path, source: &Source, folder: Option<&Path>) -> anyhow::Result<&
     let dataset = source.dataset.display_name;
     let shown = path.display();
     let cannot_read = || format!("cannot read `{shown}`");
-    ensure!(
-        !path.is_dir(),
-        "`{shown}` is a folder, not an archive; give a data folder with --data-dir"
-    );
     let file = File::open(path).with_context(cannot_read)?;
     let mut bytes = BufReader::new(file);
     let start = bytes.fill_buf().with_context(cannot_read)?;
