@@ -513,7 +513,7 @@ fn runs_that_cannot_be_compared_are_refused() {
     refused(
         &mut report(&["a", "d"]),
         1,
-        &["different data", "12 training", "18 training"],
+        &["cannot be compared", "12 training", "18 training"],
     );
     refused(&mut report(&["a", "none"]), 2, &["none", "run.toml"]);
     refused(&mut report(&[]), 2, &["RUN"]);
