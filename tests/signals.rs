@@ -108,7 +108,7 @@ fn signals_of_the_system_are_one_request_in_any_order() {
     let (code, message) = ended(child);
     assert_eq!(code, Some(130), "{message}");
     assert_eq!(
-        message.matches("stopping after this step").count(),
+        message.matches("stopping after this step\n").count(),
         1,
         "{message}"
     );
