@@ -1,7 +1,7 @@
 //! The files that a run leaves in its folder, apart from checkpoints.
 
 use crate::backend::device_name;
-use crate::run_page::of_predictions;
+use crate::run_page::mistakes_of_predictions;
 use crate::settings::Resolved;
 use crate::setup::Setup;
 use anyhow::Context;
@@ -47,6 +47,7 @@ impl<'a> RunFiles<'a> {
             resolved,
             data,
             backend,
+            ..
         } = setup;
         let position = training.position();
         let earlier = match Record::read(folder.path()) {
@@ -162,6 +163,7 @@ impl<'a> RunFiles<'a> {
             resolved,
             data,
             backend,
+            ..
         } = self.setup;
         let folder = self.folder.path();
         // Those of another epoch are not the latest mistakes.
@@ -175,7 +177,7 @@ impl<'a> RunFiles<'a> {
             device: backend.description(),
             split: data.evaluated,
             epochs: epochs.to_vec(),
-            mistakes: predictions.as_ref().map(of_predictions),
+            mistakes: predictions.as_ref().map(mistakes_of_predictions),
             state: State::Training(Progress::default()),
             resume: cli::resume_command(folder),
         })
