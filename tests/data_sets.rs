@@ -237,6 +237,27 @@ fn a_colour_profile_does_not_choose_how_much_memory_it_takes() {
 }
 
 #[test]
+fn refused_commands_decode_no_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_pictures(&folder.join("pets"));
+    notes(train(folder, "taken").args(["--dataset", "synthetic", "--limit-train", "10"]));
+    for (name, flag, expected) in [
+        ("taken", "--threads=1", "the run `runs/taken` exists"),
+        ("a", "--limit-train=5", "the batch size 10 is larger"),
+        ("a", "--limit-train=31", "there are only 30 images"),
+        ("a", "--limit-test=21", "there are only 20 images"),
+        ("a", "--validation=30", "--validation 30: cannot hold out"),
+        ("a", "--overfit-batches=4", "there are only 30 images"),
+        ("a", "--init=none", "cannot read `none`"),
+    ] {
+        let mut command = train(folder, name);
+        refused(command.args(["--dataset", "./pets", flag]), 2, &[expected]);
+        assert!(!folder.join("data").exists(), "{flag}");
+    }
+}
+
+#[test]
 fn a_limit_that_leaves_classes_out_is_noted() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();

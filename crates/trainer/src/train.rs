@@ -13,7 +13,7 @@ use datasets::DatasetSource;
 use engine::{Event, Outcome, Position, SpanTimes, Training};
 use report::State;
 use run::cli::{self, Exit, UsageError};
-use run::{EpochMetrics, NativePath, Overrides, RunFolder, file, stop};
+use run::{EpochMetrics, NativePath, Overrides, RunFolder, file, folder, stop};
 use std::cell::Cell;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -63,7 +63,7 @@ pub(crate) struct TrainArgs {
         value_name = "DIR",
         help_heading = "Output",
         default_value = "runs",
-        value_parser = NativePath::of_text()
+        value_parser = NativePath::text_parser()
     )]
     pub(crate) run_dir: NativePath,
 
@@ -181,7 +181,10 @@ fn run_with(
     let resumed = resumed.map(|run| RunFolder::lock(&run)).transpose()?;
     let span_times = SpanTimes::within("step");
     let mut logging = Logging::start(args.log_level, trace, &span_times)?;
-    let mut setup = match Setup::new(resolved, !args.no_progress, stop) {
+    if let (None, Some(name)) = (&resumed, &args.name) {
+        folder::check_free(&run_dir.join(name))?;
+    }
+    let mut setup = match Setup::new(resolved, resumed.is_some(), !args.no_progress, stop) {
         Err(error) if data::is_stopped(&error) => {
             cli::note("interrupted while the pictures were read");
             return Ok(Exit::Interrupted);
@@ -192,14 +195,13 @@ fn run_with(
     if let candle_core::Device::Cuda(gpu) = &setup.backend.device {
         ops::cuda::log_environment(gpu)?;
     }
-    setup.check_memory(resumed.is_some())?;
     match &resumed {
         Some(folder) => setup.check_disk(folder.path(), true)?,
         // Also for a test, which is in a temporary folder.
         None => setup.check_disk(&args.run_dir, false)?,
     }
     if args.fast_dev_run {
-        setup = setup.of_one_batch()?;
+        setup = setup.limited_to_one_batch()?;
     }
     let (training, folder) = match resumed {
         Some(folder) => {
@@ -369,6 +371,7 @@ impl ReadyRun<'_> {
             resolved,
             data,
             backend,
+            ..
         } = self.setup;
         let (settings, architecture) = (&resolved.settings, resolved.architecture);
         // A folder that is not the one meant has other classes.
