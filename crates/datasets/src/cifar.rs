@@ -98,7 +98,7 @@ impl Archive {
 
     /// The most bytes that a file of images may have.
     #[must_use]
-    pub fn most_bytes(&self, file: &ImageFile) -> u64 {
+    pub fn max_bytes(&self, file: &ImageFile) -> u64 {
         match self.format {
             Format::Binary { labels } => (file.images * (labels.len() + IMAGE_BYTES)) as u64,
             // Python 3 writes a byte above 127 as two at protocol 2; the rest is labels and names of files.
@@ -119,7 +119,7 @@ impl Archive {
     /// Reads one file of the data set and checks its size and labels. Returns its images, and its checksum.
     fn read(&self, folder: &Path, file: &ImageFile) -> Result<(Records, String), Error> {
         let path = &folder.join(file.name);
-        let most = self.most_bytes(file);
+        let most = self.max_bytes(file);
         // One byte more, to notice a longer file.
         let (bytes, found) = read_at_most(path, most + 1)?;
         match self.format {
@@ -214,7 +214,7 @@ impl Archive {
                 return Some(format!("it has no `{name}`"));
             };
             match self.format {
-                Format::Binary { .. } if metadata.len() != self.most_bytes(file) => {
+                Format::Binary { .. } if metadata.len() != self.max_bytes(file) => {
                     Some(format!("its `{name}` has {} bytes", metadata.len()))
                 }
                 _ => None,

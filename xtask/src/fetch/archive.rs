@@ -28,7 +28,7 @@ pub(crate) fn unpacked_bytes(archive: &Archive) -> u64 {
 
 fn image_bytes(archive: &Archive) -> u64 {
     let files = archive.files.iter();
-    files.map(|file| archive.most_bytes(file)).sum()
+    files.map(|file| archive.max_bytes(file)).sum()
 }
 
 /// SHA-256 of a file, in hexadecimal.
@@ -147,7 +147,7 @@ fn read(path: &Path, source: &Source, folder: Option<&Path>) -> anyhow::Result<&
         };
         let image_file = archive.files.iter().find(|file| file.name == name);
         let max = if let Some(file) = image_file {
-            archive.most_bytes(file)
+            archive.max_bytes(file)
         } else if SMALL_FILES.contains(&name) || archive.names == Some(name) {
             MAX_SMALL_FILE
         } else {
