@@ -14,7 +14,7 @@ use zune_jpeg::JpegDecoder;
 use zune_jpeg::errors::DecodeErrors;
 
 /// Height and width of images in a data set.
-const SIDE: u32 = 32;
+const SIDE: u32 = run::predictions::SIDE as u32;
 
 /// Bytes of a mebibyte.
 const MIB: u64 = 1 << 20;

@@ -11,7 +11,7 @@ use models::Network;
 use report::{Progress, RunPage, State};
 use run::cli;
 use run::layers::Layer;
-use run::predictions::{Filters, PICTURE_BYTES};
+use run::predictions::{Filters, IMAGE_BYTES};
 use run::{EpochMetrics, MadeBy, Predictions, Record, RunFolder, Session, file, session};
 use std::mem;
 use std::path::PathBuf;
@@ -228,7 +228,7 @@ impl<'a> RunFiles<'a> {
             weights: first.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?,
         };
         let predictions = self.setup.data.test.with_slices(|labels, pixels| {
-            let picture = |index: usize| pixels[index * PICTURE_BYTES..][..PICTURE_BYTES].to_vec();
+            let picture = |index: usize| pixels[index * IMAGE_BYTES..][..IMAGE_BYTES].to_vec();
             Predictions::new(
                 epoch,
                 &self.setup.data.class_names,

@@ -8,7 +8,7 @@ use report::{
     MistakenImage, Progress, ProgressMetrics, REFRESH_SECONDS, RunPage, SHOWN_IMAGES, State,
     write_run_page,
 };
-use run::predictions::{PICTURE_BYTES, mistakes};
+use run::predictions::{IMAGE_BYTES, mistakes};
 use run::{EpochMetrics, Predictions, Record};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -160,7 +160,7 @@ fn mistakes_of_evaluation(
     data: &Data,
 ) -> anyhow::Result<Vec<MistakenImage>> {
     let images = data.test.with_slices(|labels, pixels| {
-        let picture = |index| Some(pixels[index * PICTURE_BYTES..][..PICTURE_BYTES].to_vec());
+        let picture = |index| Some(pixels[index * IMAGE_BYTES..][..IMAGE_BYTES].to_vec());
         images(&data.class_names, labels, &evaluation.logits, picture)
     });
     Ok(images?)
