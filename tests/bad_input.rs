@@ -119,6 +119,20 @@ fn what_is_named_and_is_not_there_is_a_usage_error() {
 }
 
 #[test]
+fn an_instruction_set_that_is_not_there_is_not_replaced() {
+    let runs = tempfile::tempdir().unwrap();
+    for name in ["avx1024", "neon, scalar"] {
+        let mut command = trainer(runs.path());
+        refused(
+            command.env("KERNELS_ISA", name),
+            2,
+            &["KERNELS_ISA", name, "this machine has ", "scalar"],
+        );
+        assert!(is_empty(runs.path()));
+    }
+}
+
+#[test]
 fn wrong_settings_files_are_usage_errors() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("settings.toml");
@@ -137,6 +151,10 @@ fn wrong_settings_files_are_usage_errors() {
         ("epochs = \"ten\"", ["line 1", "string \"ten\""]),
         ("std = [0.2, 0.0, 0.2]", ["line 1", "above 0"]),
         ("= 3", ["line 1", "settings.toml"]),
+        (
+            "precision = \"tf32\"",
+            ["--precision tf32", "settings.toml"],
+        ),
     ] {
         fs::write(&file, text).unwrap();
         refused(trainer(folder.path()).arg("--config").arg(&file), 2, &parts);

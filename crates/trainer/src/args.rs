@@ -83,6 +83,7 @@ impl Args {
     }
 
     fn execute(self) -> anyhow::Result<Exit> {
+        ops::InstructionSet::check_selection().map_err(UsageError)?;
         match self.command {
             None => return train::run(&self.train),
             Some(Command::Summary { model }) => cli::text(&models::summary(model, false)),

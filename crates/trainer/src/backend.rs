@@ -5,7 +5,7 @@ use candle_core::Device;
 use ops::Arithmetic;
 use run::Machine;
 use run::cli::{self, UsageError};
-use run::settings::{ConvAlgorithm, DevicePreference, Precision};
+use run::settings::{ConvAlgorithm, DevicePreference, Precision, Source};
 use std::env::consts;
 use std::num::NonZeroUsize;
 
@@ -83,7 +83,13 @@ impl Backend {
         let device = open(settings.device)?;
         let recorded = resolved.choices.as_ref().map(|choices| choices.precision);
         Ok(Self {
-            arithmetic: arithmetic(settings.conv, settings.precision, recorded, &device)?,
+            arithmetic: arithmetic(
+                settings.conv,
+                settings.precision,
+                &resolved.precision_source,
+                recorded,
+                &device,
+            )?,
             gpu: gpu_model(&device)?,
             device,
             threads,
@@ -157,21 +163,22 @@ fn note_other_precision(precision: Option<Precision>) {
     }
 }
 
-/// The arithmetic of a device. The precision is that of the flag or else `recorded`, that of the run which is resumed or
-/// repeated. By default it is bf16 on a GPU that has it, and f32 elsewhere.
+/// The arithmetic of a device. The precision is that of the setting from `source` or else `recorded`, that of the run which
+/// is resumed or repeated. By default it is bf16 on a GPU that has it, and f32 elsewhere.
 ///
 /// # Errors
 /// When the device does not have the precision.
 pub(crate) fn arithmetic(
     conv: ConvAlgorithm,
-    flag: Option<Precision>,
+    setting: Option<Precision>,
+    source: &Source,
     recorded: Option<Precision>,
     device: &Device,
 ) -> anyhow::Result<Arithmetic> {
     if device.is_cpu() && recorded.is_none() {
-        note_other_precision(flag);
+        note_other_precision(setting);
     }
-    let precision = match flag.or(recorded) {
+    let precision = match setting.or(recorded) {
         Some(precision) => match lack(precision, device)? {
             None => precision,
             Some(lack) if recorded == Some(precision) => {
@@ -182,8 +189,9 @@ pub(crate) fn arithmetic(
                 return Err(UsageError(error).into());
             }
             Some(lack) => {
-                let error =
-                    format!("--precision {precision}: {lack}; use another precision or --device");
+                let error = format!(
+                    "--precision {precision} ({source}): {lack}; use another precision or --device"
+                );
                 return Err(UsageError(error).into());
             }
         },
@@ -254,8 +262,10 @@ mod tests {
 
     #[test]
     fn the_cpu_computes_in_f32() {
-        let arithmetic =
-            |flag, recorded| arithmetic(ConvAlgorithm::Direct, flag, recorded, &Device::Cpu);
+        let arithmetic = |flag, recorded| {
+            let (conv, source) = (ConvAlgorithm::Direct, Source::CommandLine);
+            arithmetic(conv, flag, &source, recorded, &Device::Cpu)
+        };
         for precision in [None, Some(Precision::F32)] {
             let arithmetic = arithmetic(precision, None).unwrap();
             assert_eq!(arithmetic.precision, ops::Precision::F32);
@@ -267,7 +277,7 @@ mod tests {
             assert_eq!(arithmetic.precision, ops::Precision::Bf16);
         }
         let refused = |flag, recorded| arithmetic(flag, recorded).unwrap_err().to_string();
-        assert!(refused(tf32, bf16).starts_with("--precision tf32: the CPU"));
+        assert!(refused(tf32, bf16).starts_with("--precision tf32 (command line): the CPU"));
         for flag in [None, tf32] {
             assert!(refused(flag, tf32).starts_with("the run computes in tf32, and the CPU"));
         }

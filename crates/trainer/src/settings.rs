@@ -19,6 +19,8 @@ pub(crate) struct Resolved {
     pub(crate) mean_is_given: bool,
     /// Whether flags or a file set the standard deviation of images.
     pub(crate) std_is_given: bool,
+    /// Where the precision is set.
+    pub(crate) precision_source: Source,
     /// What the run that is resumed or repeated chose for its device.
     pub(crate) choices: Option<Choices>,
 }
@@ -182,6 +184,8 @@ fn resolve_layers(
     {
         layers.push((Source::Defaults, normalisation(channels)?));
     }
+    let precision_source = last(&given, |layer| layer.precision)
+        .map_or(Source::Defaults, |(source, _)| source.clone());
     let mean_is_given = last(&given, |layer| layer.mean).is_some();
     let std_is_given = last(&given, |layer| layer.std).is_some();
     layers.extend(given);
@@ -205,6 +209,7 @@ fn resolve_layers(
         dataset,
         mean_is_given,
         std_is_given,
+        precision_source,
         choices,
     })
 }

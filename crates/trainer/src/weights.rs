@@ -9,7 +9,7 @@ use engine::{Error, Inputs, Unusable, Weights};
 use models::{Architecture, Network};
 use ops::Arithmetic;
 use run::cli::{self, UsageError};
-use run::settings::{ConvAlgorithm, DevicePreference, Precision};
+use run::settings::{ConvAlgorithm, DevicePreference, Precision, Source};
 use run::{Finite, NativePath, Overrides, PerChannel, Positive, file};
 use std::fs;
 use std::io::ErrorKind;
@@ -68,7 +68,13 @@ pub(crate) struct Loaded {
 pub(crate) fn load(args: &WeightArgs, dataset: &DatasetSource) -> anyhow::Result<Loaded> {
     backend::use_threads(args.threads)?;
     let device = backend::open(args.device)?;
-    let arithmetic = backend::arithmetic(args.conv, args.precision, None, &device)?;
+    let arithmetic = backend::arithmetic(
+        args.conv,
+        args.precision,
+        &Source::CommandLine,
+        None,
+        &device,
+    )?;
     let weights = read(&args.checkpoint, args.model)?;
     let mut inputs = match &weights.inputs {
         Some(inputs) => inputs.clone(),
