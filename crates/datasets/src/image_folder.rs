@@ -171,10 +171,9 @@ struct PictureFile {
     class: u32,
 }
 
-/// A folder of pictures by class. It has `train/CLASS/...` and `test/CLASS/...`, under these or [other](TRAINING)
-/// [names](TEST); or only `CLASS/...`.
-/// The order of classes and pictures is that of torchvision's `ImageFolder`: classes by name, and in a class folders by
-/// path, then files by name.
+/// A folder of pictures by class. It has `train/CLASS/...` and `test/CLASS/...`, or other usual names for these; or only
+/// `CLASS/...`. The order of classes and pictures is that of torchvision's `ImageFolder`: classes by name, and in a class
+/// folders by path, then files by name.
 #[derive(Debug)]
 pub struct ImageFolder {
     path: PathBuf,
