@@ -47,7 +47,16 @@ impl Setup {
             Some(path) if !is_resumed => Some(weights::read(path, Some(resolved.architecture))?),
             _ => None,
         };
-        let data = load(&resolved, show_bar, Some(stop))?;
+        let run = &resolved.settings;
+        let limits = Limits {
+            train: run.limit_train,
+            test: run.limit_test,
+            validation: run.validation.map(|images| (images, run.seed)),
+            overfit: run.overfit_batches,
+            batch_size: Some(run.batch_size),
+            ..Limits::default()
+        };
+        let data = load(&resolved, limits, show_bar, Some(stop))?;
         // Again, beside the images.
         check_memory(&resolved, &backend, is_resumed)?;
         Ok(Self {
@@ -257,21 +266,27 @@ fn check_memory(resolved: &Resolved, backend: &Backend, is_resumed: bool) -> any
     Err(UsageError(format!("{problem}; {remedy}")).into())
 }
 
-/// Loads the images that settings name.
-pub(crate) fn load(
+/// These settings with the mean and the standard deviation of the training images, where they are needed.
+pub(crate) fn with_channels(resolved: Resolved, show_bar: bool) -> anyhow::Result<Resolved> {
+    if !resolved.needs_channels() {
+        return Ok(resolved);
+    }
+    let limits = Limits {
+        train: resolved.settings.limit_train,
+        ..Limits::default()
+    };
+    let data = load(&resolved, limits, show_bar, None)?;
+    resolved.with_channels(&data.all_training)
+}
+
+/// Loads the images of the data set that settings name.
+fn load(
     resolved: &Resolved,
+    limits: Limits,
     show_bar: bool,
     stop: Option<&AtomicBool>,
 ) -> anyhow::Result<Data> {
     let run = &resolved.settings;
-    let limits = Limits {
-        train: run.limit_train,
-        test: run.limit_test,
-        validation: run.validation.map(|images| (images, run.seed)),
-        overfit: run.overfit_batches,
-        batch_size: Some(run.batch_size),
-        ..Limits::default()
-    };
     let pictures = Pictures {
         skip_unreadable: run.skip_unreadable,
         show_bar,

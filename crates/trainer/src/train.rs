@@ -136,13 +136,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<Exit> {
         None => settings::resolve(&args.overrides, args.config.as_deref())?,
     };
     if args.dry_run {
-        let resolved = match resolved.needs_channels() {
-            true => {
-                let data = setup::load(&resolved, !args.no_progress, None)?;
-                resolved.with_channels(&data.all_training)?
-            }
-            false => resolved,
-        };
+        let resolved = setup::with_channels(resolved, !args.no_progress)?;
         cli::text(&resolved.settings.to_toml()?);
         return Ok(Exit::Success);
     }
