@@ -92,6 +92,47 @@ fn wrong_flags_are_usage_errors() {
 }
 
 #[test]
+fn what_is_named_and_is_not_there_is_a_usage_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused_in = |name: &str, arguments: &str| {
+        let mut command = program(name);
+        command.current_dir(&folder);
+        refused(command.args(arguments.split(' ')), 2, &["none"]);
+        assert!(is_empty(folder.path()), "{arguments} left something behind");
+    };
+    for arguments in [
+        "--model lenet --dataset ./none",
+        "--model lenet --dataset none",
+        "--model lenet --init none --dataset synthetic",
+        "--config none",
+        "--resume none",
+        "eval --checkpoint none",
+        "eval --checkpoint none --dataset ./none",
+        "predict --checkpoint none picture.png",
+        "report none",
+    ] {
+        refused_in("trainer", arguments);
+    }
+    for arguments in ["verify none", "fetch-data --from-file none"] {
+        refused_in("xtask", arguments);
+    }
+}
+
+#[test]
+fn an_instruction_set_that_is_not_there_is_not_replaced() {
+    let runs = tempfile::tempdir().unwrap();
+    for name in ["avx1024", "neon, scalar"] {
+        let mut command = trainer(runs.path());
+        refused(
+            command.env("KERNELS_ISA", name),
+            2,
+            &["KERNELS_ISA", name, "this machine has ", "scalar"],
+        );
+        assert!(is_empty(runs.path()));
+    }
+}
+
+#[test]
 fn wrong_settings_files_are_usage_errors() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("settings.toml");
@@ -110,6 +151,10 @@ fn wrong_settings_files_are_usage_errors() {
         ("epochs = \"ten\"", ["line 1", "string \"ten\""]),
         ("std = [0.2, 0.0, 0.2]", ["line 1", "above 0"]),
         ("= 3", ["line 1", "settings.toml"]),
+        (
+            "precision = \"tf32\"",
+            ["--precision tf32", "settings.toml"],
+        ),
     ] {
         fs::write(&file, text).unwrap();
         refused(trainer(folder.path()).arg("--config").arg(&file), 2, &parts);
@@ -298,7 +343,7 @@ fn damaged_checkpoints_are_named() {
     let path = small().write(&folder);
     refused(
         eval(&path).args(["--model", "alexnet"]),
-        1,
+        2,
         &["weights of small-alexnet, not of alexnet"],
     );
     let mut bare = small();
@@ -325,12 +370,7 @@ fn damaged_checkpoints_are_named() {
             &["cut.safetensors", "not a complete safetensors file"],
         );
     }
-    refused(
-        &mut eval(&folder.path().join("none")),
-        1,
-        &["cannot read", "none"],
-    );
-    refused(&mut eval(folder.path()), 1, &["cannot read"]);
+    refused(&mut eval(folder.path()), 2, &["cannot read"]);
     refused(
         trainer(&folder.path().join("runs"))
             .arg("--init")
@@ -484,12 +524,12 @@ fn checkpoints_have_the_digest_of_their_tensors() {
     }
     refused(
         &mut eval(&momentum.0),
-        1,
+        2,
         &["momentum buffers, not weights", "use last.safetensors"],
     );
     refused(
         trainer(runs.path()).arg("--init").arg(&momentum.0),
-        1,
+        2,
         &["momentum buffers, not weights"],
     );
     fs::write(&momentum.0, &last.1).unwrap();

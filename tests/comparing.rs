@@ -138,7 +138,7 @@ fn missing_runs_are_trained_and_all_are_reported() {
     let (first, second) = (folder.path().join("first"), folder.path().join("second"));
     let (plan, _) = printed(&mut compare(&first, &["--dry-run"]));
     assert!(
-        plan.contains("small-alexnet-reference-seed1: to be trained, 2 epochs, about"),
+        plan.contains("small-alexnet-synthetic-reference-seed1: to be trained, 2 epochs, about"),
         "{plan}"
     );
     assert!(plan.contains("in all about"), "{plan}");
@@ -173,7 +173,7 @@ fn missing_runs_are_trained_and_all_are_reported() {
     }
 
     // Nothing is trained twice.
-    let weights = first.join("small-alexnet-reference-seed1/last.safetensors");
+    let weights = first.join("small-alexnet-synthetic-reference-seed1/last.safetensors");
     let modified = fs::metadata(&weights).unwrap().modified().unwrap();
     let (_, progress) = printed(&mut compare(&first, &[]));
     assert!(
@@ -214,13 +214,13 @@ fn missing_runs_are_trained_and_all_are_reported() {
     );
 
     // The accuracy is that of the predictions.
-    let run = run::Run::read(&first.join("small-alexnet-reference-seed1")).unwrap();
+    let run = run::Run::read(&first.join("small-alexnet-synthetic-reference-seed1")).unwrap();
     let confusion = run.predictions.as_ref().unwrap().confusion();
     let correct: u64 = (0..10).map(|class| confusion[11 * class]).sum();
     let all: u64 = confusion.iter().sum();
     assert_eq!(correct as f64 / all as f64, run.last().evaluated.accuracy);
 
-    verified(&first.join("small-alexnet-reference-seed1"));
+    verified(&first.join("small-alexnet-synthetic-reference-seed1"));
     opened(&first.join("report.html"));
 }
 
@@ -450,12 +450,12 @@ fn a_failed_run_does_not_stop_the_others() {
     };
     run("0", "1").assert().success();
     // Its checkpoint is damaged, and two epochs are asked for.
-    let checkpoint = out.join("small-alexnet-reference-seed0/last.safetensors");
+    let checkpoint = out.join("small-alexnet-synthetic-reference-seed0/last.safetensors");
     fs::write(&checkpoint, "damaged").unwrap();
     let output = run("0,1", "2").assert().code(1).get_output().clone();
     let said = String::from_utf8(output.stderr).unwrap();
     for part in [
-        "small-alexnet-reference-seed0 failed",
+        "small-alexnet-synthetic-reference-seed0 failed",
         "last.safetensors",
         "the end of",
         "epoch finished",
@@ -466,7 +466,7 @@ fn a_failed_run_does_not_stop_the_others() {
     }
     let report = fs::read_to_string(out.join("report.md")).unwrap();
     assert!(
-        report.contains("small-alexnet-reference-seed1") && !report.contains("seed0"),
+        report.contains("small-alexnet-synthetic-reference-seed1") && !report.contains("seed0"),
         "{report}"
     );
 }
@@ -513,7 +513,7 @@ fn runs_that_cannot_be_compared_are_refused() {
     refused(
         &mut report(&["a", "d"]),
         1,
-        &["different data", "12 training", "18 training"],
+        &["cannot be compared", "12 training", "18 training"],
     );
     refused(&mut report(&["a", "none"]), 2, &["none", "run.toml"]);
     refused(&mut report(&[]), 2, &["RUN"]);

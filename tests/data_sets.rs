@@ -185,7 +185,10 @@ fn pictures_train_to_the_same_bits_as_files_of_cifar() {
     notes(train(folder, "again").args(["--dataset", "./pets"]));
     assert_eq!(weights(folder, "again"), weights(folder, "pictures"));
     assert_eq!(record(folder, "again")["mean"], pictures["mean"]);
-    let dry_run = train(folder, "dry")
+    // Also for settings that `tune` searches for a batch size.
+    let mut dry_run = program("trainer");
+    dry_run.current_dir(folder).args(["--model", "lenet"]);
+    let dry_run = dry_run
         .args(["--dataset", "./pets", "--dry-run"])
         .assert()
         .success()
@@ -195,9 +198,9 @@ fn pictures_train_to_the_same_bits_as_files_of_cifar() {
     assert_eq!(settings["std"], pictures["std"]);
 }
 
-/// A PNG file of one pixel, with a colour profile that inflates to 3 GiB of zeros.
+/// A PNG file of one pixel, with a colour profile that inflates to this many MiB of zeros.
 #[cfg(target_os = "linux")]
-fn png_with_a_large_profile() -> Vec<u8> {
+fn png_with_a_profile(mib: usize) -> Vec<u8> {
     use flate2::{Compress, Compression, Crc, FlushCompress};
     // Compressed so that it can be repeated.
     let mut block = Vec::with_capacity(1 << 16);
@@ -206,7 +209,10 @@ fn png_with_a_large_profile() -> Vec<u8> {
     compress
         .compress_vec(&zeros, &mut block, FlushCompress::Full)
         .unwrap();
-    let profile = [b"a\0\0\x78\x9c", &block.repeat(3 << 10)[..]].concat();
+    // The Adler-32 of zeros counts them, after an empty last block.
+    let adler = (((mib << 20) % 65521) << 16 | 1) as u32;
+    let (start, blocks) = (b"a\0\0\x78\x9c", block.repeat(mib));
+    let profile = [start, &blocks[..], b"\x03\0", &adler.to_be_bytes()].concat();
     let mut png = std::io::Cursor::new(Vec::new());
     let picture = RgbImage::new(1, 1);
     picture.write_to(&mut png, image::ImageFormat::Png).unwrap();
@@ -222,18 +228,47 @@ fn png_with_a_large_profile() -> Vec<u8> {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_colour_profile_does_not_choose_how_much_memory_it_takes() {
+    use image::{ImageDecoder, codecs::png::PngDecoder};
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     write_pictures(&folder.join("pets"));
-    let profile = png_with_a_large_profile();
-    fs::write(folder.join("pets/train/cat/large.png"), profile).unwrap();
+    let small = png_with_a_profile(1);
+    let mut decoder = PngDecoder::new(std::io::Cursor::new(&small)).unwrap();
+    let profile = decoder.icc_profile().unwrap();
+    assert_eq!(profile.map(|profile| profile.len()), Some(1 << 20));
+    for (name, mib) in [("small.png", 1), ("large.png", 3 << 10)] {
+        let picture = folder.join("pets/train/cat").join(name);
+        fs::write(picture, png_with_a_profile(mib)).unwrap();
+    }
     let mut shell = Command::new("sh");
     shell.args(["-c", "ulimit -v 2500000; exec \"$@\"", "sh"]);
     shell.arg(end_to_end::path("trainer")).current_dir(folder);
     shell.args(["--model", "lenet", "--epochs", "1", "--threads", "1"]);
     shell.args(["--batch-size", "10"]);
-    shell.args(["--dataset", "./pets", "--skip-unreadable"]);
-    shell.assert().success();
+    let text = notes(shell.args(["--dataset", "./pets"]));
+    // With both.
+    assert!(text.contains("32 training and"), "{text}");
+}
+
+#[test]
+fn refused_commands_decode_no_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_pictures(&folder.join("pets"));
+    notes(train(folder, "taken").args(["--dataset", "synthetic", "--limit-train", "10"]));
+    for (name, flag, expected) in [
+        ("taken", "--threads=1", "the run `runs/taken` exists"),
+        ("a", "--limit-train=5", "the batch size 10 is larger"),
+        ("a", "--limit-train=31", "there are only 30 images"),
+        ("a", "--limit-test=21", "there are only 20 images"),
+        ("a", "--validation=30", "--validation 30: cannot hold out"),
+        ("a", "--overfit-batches=4", "there are only 30 images"),
+        ("a", "--init=none", "cannot read `none`"),
+    ] {
+        let mut command = train(folder, name);
+        refused(command.args(["--dataset", "./pets", flag]), 2, &[expected]);
+        assert!(!folder.join("data").exists(), "{flag}");
+    }
 }
 
 #[test]
@@ -262,7 +297,11 @@ fn a_run_goes_on_where_its_pictures_are_now() {
         command.current_dir(folder).args(["--resume", "a"]);
         command
     };
-    refused(&mut resume(), 1, &["the folder `./pets` does not exist"]);
+    refused(
+        &mut resume(),
+        2,
+        &["--dataset (`runs/a/run.toml`): the folder `./pets` does not exist"],
+    );
     refused(
         resume().args(["--dataset", "synthetic"]),
         2,
@@ -299,7 +338,7 @@ fn a_run_goes_on_where_its_pictures_are_now() {
         command.current_dir(folder).arg("whole");
         command
     };
-    refused(&mut verify(), 1, &["the folder `./pets` does not exist"]);
+    refused(&mut verify(), 2, &["the folder `./pets` does not exist"]);
     verify().args(["--dataset", "./moved"]).assert().success();
 
     // The checkpoint's classes are the folder's.
@@ -319,7 +358,7 @@ fn a_run_goes_on_where_its_pictures_are_now() {
     );
     refused(
         &mut evaluate("runs/a"),
-        1,
+        2,
         &["is a folder", "runs/a/best.safetensors"],
     );
     let mut eval = program("trainer");

@@ -165,7 +165,7 @@ fn a_run_in_bf16_is_stopped_resumed_used_and_verified() {
     assert!(report.contains("bf16"), "{report}");
     // The runs of a comparison are those of the trainer.
     assert_eq!(
-        digests(&out.join("lenet-reference-seed0")),
+        digests(&out.join("lenet-synthetic-reference-seed0")),
         digests(&runs.join("whole"))
     );
 }

@@ -108,7 +108,7 @@ fn signals_of_the_system_are_one_request_in_any_order() {
     let (code, message) = ended(child);
     assert_eq!(code, Some(130), "{message}");
     assert_eq!(
-        message.matches("stopping after this step").count(),
+        message.matches("stopping after this step\n").count(),
         1,
         "{message}"
     );
@@ -169,7 +169,7 @@ fn a_terminated_comparison_stops_its_runs_with_checkpoints() {
         .args(["--epochs", "1000", "--checkpoint-minutes", "0", "--out"])
         .arg(&out);
     let child = command.spawn().unwrap();
-    let run = out.join("small-alexnet-reference-seed0");
+    let run = out.join("small-alexnet-synthetic-reference-seed0");
     wait_for_checkpoint(&run);
     for signal in ["TERM", "HUP", "TERM"] {
         kill(&child, signal);

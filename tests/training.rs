@@ -951,7 +951,7 @@ fn a_batch_that_does_not_fit_into_the_memory_is_refused_with_one_that_does() {
     eval.arg(
         folder
             .path()
-            .join("small-alexnet-reference-seed0/last.safetensors"),
+            .join("small-alexnet-synthetic-reference-seed0/last.safetensors"),
     );
     refused(&mut eval, 1, &["to read `", "MiB of memory are needed"]);
     let mut images = within(200_000);

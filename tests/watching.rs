@@ -331,8 +331,8 @@ fn page(run: &Path) -> (String, bool) {
         page.ends_with("</html>") && !page.contains("<script"),
         "{page}"
     );
-    let is_renewed = page.contains("http-equiv=\"refresh\"");
-    (page, is_renewed)
+    let is_refreshed = page.contains("http-equiv=\"refresh\"");
+    (page, is_refreshed)
 }
 
 #[test]
@@ -353,16 +353,16 @@ fn the_page_shows_whether_a_run_is_running() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    let (going, is_renewed) = page(&run);
+    let (going, is_refreshed) = page(&run);
     assert!(
-        is_renewed && going.contains("of 1000000</strong>"),
+        is_refreshed && going.contains("of 1000000</strong>"),
         "{going}"
     );
 
     // Killed, resumed and stopped, with what the run has now.
     let after = (metrics().lines().count() + 1).to_string();
     resume(&run, &["--stop-after", &after]);
-    let (stopped, is_renewed) = page(&run);
+    let (stopped, is_refreshed) = page(&run);
     let command = run::cli::resume_command(&run).replace('"', "&quot;");
     for part in [
         "Interrupted</strong>",
@@ -372,15 +372,15 @@ fn the_page_shows_whether_a_run_is_running() {
     ] {
         assert!(stopped.contains(part), "{part} is not in {stopped}");
     }
-    assert!(!is_renewed && stopped.contains(&format!("<th scope=\"row\">{after}</th>")));
+    assert!(!is_refreshed && stopped.contains(&format!("<th scope=\"row\">{after}</th>")));
 
     let epochs = (metrics().lines().count() + 1).to_string();
     // The second time there is nothing left to do.
     for _ in 0..2 {
         resume(&run, &["--epochs", &epochs]);
-        let (finished, is_renewed) = page(&run);
+        let (finished, is_refreshed) = page(&run);
         assert!(
-            !is_renewed && finished.contains("Finished</strong> after"),
+            !is_refreshed && finished.contains("Finished</strong> after"),
             "{finished}"
         );
         assert!(finished.contains("data:image/png"), "{finished}");

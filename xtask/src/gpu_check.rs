@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 const RUN: &str = include_str!("../cuda/run.sh");
 
 /// The most that the programs may take, in MiB: they are copied to machines that are lent for minutes.
-const MOST_MIB: f64 = 60.0;
+const MAX_MIB: f64 = 60.0;
 
 /// Tests that take most of the time on the emulated GPU. They run there where they are asked for.
 const SLOW: [&str; 4] = [
@@ -114,7 +114,7 @@ pub(crate) fn bundle(folder: &Path) -> anyhow::Result<()> {
     }
     let mib = bytes as f64 / f64::from(1 << 20);
     let text = format!("{} in {}: {mib:.0} MiB", names.join(", "), folder.display());
-    ensure!(mib <= MOST_MIB, "{text}, more than {MOST_MIB} MiB");
+    ensure!(mib <= MAX_MIB, "{text}, more than {MAX_MIB} MiB");
     cli::note(&text);
     Ok(())
 }

@@ -1,12 +1,9 @@
 //! Augmentation and normalisation: from the bytes of an image to the input of the network.
 
-use crate::records::IMAGE_BYTES;
 use rng::{Purpose, Stream};
 use run::Settings;
+use run::predictions::{IMAGE_BYTES, SIDE};
 use run::settings::{Augment, Flip, PaddingMode};
-
-/// Height and width of an image.
-const SIDE: usize = 32;
 
 /// Pixels of padding on each side before a random crop.
 const PADDING: u64 = 4;

@@ -2,9 +2,9 @@
 
 use crate::augmentation::{Augmentation, Normalisation, Transform};
 use crate::dataset::Split;
-use crate::records::IMAGE_BYTES;
 use candle_core::{Device, Result, Tensor};
 use rng::{Purpose, Stream};
+use run::predictions::IMAGE_BYTES;
 use std::cell::LazyCell;
 use std::num::NonZeroUsize;
 use std::sync::mpsc::{Receiver, sync_channel};

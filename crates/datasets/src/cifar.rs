@@ -12,8 +12,9 @@ use crate::error::Error;
 use crate::info::DatasetInfo;
 use crate::info::Images;
 use crate::python_file::{PythonFile, PythonFileError};
-use crate::records::{IMAGE_BYTES, Records, hexadecimal};
+use crate::records::{Records, hexadecimal};
 use md5::Md5;
+use run::predictions::IMAGE_BYTES;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -33,7 +34,7 @@ pub struct Archive {
     /// The files: those of the training images in order, and last that of the test images.
     pub files: &'static [ImageFile],
     /// The file with the names of the classes. It may be missing.
-    pub names: Option<&'static str>,
+    pub names: &'static str,
     pub(crate) format: Format,
     /// The names of the classes.
     pub(crate) class_names: &'static [&'static str],
@@ -46,8 +47,8 @@ pub struct ImageFile {
     pub name: &'static str,
     /// The number of its images.
     pub images: usize,
-    /// The checksum of the official file in hexadecimal, where it is known.
-    pub(crate) checksum: Option<&'static str>,
+    /// The checksum of the official file in hexadecimal.
+    pub(crate) checksum: &'static str,
 }
 
 /// How images are stored.
@@ -75,12 +76,11 @@ impl Format {
 }
 
 impl Archive {
-    /// Whether this is the checksum, in hexadecimal, of the official file of this name. Files whose checksum is not known
-    /// are taken for official ones.
+    /// Whether this is the checksum, in hexadecimal, of the official file of this name.
     #[must_use]
     pub fn is_official(&self, name: &str, checksum: &str) -> bool {
         let mut files = self.files.iter();
-        files.any(|file| file.name == name && file.checksum.is_none_or(|known| known == checksum))
+        files.any(|file| file.name == name && file.checksum == checksum)
     }
 
     /// Checks that all files are in `folder`, with the correct sizes and labels, and the names of the classes if their file is
@@ -98,7 +98,7 @@ impl Archive {
 
     /// The most bytes that a file of images may have.
     #[must_use]
-    pub fn most_bytes(&self, file: &ImageFile) -> u64 {
+    pub fn max_bytes(&self, file: &ImageFile) -> u64 {
         match self.format {
             Format::Binary { labels } => (file.images * (labels.len() + IMAGE_BYTES)) as u64,
             // Python 3 writes a byte above 127 as two at protocol 2; the rest is labels and names of files.
@@ -119,7 +119,7 @@ impl Archive {
     /// Reads one file of the data set and checks its size and labels. Returns its images, and its checksum.
     fn read(&self, folder: &Path, file: &ImageFile) -> Result<(Records, String), Error> {
         let path = &folder.join(file.name);
-        let most = self.most_bytes(file);
+        let most = self.max_bytes(file);
         // One byte more, to notice a longer file.
         let (bytes, found) = read_at_most(path, most + 1)?;
         match self.format {
@@ -158,9 +158,7 @@ impl Archive {
 
     /// Checks that the names of the classes are the known ones, in the same order, if their file is there.
     fn check_names(&self, folder: &Path) -> Result<(), Error> {
-        let Some(path) = self.names.map(|name| folder.join(name)) else {
-            return Ok(());
-        };
+        let path = folder.join(self.names);
         let bytes = match read_at_most(&path, NAMES_BYTES) {
             Err(Error::MissingFile(_)) => return Ok(()),
             read => read?.0,
@@ -214,7 +212,7 @@ impl Archive {
                 return Some(format!("it has no `{name}`"));
             };
             match self.format {
-                Format::Binary { .. } if metadata.len() != self.most_bytes(file) => {
+                Format::Binary { .. } if metadata.len() != self.max_bytes(file) => {
                     Some(format!("its `{name}` has {} bytes", metadata.len()))
                 }
                 _ => None,
@@ -466,7 +464,7 @@ mod tests {
         bytes: 0,
         folder: "binary",
         files: &[file("1.bin"), file("2.bin"), file("test.bin")],
-        names: Some("names.txt"),
+        names: "names.txt",
         format: Format::Binary { labels: &[2, 3] },
         class_names: CLASS_NAMES,
     };
@@ -476,7 +474,7 @@ mod tests {
         bytes: 0,
         folder: "python",
         files: &[file("1"), file("2"), file("test")],
-        names: Some("meta"),
+        names: "meta",
         format: Format::Python {
             labels: "fine_labels",
             names: "fine_label_names",
@@ -488,7 +486,7 @@ mod tests {
         ImageFile {
             name,
             images: 2,
-            checksum: Some("no file has this"),
+            checksum: "no file has this",
         }
     }
 
@@ -653,7 +651,7 @@ mod tests {
         ] {
             let data = data(&[archive]);
             let folder = data.path().join(archive.folder);
-            let file = folder.join(archive.names.unwrap());
+            let file = folder.join(archive.names);
             archive.checksums(&folder).unwrap();
             fs::write(&file, correct).unwrap();
             archive.checksums(&folder).unwrap();

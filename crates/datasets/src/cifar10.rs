@@ -5,7 +5,7 @@
 use crate::cifar;
 use crate::cifar::{Archive, Format, ImageFile};
 use crate::info::{DatasetInfo, Images};
-use crate::records::IMAGE_BYTES;
+use run::predictions::IMAGE_BYTES;
 
 /// What is known of CIFAR-10 without its images.
 pub const INFO: DatasetInfo = DatasetInfo {
@@ -64,7 +64,7 @@ const fn image_file(name: &'static str, checksum: &'static str) -> ImageFile {
     ImageFile {
         name,
         images: RECORDS,
-        checksum: Some(checksum),
+        checksum,
     }
 }
 
@@ -100,7 +100,7 @@ pub const BINARY: Archive = Archive {
             "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
         ),
     ],
-    names: None,
+    names: "batches.meta.txt",
     format: Format::Binary {
         labels: &[CLASS_NAMES.len()],
     },
@@ -123,7 +123,7 @@ pub const PYTHON: Archive = Archive {
         image_file("data_batch_5", "482c414d41f54cd18b22e5b47cb7c3cb"),
         image_file("test_batch", "40351d587109b95175f43aff81a1287e"),
     ],
-    names: Some("batches.meta"),
+    names: "batches.meta",
     format: Format::Python {
         labels: "labels",
         names: "label_names",

@@ -46,15 +46,15 @@ pub const BINARY: Archive = Archive {
         ImageFile {
             name: "train.bin",
             images: TRAINING_IMAGES,
-            checksum: Some("f31298fc616915fa142368359df1c4ca2ae984d6915ca468b998a5ec6aeebf29"),
+            checksum: "f31298fc616915fa142368359df1c4ca2ae984d6915ca468b998a5ec6aeebf29",
         },
         ImageFile {
             name: "test.bin",
             images: TEST_IMAGES,
-            checksum: Some("d8b1e6b7b3bee4020055f0699b111f60b1af1e262aeb93a0b659061746f8224a"),
+            checksum: "d8b1e6b7b3bee4020055f0699b111f60b1af1e262aeb93a0b659061746f8224a",
         },
     ],
-    names: Some("fine_label_names.txt"),
+    names: "fine_label_names.txt",
     format: Format::Binary {
         labels: &[COARSE_CLASSES, CLASS_NAMES.len()],
     },
@@ -73,15 +73,15 @@ pub const PYTHON: Archive = Archive {
         ImageFile {
             name: "train",
             images: TRAINING_IMAGES,
-            checksum: Some("16019d7e3df5f24257cddd939b257f8d"),
+            checksum: "16019d7e3df5f24257cddd939b257f8d",
         },
         ImageFile {
             name: "test",
             images: TEST_IMAGES,
-            checksum: Some("f0ef6b0ae62326f3e7ffdfab6717acfc"),
+            checksum: "f0ef6b0ae62326f3e7ffdfab6717acfc",
         },
     ],
-    names: Some("meta"),
+    names: "meta",
     format: Format::Python {
         labels: "fine_labels",
         names: "fine_label_names",

@@ -2,9 +2,10 @@
 
 use crate::error::Error;
 use crate::info::Channels;
-use crate::records::{IMAGE_BYTES, Records, hexadecimal};
+use crate::records::{Records, hexadecimal};
 use candle_core::{CpuStorage, Device, Result as TensorResult, Storage, Tensor, bail};
 use rng::{Purpose, Stream};
+use run::predictions::IMAGE_BYTES;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 

@@ -2,6 +2,7 @@
 
 use crate::image_folder::ImageFolderError;
 use crate::python_file::PythonFileError;
+use crate::table::UnknownDataset;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -88,6 +89,9 @@ pub enum Error {
         /// The name that it should have.
         expected: String,
     },
+    /// No data set has this name.
+    #[error(transparent)]
+    UnknownDataset(#[from] UnknownDataset),
     /// A folder is not one of pictures by class.
     #[error(transparent)]
     ImageFolder(#[from] ImageFolderError),

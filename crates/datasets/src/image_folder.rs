@@ -20,6 +20,12 @@ use walkdir::WalkDir;
 /// The extensions of pictures, in lower case.
 const EXTENSIONS: [&str; 3] = ["png", "jpg", "jpeg"];
 
+/// Names of the folder of training pictures, the first one that is there; in any case. As in timm's `ImageDataset`.
+const TRAINING: [&str; 2] = ["train", "training"];
+
+/// Names of the folder of test pictures.
+const TEST: [&str; 5] = ["test", "testing", "val", "valid", "validation"];
+
 /// The seed that chooses the test pictures of a folder that has none.
 const TEST_SPLIT_SEED: u64 = 0;
 
@@ -31,14 +37,15 @@ const TEST_SPLIT: usize = 6;
 pub enum ImageFolderError {
     /// There are test pictures, but no training pictures.
     #[error(
-        "`{}` has a folder `{test}`, but no `train`: put the training pictures into `train`, with a folder for each class",
-        path.display()
+        "`{}` has a folder `{}`, but no `train`: put the training pictures into `train`, with a folder for each class",
+        path.display(),
+        test.display()
     )]
     NoTraining {
         /// The folder.
         path: PathBuf,
-        /// `test` or `val`.
-        test: &'static str,
+        /// The name of that of the test pictures.
+        test: OsString,
     },
     /// There are too few or too many classes.
     #[error(
@@ -164,9 +171,9 @@ struct PictureFile {
     class: u32,
 }
 
-/// A folder of pictures by class. It has `train/CLASS/...`, and `test/CLASS/...` or `val/CLASS/...`; or only `CLASS/...`.
-/// The order of classes and pictures is that of torchvision's `ImageFolder`: classes by name, and in a class folders by
-/// path, then files by name.
+/// A folder of pictures by class. It has `train/CLASS/...` and `test/CLASS/...`, or other usual names for these; or only
+/// `CLASS/...`. The order of classes and pictures is that of torchvision's `ImageFolder`: classes by name, and in a class
+/// folders by path, then files by name.
 #[derive(Debug)]
 pub struct ImageFolder {
     path: PathBuf,
@@ -179,8 +186,8 @@ pub struct ImageFolder {
     training: usize,
     /// Hidden files, and files that are no pictures.
     ignored: usize,
-    /// Whether there is a folder `val` beside `test`, which is not read.
-    has_unread_val: bool,
+    /// Folders beside those of the training and test pictures.
+    unread: Vec<PathBuf>,
 }
 
 impl ImageFolder {
@@ -191,19 +198,34 @@ impl ImageFolder {
     pub fn find(path: &Path) -> Result<Self, Error> {
         check_folder(path)?;
         let mut ignored = 0;
-        let is_folder = |name: &&str| path.join(name).is_dir();
-        let test = ["test", "val"].into_iter().find(is_folder);
-        let (training, test) = match (path.join("train"), test) {
+        let (mut names, _) = folders(path)?;
+        // Of the same name in two cases, the lower one first.
+        names.sort_by(|a, b| b.cmp(a));
+        let named = |known: &[&str]| {
+            let mut known = known.iter();
+            known.find_map(|known| {
+                let mut names = names.iter();
+                names.find(|name| name.eq_ignore_ascii_case(known))
+            })
+        };
+        let (training, test) = match (named(&TRAINING), named(&TEST)) {
             // Such as the trains among vehicles.
-            (train, None) if train.is_dir() && is_class(&train)? => (path.to_owned(), None),
-            (train, test) if train.is_dir() => (train, test.map(|name| path.join(name))),
-            (_, Some(test)) => {
-                let path = path.to_owned();
+            (Some(only), None) | (None, Some(only)) if is_class(&path.join(only))? => {
+                (path.to_owned(), None)
+            }
+            (Some(training), test) => (path.join(training), test.map(|name| path.join(name))),
+            (None, Some(test)) => {
+                let (path, test) = (path.to_owned(), test.clone());
                 return Err(ImageFolderError::NoTraining { path, test }.into());
             }
-            (_, None) => (path.to_owned(), None),
+            (None, None) => (path.to_owned(), None),
         };
-        let has_test = test.is_some() && is_folder(&"test");
+        let mut unread = Vec::new();
+        if training != path {
+            let others = names.iter().map(|name| path.join(name));
+            unread
+                .extend(others.filter(|other| *other != training && Some(other) != test.as_ref()));
+        }
         let class_names = classes(&training, &mut ignored)?;
         let mut files = pictures(path, &training, &class_names, &mut ignored)?;
         let training_files = files.len();
@@ -233,7 +255,7 @@ impl ImageFolder {
             pictures: files,
             training: training_files,
             ignored,
-            has_unread_val: has_test && is_folder(&"val"),
+            unread,
         })
     }
 
@@ -243,10 +265,10 @@ impl ImageFolder {
         &self.path
     }
 
-    /// Whether there is a folder `val` beside `test`, which is not read.
+    /// Folders beside those of the training and test pictures, which are not read.
     #[must_use]
-    pub fn has_unread_val(&self) -> bool {
-        self.has_unread_val
+    pub fn unread(&self) -> &[PathBuf] {
+        &self.unread
     }
 
     /// How many files are ignored: hidden ones, and those that are no pictures.
@@ -328,7 +350,7 @@ impl ImageFolder {
 }
 
 /// Checks that a path is a folder.
-fn check_folder(path: &Path) -> Result<(), Error> {
+pub(crate) fn check_folder(path: &Path) -> Result<(), Error> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Ok(()),
         Ok(_) => Err(Error::NotAFolder(path.to_owned())),
@@ -339,7 +361,7 @@ fn check_folder(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Whether a folder named `train` is a class: it has no folders, and there are other folders beside it.
+/// Whether a folder named `train` or `test` is a class: it has no folders, and there are other folders beside it.
 fn is_class(folder: &Path) -> Result<bool, Error> {
     let parent = folder.parent().unwrap_or(folder);
     Ok(folders(folder)?.0.is_empty() && folders(parent)?.0.len() > 1)
@@ -565,11 +587,31 @@ mod tests {
         let val: Vec<_> = val.iter().map(String::as_str).collect();
         assert_eq!(names(&ImageFolder::find(folder(&val).path()).unwrap()), val);
         // Both: test pictures are those in `test`.
-        let all = [&both[..], &val[2..]].concat();
-        assert_eq!(
-            names(&ImageFolder::find(folder(&all).path()).unwrap()),
-            both
-        );
+        let folder = folder(&[&both[..], &val[2..]].concat());
+        let found = ImageFolder::find(folder.path()).unwrap();
+        assert_eq!(names(&found), both);
+        assert_eq!(found.unread, [folder.path().join("val")]);
+    }
+
+    #[test]
+    fn parts_have_their_usual_names_in_any_case() {
+        for (training, test) in [
+            ("Training", "Testing"),
+            ("Train", "TEST"),
+            ("train", "valid"),
+            ("training", "Validation"),
+        ] {
+            let files = [training, test]
+                .map(|part| ["a", "b"].map(|class| format!("{part}/{class}/1.png")));
+            let files = files.as_flattened();
+            let files: Vec<_> = files.iter().map(String::as_str).collect();
+            let found = ImageFolder::find(folder(&files).path()).unwrap();
+            assert_eq!(names(&found), files);
+            assert_eq!(found.training, 2);
+        }
+        let classes = folder(&["valid/1.png", "invalid/1.png"]);
+        let found = ImageFolder::find(classes.path()).unwrap();
+        assert_eq!(found.class_names(), ["invalid", "valid"]);
     }
 
     #[test]

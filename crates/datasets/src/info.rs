@@ -87,7 +87,8 @@ impl DatasetInfo {
         match self.archives {
             [] => format!("{name} cannot be generated"),
             _ => format!(
-                "no usable {name} in `{}`; fetch it with `{}`, name another folder with --data-dir, or use --dataset synthetic",
+                "no usable {name} in `{}`; fetch it with `{}` (--from-file ARCHIVE unpacks a file that you have), name another \
+                 folder with --data-dir, or use other images: --dataset DIR or --dataset synthetic",
                 data_dir.display(),
                 self.fetch_command(data_dir)
             ),

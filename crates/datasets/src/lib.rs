@@ -40,6 +40,6 @@ pub use info::{Channels, DatasetInfo, Images};
 #[cfg(feature = "pictures")]
 pub use picture::{PictureError, read_picture};
 pub use python_file::PythonFileError;
-pub use records::Records;
+pub use records::{Records, file_sha256};
 pub use source::DatasetSource;
 pub use table::UnknownDataset;

@@ -14,16 +14,16 @@ use zune_jpeg::JpegDecoder;
 use zune_jpeg::errors::DecodeErrors;
 
 /// Height and width of images in a data set.
-const SIDE: u32 = 32;
+const SIDE: u32 = run::predictions::SIDE as u32;
 
 /// Bytes of a mebibyte.
 const MIB: u64 = 1 << 20;
 
 /// The most bytes that what is not pixels may take.
-const MOST_METADATA: u64 = 64 << 20;
+const MAX_METADATA: u64 = 64 << 20;
 
 /// The most bytes of pixels that are decoded: more than a phone's 200 megapixels have.
-const MOST_BYTES: u64 = 1 << 30;
+const MAX_BYTES: u64 = 1 << 30;
 
 /// Why a file cannot be used as a picture.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +32,7 @@ pub enum PictureError {
     #[error("it cannot be read")]
     Read(#[source] io::Error),
     /// The file has too many bytes.
-    #[error("it is larger than {} MiB; make it smaller", MOST_BYTES / MIB)]
+    #[error("it is larger than {} MiB; make it smaller", MAX_BYTES / MIB)]
     LongFile,
     /// It is something else, as the text says.
     #[error("it is not a PNG or JPEG picture; it {0}")]
@@ -75,14 +75,14 @@ type Result<T> = result::Result<T, PictureError>;
 pub(crate) fn read(path: &Path, memory: u64) -> Result<DynamicImage> {
     let file = File::open(path).map_err(PictureError::Read)?;
     let length = file.metadata().map_err(PictureError::Read)?.len();
-    if length > MOST_BYTES {
+    if length > MAX_BYTES {
         return Err(PictureError::LongFile);
     }
     // A pipe or a device has no length.
     let mut bytes = Vec::with_capacity(length as usize);
-    let mut start = file.take(MOST_BYTES + 1);
+    let mut start = file.take(MAX_BYTES + 1);
     start.read_to_end(&mut bytes).map_err(PictureError::Read)?;
-    if bytes.len() as u64 > MOST_BYTES {
+    if bytes.len() as u64 > MAX_BYTES {
         return Err(PictureError::LongFile);
     }
     decode(&bytes, memory)
@@ -138,7 +138,7 @@ fn png(bytes: &[u8], memory: u64) -> Result<(DynamicImage, Vec<u8>)> {
     let exif = reader.info().exif_metadata.as_deref().map(<[u8]>::to_vec);
     // Colour profiles are inflated.
     let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(MOST_METADATA);
+    limits.max_alloc = Some(MAX_METADATA);
     let decoder = PngDecoder::with_limits(Cursor::new(bytes), limits)?;
     let (width, height) = decoder.dimensions();
     // Turning and cropping each copy the pixels. With transparency there are RGBA and RGB copies: 4 + 3 bytes a pixel.
@@ -252,7 +252,7 @@ fn square(picture: &DynamicImage) -> Vec<u8> {
 /// Checks the size of a picture: its pixels take `bytes`, decoding takes `more` beside them, and `memory` is free.
 fn check_size([width, height]: [u32; 2], bytes: u64, more: u64, memory: u64) -> Result<()> {
     let needed = bytes.saturating_add(more);
-    if bytes > MOST_BYTES {
+    if bytes > MAX_BYTES {
         Err(PictureError::TooLarge(width, height))
     } else if needed > memory {
         Err(PictureError::NoMemory {

@@ -1,7 +1,7 @@
 //! What `--dataset` names: a data set of the table, or a folder of pictures.
 
 use crate::error::Error;
-use crate::image_folder::ImageFolder;
+use crate::image_folder::{ImageFolder, check_folder};
 use crate::info::{DatasetInfo, Images};
 use crate::table::UnknownDataset;
 use std::fmt;
@@ -18,18 +18,19 @@ pub enum DatasetSource {
 }
 
 impl FromStr for DatasetSource {
-    type Err = UnknownDataset;
+    type Err = Error;
 
-    /// A name, or else the path of a folder: one that exists, or that has a separator, so that a name that is misspelt is not
-    /// taken for a folder.
-    fn from_str(text: &str) -> Result<Self, UnknownDataset> {
-        text.parse().map(Self::Known).or_else(|unknown| {
-            let path = Path::new(text);
-            match text.contains(['/', '\\']) || path.is_dir() {
-                true => Ok(Self::Folder(path.to_owned())),
-                false => Err(unknown),
-            }
-        })
+    /// A name, or else the path of a folder, which exists.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let path = Path::new(text);
+        match text.parse() {
+            Ok(known) => return Ok(Self::Known(known)),
+            // A separator tells a path from a name that is misspelt.
+            Err(_) if text.contains(['/', '\\']) => check_folder(path)?,
+            Err(_) if path.is_dir() => {}
+            Err(unknown) => return Err(UnknownDataset::into(unknown)),
+        }
+        Ok(Self::Folder(path.to_owned()))
     }
 }
 
@@ -99,13 +100,22 @@ mod tests {
         let source = |text: &str| text.parse::<DatasetSource>();
         let name = |text| DatasetSource::display_name(text);
         assert_eq!(
-            source("cifar10"),
-            Ok(DatasetSource::Known(crate::cifar10::INFO))
+            source("cifar10").unwrap(),
+            DatasetSource::Known(crate::cifar10::INFO)
         );
-        for path in ["./cifar10", "/pictures", "C:\\pictures", "."] {
-            assert_eq!(source(path), Ok(DatasetSource::Folder(path.into())));
+        // Tests run in the folder of their crate.
+        for path in [".", "..", "src", "./src/"] {
+            assert_eq!(source(path).unwrap(), DatasetSource::Folder(path.into()));
         }
-        assert!(source("cifar11").is_err());
+        for (path, expected) in [
+            ("cifar11", "is not a data set"),
+            ("./cifar10", "the folder `./cifar10` does not exist"),
+            ("C:\\pictures", "the folder `C:\\pictures` does not exist"),
+            ("./Cargo.toml", "`./Cargo.toml` is not a folder"),
+        ] {
+            let error = source(path).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
         assert_eq!(name("cifar10"), "CIFAR-10");
         for path in [
             "/home/me/pets",

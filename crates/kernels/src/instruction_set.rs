@@ -49,6 +49,23 @@ impl InstructionSet {
         self.arch().is_some()
     }
 
+    /// Checks that the machine has the instruction set that the environment selects.
+    ///
+    /// # Errors
+    /// When it does not, or when there is none of this name; in words.
+    pub fn check_selection() -> Result<(), String> {
+        let name = std::env::var(VARIABLE).unwrap_or_default();
+        let available = Self::ALL.into_iter().filter(|set| set.is_available());
+        let available: Vec<_> = available.map(Self::name).collect();
+        match name.is_empty() || available.contains(&name.as_str()) {
+            true => Ok(()),
+            false => Err(format!(
+                "the environment variable {VARIABLE} selects the instruction set `{name}`, and this machine has {}",
+                available.join(", ")
+            )),
+        }
+    }
+
     /// The one in use: the one that the environment selects, if the machine has it, or the best.
     #[must_use]
     pub fn current() -> Self {

@@ -15,8 +15,8 @@
 //! The kernels use the best instruction set of the machine: AMX, AVX-512, AVX2 with FMA, NEON, or scalar code. The
 //! environment variable `KERNELS_ISA` selects another one, by its [name](InstructionSet::name): `amx`, `avx512`, `avx2`,
 //! `neon` or `scalar`. It exists for tests, which compare the bits, and for measurements. It is read once, at the first
-//! kernel. A set that is unknown or that the machine lacks is ignored; [`InstructionSet::current`] tells which one is in
-//! use.
+//! kernel. A set that is unknown or that the machine lacks is ignored; [`InstructionSet::check_selection`] is for programs
+//! that refuse it, and [`InstructionSet::current`] tells which one is in use.
 
 #![allow(unsafe_code)] // Pointers that threads share, and assembly; each block carries its argument.
 

@@ -25,7 +25,7 @@ const FEW_ROWS: usize = 6;
 const LANE_ROWS: usize = 8;
 
 /// Lanes of a vector on the instruction sets that multiply by a lane.
-const MOST_LANES: usize = 4;
+const MAX_LANES: usize = 4;
 
 /// Vectors in a row of a register tile.
 pub(crate) const VECTORS: usize = 2;
@@ -335,7 +335,7 @@ impl<T: Real> Operands<T> {
         let mut k = 0;
         if T::multiplies_by_lane::<S>() && self.left_depth == 1 && N <= LANE_ROWS {
             while k + lanes <= self.depth {
-                let right: [_; MOST_LANES] =
+                let right: [_; MAX_LANES] =
                     std::array::from_fn(|lane| row(if lane < lanes { k + lane } else { k }));
                 for (n, sums) in sums.iter_mut().enumerate() {
                     // SAFETY: steps `k` to `k + lanes` of row `n` of the left operand.

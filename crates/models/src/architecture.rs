@@ -1,12 +1,13 @@
 //! A network's description, and what follows from its layers: names and shapes.
 
 use crate::layer::{Block, Layer};
+use run::predictions::SIDE;
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;
 
 /// Channels, height and width of an image.
-pub const IMAGE: [usize; 3] = [3, 32, 32];
+pub const IMAGE: [usize; 3] = [3, SIDE, SIDE];
 
 /// The number of classes of CIFAR-10, for which the networks of the table are.
 pub const CIFAR10_CLASSES: usize = 10;

@@ -207,9 +207,7 @@ struct Machine<'a> {
     pairs: usize,
 }
 
-/// `None` where the stack or the operands are not what the opcode needs.
-type Fits<T> = Option<T>;
-
+/// The functions for opcodes return `None` where the stack or the operands are not what the opcode needs.
 impl<'a> Machine<'a> {
     fn run(&mut self) -> Result<Id, Error> {
         for _ in 0..MAX_OPCODES {
@@ -225,7 +223,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Executes one opcode.
-    fn step(&mut self, opcode: u8, at: usize) -> Result<Fits<()>, Error> {
+    fn step(&mut self, opcode: u8, at: usize) -> Result<Option<()>, Error> {
         let value = match opcode {
             // PROTO and FRAME.
             0x80 => return self.number::<1>().map(|_| Some(())),
@@ -341,12 +339,12 @@ impl<'a> Machine<'a> {
         Ok(line)
     }
 
-    fn pop_marked(&mut self) -> Fits<Vec<Id>> {
+    fn pop_marked(&mut self) -> Option<Vec<Id>> {
         let start = self.marks.pop()?;
         (start <= self.stack.len()).then(|| self.stack.split_off(start))
     }
 
-    fn pop_last(&mut self, count: usize) -> Fits<Vec<Id>> {
+    fn pop_last(&mut self, count: usize) -> Option<Vec<Id>> {
         let start = self.stack.len().checked_sub(count)?;
         Some(self.stack.split_off(start))
     }
@@ -355,7 +353,7 @@ impl<'a> Machine<'a> {
         &mut self.values[id.0 as usize]
     }
 
-    fn pop_global(&mut self) -> Fits<Value<'a>> {
+    fn pop_global(&mut self) -> Option<Value<'a>> {
         let mut string = || match self.stack.pop().map(|id| self.value(id))? {
             Value::String(bytes) => Some(*bytes),
             _ => None,
@@ -367,7 +365,7 @@ impl<'a> Machine<'a> {
         })
     }
 
-    fn pop_call(&mut self) -> Result<Fits<Value<'a>>, Error> {
+    fn pop_call(&mut self) -> Result<Option<Value<'a>>, Error> {
         let (Some(arguments), Some(function)) = (self.stack.pop(), self.stack.pop()) else {
             return Ok(None);
         };
@@ -407,17 +405,17 @@ impl<'a> Machine<'a> {
         Ok(pairs.collect())
     }
 
-    fn memoize(&mut self, index: u32) -> Fits<()> {
+    fn memoize(&mut self, index: u32) -> Option<()> {
         self.memo.insert(index, *self.stack.last()?);
         Some(())
     }
 
-    fn recall(&mut self, index: u32) -> Fits<()> {
+    fn recall(&mut self, index: u32) -> Option<()> {
         self.stack.push(*self.memo.get(&index)?);
         Some(())
     }
 
-    fn append(&mut self, items: Fits<Vec<Id>>) -> Fits<()> {
+    fn append(&mut self, items: Option<Vec<Id>>) -> Option<()> {
         let mut items = items?;
         let list = *self.stack.last()?;
         match self.value(list) {
@@ -430,7 +428,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Sets entries; `items` has keys and values in turn.
-    fn set(&mut self, items: Fits<Vec<Id>>) -> Fits<()> {
+    fn set(&mut self, items: Option<Vec<Id>>) -> Option<()> {
         let items = items?;
         let (entries, []) = items.as_chunks::<2>() else {
             return None;
@@ -445,7 +443,7 @@ impl<'a> Machine<'a> {
         Some(())
     }
 
-    fn build(&mut self) -> Fits<()> {
+    fn build(&mut self) -> Option<()> {
         let new = self.stack.pop()?;
         let object = *self.stack.last()?;
         match self.value(object) {
@@ -459,7 +457,7 @@ impl<'a> Machine<'a> {
 }
 
 /// An integer, or a Boolean with a leading zero, as decimal digits.
-fn text_integer<'a>(line: &[u8]) -> Fits<Value<'a>> {
+fn text_integer<'a>(line: &[u8]) -> Option<Value<'a>> {
     match line {
         b"00" => Some(Value::Bool(false)),
         b"01" => Some(Value::Bool(true)),

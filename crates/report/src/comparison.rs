@@ -1,7 +1,7 @@
 //! Runs grouped into repetitions of one experiment, and checked to be comparable.
 
 use crate::statistics::Sample;
-use datasets::DatasetInfo;
+use datasets::{DatasetInfo, DatasetSource};
 use models::Architecture;
 use run::settings::{Difference, Property};
 use run::{EvaluationSplit, Run};
@@ -31,14 +31,14 @@ pub enum Error {
     NoRuns,
     /// They have different data.
     #[error(
-        "the runs `{first}` and `{second}` cannot be compared: they have different data ({first_data}; {second_data})"
+        "the runs cannot be compared: `{first}` was trained on {first_data}, `{second}` on {second_data}"
     )]
     DifferentData {
         /// A run's name.
         first: String,
         /// Another run's name.
         second: String,
-        /// The data of the first.
+        /// The data of the first: the name, and what else tells them from those of the second.
         first_data: String,
         /// The data of the second.
         second_data: String,
@@ -78,16 +78,12 @@ impl Comparison {
     pub fn new(runs: Vec<Run>) -> Result<Self, Error> {
         let first = runs.first().ok_or(Error::NoRuns)?;
         if let Some(other) = runs.iter().find(|run| data(run) != data(first)) {
-            let same_digest = first.made_by.data_sha256 == other.made_by.data_sha256;
-            let described = |run| match (data(run), same_digest) {
-                ((images, _), true) => images,
-                ((images, sha256), false) => format!("{images}, SHA-256 {sha256}"),
-            };
+            let [first_data, second_data] = tell_apart(first, other);
             return Err(Error::DifferentData {
                 first: first.name.clone(),
                 second: other.name.clone(),
-                first_data: described(first),
-                second_data: described(other),
+                first_data,
+                second_data,
             });
         }
         let mut classes = runs.iter().filter_map(|run| {
@@ -194,8 +190,20 @@ pub(crate) fn network_name(model: &str) -> &str {
         .map_or(model, |known: Architecture| known.display_name)
 }
 
-/// The data of a run, in words, and their digest.
-fn data(run: &Run) -> (String, &str) {
+/// The data of two runs in words: by name, or else by what differs besides.
+fn tell_apart(first: &Run, second: &Run) -> [String; 2] {
+    let name = |run: &Run| DatasetSource::display_name(&run.settings.dataset).to_owned();
+    let is_same_name = name(first) == name(second);
+    let is_same_number = data(first).1 == data(second).1;
+    [first, second].map(|run| match (is_same_name, data(run)) {
+        (false, _) => name(run),
+        (true, (_, images, _)) if !is_same_number => format!("{} ({images})", name(run)),
+        (true, (_, _, sha256)) => format!("{} (SHA-256 {sha256:.12}...)", name(run)),
+    })
+}
+
+/// The data of a run: the data set, the number of images, and their digest.
+fn data(run: &Run) -> (&str, String, &str) {
     let made_by = &run.made_by;
     let evaluated = match (run.last().evaluated.split, run.settings.overfit_batches) {
         (_, Some(_)) => "memorised",
@@ -205,12 +213,11 @@ fn data(run: &Run) -> (String, &str) {
     // The path of a folder says nothing of its images.
     let known = run.settings.dataset.parse::<DatasetInfo>();
     let images = format!(
-        "{}, {} training and {} {evaluated} images",
-        known.map_or("pictures", |info| info.name),
-        made_by.train_images,
-        made_by.test_images
+        "{} training and {} {evaluated} images",
+        made_by.train_images, made_by.test_images
     );
-    (images, &made_by.data_sha256)
+    let name = known.map_or("pictures", |info| info.name);
+    (name, images, &made_by.data_sha256)
 }
 
 /// What makes two runs different experiments.
@@ -334,6 +341,45 @@ mod tests {
             run("alexnet", 1, "lr = 0.01"),
         ];
         assert_eq!(labels_of(rates), ["AlexNet, lr 0.01", "AlexNet, lr 0.02"]);
+    }
+
+    #[test]
+    fn different_data_are_told_apart_in_short() {
+        let run = |settings, sha256: &str, train_images| {
+            let run = made_up("alexnet", 0, settings, &[(1.0, 1.0, 0.5)]);
+            let data_sha256 = sha256.repeat(32);
+            Run {
+                made_by: MadeBy {
+                    data_sha256,
+                    train_images,
+                    ..run.made_by
+                },
+                name: sha256.to_owned(),
+                ..run
+            }
+        };
+        let message = |second| {
+            let runs = vec![run("", "ab", 50_000), second];
+            Comparison::new(runs).unwrap_err().to_string()
+        };
+        let start = "the runs cannot be compared: `ab` was trained on CIFAR-10";
+        for (second, expected) in [
+            (
+                run("dataset = 'cifar100'", "cd", 50_000),
+                ", `cd` on CIFAR-100",
+            ),
+            (run("dataset = '../pets'", "cd", 400), ", `cd` on pets"),
+            (
+                run("", "cd", 400),
+                " (50000 training and 10000 test images), `cd` on CIFAR-10 (400 training and 10000 test images)",
+            ),
+            (
+                run("", "cd", 50_000),
+                " (SHA-256 abababababab...), `cd` on CIFAR-10 (SHA-256 cdcdcdcdcdcd...)",
+            ),
+        ] {
+            assert_eq!(message(second), format!("{start}{expected}"));
+        }
     }
 
     #[test]

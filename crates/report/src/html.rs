@@ -118,15 +118,15 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
     page.into_string()
 }
 
-/// The head of a page that has neither scripts nor anything from outside, and that a browser loads again after `renewed`
+/// The head of a page that has neither scripts nor anything from outside, and that a browser loads again after `refresh`
 /// seconds.
-pub(crate) fn head(title: &str, renewed: Option<u64>) -> Markup {
+pub(crate) fn head(title: &str, refresh: Option<u64>) -> Markup {
     html! {
         head {
             meta charset="utf-8";
             meta name="viewport" content="width=device-width, initial-scale=1";
             meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:";
-            @if let Some(seconds) = renewed { meta http-equiv="refresh" content=(seconds); }
+            @if let Some(seconds) = refresh { meta http-equiv="refresh" content=(seconds); }
             // Browsers ask for an icon where none is named.
             link rel="icon" href="data:,";
             title { (title) }

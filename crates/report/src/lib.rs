@@ -18,7 +18,7 @@ pub use curves::{Error as CurvesError, Plot, curves, lr_curve};
 pub use html::html;
 pub use markdown::markdown;
 pub use run_page::{
-    MistakenImage, Progress, ProgressMetrics, RENEWED_SECONDS, RunPage, State, run_page,
+    MistakenImage, Progress, ProgressMetrics, REFRESH_SECONDS, RunPage, State, run_page,
 };
 
 use std::io;

@@ -1,4 +1,4 @@
-//! The page of one run, which is renewed during the run.
+//! The page of one run, which is refreshed during the run.
 
 use crate::chart::{Chart, Series};
 use crate::comparison::network_name;
@@ -12,7 +12,7 @@ use run::settings::Difference;
 use run::{EpochMetrics, EvaluationSplit, Record};
 
 /// Seconds between two versions of the page of a run that is running.
-pub const RENEWED_SECONDS: u64 = 5;
+pub const REFRESH_SECONDS: u64 = 5;
 
 /// What is known of a run.
 #[derive(Clone, Debug)]
@@ -73,7 +73,7 @@ pub struct Progress {
     /// Steps of the epoch; 0 before the first one and between two epochs.
     pub steps: usize,
     /// Whether the steps are done and the network is evaluated.
-    pub is_evaluated: bool,
+    pub is_evaluating: bool,
     /// What is known after a step of this process.
     pub metrics: Option<ProgressMetrics>,
 }
@@ -104,7 +104,7 @@ pub fn run_page(run: &RunPage, written: &str) -> String {
     let page = html! {
         (DOCTYPE)
         html lang="en" {
-            (head(&format!("{}: {title}", run.name), is_running.then_some(RENEWED_SECONDS)))
+            (head(&format!("{}: {title}", run.name), is_running.then_some(REFRESH_SECONDS)))
             body {
                 h1 { (title) }
                 p class="quiet" {
@@ -115,7 +115,7 @@ pub fn run_page(run: &RunPage, written: &str) -> String {
                 p class="quiet" {
                     "Written on " (written) "."
                     @if is_running {
-                        " This page is renewed every " (RENEWED_SECONDS) " seconds during the run. If it is older than that, the run was killed, and this command resumes it:"
+                        " This page is refreshed every " (REFRESH_SECONDS) " seconds during the run. If it is older than that, the run was killed, and this command resumes it:"
                     }
                 }
                 @if is_running { pre { (run.resume) } }
@@ -156,7 +156,7 @@ fn state(run: &RunPage) -> Markup {
                     @if done >= epochs as usize { strong { "Finishing" } }
                     @else {
                         strong { "Epoch " (done + 1) " of " (epochs) } ", "
-                        @if progress.is_evaluated { "evaluating on the " (run.split) " images" }
+                        @if progress.is_evaluating { "evaluating on the " (run.split) " images" }
                         @else if steps == 0 { "starting" }
                         @else { "step " (step) " of " (steps) }
                     }
@@ -227,8 +227,12 @@ fn facts(run: &RunPage) -> Markup {
                 format!("best, after epoch {}", best.epoch),
                 percent(best.evaluated.accuracy),
             ),
-            ("time of all epochs".to_owned(), duration(seconds)),
         ]);
+        let time = match run.state {
+            State::Finished => "time of all epochs",
+            _ => "time so far",
+        };
+        facts.push((time.to_owned(), duration(seconds)));
         if !matches!(run.state, State::Training(_)) {
             let throughput = format!("{:.0}", last.images_per_second);
             facts.push(("images per second".to_owned(), throughput));
@@ -431,7 +435,7 @@ mod tests {
         let mut progress = Progress {
             step: 25,
             steps: 100,
-            is_evaluated: false,
+            is_evaluating: false,
             metrics: Some(ProgressMetrics {
                 loss: 0.875,
                 accuracy: 0.625,
@@ -453,12 +457,13 @@ mod tests {
                 "<dd>0.8750</dd>",
                 "<dd>62.50 %</dd>",
                 "Written on 2026-11-27.",
-                "This page is renewed every 5 seconds",
+                "This page is refreshed every 5 seconds",
+                "time so far",
                 "best, after epoch 2",
                 "shown after the next evaluation",
             ],
         );
-        progress.is_evaluated = true;
+        progress.is_evaluating = true;
         assert_has(
             &training(progress),
             &["Epoch 3 of 4</strong>, evaluating on the test images"],
@@ -474,7 +479,7 @@ mod tests {
             (
                 State::Finished,
                 &TWO[..],
-                &["Finished</strong> after 2 epochs"][..],
+                &["Finished</strong> after 2 epochs", "time of all epochs"][..],
             ),
             (
                 State::Interrupted(3),
@@ -501,7 +506,7 @@ mod tests {
             let text = run_page(&page(state, epochs), "");
             assert_has(&text, parts);
             assert!(
-                !text.contains("refresh") && !text.contains("is renewed"),
+                !text.contains("refresh") && !text.contains("is refreshed"),
                 "{text}"
             );
         }

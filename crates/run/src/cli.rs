@@ -18,9 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub enum Exit {
     /// The command did what it was asked to do.
     Success = 0,
-    /// The command failed.
+    /// The command failed: what it was to work on is there, but is damaged, or something went wrong.
     Failure = 1,
-    /// The command line, or a settings file that it names, is wrong.
+    /// The command line, or a settings file that it names, is wrong, or names something that is not there.
     Usage = 2,
     /// The command was asked to stop: 130 = 128 + SIGINT, as in shells, for every such request.
     Interrupted = 130,
@@ -248,17 +248,22 @@ pub fn quoted(path: &Path) -> String {
         // Not a flag.
         text.insert_str(0, "./");
     }
+    quoted_word(&text)
+}
+
+/// A word of a command that is printed, such as [`quoted`].
+#[must_use]
+pub fn quoted_word(text: &str) -> String {
     if cfg!(windows) {
         // Double quotes work in cmd and PowerShell, except for `$`, `` ` `` and `%`, and are no part of a path.
         let plain = |c: char| c.is_alphanumeric() || "-_.+:/\\".contains(c);
         return match text.chars().all(plain) {
-            true => text,
+            true => text.to_owned(),
             false => format!("\"{text}\""),
         };
     }
-    // No path has the character NUL, which cannot be quoted.
-    let quoted = shlex::try_quote(&text).map(Cow::into_owned);
-    quoted.unwrap_or(text)
+    // No argument has the character NUL, which cannot be quoted.
+    shlex::try_quote(text).map_or_else(|_| text.to_owned(), Cow::into_owned)
 }
 
 /// The command that resumes a run.

@@ -18,7 +18,7 @@ pub const CURVES_SVG: &str = "curves.svg";
 /// The same as a picture of pixels.
 pub const CURVES_PNG: &str = "curves.png";
 
-/// The page of the run, which is renewed during the run.
+/// The page of the run, which is refreshed during the run.
 pub const PAGE: &str = "run.html";
 
 /// How the name of the file with TensorBoard's events begins.

@@ -27,13 +27,7 @@ impl RunFolder {
         fs::create_dir_all(run_dir).map_err(Error::file("create the folder", run_dir))?;
         if let Some(name) = name {
             let path = run_dir.join(name);
-            return Self::create_named(&path)?.ok_or_else(|| {
-                if is_locked(&path) {
-                    in_use(&path)
-                } else {
-                    Error::Exists(path)
-                }
-            });
+            return Self::create_named(&path)?.ok_or_else(|| taken(&path));
         }
         let mut name = default_name.to_owned();
         for number in 2_u64.. {
@@ -54,8 +48,7 @@ impl RunFolder {
         match fs::create_dir(path) {
             Ok(()) => Self::lock(path).map(Some),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let free = is_unused(path) && !is_locked(path);
-                free.then(|| Self::lock(path)).transpose()
+                is_free(path).then(|| Self::lock(path)).transpose()
             }
             Err(error) => Err(Error::file("create the folder", path)(error)),
         }
@@ -171,6 +164,30 @@ pub fn wait_until_unlocked(
     Ok(())
 }
 
+/// Checks that a new run can have the folder `path`, for now.
+///
+/// # Errors
+/// As for [`RunFolder::create`], where the name is taken.
+pub fn check_free(path: &Path) -> Result<(), Error> {
+    match !path.exists() || is_free(path) {
+        true => Ok(()),
+        false => Err(taken(path)),
+    }
+}
+
+/// Whether a folder that exists is free for a new run.
+fn is_free(path: &Path) -> bool {
+    is_unused(path) && !is_locked(path)
+}
+
+/// The error for a name that is taken.
+fn taken(path: &Path) -> Error {
+    match is_locked(path) {
+        true => in_use(path),
+        false => Error::Exists(path.to_owned()),
+    }
+}
+
 /// Whether a folder has no more than a lock, a log and unfinished files.
 fn is_unused(path: &Path) -> bool {
     let is_expected = |entry: io::Result<DirEntry>| {
@@ -238,6 +255,7 @@ mod tests {
             RunFolder::create(runs.path(), Some("a"), "").unwrap_err(),
             RunFolder::lock(&path).unwrap_err(),
             wait_until_unlocked(&path, Duration::ZERO, || ()).unwrap_err(),
+            check_free(&path).unwrap_err(),
         ] {
             assert!(
                 matches!(&second, Error::InUse { run, process } if *run == path
@@ -248,6 +266,7 @@ mod tests {
         drop(first);
         wait_until_unlocked(&path, Duration::ZERO, || panic!("nothing to wait for")).unwrap();
         // Killed before it had written a record: the name is still free.
+        check_free(&path).unwrap();
         let again = RunFolder::create(runs.path(), Some("a"), "").unwrap();
         again.write(file::RECORD, b"").unwrap();
         drop(again);

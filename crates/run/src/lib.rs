@@ -11,6 +11,7 @@ mod file_format;
 pub mod folder;
 pub mod layers;
 pub mod metrics;
+pub mod name;
 mod native_path;
 pub mod predictions;
 pub mod recipes;

@@ -17,7 +17,7 @@ pub struct NativePath(PathBuf);
 impl NativePath {
     /// The parser of a flag whose path is written to records, or into commands to be pasted.
     #[must_use]
-    pub fn of_text() -> impl TypedValueParser<Value = Self> {
+    pub fn text_parser() -> impl TypedValueParser<Value = Self> {
         OsStringValueParser::new().try_map(|path| match path.to_str() {
             None => Err("its name is not valid Unicode, and cannot be recorded; rename it"),
             Some(text) if text.contains(char::is_control) => {

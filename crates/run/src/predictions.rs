@@ -9,8 +9,11 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::{fs, io};
 
+/// Height and width of an image in pixels.
+pub const SIDE: usize = 32;
+
 /// Bytes of an image, `[3, 32, 32]`.
-pub const PICTURE_BYTES: usize = 3 * 32 * 32;
+pub const IMAGE_BYTES: usize = 3 * SIDE * SIDE;
 
 /// The numbers of classes that data and weights may have.
 pub const NUM_CLASSES: RangeInclusive<usize> = 2..=1000;
@@ -230,7 +233,7 @@ impl Predictions {
         let indices: Vec<_> = indices.map(|bytes| u32::from_le_bytes(*bytes)).collect();
         let shape = [Some(indices.len()), Some(3), Some(32), Some(32)];
         let pictures = tensor("pictures", Dtype::U8, &shape)?;
-        let pictures = pictures.data().chunks(PICTURE_BYTES).map(<[u8]>::to_vec);
+        let pictures = pictures.data().chunks(IMAGE_BYTES).map(<[u8]>::to_vec);
         let filters = tensor("filters", Dtype::F32, &[None, Some(3), None, None])?;
         let side = filters.shape()[2];
         if filters.shape()[3] != side {
@@ -320,7 +323,7 @@ mod tests {
             &vec!["a".to_owned(); CLASSES],
             &labels,
             logits.as_flattened(),
-            |number| vec![number as u8; PICTURE_BYTES],
+            |number| vec![number as u8; IMAGE_BYTES],
             Filters {
                 side: 2,
                 weights: vec![0.5; 24],

@@ -34,12 +34,16 @@ pub fn requested(note: &'static str) -> io::Result<&'static AtomicBool> {
     if !*watching {
         let runtime = Builder::new_current_thread().enable_io().build()?;
         watch(&runtime, move |requester| {
-            let pressed = requester == Requester::Person;
-            if pressed && INTERRUPTS.fetch_add(1, Ordering::SeqCst) > 0 {
+            let is_person = requester == Requester::Person;
+            if is_person && INTERRUPTS.fetch_add(1, Ordering::SeqCst) > 0 {
                 process::exit(Exit::Interrupted as i32);
             }
             if !REQUESTED.swap(true, Ordering::SeqCst) {
-                cli::note(&format!("{note}; press Ctrl-C again to stop at once"));
+                let again = match requester {
+                    Requester::Person => "; press Ctrl-C again to stop at once",
+                    Requester::System => "",
+                };
+                cli::note(&format!("{note}{again}"));
             }
         })?;
         thread::spawn(move || runtime.block_on(std::future::pending::<()>()));

@@ -9,7 +9,7 @@ use crate::settings::{architecture, with_names};
 use crate::train::{self, TrainArgs};
 use crate::write_report::{self, ReportArgs};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use engine::{Error, Unusable};
+use engine::Error;
 use models::Architecture;
 use run::cli::{self, Exit, UsageError};
 use run::settings::{Field, Property};
@@ -79,6 +79,7 @@ impl Args {
     }
 
     fn execute(self, launched: Option<Launched>) -> anyhow::Result<Exit> {
+        ops::InstructionSet::check_selection().map_err(UsageError)?;
         if self.command.is_none() {
             return train::run(&self.train, launched);
         }
@@ -107,13 +108,7 @@ impl Args {
 pub(crate) fn explained(error: anyhow::Error) -> anyhow::Error {
     let error = backend::explained(error);
     match error.downcast_ref() {
-        Some(
-            Error::BatchTooLarge { .. }
-            | Error::Unusable {
-                reason: Unusable::UnknownModel(_),
-                ..
-            },
-        ) => UsageError(error.to_string()).into(),
+        Some(Error::BatchTooLarge { .. }) => UsageError(error.to_string()).into(),
         _ => error,
     }
 }

@@ -5,7 +5,7 @@ use candle_core::Device;
 use ops::Arithmetic;
 use run::Machine;
 use run::cli::{self, UsageError};
-use run::settings::{ConvAlgorithm, DevicePreference, Precision};
+use run::settings::{ConvAlgorithm, DevicePreference, Precision, Source};
 use std::env::consts;
 use std::num::NonZeroUsize;
 
@@ -88,7 +88,13 @@ impl Backend {
         }
         let recorded = resolved.choices.as_ref().map(|choices| choices.precision);
         Ok(Self {
-            arithmetic: arithmetic(settings.conv, settings.precision, recorded, &device)?,
+            arithmetic: arithmetic(
+                settings.conv,
+                settings.precision,
+                &resolved.precision_source,
+                recorded,
+                &device,
+            )?,
             gpu: gpu_model(&device)?,
             device,
             threads,
@@ -131,15 +137,15 @@ impl Backend {
     }
 }
 
-/// The most threads that a run may have.
-const MOST_THREADS: usize = 1024;
+/// The largest number of threads that a run may have.
+const MAX_THREADS: usize = 1024;
 
 /// Sets the number of threads, by default one per core, and returns it.
 pub(crate) fn use_threads(threads: Option<NonZeroUsize>) -> anyhow::Result<NonZeroUsize> {
     // 0 means one per core.
     let threads = threads.map_or(0, NonZeroUsize::get);
-    if threads > MOST_THREADS {
-        let message = format!("--threads {threads}: expected at most {MOST_THREADS}");
+    if threads > MAX_THREADS {
+        let message = format!("--threads {threads}: expected at most {MAX_THREADS}");
         return Err(UsageError(message).into());
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
@@ -163,21 +169,22 @@ fn note_other_precision(precision: Option<Precision>) {
     }
 }
 
-/// The arithmetic of a device. The precision is that of the flag or else `recorded`, that of the run which is resumed or
-/// repeated. By default it is bf16 on a GPU that has it, and f32 elsewhere.
+/// The arithmetic of a device. The precision is that of the setting from `source` or else `recorded`, that of the run which
+/// is resumed or repeated. By default it is bf16 on a GPU that has it, and f32 elsewhere.
 ///
 /// # Errors
 /// When the device does not have the precision.
 pub(crate) fn arithmetic(
     conv: ConvAlgorithm,
-    flag: Option<Precision>,
+    setting: Option<Precision>,
+    source: &Source,
     recorded: Option<Precision>,
     device: &Device,
 ) -> anyhow::Result<Arithmetic> {
     if device.is_cpu() && recorded.is_none() {
-        note_other_precision(flag);
+        note_other_precision(setting);
     }
-    let precision = match flag.or(recorded) {
+    let precision = match setting.or(recorded) {
         Some(precision) => match lack(precision, device)? {
             None => precision,
             Some(lack) if recorded == Some(precision) => {
@@ -188,8 +195,9 @@ pub(crate) fn arithmetic(
                 return Err(UsageError(error).into());
             }
             Some(lack) => {
-                let error =
-                    format!("--precision {precision}: {lack}; use another precision or --device");
+                let error = format!(
+                    "--precision {precision} ({source}): {lack}; use another precision or --device"
+                );
                 return Err(UsageError(error).into());
             }
         },
@@ -260,8 +268,10 @@ mod tests {
 
     #[test]
     fn the_cpu_computes_in_f32() {
-        let arithmetic =
-            |flag, recorded| arithmetic(ConvAlgorithm::Direct, flag, recorded, &Device::Cpu);
+        let arithmetic = |flag, recorded| {
+            let (conv, source) = (ConvAlgorithm::Direct, Source::CommandLine);
+            arithmetic(conv, flag, &source, recorded, &Device::Cpu)
+        };
         for precision in [None, Some(Precision::F32)] {
             let arithmetic = arithmetic(precision, None).unwrap();
             assert_eq!(arithmetic.precision, ops::Precision::F32);
@@ -273,7 +283,7 @@ mod tests {
             assert_eq!(arithmetic.precision, ops::Precision::Bf16);
         }
         let refused = |flag, recorded| arithmetic(flag, recorded).unwrap_err().to_string();
-        assert!(refused(tf32, bf16).starts_with("--precision tf32: the CPU"));
+        assert!(refused(tf32, bf16).starts_with("--precision tf32 (command line): the CPU"));
         for flag in [None, tf32] {
             assert!(refused(flag, tf32).starts_with("the run computes in tf32, and the CPU"));
         }

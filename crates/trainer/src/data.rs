@@ -34,8 +34,55 @@ pub(crate) struct Limits {
     pub(crate) test: Option<NonZeroUsize>,
     /// Training images to be held out, and evaluated on; with the seed that chooses them.
     pub(crate) validation: Option<(NonZeroUsize, u64)>,
-    /// Batches of training images that are trained on, and evaluated on; with their size.
-    pub(crate) overfit: Option<(NonZeroUsize, NonZeroUsize)>,
+    /// Batches of training images that are trained on, and evaluated on.
+    pub(crate) overfit: Option<NonZeroUsize>,
+    /// Images per step of training, which the training set must have.
+    pub(crate) batch_size: Option<NonZeroUsize>,
+}
+
+impl Limits {
+    /// Checks that a data set has the images that are asked for.
+    ///
+    /// # Errors
+    /// A usage error, or one that becomes one.
+    fn check(self, images: Images) -> anyhow::Result<()> {
+        let limited = |flag: &str, limit: Option<NonZeroUsize>, all| {
+            let wanted = count(limit, all);
+            match wanted > all {
+                true => Err(too_few(flag, wanted, all)),
+                false => Ok(wanted),
+            }
+        };
+        let all = limited("--limit-train", self.train, images.training)?;
+        limited("--limit-test", self.test, images.test)?;
+        let Some(batch_size) = self.batch_size else {
+            return Ok(());
+        };
+        let held_out = self.validation.map_or(0, |(images, _)| images.get());
+        if held_out > 0 && held_out >= all {
+            return Err(UsageError(format!(
+                "--validation {held_out}: cannot hold out as many of {all} images: at least one of each class must be left \
+                 to train on"
+            ))
+            .into());
+        }
+        let (images, batch_size) = (all - held_out, batch_size.get());
+        if batch_size > images {
+            return Err(engine::Error::BatchTooLarge { batch_size, images }.into());
+        }
+        match self.overfit {
+            Some(batches) if batches.get().saturating_mul(batch_size) > all => {
+                let UsageError(error) = too_few("--overfit-batches", batches.get(), all);
+                Err(UsageError(format!("{error}, and a batch has {batch_size}")).into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The error of a flag that asks for more images than there are.
+fn too_few(flag: &str, wanted: usize, all: usize) -> UsageError {
+    UsageError(format!("{flag} {wanted}: there are only {all} images"))
 }
 
 /// A data set with the limits applied.
@@ -73,7 +120,7 @@ impl Data {
     ) -> anyhow::Result<Self> {
         let dataset = match source {
             DatasetSource::Known(info) => Self::load_known(info, data_dir, limits)?,
-            DatasetSource::Folder(path) => load_folder(path, data_dir, pictures)?,
+            DatasetSource::Folder(path) => load_folder(path, data_dir, limits, pictures)?,
         };
         Self::limited(&dataset, limits)
     }
@@ -117,17 +164,14 @@ impl Data {
 
     /// The images within the limits.
     fn limited(dataset: &Dataset, limits: Limits) -> anyhow::Result<Self> {
-        let limited = |flag, split: Split, limit| {
-            let wanted = count(limit, split.len());
-            if wanted > split.len() {
-                let message = format!("{flag} {wanted}: there are only {} images", split.len());
-                return Err(anyhow::Error::from(UsageError(message)));
-            }
-            Ok(split.first(wanted)?)
-        };
-        let mut train = limited("--limit-train", dataset.training(), limits.train)?;
+        let (train, test) = (dataset.training(), dataset.test());
+        limits.check(Images {
+            training: train.len(),
+            test: test.len(),
+        })?;
+        let mut train = train.first(count(limits.train, train.len()))?;
         let all_training = train.clone();
-        let mut test = limited("--limit-test", dataset.test(), limits.test)?;
+        let mut test = test.first(count(limits.test, test.len()))?;
         let mut evaluated = EvaluationSplit::Test;
         if let Some((images, seed)) = limits.validation {
             (train, test) = train
@@ -135,15 +179,8 @@ impl Data {
                 .map_err(|error| UsageError(format!("--validation {images}: {error}")))?;
             evaluated = EvaluationSplit::Validation;
         }
-        if let Some((batches, batch_size)) = limits.overfit {
-            let (images, all) = (batches.saturating_mul(batch_size).get(), train.len());
-            if images > all {
-                return Err(UsageError(format!(
-                    "--overfit-batches {batches}: there are only {all} images, and a batch has {batch_size}"
-                ))
-                .into());
-            }
-            train = train.first(images)?;
+        if let (Some(batches), Some(batch_size)) = (limits.overfit, limits.batch_size) {
+            train = train.first(batches.saturating_mul(batch_size).get())?;
             test = train.clone();
             evaluated = EvaluationSplit::Validation;
         }
@@ -184,11 +221,18 @@ fn count(limit: Option<NonZeroUsize>, all: usize) -> usize {
 }
 
 /// Loads a folder of pictures, which are decoded once and kept in `data_dir`.
-fn load_folder(path: &Path, data_dir: &Path, pictures: Pictures<'_>) -> anyhow::Result<Dataset> {
+fn load_folder(
+    path: &Path,
+    data_dir: &Path,
+    limits: Limits,
+    pictures: Pictures<'_>,
+) -> anyhow::Result<Dataset> {
     let folder = ImageFolder::find(path)?;
-    let Images { training, test } = folder.images()?;
+    let images = folder.images()?;
+    // Before pictures are decoded and kept. If some cannot be read, there are fewer.
+    limits.check(images)?;
     // All pictures, and those of the two parts.
-    let bytes = 2 * (training + test) * RECORD_BYTES;
+    let bytes = 2 * (images.training + images.test) * RECORD_BYTES;
     memory::require(bytes as u64, "to load the images")?;
     let memory = ops::available_memory().unwrap_or(u64::MAX);
     let bar = progress::pictures_bar(pictures.show_bar);

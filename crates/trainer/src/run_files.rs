@@ -1,7 +1,7 @@
 //! The files that a run leaves in its folder, apart from checkpoints.
 
 use crate::backend::device_name;
-use crate::run_page::of_predictions;
+use crate::run_page::mistakes_of_predictions;
 use crate::settings::Resolved;
 use crate::setup::Setup;
 use anyhow::Context;
@@ -11,7 +11,7 @@ use models::Network;
 use report::{Progress, RunPage, State};
 use run::cli;
 use run::layers::Layer;
-use run::predictions::{Filters, PICTURE_BYTES};
+use run::predictions::{Filters, IMAGE_BYTES};
 use run::{EpochMetrics, MadeBy, Predictions, Record, RunFolder, Session, file, session};
 use std::mem;
 use std::num::NonZeroUsize;
@@ -179,7 +179,7 @@ impl<'a> RunFiles<'a> {
             device: backend.description(),
             split: data.evaluated,
             epochs: epochs.to_vec(),
-            mistakes: predictions.as_ref().map(of_predictions),
+            mistakes: predictions.as_ref().map(mistakes_of_predictions),
             state: State::Training(Progress::default()),
             resume: cli::resume_command(folder),
         })
@@ -230,7 +230,7 @@ impl<'a> RunFiles<'a> {
             weights: first.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?,
         };
         let predictions = self.setup.data.test.with_slices(|labels, pixels| {
-            let picture = |index: usize| pixels[index * PICTURE_BYTES..][..PICTURE_BYTES].to_vec();
+            let picture = |index: usize| pixels[index * IMAGE_BYTES..][..IMAGE_BYTES].to_vec();
             Predictions::new(
                 epoch,
                 &self.setup.data.class_names,

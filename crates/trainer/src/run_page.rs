@@ -1,14 +1,14 @@
-//! The page of a run, which a thread renews during the run.
+//! The page of a run, which a thread refreshes during the run.
 
 use crate::data::Data;
 use crate::progress::epochs_left;
 use anyhow::Context;
 use engine::{Evaluation, Event};
 use report::{
-    MistakenImage, Progress, ProgressMetrics, RENEWED_SECONDS, RunPage, SHOWN_IMAGES, State,
+    MistakenImage, Progress, ProgressMetrics, REFRESH_SECONDS, RunPage, SHOWN_IMAGES, State,
     write_run_page,
 };
-use run::predictions::{PICTURE_BYTES, mistakes};
+use run::predictions::{IMAGE_BYTES, mistakes};
 use run::{EpochMetrics, Predictions, Record};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -26,14 +26,14 @@ pub(crate) struct RunPageWriter<'a> {
 }
 
 impl<'a> RunPageWriter<'a> {
-    /// Writes the page, and begins to renew it.
+    /// Writes the page, and begins to refresh it.
     pub(crate) fn start(path: PathBuf, page: RunPage, data: &'a Data) -> anyhow::Result<Self> {
         write(&path, &page)?;
         let page = Arc::new(Mutex::new(page));
         let (sender, receiver) = channel();
         let of_thread = (path.clone(), page.clone());
         let thread = thread::Builder::new().name("run page".to_owned());
-        let thread = thread.spawn(move || renew(&of_thread.0, &of_thread.1, &receiver));
+        let thread = thread.spawn(move || refresh(&of_thread.0, &of_thread.1, &receiver));
         let thread = thread.context("cannot start a thread")?;
         Ok(Self {
             path,
@@ -75,7 +75,7 @@ impl<'a> RunPageWriter<'a> {
                 page.state = State::Training(Progress {
                     step: done,
                     steps,
-                    is_evaluated: false,
+                    is_evaluating: false,
                     metrics: Some(ProgressMetrics {
                         loss,
                         accuracy,
@@ -84,7 +84,7 @@ impl<'a> RunPageWriter<'a> {
                     }),
                 });
             }
-            Event::EvaluationStarted { .. } => progress.is_evaluated = true,
+            Event::EvaluationStarted { .. } => progress.is_evaluating = true,
             Event::EpochFinished {
                 history,
                 evaluation,
@@ -92,7 +92,7 @@ impl<'a> RunPageWriter<'a> {
             } => {
                 *progress = Progress::default();
                 page.epochs = history.to_vec();
-                page.mistakes = Some(of_evaluation(evaluation, self.data)?);
+                page.mistakes = Some(mistakes_of_evaluation(evaluation, self.data)?);
             }
             Event::IntervalFinished { .. } | Event::CheckpointWritten { .. } => {}
         }
@@ -139,9 +139,9 @@ fn write(path: &Path, page: &RunPage) -> anyhow::Result<()> {
 }
 
 /// Writes the page again and again until the channel is closed.
-fn renew(path: &Path, page: &Mutex<RunPage>, closed: &Receiver<()>) {
+fn refresh(path: &Path, page: &Mutex<RunPage>, closed: &Receiver<()>) {
     let mut has_failed = false;
-    let interval = Duration::from_secs(RENEWED_SECONDS);
+    let interval = Duration::from_secs(REFRESH_SECONDS);
     while closed.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
         let copy = lock(page).clone();
         // Training goes on. At its end, the error is one of the run.
@@ -155,16 +155,19 @@ fn renew(path: &Path, page: &Mutex<RunPage>, closed: &Receiver<()>) {
 }
 
 /// The most confident mistakes of an evaluation.
-fn of_evaluation(evaluation: &Evaluation, data: &Data) -> anyhow::Result<Vec<MistakenImage>> {
+fn mistakes_of_evaluation(
+    evaluation: &Evaluation,
+    data: &Data,
+) -> anyhow::Result<Vec<MistakenImage>> {
     let images = data.test.with_slices(|labels, pixels| {
-        let picture = |index| Some(pixels[index * PICTURE_BYTES..][..PICTURE_BYTES].to_vec());
+        let picture = |index| Some(pixels[index * IMAGE_BYTES..][..IMAGE_BYTES].to_vec());
         images(&data.class_names, labels, &evaluation.logits, picture)
     });
     Ok(images?)
 }
 
 /// The most confident mistakes of the predictions of a finished run.
-pub(crate) fn of_predictions(predictions: &Predictions) -> Vec<MistakenImage> {
+pub(crate) fn mistakes_of_predictions(predictions: &Predictions) -> Vec<MistakenImage> {
     let Predictions {
         class_names,
         labels,

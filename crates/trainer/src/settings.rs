@@ -19,6 +19,8 @@ pub(crate) struct Resolved {
     pub(crate) mean_is_given: bool,
     /// Whether flags or a file set the standard deviation of images.
     pub(crate) std_is_given: bool,
+    /// Where the precision is set.
+    pub(crate) precision_source: Source,
     /// What the run that is resumed or repeated chose for its device.
     pub(crate) choices: Option<Choices>,
 }
@@ -193,6 +195,8 @@ fn resolve_layers(
     {
         layers.push((Source::Defaults, normalisation(channels)?));
     }
+    let precision_source = last(&given, |layer| layer.precision)
+        .map_or(Source::Defaults, |(source, _)| source.clone());
     let mean_is_given = last(&given, |layer| layer.mean).is_some();
     let std_is_given = last(&given, |layer| layer.std).is_some();
     layers.extend(given);
@@ -205,11 +209,10 @@ fn resolve_layers(
         )));
     }
     let settings = Settings::resolve(&layers).map_err(usage)?;
-    let dataset = settings.dataset.parse().map_err(|_| {
+    let dataset = settings.dataset.parse().map_err(|error: datasets::Error| {
         let source = last(&layers, |layer| layer.dataset.clone());
         let source = source.map_or(&Source::Defaults, |(source, _)| source);
-        let known = datasets().chain(["a folder of pictures"]);
-        unknown("--dataset", &settings.dataset, source, known)
+        UsageError(format!("--dataset ({source}): {error}"))
     })?;
     Ok(Resolved {
         settings,
@@ -217,6 +220,7 @@ fn resolve_layers(
         dataset,
         mean_is_given,
         std_is_given,
+        precision_source,
         choices,
     })
 }

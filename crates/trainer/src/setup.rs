@@ -7,7 +7,7 @@ use crate::settings::Resolved;
 use crate::weights;
 use anyhow::bail;
 use datasets::Split;
-use engine::{Checkpoints, Inputs, ProcessGroup, Training, TrainingMemory, TrainingSetup};
+use engine::{Checkpoints, Inputs, ProcessGroup, Training, TrainingMemory, TrainingSetup, Weights};
 use models::{Network, initial_parameters};
 use run::cli::{self, UsageError};
 use run::{Choices, MadeBy, Record, Session, file, metrics};
@@ -24,63 +24,51 @@ pub(crate) struct Setup {
     pub(crate) backend: Backend,
     /// Those that train the network together, if there are several.
     pub(crate) process_group: Option<Arc<dyn ProcessGroup>>,
+    /// The weights of `--init`, until training starts from them.
+    init: Option<Weights>,
 }
 
 impl Setup {
-    /// Opens the device and loads the images.
+    /// Opens the device and loads the images. What can be refused without them is refused before.
+    ///
+    /// # Errors
+    /// Also where a training step does not fit into memory.
     pub(crate) fn new(
         resolved: Resolved,
+        is_resumed: bool,
         show_bar: bool,
         stop: &AtomicBool,
     ) -> anyhow::Result<Self> {
         let backend = Backend::new(&resolved)?;
-        let data = load(&resolved, show_bar, Some(stop))?;
-        let resolved = resolved.with_channels(&data.all_training)?;
-        let architecture = resolved.architecture.with_classes(data.class_names.len());
+        let classes = resolved.dataset.class_names()?.len();
+        let resolved = Resolved {
+            architecture: resolved.architecture.with_classes(classes),
+            ..resolved
+        };
+        check_memory(&resolved, &backend, is_resumed)?;
+        let init = match &resolved.settings.init {
+            Some(path) if !is_resumed => Some(weights::read(path, Some(resolved.architecture))?),
+            _ => None,
+        };
+        let run = &resolved.settings;
+        let limits = Limits {
+            train: run.limit_train,
+            test: run.limit_test,
+            validation: run.validation.map(|images| (images, run.seed)),
+            overfit: run.overfit_batches,
+            batch_size: Some(run.batch_size),
+            ..Limits::default()
+        };
+        let data = load(&resolved, limits, show_bar, Some(stop))?;
+        // Again, beside the images.
+        check_memory(&resolved, &backend, is_resumed)?;
         Ok(Self {
-            resolved: Resolved {
-                architecture,
-                ..resolved
-            },
+            resolved: resolved.with_channels(&data.all_training)?,
             data,
             backend,
             process_group: None,
+            init,
         })
-    }
-
-    /// Checks that a training step on a CPU fits into the memory that is left. A GPU reports an error when it does not.
-    ///
-    /// # Errors
-    /// A usage error, with the size of a batch that fits, unless the run is resumed, when its batch size cannot change.
-    pub(crate) fn check_memory(&self, resumed: bool) -> anyhow::Result<()> {
-        let settings = &self.resolved.settings;
-        let has_ema = settings.model_ema_decay.get() > 0.0;
-        let precision = self.backend.arithmetic.precision;
-        let (architecture, frozen) = (self.resolved.architecture, settings.freeze_features);
-        let memory = TrainingMemory::new(architecture, has_ema, frozen, precision);
-        let batch_size = settings.batch_size.get();
-        let needed = memory.bytes(batch_size);
-        let available = match self.backend.device.is_cpu() {
-            true => ops::available_memory().unwrap_or(u64::MAX),
-            false => u64::MAX,
-        };
-        if needed <= available {
-            return Ok(());
-        }
-        let problem = format!(
-            "training with batches of {} takes about {} MiB of memory, and {} MiB are free",
-            cli::count(batch_size, "image"),
-            needed.div_ceil(MIB),
-            available / MIB
-        );
-        if resumed {
-            bail!("{problem}; free some, or resume the run on a machine with more");
-        }
-        let remedy = match memory.largest_batch(available) {
-            0 => "not even a batch of one image fits beside the weights".to_owned(),
-            fits => format!("use --batch-size {}", fits.min(self.data.train.len())),
-        };
-        Err(UsageError(format!("{problem}; {remedy}")).into())
     }
 
     /// Checks that the disk has space for the files of a run in `folder`, which may not exist yet. A run that is
@@ -106,7 +94,7 @@ impl Setup {
     }
 
     /// This setup with the images of one batch, for one epoch.
-    pub(crate) fn of_one_batch(mut self) -> anyhow::Result<Self> {
+    pub(crate) fn limited_to_one_batch(mut self) -> anyhow::Result<Self> {
         let batch_size = self.resolved.settings.batch_size.get();
         let first = |split: &Split| split.clone().first(batch_size.min(split.len()));
         self.data.train = first(&self.data.train)?;
@@ -116,13 +104,17 @@ impl Setup {
     }
 
     /// Training from the first step.
-    pub(crate) fn start(&self) -> anyhow::Result<Training> {
+    pub(crate) fn start(&mut self) -> anyhow::Result<Training> {
+        let init = self.init.take();
         let run = &self.resolved.settings;
         let architecture = self.resolved.architecture;
         let device = &self.backend.device;
         let network = match &run.init {
             Some(path) => {
-                let mut weights = weights::read(path, Some(architecture))?;
+                let mut weights = match init {
+                    Some(weights) => weights,
+                    None => weights::read(path, Some(architecture))?,
+                };
                 let (found, wanted) = (weights.architecture.num_classes, architecture.num_classes);
                 if found != wanted {
                     cli::note(&format!(
@@ -158,7 +150,7 @@ impl Setup {
     }
 
     /// Training from the last checkpoint of a run, or from the first step where there is none yet.
-    pub(crate) fn resume(&self, run: &Path) -> anyhow::Result<Training> {
+    pub(crate) fn resume(&mut self, run: &Path) -> anyhow::Result<Training> {
         let checkpoints = self.checkpoints(run);
         let made_by = Record::read(run)?.made_by;
         let Some(checkpoint) = checkpoints.read_last(self.resolved.architecture)? else {
@@ -244,20 +236,62 @@ impl Setup {
     }
 }
 
-/// Loads the images that settings name.
-pub(crate) fn load(
+/// Checks that a training step on a CPU fits into the memory that is left. A GPU reports an error when it does not.
+///
+/// # Errors
+/// A usage error, with the size of a batch that fits, unless the run is resumed, when its batch size cannot change.
+fn check_memory(resolved: &Resolved, backend: &Backend, is_resumed: bool) -> anyhow::Result<()> {
+    let settings = &resolved.settings;
+    let has_ema = settings.model_ema_decay.get() > 0.0;
+    let precision = backend.arithmetic.precision;
+    let (architecture, frozen) = (resolved.architecture, settings.freeze_features);
+    let memory = TrainingMemory::new(architecture, has_ema, frozen, precision);
+    let batch_size = settings.batch_size.get();
+    let needed = memory.bytes(batch_size);
+    let available = match backend.device.is_cpu() {
+        true => ops::available_memory().unwrap_or(u64::MAX),
+        false => u64::MAX,
+    };
+    if needed <= available {
+        return Ok(());
+    }
+    let problem = format!(
+        "training with batches of {} takes about {} MiB of memory, and {} MiB are free",
+        cli::count(batch_size, "image"),
+        needed.div_ceil(MIB),
+        available / MIB
+    );
+    if is_resumed {
+        bail!("{problem}; free some, or resume the run on a machine with more");
+    }
+    let remedy = match memory.largest_batch(available) {
+        0 => "not even a batch of one image fits beside the weights".to_owned(),
+        fits => format!("use --batch-size {fits}"),
+    };
+    Err(UsageError(format!("{problem}; {remedy}")).into())
+}
+
+/// These settings with the mean and the standard deviation of the training images, where they are needed.
+pub(crate) fn with_channels(resolved: Resolved, show_bar: bool) -> anyhow::Result<Resolved> {
+    if !resolved.needs_channels() {
+        return Ok(resolved);
+    }
+    let limits = Limits {
+        train: resolved.settings.limit_train,
+        ..Limits::default()
+    };
+    let data = load(&resolved, limits, show_bar, None)?;
+    resolved.with_channels(&data.all_training)
+}
+
+/// Loads the images of the data set that settings name.
+fn load(
     resolved: &Resolved,
+    limits: Limits,
     show_bar: bool,
     stop: Option<&AtomicBool>,
 ) -> anyhow::Result<Data> {
     let run = &resolved.settings;
-    let limits = Limits {
-        train: run.limit_train,
-        test: run.limit_test,
-        validation: run.validation.map(|images| (images, run.seed)),
-        overfit: run.overfit_batches.map(|batches| (batches, run.batch_size)),
-        ..Limits::default()
-    };
     let pictures = Pictures {
         skip_unreadable: run.skip_unreadable,
         show_bar,

@@ -14,7 +14,7 @@ use datasets::DatasetSource;
 use engine::{Event, Outcome, Position, SpanTimes, Training};
 use report::State;
 use run::cli::{self, Exit, UsageError};
-use run::{EpochMetrics, NativePath, Overrides, RunFolder, Settings, Shards, file, stop};
+use run::{EpochMetrics, NativePath, Overrides, RunFolder, Settings, Shards, file, folder, stop};
 use std::cell::Cell;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -64,12 +64,13 @@ pub(crate) struct TrainArgs {
         value_name = "DIR",
         help_heading = "Output",
         default_value = "runs",
-        value_parser = NativePath::of_text()
+        value_parser = NativePath::text_parser()
     )]
     pub(crate) run_dir: NativePath,
 
-    /// The run's name, which is the name of its folder [default: model, recipe and seed, numbered].
-    #[arg(long, help_heading = "Output", value_parser = run_name)]
+    /// The run's name, which is the name of its folder [default: network, data set (but for cifar10), recipe and seed,
+    /// numbered].
+    #[arg(long, help_heading = "Output", value_parser = run::name::check)]
     pub(crate) name: Option<String>,
 
     /// Show no progress bar, only one line per epoch.
@@ -172,13 +173,7 @@ fn print_settings(
     processes: &Processes,
 ) -> anyhow::Result<Exit> {
     processes.main_first(|| {
-        let resolved = match resolved.needs_channels() {
-            true => {
-                let data = setup::load(&resolved, !args.no_progress, None)?;
-                resolved.with_channels(&data.all_training)?
-            }
-            false => resolved,
-        };
+        let resolved = setup::with_channels(resolved, !args.no_progress)?;
         cli::text(&resolved.settings.to_toml()?);
         Ok(Exit::Success)
     })
@@ -212,7 +207,12 @@ fn run_with(
     let span_times = SpanTimes::within("step");
     let opened = processes.main_first(|| {
         let main = match processes.is_main() {
-            true => Some(MainProcess::new(args, resumed.as_deref(), &span_times)?),
+            true => Some(MainProcess::new(
+                args,
+                resumed.as_deref(),
+                run_dir,
+                &span_times,
+            )?),
             false => None,
         };
         let setup = load(args, resolved, resumed.as_deref(), stop)?;
@@ -227,14 +227,14 @@ fn run_with(
     };
     setup.process_group = processes.group.clone();
     let settings = &setup.resolved.settings;
-    let fixed = settings.fixed_on_resume()?;
-    processes.check_same("other settings", &format!("{} {fixed:?}", settings.epochs))?;
+    let (fixed, epochs) = (settings.fixed_on_resume()?, settings.epochs);
+    processes.check_same("other settings", &format!("{epochs} {fixed:?}"))?;
     processes.check_same("other images", &setup.data.digest)?;
     let version = [env!("CARGO_PKG_VERSION"), env!("BUILT_FROM")];
     processes.check_same("another version of the program", &version.concat())?;
     let training = processes.agree(match &resumed {
         Some(run) => setup.resume(run).and_then(|training| {
-            check_epochs(args, settings.epochs, &training, run)?;
+            check_epochs(args, epochs, &training, run)?;
             Ok(training)
         }),
         None => setup.start(),
@@ -247,7 +247,7 @@ fn run_with(
     };
     // The folder is created last, so that an error leaves nothing behind.
     let created = processes.agree(
-        main.create_folder(args, settings, run_dir)
+        main.create_folder(args, &setup.resolved.settings, run_dir)
             .and_then(|folder| {
                 let count = processes.count();
                 let files = RunFiles::create(folder, &setup, &span_times, &training, count)?;
@@ -272,19 +272,18 @@ fn load(
     resumed: Option<&Path>,
     stop: &AtomicBool,
 ) -> anyhow::Result<Setup> {
-    let setup = Setup::new(resolved, !args.no_progress, stop)?;
+    let setup = Setup::new(resolved, resumed.is_some(), !args.no_progress, stop)?;
     #[cfg(feature = "cuda")]
     if let candle_core::Device::Cuda(gpu) = &setup.backend.device {
         ops::cuda::log_environment(gpu)?;
     }
-    setup.check_memory(resumed.is_some())?;
     match resumed {
         Some(run) => setup.check_disk(run, true)?,
         // Also for a test, which is in a temporary folder.
         None => setup.check_disk(&args.run_dir, false)?,
     }
     match args.fast_dev_run {
-        true => setup.of_one_batch(),
+        true => setup.limited_to_one_batch(),
         false => Ok(setup),
     }
 }
@@ -300,12 +299,16 @@ impl MainProcess {
     fn new(
         args: &TrainArgs,
         resumed: Option<&Path>,
+        run_dir: &Path,
         span_times: &SpanTimes,
     ) -> anyhow::Result<Self> {
         // Found at once: a file that cannot be written.
         let trace = args.trace.as_deref().map(logging::trace_file).transpose()?;
         if args.stop_with_stdin {
             stop::request_when_stdin_ends();
+        }
+        if let (None, Some(name)) = (resumed, &args.name) {
+            folder::check_free(&run_dir.join(name))?;
         }
         Ok(Self {
             // Before the data are loaded, which takes time.
@@ -627,34 +630,6 @@ impl ReadyRun<'_> {
     }
 }
 
-/// The name of a folder that is valid on every system, since a run may be resumed on another one.
-fn run_name(text: &str) -> Result<String, UsageError> {
-    let plain = |c: char| c.is_alphanumeric() || "-_.+=,".contains(c);
-    if text.is_empty() || text.starts_with('.') || !text.chars().all(plain) {
-        return Err(UsageError(
-            "a run's name consists of letters, digits and the characters `-_.+=,`, and does not start with a dot"
-                .to_owned(),
-        ));
-    }
-    if text.ends_with('.') || is_reserved_on_windows(text) {
-        return Err(UsageError(
-            "Windows reserves con, prn, aux, nul, com0 to com9 and lpt0 to lpt9, also with an extension, and ignores a \
-             dot at the end; give another name, since a run may be resumed on any system"
-                .to_owned(),
-        ));
-    }
-    Ok(text.to_owned())
-}
-
-/// Whether Windows reads a file name as that of a device: "Naming Files, Paths, and Namespaces" in its documentation.
-fn is_reserved_on_windows(name: &str) -> bool {
-    let stem = name.split('.').next().unwrap_or(name).to_ascii_lowercase();
-    let port = stem.strip_prefix("com").or(stem.strip_prefix("lpt"));
-    let digit = |c: char| c.is_ascii_digit() || "¹²³".contains(c);
-    matches!(stem.as_str(), "con" | "prn" | "aux" | "nul")
-        || port.is_some_and(|port| port.chars().count() == 1 && port.chars().all(digit))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -682,34 +657,5 @@ mod tests {
         }
         let huge = format!("{}:0:0:0", u64::MAX);
         assert!(huge.parse::<MaxTime>().is_err());
-    }
-
-    #[test]
-    fn names_are_folders() {
-        for name in ["a", "small-alexnet_1", "lr=0.1,b=2"] {
-            assert!(run_name(name).is_ok(), "{name}");
-        }
-        for name in ["", ".", "..", ".a", "a/b", "a\\b", "a b"] {
-            assert!(run_name(name).is_err(), "{name}");
-        }
-    }
-
-    #[test]
-    fn names_that_windows_reserves_or_changes_are_refused() {
-        for name in [
-            "con",
-            "NUL",
-            "com1",
-            "LPT9",
-            "com²",
-            "aux.x",
-            "prn.tar.gz",
-            "a.",
-        ] {
-            assert!(run_name(name).is_err(), "{name}");
-        }
-        for name in ["con-1", "com10", "com", "null", "a.con", "compare"] {
-            assert!(run_name(name).is_ok(), "{name}");
-        }
     }
 }

@@ -3,16 +3,16 @@
 use crate::backend;
 use crate::memory;
 use crate::settings::{self, architecture};
-use anyhow::bail;
 use candle_core::Device;
 use datasets::DatasetSource;
-use engine::{Inputs, Weights};
+use engine::{Error, Inputs, Unusable, Weights};
 use models::{Architecture, Network};
 use ops::Arithmetic;
-use run::cli;
-use run::settings::{ConvAlgorithm, DevicePreference, Precision};
+use run::cli::{self, UsageError};
+use run::settings::{ConvAlgorithm, DevicePreference, Precision, Source};
 use run::{Finite, NativePath, Overrides, PerChannel, Positive, file};
 use std::fs;
+use std::io::ErrorKind;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
@@ -68,7 +68,13 @@ pub(crate) struct Loaded {
 pub(crate) fn load(args: &WeightArgs, dataset: &DatasetSource) -> anyhow::Result<Loaded> {
     backend::use_threads(args.threads)?;
     let device = backend::open(args.device)?;
-    let arithmetic = backend::arithmetic(args.conv, args.precision, None, &device)?;
+    let arithmetic = backend::arithmetic(
+        args.conv,
+        args.precision,
+        &Source::CommandLine,
+        None,
+        &device,
+    )?;
     let weights = read(&args.checkpoint, args.model)?;
     let mut inputs = match &weights.inputs {
         Some(inputs) => inputs.clone(),
@@ -103,21 +109,33 @@ pub(crate) fn load(args: &WeightArgs, dataset: &DatasetSource) -> anyhow::Result
     })
 }
 
-/// Reads a file of weights, and notes what is unusual about it.
+/// Reads a file of weights that a person named, and notes what is unusual about it.
+///
+/// # Errors
+/// A usage error where there is no such file, or one of something else than the weights of this network.
 pub(crate) fn read(path: &Path, model: Option<Architecture>) -> anyhow::Result<Weights> {
     if path.is_dir() {
         let path = path.display();
-        bail!(
+        return Err(UsageError(format!(
             "cannot read `{path}`: it is a folder; name a file of weights, such as `{path}/{}`",
             file::BEST_WEIGHTS
-        );
+        ))
+        .into());
     }
     // The file, its tensors as f32, and the network. A file that names its network has f32 itself.
     let file = fs::metadata(path).map_or(0, |file| file.len());
     let tensors = model.map_or(file, |model| 4 * model.parameter_count() as u64);
     let bytes = file.saturating_add(2 * tensors);
     memory::require(bytes, &format!("to read `{}`", path.display()))?;
-    let weights = Weights::read(path, model)?;
+    let weights = Weights::read(path, model).map_err(|error| match error {
+        Error::Read { ref reason, .. } if reason.kind() == ErrorKind::NotFound => usage(error),
+        Error::Unusable {
+            reason:
+                Unusable::OtherModel(..) | Unusable::UnknownModel(_) | Unusable::MomentumBuffers,
+            ..
+        } => usage(error),
+        error => error.into(),
+    })?;
     let path = path.display();
     if !weights.prefix.is_empty() {
         let prefix = cli::one_line(&weights.prefix);
@@ -132,6 +150,10 @@ pub(crate) fn read(path: &Path, model: Option<Architecture>) -> anyhow::Result<W
         ));
     }
     Ok(weights)
+}
+
+fn usage(error: Error) -> anyhow::Error {
+    UsageError(error.to_string()).into()
 }
 
 /// Notes the normalisation of images for weights from a file, where it is not the one that the file says. `is_given` tells

@@ -11,8 +11,9 @@ use datasets::DatasetSource;
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use report::Comparison;
 use run::cli::{self, Exit, UsageError};
+use run::name::default_name;
 use run::{EvaluationSplit, NativePath, Run, Settings};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::num::NonZeroUsize;
 use std::path::{self, Path};
@@ -86,7 +87,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     for &seed in &args.seeds {
         for recipe in &args.recipe {
             for model in &args.models {
-                let name = name(model, recipe, seed);
+                let name = name(args, model, recipe, seed);
                 let settings = args
                     .settings
                     .clone()
@@ -144,8 +145,10 @@ fn unique<T: PartialEq + Display>(flag: &str, values: &[T]) -> Result<(), UsageE
 }
 
 /// The name of a run in the comparison's folder.
-fn name(model: &str, recipe: &str, seed: u64) -> String {
-    format!("{model}-{recipe}-seed{seed}")
+fn name(args: &Args, model: &str, recipe: &str, seed: u64) -> String {
+    let dataset = args.settings.get("dataset");
+    let dataset = dataset.map(OsStr::to_string_lossy);
+    default_name(model, dataset.as_deref(), recipe, seed)
 }
 
 /// The names of all runs in the order of the report: network by network, as in the post.
@@ -153,7 +156,7 @@ fn names(args: &Args) -> impl Iterator<Item = String> {
     args.models.iter().flat_map(move |model| {
         args.recipe.iter().flat_map(move |recipe| {
             let seeds = args.seeds.iter();
-            seeds.map(move |seed| name(model, recipe, *seed))
+            seeds.map(move |seed| name(args, model, recipe, *seed))
         })
     })
 }

@@ -4,6 +4,7 @@
 use crate::trainer::flag;
 use clap::{ArgMatches, Command};
 use run::Overrides;
+use run::cli;
 use run::settings::{FIELDS, Field, Property};
 use std::ffi::{OsStr, OsString};
 use std::marker::PhantomData;
@@ -56,6 +57,23 @@ impl<S> SettingFlags<S> {
         let field = Field::named(key);
         self.0.extend(field.map(|field| (field, value.into())));
         self
+    }
+
+    /// The flags but for some settings, as words of a command that is printed.
+    pub(crate) fn words_without(&self, keys: &[&str]) -> Vec<String> {
+        let given = self
+            .0
+            .iter()
+            .filter(|(field, _)| !keys.contains(&field.key));
+        given
+            .map(|(field, value)| {
+                format!(
+                    "{}={}",
+                    field.flag(),
+                    cli::quoted_word(&value.to_string_lossy())
+                )
+            })
+            .collect()
     }
 
     /// The flags for a command that accepts other settings.
@@ -121,6 +139,12 @@ mod tests {
         assert_eq!(
             flags.arguments(),
             ["--mean=0,0.5,1", "--lr=0.2", "--seed=3"]
+        );
+        assert_eq!(
+            flags
+                .with("dataset", "my pets")
+                .words_without(&["seed", "lr"]),
+            ["--mean='0,0.5,1'", "--dataset='my pets'"]
         );
         for wrong in [["compare", "--lr=-1"], ["compare", "--seed=1"]] {
             assert!(command.clone().try_get_matches_from(wrong).is_err());

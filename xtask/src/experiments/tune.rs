@@ -16,6 +16,7 @@ use std::ffi::OsString;
 use std::fmt::Write;
 use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::Path;
 use std::str::FromStr;
 use toml::{Table, Value};
 
@@ -305,13 +306,33 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     write(&best, &settings)?;
     cli::line(&table);
     cli::line(&format!(
-        "the best settings are in {}; train with them: cargo run -p trainer -- --model {} --recipe {} --config {}",
+        "the best settings are in {}; train with them: {}",
         best.display(),
-        base.model,
-        base.recipe,
-        cli::quoted(&best)
+        command(args, &base, &best)
     ));
     Ok(Exit::Success)
+}
+
+/// The command that trains with the best settings and those of all trials, without held-out images.
+fn command(args: &Args, base: &Settings, best: &Path) -> String {
+    let mut command = format!(
+        "cargo run -p trainer -- --model {} --recipe {} --config {}",
+        base.model,
+        base.recipe,
+        cli::quoted(best)
+    );
+    let settings = ["model", "recipe", "validation"];
+    let flags = args.flags.iter();
+    let flags = flags.map(|flag| cli::quoted_word(&flag.to_string_lossy()));
+    for word in args
+        .settings
+        .words_without(&settings)
+        .into_iter()
+        .chain(flags)
+    {
+        command = command + " " + &word;
+    }
+    command
 }
 
 /// Prints the rounds and the trials.

@@ -1,7 +1,7 @@
 //! `cargo xtask verify`: trains a run again and checks that its weights are the same, bit for bit.
 
 use crate::trainer::{self, Trainer, flag};
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use run::checkpoint::{finished_epochs, weights_difference};
 use run::cli::{self, Exit, UsageError};
 use run::{EpochMetrics, Machine, MadeBy, NativePath, Run, file, folder, stop};
@@ -167,12 +167,15 @@ fn train_again(
     if stopped() {
         return Ok(false);
     }
-    ensure!(
-        status.success(),
-        "the run could not be trained again: {}",
-        trainer::failure(&lines, status)
-    );
-    Ok(true)
+    if status.success() {
+        return Ok(true);
+    }
+    let failure = trainer::failure(&lines, status);
+    let error = format!("the run could not be trained again: {failure}");
+    Err(match Exit::from(status) {
+        Exit::Usage => UsageError(error).into(),
+        _ => anyhow!(error),
+    })
 }
 
 /// What was not the same around a run and its repetition, in a sentence: reasons why their bits may differ.

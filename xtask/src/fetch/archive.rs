@@ -6,17 +6,13 @@ use anyhow::{Context, anyhow, bail, ensure};
 use datasets::cifar::Archive;
 use flate2::read::MultiGzDecoder;
 use run::cli;
-use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Component, Path};
 use tar::EntryType;
 
-/// Maximum size in bytes of an archive of these files, however badly it is compressed.
-pub(crate) const MAX_ARCHIVE_BYTES: u64 = 1 << 28;
-
-/// Small files that are kept, beside that with the names of the classes.
-const SMALL_FILES: [&str; 2] = ["batches.meta.txt", "readme.html"];
+/// A small file that is kept, beside that with the names of the classes.
+const README: &str = "readme.html";
 
 /// Maximum size in bytes of a small file.
 const MAX_SMALL_FILE: u64 = 1 << 20;
@@ -28,22 +24,15 @@ pub(crate) fn unpacked_bytes(archive: &Archive) -> u64 {
 
 fn image_bytes(archive: &Archive) -> u64 {
     let files = archive.files.iter();
-    files.map(|file| archive.most_bytes(file)).sum()
+    files.map(|file| archive.max_bytes(file)).sum()
 }
 
-/// SHA-256 of a file, in hexadecimal.
-pub(crate) fn sha256(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            count => hasher.update(&buffer[..count]),
-        }
-    }
-    let digest = hasher.finalize();
-    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+/// Maximum number of bytes of an archive of a data set, whether or not it is compressed: the image files, the small files
+/// and the tar headers.
+pub(crate) fn max_bytes(source: &Source) -> u64 {
+    let archives = source.archives().iter();
+    let images = archives.map(|archive| image_bytes(archive)).max();
+    images.unwrap_or(0) + (8 << 20)
 }
 
 /// Checks a SHA-256 from the command line. Returns it in lower case.
@@ -82,10 +71,6 @@ fn read(path: &Path, source: &Source, folder: Option<&Path>) -> anyhow::Result<&
     let dataset = source.dataset.display_name;
     let shown = path.display();
     let cannot_read = || format!("cannot read `{shown}`");
-    ensure!(
-        !path.is_dir(),
-        "`{shown}` is a folder, not an archive; give a data folder with --data-dir"
-    );
     let file = File::open(path).with_context(cannot_read)?;
     let mut bytes = BufReader::new(file);
     let start = bytes.fill_buf().with_context(cannot_read)?;
@@ -110,13 +95,7 @@ fn read(path: &Path, source: &Source, folder: Option<&Path>) -> anyhow::Result<&
         true => Box::new(MultiGzDecoder::new(bytes)),
         false => Box::new(bytes),
     };
-    // The image files, the small files and the tar headers.
-    let most = source
-        .archives()
-        .iter()
-        .map(|archive| image_bytes(archive))
-        .max();
-    let mut archive = tar::Archive::new(bytes.take(most.unwrap_or(0) + (8 << 20)));
+    let mut archive = tar::Archive::new(bytes.take(max_bytes(source)));
     let mut version: Option<&Archive> = None;
     let mut is_empty = true;
     for entry in archive.entries().map_err(unreadable)? {
@@ -151,8 +130,8 @@ fn read(path: &Path, source: &Source, folder: Option<&Path>) -> anyhow::Result<&
         };
         let image_file = archive.files.iter().find(|file| file.name == name);
         let max = if let Some(file) = image_file {
-            archive.most_bytes(file)
-        } else if SMALL_FILES.contains(&name) || archive.names == Some(name) {
+            archive.max_bytes(file)
+        } else if [README, archive.names].contains(&name) {
             MAX_SMALL_FILE
         } else {
             continue;
@@ -482,17 +461,6 @@ mod tests {
         assert_eq!(parse_sha256(&upper).as_deref(), Ok(BINARY.sha256));
         assert!(parse_sha256(&upper[1..]).is_err());
         assert!(parse_sha256(&"é".repeat(32)).is_err());
-    }
-
-    /// `hashlib.sha256(b"abc").hexdigest()`
-    #[test]
-    fn digests_are_printed() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(&file, "abc").unwrap();
-        assert_eq!(
-            sha256(file.path()).unwrap(),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
     }
 
     proptest! {

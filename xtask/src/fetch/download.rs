@@ -1,11 +1,12 @@
 //! Downloads that resume after an interruption.
 
-use super::archive::{self, MAX_ARCHIVE_BYTES};
+use super::archive::{self, max_bytes};
 use super::source::Source;
 use super::{space, tls};
 use crate::files;
 use anyhow::{Context, anyhow, bail, ensure};
 use datasets::cifar::Archive;
+use datasets::file_sha256;
 use indicatif::{ProgressBar, ProgressStyle};
 use run::cli;
 use std::fs::{self, File};
@@ -234,7 +235,7 @@ impl Partial {
             .map_err(self.local())?;
         let missing = total.map_or(0, |total| total.saturating_sub(have));
         let needed = missing
-            .min(MAX_ARCHIVE_BYTES)
+            .min(max_bytes(self.source))
             .saturating_add(self.needed_after);
         space::check(&self.path, needed).map_err(Failure::Local)?;
         let bar = bar(total, have);
@@ -247,7 +248,7 @@ impl Partial {
             match chunks.recv_timeout(READ_TIMEOUT) {
                 Ok(Ok(chunk)) => {
                     have += chunk.len() as u64;
-                    if have > total.unwrap_or(u64::MAX).min(MAX_ARCHIVE_BYTES) {
+                    if have > total.unwrap_or(u64::MAX).min(max_bytes(self.source)) {
                         self.clear()?;
                         return unusable("it sent more bytes than expected".to_owned());
                     }
@@ -287,7 +288,7 @@ impl Partial {
     }
 
     fn found_sha256(&self) -> Result<String, Failure> {
-        archive::sha256(&self.path).map_err(self.local())
+        file_sha256(&self.path).map_err(self.local())
     }
 
     /// An error of the file.
@@ -403,11 +404,11 @@ pub(crate) fn check_file(path: &Path, source: &Source, sha256: &str) -> anyhow::
     let cannot_read = || format!("cannot read {name}");
     let bytes = fs::metadata(path).with_context(cannot_read)?.len();
     ensure!(
-        bytes <= MAX_ARCHIVE_BYTES,
+        bytes <= max_bytes(source),
         "{name} has {bytes} bytes, too many for an archive of {}",
         source.dataset.display_name
     );
-    let found = archive::sha256(path).with_context(cannot_read)?;
+    let found = file_sha256(path).with_context(cannot_read)?;
     check(&name, path, source, &found, sha256)
 }
 

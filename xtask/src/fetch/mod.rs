@@ -17,9 +17,10 @@ use datasets::cifar::Archive;
 use download::{Partial, address, check_file};
 use installation::{Checksums, Installation, first_unofficial};
 use run::NativePath;
-use run::cli::{self, Exit};
+use run::cli::{self, Exit, UsageError};
 use source::Source;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Options of `fetch-data`.
@@ -197,6 +198,17 @@ type Installed = (&'static Archive, PathBuf, Checksums);
 
 /// Installs the files of a local archive. Without `--sha256`, any archive of the official files will do.
 fn install_file(args: &Args, file: &Path) -> anyhow::Result<Installed> {
+    let problem = match fs::metadata(file) {
+        Ok(metadata) if metadata.is_dir() => {
+            Some("it is a folder, not an archive; give a data folder with --data-dir".to_owned())
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Some(error.to_string()),
+        _ => None,
+    };
+    if let Some(problem) = problem {
+        let error = format!("--from-file: cannot read `{}`: {problem}", file.display());
+        return Err(UsageError(error).into());
+    }
     let version = archive::version(file, args.dataset)?;
     let installation = Installation::prepare(&args.data_dir, version)?;
     if let Some(sha256) = &args.sha256 {

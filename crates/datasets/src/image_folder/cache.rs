@@ -1,6 +1,7 @@
 //! The decoded pictures of a folder, in a file: all of them as one tensor, which other programs can read too.
 
-use crate::records::{IMAGE_BYTES, hexadecimal};
+use crate::records::hexadecimal;
+use run::predictions::IMAGE_BYTES;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};

@@ -5,12 +5,11 @@ use super::{ImageFolder, ImageFolderError, TEST_SPLIT_SEED};
 use crate::dataset::Dataset;
 use crate::error::Error;
 use crate::picture::{PictureError, read_picture};
-use crate::records::{IMAGE_BYTES, Records, hexadecimal};
+use crate::records::{Records, file_sha256, hexadecimal};
 use rayon::prelude::*;
 use run::cli;
+use run::predictions::IMAGE_BYTES;
 use sha2::{Digest, Sha256};
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -114,11 +113,15 @@ impl ImageFolder {
                 self.path.display()
             ));
         }
-        if self.has_unread_val {
-            notes.push(format!(
-                "`{}` is not read, since there is `test`",
-                self.path.join("val").display()
-            ));
+        for folder in self.unread() {
+            let folder = cli::one_line(&folder.display().to_string());
+            notes.push(match &self.parts.1 {
+                Some(test) => format!(
+                    "`{folder}` is not read, since there is `{}`",
+                    test.display()
+                ),
+                None => format!("`{folder}` is not read"),
+            });
         }
         if self.ignored > 0 {
             notes.push(format!(
@@ -146,7 +149,7 @@ impl ImageFolder {
             options,
             |picture| {
                 // Of a file that cannot be read, decoding says why.
-                file_digest(&self.path.join(&picture.path)).unwrap_or_default()
+                file_sha256(&self.path.join(&picture.path)).unwrap_or_default()
             },
         )?;
         let mut hasher = Sha256::new();
@@ -213,24 +216,11 @@ fn for_each<I: IndexedParallelIterator, T: Send>(
     results.ok_or_else(|| ImageFolderError::Stopped.into())
 }
 
-/// SHA-256 of a file.
-fn file_digest(path: &Path) -> io::Result<[u8; 32]> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hasher.finalize().into()),
-            length => hasher.update(&buffer[..length]),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use image::{Rgb, RgbImage};
-    use std::fs;
+    use std::fs::{self, File};
     use std::sync::Mutex;
 
     /// Enough for every picture here.

@@ -3,9 +3,10 @@
 use super::INFO;
 use crate::dataset::Dataset;
 use crate::error::Error;
-use crate::records::{IMAGE_BYTES, Records};
+use crate::records::Records;
 use rayon::prelude::*;
 use rng::{Purpose, Stream, unit};
+use run::predictions::IMAGE_BYTES;
 use std::f32::consts::TAU;
 
 /// The seed of the images. It is fixed: a run's seed does not change the data set.

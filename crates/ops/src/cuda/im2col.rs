@@ -12,14 +12,14 @@ use candle_core::{DType, Result, Shape};
 use kernels::conv2d::Geometry;
 
 /// Elements of `P`, unless one image has more: 256 MiB in `f32`.
-const MOST_ELEMENTS: usize = 64 << 20;
+const MAX_ELEMENTS: usize = 64 << 20;
 
 /// Computes one of the three tensors images, weight and result from the two others. Chunks are added in order, in `f32`.
 ///
 /// # Errors
 /// When the GPU is out of memory, or cuBLASLt fails.
 pub(crate) fn convolve_by_products(task: Task, tensors: [Elements<'_>; 3]) -> Result<()> {
-    convolve(task, tensors, MOST_ELEMENTS)
+    convolve(task, tensors, MAX_ELEMENTS)
 }
 
 /// The same, with at most `most` elements of `P` unless one image has more.

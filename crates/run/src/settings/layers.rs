@@ -181,12 +181,6 @@ impl Settings {
             .map(|Field { key, .. }| ((*key).to_owned(), text(table.get(*key))))
             .collect())
     }
-
-    /// The default name of a run with these settings.
-    #[must_use]
-    pub fn default_name(&self) -> String {
-        format!("{}-{}-seed{}", self.model, self.recipe, self.seed)
-    }
 }
 
 /// Whether a run that is resumed has its recorded value of a setting. Where the learning-rate scheduler depends on the

@@ -90,7 +90,7 @@ macros::settings! {
         weight_init: WeightInit = "pytorch" [Recipe];
 
         /// Start from the weights in this file: a checkpoint, or weights from PyTorch, as for `eval --checkpoint`.
-        #[arg(value_name = "FILE", value_parser = NativePath::of_text())]
+        #[arg(value_name = "FILE", value_parser = NativePath::text_parser())]
         init: Option<NativePath> [];
 
         /// Train the fully connected layers alone; the convolutional layers keep the weights of --init.
@@ -105,7 +105,7 @@ macros::settings! {
         dataset: String = "cifar10" [];
 
         /// The folder with the data sets.
-        #[arg(value_name = "DIR", value_parser = NativePath::of_text())]
+        #[arg(value_name = "DIR", value_parser = NativePath::text_parser())]
         data_dir: NativePath = "data" [MayChangeOnResume, VariesBetweenRepetitions, LocalPath];
 
         /// Use the first N training images only.

@@ -94,7 +94,7 @@ impl TensorBoard {
                 Scalars::new(wall_time(), steps, values)
             }
             Event::EpochFinished { history, .. } => match history.last() {
-                Some(epoch) => of_epoch(epoch, self.steps_per_epoch)?,
+                Some(epoch) => epoch_scalars(epoch, self.steps_per_epoch)?,
                 None => return Ok(()),
             },
             _ => return Ok(()),
@@ -119,7 +119,7 @@ fn wall_time() -> f64 {
 }
 
 /// The values of an epoch at its last step, named as in `metrics.jsonl`.
-fn of_epoch(epoch: &EpochMetrics, steps_per_epoch: usize) -> serde_json::Result<Scalars> {
+fn epoch_scalars(epoch: &EpochMetrics, steps_per_epoch: usize) -> serde_json::Result<Scalars> {
     let values = epoch.values()?.into_iter();
     let values = values.filter_map(|(key, value)| Some((format!("{EPOCH}{key}"), value.as_f64()?)));
     let steps = u64::from(epoch.epoch) * steps_per_epoch as u64;
@@ -145,7 +145,7 @@ fn continued(
     });
     // Epochs after the checkpoint may have been trained again, without `--tensorboard`.
     for epoch in history {
-        let epoch = of_epoch(epoch, steps_per_epoch)?;
+        let epoch = epoch_scalars(epoch, steps_per_epoch)?;
         let is_same = |other: &&mut Scalars| other.step == epoch.step && other.begin_with(EPOCH);
         match known.iter_mut().find(is_same) {
             Some(known) => known.replace_values(epoch),

@@ -22,7 +22,7 @@ fn epoch(epoch: u32) -> EpochMetrics {
     }
 }
 
-fn of_steps(steps: u64) -> Scalars {
+fn step_scalars(steps: u64) -> Scalars {
     Scalars::new(
         1.0,
         steps,
@@ -44,8 +44,8 @@ fn steps(scalars: &[Scalars]) -> Vec<(u64, bool)> {
 #[test]
 fn a_resumed_run_has_every_point_once() {
     // Killed in the third epoch.
-    let [first, second] = [1, 2].map(|number| of_epoch(&epoch(number), STEPS).unwrap());
-    let mut written: Vec<_> = [32, 40, 72, 80, 112].map(of_steps).into();
+    let [first, second] = [1, 2].map(|number| epoch_scalars(&epoch(number), STEPS).unwrap());
+    let mut written: Vec<_> = [32, 40, 72, 80, 112].map(step_scalars).into();
     written.insert(2, first);
     written.insert(5, second);
     let history = [epoch(1), epoch(2)];
@@ -112,7 +112,7 @@ fn a_resumed_run_has_every_point_once() {
 
 #[test]
 fn what_a_crash_left_of_a_record_is_not_read() {
-    let all = [of_epoch(&epoch(1), STEPS).unwrap(), of_steps(72)];
+    let all = [epoch_scalars(&epoch(1), STEPS).unwrap(), step_scalars(72)];
     let records = all.each_ref().map(event_file::encode);
     let file = [&event_file::beginning(1.0), &records[0], &records[1]]
         .map(Vec::as_slice)
