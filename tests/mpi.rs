@@ -52,7 +52,7 @@ const RUN: [&str; 12] = [
 /// What a run computed: its metrics with the digests of the weights, without times.
 fn computed(runs: &Path, name: &str) -> Vec<EpochMetrics> {
     let epochs = metrics::read(&runs.join(name).join(file::METRICS)).unwrap();
-    let without_times = |epoch| EpochMetrics {
+    let without_times = |epoch: EpochMetrics| EpochMetrics {
         seconds: 0.0,
         images_per_second: 0.0,
         // A run that was stopped early has one more.
