@@ -83,6 +83,11 @@ impl Trainer {
         })
     }
 
+    /// Where the program is.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// The program, with empty standard input.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.program);

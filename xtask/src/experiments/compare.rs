@@ -3,7 +3,7 @@
 use crate::experiments::estimate::dry_run;
 use crate::experiments::flags::{SettingFlags, Shared};
 use crate::experiments::plan::{Planned, State};
-use crate::experiments::pool;
+use crate::experiments::{pool, slurm};
 use crate::lock::Lock;
 use crate::trainer::{self, Trainer};
 use anyhow::{Context, bail};
@@ -45,12 +45,15 @@ pub(crate) struct Args {
     pub(crate) out: NativePath,
 
     /// Train nothing; report on the finished runs.
-    #[arg(long, conflicts_with = "dry_run")]
+    #[arg(long, conflicts_with_all = ["dry_run", "slurm"])]
     pub(crate) report_only: bool,
 
     /// List the runs and estimate how long they will take from a few measured steps.
     #[arg(long)]
     pub(crate) dry_run: bool,
+
+    #[command(flatten)]
+    pub(crate) slurm: slurm::Args,
 
     #[command(flatten)]
     pub(crate) trainer: trainer::Args,
@@ -103,6 +106,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         return dry_run(&trainer, &plan);
     }
     check_data(&plan)?;
+    if args.slurm.slurm {
+        let all: Vec<_> = names(args).collect();
+        return match slurm::train(&args.slurm, &trainer, &plan, &args.out)? {
+            slurm::Progress::Done => write_report(args, &all).map(|()| Exit::Success),
+            slurm::Progress::Waiting => Ok(Exit::Success),
+            slurm::Progress::Failed => Ok(Exit::Failure),
+        };
+    }
     let Some(failed) = pool::train(&trainer, &plan, args.jobs)? else {
         return Ok(Exit::Interrupted);
     };

@@ -7,5 +7,6 @@ mod plan;
 mod pool;
 mod progress;
 pub(crate) mod reproduce;
+mod slurm;
 pub(crate) mod tune;
 pub(crate) mod verify;

@@ -76,6 +76,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
             .unwrap_or_else(|| PathBuf::from(out).into()),
         report_only: false,
         dry_run: false,
+        slurm: Default::default(),
         trainer: args.trainer.clone(),
         settings,
         flags: Vec::new(),

@@ -2,7 +2,7 @@
 
 use crate::experiments::flags::{All, SettingFlags};
 use crate::experiments::plan::{Planned, State};
-use crate::experiments::pool;
+use crate::experiments::{pool, slurm};
 use crate::files::write;
 use crate::lock::Lock;
 use crate::trainer::{self, Trainer, flag};
@@ -54,6 +54,9 @@ pub(crate) struct Args {
     /// List the trials.
     #[arg(long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    slurm: slurm::Args,
 
     #[command(flatten)]
     trainer: trainer::Args,
@@ -267,8 +270,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
                 count(*epochs as usize, "epoch")
             ));
         }
-        let Some(failed) = pool::train(&trainer, &plan, args.jobs)? else {
-            return Ok(Exit::Interrupted);
+        let failed = if args.slurm.slurm {
+            match slurm::train(&args.slurm, &trainer, &plan, &args.out)? {
+                slurm::Progress::Done => Vec::new(),
+                slurm::Progress::Waiting => return Ok(Exit::Success),
+                slurm::Progress::Failed => return Ok(Exit::Failure),
+            }
+        } else {
+            match pool::train(&trainer, &plan, args.jobs)? {
+                Some(failed) => failed,
+                None => return Ok(Exit::Interrupted),
+            }
         };
         let outcome = |(trial, run): (&usize, &Planned)| {
             let succeeded = !failed.contains(&run.name);

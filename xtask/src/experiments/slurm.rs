@@ -1,0 +1,412 @@
+//! Runs as jobs of the scheduler Slurm: one array job for the runs of an experiment, which the same command looks at again.
+
+use crate::experiments::plan::{Planned, State};
+use crate::files::{create_folder, write};
+use crate::trainer::{Trainer, flag};
+use anyhow::{Context, anyhow, bail, ensure};
+use run::{Run, cli, file};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::ErrorKind;
+use std::path::{self, Path, PathBuf};
+use std::process::{Command, Output};
+use std::{fs, io};
+
+/// Options of commands that submit their runs to Slurm.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Submit the runs to Slurm, as jobs of one array. The same command shows how far they are, and writes its results when
+    /// all are done. The folder must be one that all machines see.
+    #[arg(long, conflicts_with_all = ["jobs", "dry_run"])]
+    pub(crate) slurm: bool,
+
+    /// An option for `sbatch`, such as `--sbatch-arg=--cpus-per-task=16`. May be repeated.
+    #[arg(
+        long,
+        value_name = "OPTION",
+        requires = "slurm",
+        allow_hyphen_values = true
+    )]
+    sbatch_arg: Vec<String>,
+
+    /// Submit failed runs again; they resume.
+    #[arg(long, requires = "slurm")]
+    resubmit: bool,
+}
+
+/// How far the runs are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// All are done.
+    Done,
+    /// Some are queued or running, and none has failed.
+    Waiting,
+    /// Some have failed.
+    Failed,
+}
+
+/// The folder for what jobs need and print, in that of the experiment.
+const FOLDER: &str = "slurm";
+
+/// The file with the arrays that were submitted, in that folder.
+const ARRAYS: &str = "arrays.toml";
+
+/// Seconds before the time limit of a job at which its run writes a checkpoint.
+const CHECKPOINT_SECONDS: u32 = 120;
+
+/// The arrays that were submitted, in order.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Arrays {
+    #[serde(default)]
+    array: Vec<Array>,
+}
+
+/// An array: its job number, and the names of its runs by their index.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Array {
+    job: u64,
+    runs: Vec<String>,
+}
+
+impl Arrays {
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = match fs::read_to_string(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
+            text => text.with_context(|| format!("cannot read `{}`", path.display()))?,
+        };
+        toml::from_str(&text).with_context(|| format!("`{}` is damaged", path.display()))
+    }
+
+    /// The last job of a run: those of an array, and the index.
+    fn last_job(&self, run: &str) -> Option<(u64, usize)> {
+        self.array.iter().rev().find_map(|array| {
+            let index = array.runs.iter().position(|name| name == run)?;
+            Some((array.job, index))
+        })
+    }
+}
+
+/// A job that Slurm has not finished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Job {
+    /// The number of its array, and its index there.
+    id: (u64, usize),
+    state: String,
+    /// Why it waits.
+    reason: String,
+}
+
+impl Job {
+    /// A line of `squeue` in the format of [`jobs`].
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.splitn(4, ' ');
+        let mut word = || words.next().map(str::trim);
+        let id = (word()?.parse().ok()?, word()?.parse().ok()?);
+        Some(Self {
+            id,
+            state: word()?.to_owned(),
+            reason: word().unwrap_or_default().to_owned(),
+        })
+    }
+
+    fn is_running(&self) -> bool {
+        ["RUNNING", "COMPLETING"].contains(&self.state.as_str())
+    }
+}
+
+/// What a program of Slurm printed.
+fn output(program: &str, command: &mut Command) -> anyhow::Result<String> {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().map_err(|error| match error.kind() {
+        ErrorKind::NotFound => {
+            anyhow!("`{program}` is not there: --slurm is for machines that submit jobs to Slurm")
+        }
+        _ => anyhow!("cannot run `{program}`: {error}"),
+    })?;
+    let message = String::from_utf8_lossy(&stderr);
+    let message = message.trim();
+    ensure!(status.success(), "`{program}` failed: {message}");
+    Ok(String::from_utf8_lossy(&stdout).into_owned())
+}
+
+/// The jobs of this user that are queued or running.
+fn jobs() -> anyhow::Result<Vec<Job>> {
+    let mut squeue = Command::new("squeue");
+    squeue.args(["--me", "--noheader", "--array", "--format=%F %K %T %r"]);
+    let lines = output("squeue", &mut squeue)?;
+    Ok(lines.lines().filter_map(Job::parse).collect())
+}
+
+/// Submits the runs that were not submitted yet, and prints how far all are. `out` is the folder of the experiment.
+pub(crate) fn train(
+    args: &Args,
+    trainer: &Trainer,
+    plan: &[Planned],
+    out: &Path,
+) -> anyhow::Result<Progress> {
+    let folder = path::absolute(out.join(FOLDER)).context("cannot find the current folder")?;
+    let record = folder.join(ARRAYS);
+    let mut arrays = Arrays::read(&record)?;
+    // Before the files of the runs: a run that ends meanwhile is done.
+    let jobs = jobs()?;
+    let job_of = |run: &Planned| {
+        let id = arrays.last_job(&run.name)?;
+        jobs.iter().find(|job| job.id == id)
+    };
+    let is_new = |run: &&Planned| {
+        let is_submitted = arrays.last_job(&run.name).is_some();
+        is_unfinished(run) && job_of(run).is_none() && (!is_submitted || args.resubmit)
+    };
+    let new: Vec<_> = plan.iter().filter(is_new).collect();
+    let mut progress = Progress::Done;
+    for run in plan
+        .iter()
+        .filter(|run| !new.iter().any(|new| new.name == run.name))
+    {
+        let (text, state) = match (is_unfinished(run), job_of(run)) {
+            (false, _) => (done(run)?, Progress::Done),
+            (true, Some(job)) => (waiting(run, job), Progress::Waiting),
+            (true, None) => {
+                let log = arrays.last_job(&run.name).map(|id| log(&folder, id));
+                (failed(run, log.as_deref()), Progress::Failed)
+            }
+        };
+        cli::line(&format!("{}: {text}", run.name));
+        progress = match (progress, state) {
+            (Progress::Failed, _) | (_, Progress::Failed) => Progress::Failed,
+            (Progress::Waiting, _) | (_, Progress::Waiting) => Progress::Waiting,
+            _ => Progress::Done,
+        };
+    }
+    if new.is_empty() {
+        return Ok(progress);
+    }
+    create_folder(&folder)?;
+    let is_active = plan.iter().any(|run| job_of(run).is_some());
+    let program = keep_program(&folder, trainer, is_active)?;
+    let job = submit(args, &folder, &program, &new)?;
+    arrays.array.push(Array {
+        job,
+        runs: new.iter().map(|run| run.name.clone()).collect(),
+    });
+    write(&record, &toml::to_string(&arrays)?)?;
+    for run in new {
+        cli::line(&format!("{}: submitted as a job of {job}", run.name));
+    }
+    Ok(match progress {
+        Progress::Failed => Progress::Failed,
+        _ => Progress::Waiting,
+    })
+}
+
+/// Whether a run has epochs left.
+fn is_unfinished(run: &Planned) -> bool {
+    run.state != State::Finished
+}
+
+fn done(run: &Planned) -> anyhow::Result<String> {
+    let evaluated = Run::read(&run.folder)?.last().evaluated;
+    let (split, accuracy) = (evaluated.split, 100.0 * evaluated.accuracy);
+    Ok(format!("done, {split} accuracy {accuracy:.2} %"))
+}
+
+fn waiting(run: &Planned, job: &Job) -> String {
+    let (done, epochs) = (run.done(), run.epochs());
+    let (array, index) = job.id;
+    let state = match job.is_running() {
+        true => "running".to_owned(),
+        false if job.reason.is_empty() || job.reason == "None" => "queued".to_owned(),
+        false => format!("queued ({})", job.reason),
+    };
+    format!("{state}, {done} of {epochs} epochs, job {array}_{index}")
+}
+
+fn failed(run: &Planned, log: Option<&Path>) -> String {
+    let text = log.and_then(|log| fs::read_to_string(log).ok());
+    let error = text.as_deref().and_then(last_error);
+    let reason = error.map_or_else(String::new, |error| format!(": {error}"));
+    let log = log.map_or_else(String::new, |log| {
+        format!("; the output of its job is in {}", log.display())
+    });
+    let (done, epochs) = (run.done(), run.epochs());
+    format!("failed after {done} of {epochs} epochs{reason}{log}; --resubmit resumes it")
+}
+
+/// The last error that a program or Slurm printed.
+fn last_error(log: &str) -> Option<&str> {
+    let mut lines = log.lines().rev().map(str::trim);
+    lines.find_map(|line| {
+        let ours = line.strip_prefix("error: ");
+        ours.or_else(|| line.starts_with("slurmstepd: ").then_some(line))
+    })
+}
+
+/// The file to which a job prints.
+fn log(folder: &Path, (array, index): (u64, usize)) -> PathBuf {
+    folder.join(format!("{array}_{index}.log"))
+}
+
+/// The program that jobs run: a copy beside the runs. While jobs are queued or running it stays the same.
+fn keep_program(folder: &Path, trainer: &Trainer, is_active: bool) -> anyhow::Result<PathBuf> {
+    let program = folder.join("trainer");
+    let bytes =
+        |path: &Path| fs::read(path).with_context(|| format!("cannot read `{}`", path.display()));
+    let new = bytes(trainer.program())?;
+    if program.exists() && bytes(&program)? == new {
+        return Ok(program);
+    }
+    if program.exists() && is_active {
+        cli::note(&format!(
+            "note: jobs are queued or running, so `{}` is kept, which is of another build",
+            program.display()
+        ));
+        return Ok(program);
+    }
+    let copy = || -> io::Result<()> {
+        let copy = tempfile::Builder::new()
+            .prefix(".trainer-")
+            .tempfile_in(folder)?;
+        fs::copy(trainer.program(), copy.path())?;
+        copy.persist(&program)?;
+        Ok(())
+    };
+    copy().with_context(|| format!("cannot write `{}`", program.display()))?;
+    Ok(program)
+}
+
+/// Submits an array job of these runs. Returns its number.
+fn submit(args: &Args, folder: &Path, program: &Path, runs: &[&Planned]) -> anyhow::Result<u64> {
+    let script = folder.join("job.sh");
+    write(&script, &job_script(program, runs)?)?;
+    let mut sbatch = Command::new("sbatch");
+    sbatch
+        .args(["--parsable", "--requeue", "--open-mode=append"])
+        .arg(format!("--array=0-{}", runs.len() - 1))
+        .arg(format!("--signal=B:TERM@{CHECKPOINT_SECONDS}"))
+        .arg(flag("--output", folder.join("%A_%a.log")))
+        .arg(flag("--job-name", name(folder)))
+        .args(&args.sbatch_arg)
+        .arg(&script);
+    let printed = output("sbatch", &mut sbatch)?;
+    // Also the cluster, behind a semicolon.
+    let number = printed.trim().split(';').next().unwrap_or_default();
+    let number = number.parse();
+    number.with_context(|| format!("`sbatch` printed `{}`, not a job number", printed.trim()))
+}
+
+/// The name of the experiment whose files for Slurm are in `folder`: that of its own folder.
+fn name(folder: &Path) -> OsString {
+    let name = folder.parent().and_then(Path::file_name);
+    name.unwrap_or(folder.as_os_str()).to_owned()
+}
+
+/// The script of an array job: the run with its index, which is resumed if it was begun.
+fn job_script(program: &Path, runs: &[&Planned]) -> anyhow::Result<String> {
+    let mut script = SCRIPT_START.to_owned();
+    for (index, run) in runs.iter().enumerate() {
+        let folder = path::absolute(&run.folder).context("cannot find the current folder")?;
+        let out = folder.parent().unwrap_or(Path::new("/"));
+        let mut resume = vec![flag("--resume", &folder)];
+        resume.extend(run.arguments_to_resume()?);
+        let mut start = run.arguments.clone();
+        start.extend([flag("--name", &run.name), flag("--run-dir", out)]);
+        let record = words([folder.join(file::RECORD).into_os_string()])?;
+        let (resume, start) = (words(resume)?, words(start)?);
+        // Not where the runs have a number of threads.
+        let threads = match run.settings.threads {
+            Some(_) => "",
+            None => " --threads=\"$SLURM_CPUS_ON_NODE\"",
+        };
+        write!(
+            script,
+            "{index})\n  if [ -e {record} ]; then\n    set -- {resume}{threads}\n  else\n    set -- {start}{threads}\n  fi\n  ;;\n"
+        )?;
+    }
+    let program = words([program.as_os_str().to_owned()])?;
+    Ok(script + "esac\n" + &SCRIPT_END.replace("PROGRAM", &program))
+}
+
+const SCRIPT_START: &str = "#!/bin/sh
+# Written by `cargo xtask`: trains the run of this job, or resumes it.
+case \"$SLURM_ARRAY_TASK_ID\" in
+";
+
+/// What follows the arguments. Slurm sends SIGTERM ahead of the time limit, when a job is preempted, requeued or cancelled.
+const SCRIPT_END: &str = r#"stops=0
+trap 'stops=$((stops + 1)); kill -TERM "$trainer" 2> /dev/null' TERM
+PROGRAM --no-progress "$@" < /dev/null &
+trainer=$!
+# A signal ends `wait` before the trainer has finished its step and its checkpoint.
+before=-1
+while [ "$stops" != "$before" ]; do
+  before=$stops
+  wait "$trainer"
+  code=$?
+done
+# Ahead of its time limit a job is still running; in the other cases Slurm decides what becomes of it.
+if [ "$code" = 130 ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
+"#;
+
+/// Words of a shell command.
+fn words(words: impl IntoIterator<Item = OsString>) -> anyhow::Result<String> {
+    let words = words.into_iter().map(|word| {
+        let Some(text) = word.to_str() else {
+            bail!(
+                "`{}` is not UTF-8, which a script of a job needs",
+                word.display()
+            );
+        };
+        Ok(cli::quoted_word(text))
+    });
+    Ok(words.collect::<anyhow::Result<Vec<_>>>()?.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_squeue_are_jobs() {
+        let job = Job::parse("12 3 PENDING Nodes required for job are DOWN, DRAINED").unwrap();
+        assert_eq!(job.id, (12, 3));
+        assert!(!job.is_running());
+        assert_eq!(job.reason, "Nodes required for job are DOWN, DRAINED");
+        assert!(Job::parse("7 0 RUNNING None").unwrap().is_running());
+        // A job that is no array has no index.
+        assert_eq!(Job::parse("8 N/A RUNNING None"), None);
+    }
+
+    #[test]
+    fn a_run_belongs_to_the_last_array_that_has_it() {
+        let array = |job, runs: &[&str]| Array {
+            job,
+            runs: runs.iter().map(|run| (*run).to_owned()).collect(),
+        };
+        let arrays = Arrays {
+            array: vec![array(1, &["a", "b"]), array(5, &["b"])],
+        };
+        assert_eq!(arrays.last_job("a"), Some((1, 0)));
+        assert_eq!(arrays.last_job("b"), Some((5, 0)));
+        assert_eq!(arrays.last_job("c"), None);
+        let text = toml::to_string(&arrays).unwrap();
+        assert_eq!(toml::from_str::<Arrays>(&text).unwrap(), arrays);
+    }
+
+    #[test]
+    fn the_last_error_of_a_log_is_found() {
+        let log = "error: first\nepoch 1/2\nerror: no usable CIFAR-10\nnote\n";
+        assert_eq!(last_error(log), Some("no usable CIFAR-10"));
+        let killed = "slurmstepd: error: *** JOB 3 ON a CANCELLED ***\n";
+        assert_eq!(last_error(killed), Some(killed.trim()));
+        assert_eq!(last_error("epoch 1/2\n"), None);
+    }
+}
