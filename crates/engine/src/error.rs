@@ -102,7 +102,7 @@ pub enum Error {
     Observer(Box<dyn std::error::Error + Send + Sync>),
     /// Another process of the run cannot be reached.
     #[error("cannot exchange gradients with another process: {0}")]
-    Exchange(#[from] io::Error),
+    Exchange(io::Error),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

@@ -99,7 +99,7 @@ impl TrainingStep {
     ) -> Result<bool, Error> {
         self.wants_stop = stop();
         match &self.setup.process_group {
-            Some(group) if is_first => Ok(any(&**group, self.wants_stop)?),
+            Some(group) if is_first => any(&**group, self.wants_stop).map_err(Error::Exchange),
             Some(_) => Ok(self.all_stop),
             None => Ok(self.wants_stop),
         }
@@ -208,7 +208,9 @@ impl TrainingStep {
             correct: own.correct(),
             stops: self.wants_stop,
         };
-        let sums = sums.over(group, self.setup.shards(images))?;
+        let sums = sums
+            .over(group, self.setup.shards(images))
+            .map_err(Error::Exchange)?;
         self.all_stop = sums.stops;
         // Rounded as the loss of a batch in one process is.
         let mean = f64::from((sums.loss / images as f64) as f32);

@@ -360,12 +360,13 @@ fn device(run: &Run) -> String {
         choices: Choices { precision, .. },
         ..
     } = &run.made_by;
-    let threads = machine(run)
-        .map(|machine| machine.threads)
-        .or(run.settings.threads);
+    let threads = machine(run).map(Machine::threads_in_words).or_else(|| {
+        let threads = run.settings.threads?;
+        Some(count(threads.get(), "thread"))
+    });
     let device = match (gpu, threads) {
         (Some(gpu), _) => return format!("{gpu}, {precision}"),
-        (None, Some(threads)) => format!("{device}, {}", count(threads.get(), "thread")),
+        (None, Some(threads)) => format!("{device}, {threads}"),
         (None, None) => device.clone(),
     };
     match precision {

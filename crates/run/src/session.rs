@@ -37,7 +37,7 @@ pub struct Machine {
     pub device: String,
     /// Threads of each process.
     pub threads: NonZeroUsize,
-    /// Processes that trained together.
+    /// Processes that trained the run together.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub processes: NonZeroUsize,
     /// The program's version.
@@ -111,6 +111,18 @@ pub fn ended(mut sessions: Vec<Session>, epoch: u32, step: usize) -> Vec<Session
     sessions
 }
 
+impl Machine {
+    /// The threads in words, and those processes that had them if there were several.
+    #[must_use]
+    pub fn threads_in_words(&self) -> String {
+        let threads = crate::cli::count(self.threads.get(), "thread");
+        match self.processes.get() {
+            1 => threads,
+            processes => format!("{processes} processes with {threads} each"),
+        }
+    }
+}
+
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -119,19 +131,15 @@ impl fmt::Display for Machine {
             instruction_set,
             processor,
             device,
-            threads,
-            processes,
             version,
             commit,
+            ..
         } = self;
         write!(f, "{os} {arch} ({processor}, {instruction_set}, ")?;
         if device != "cpu" {
             write!(f, "{device}, ")?;
         }
-        if !is_one(processes) {
-            write!(f, "{processes} processes, each with ")?;
-        }
-        let threads = crate::cli::count(threads.get(), "thread");
+        let threads = self.threads_in_words();
         write!(f, "{threads}, version {version}, commit {commit})")
     }
 }

@@ -289,8 +289,8 @@ macros::settings! {
         #[arg(value_enum)]
         precision: Option<Precision> [];
 
-        /// Cut every batch into N shards, a power of two, whose gradients are added in a fixed order; that many MPI ranks at
-        /// most compute them. Not for GPUs. The default under MPI is 8.
+        /// Cut every batch into N shards, a power of two, and add their gradients along a fixed binary tree: up to N processes
+        /// (MPI) give the same bits. Not for GPUs. The default under MPI is 8.
         #[arg(value_name = "N")]
         gradient_shards: Shards = "1" [];
 
