@@ -6,6 +6,7 @@
 mod accuracy;
 mod candle_graph;
 mod candle_network;
+mod cluster;
 mod comparison;
 mod device;
 mod layers;
@@ -32,6 +33,8 @@ enum Command {
     /// Train for some steps, then compare each convolution's results and gradients with a direct convolution in double
     /// precision.
     Accuracy(accuracy::Args),
+    /// Simulate training on several machines, from the times of two runs on one.
+    Cluster(cluster::Args),
     /// One figure, as JSON, in this process.
     #[command(hide = true)]
     Throughput(throughput::Args),
@@ -49,6 +52,7 @@ fn main() -> Exit {
     let result = match &args.command {
         None => comparison::run(&args.comparison),
         Some(Command::Accuracy(args)) => accuracy::run(args),
+        Some(Command::Cluster(args)) => cluster::run(args),
         Some(Command::Throughput(args)) => throughput::run(args),
         Some(Command::Layers(args)) => layers::run(args),
         Some(Command::Machine(args)) => machine::run(args),
