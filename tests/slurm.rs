@@ -33,7 +33,7 @@ impl Slurm {
             use std::os::unix::fs::MetadataExt;
             process.uid() == 0
         });
-        if !is_root || !DAEMONS.iter().all(|daemon| finds(daemon)) {
+        if !is_root || !DAEMONS.iter().all(finds) {
             eprintln!("skipped: this needs Debian's packages slurm-wlm and munge, and root");
             return None;
         }
