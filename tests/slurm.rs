@@ -33,7 +33,7 @@ impl Slurm {
             use std::os::unix::fs::MetadataExt;
             process.uid() == 0
         });
-        if !is_root || !DAEMONS.iter().all(|daemon| finds(daemon)) {
+        if !is_root || !DAEMONS.iter().all(finds) {
             eprintln!("skipped: this needs Debian's packages slurm-wlm and munge, and root");
             return None;
         }
@@ -83,7 +83,7 @@ impl Slurm {
              SlurmctldHost={host}(127.0.0.1)\n\
              SlurmctldPort={control}\n\
              SlurmdPort={node}\n\
-             AuthInfo=socket={folder}/munge.socket\n\
+             AuthInfo=socket={folder}/munge.socket,cred_expire=5\n\
              SlurmUser=root\n\
              StateSaveLocation={folder}/state\n\
              SlurmdSpoolDir={folder}/spool\n\
@@ -120,15 +120,6 @@ impl Slurm {
         let mut words = job.split_whitespace();
         let state = words.find_map(|word| word.strip_prefix("JobState="));
         state.unwrap_or_default().to_owned()
-    }
-
-    /// Starts a job again that was requeued. Slurm would wait two minutes.
-    fn start_now(&self, job: &str) {
-        wait_until("a requeued job", || self.state(job) == "PENDING");
-        self.prints(
-            "scontrol",
-            &["update", &format!("JobId={job}"), "StartTime=now"],
-        );
     }
 }
 
@@ -214,7 +205,8 @@ fn jobs_that_are_requeued_or_fail_for_a_moment_resume_exactly() {
         return;
     };
     let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("my runs");
+    // Slurm replaces what follows a percent sign in the name of an output file.
+    let out = folder.path().join("my 50 %a runs");
     let submitted = printed(&mut compare(&slurm, &out), 0);
     assert_eq!(
         submitted.matches("submitted as a job of").count(),
@@ -242,8 +234,17 @@ fn jobs_that_are_requeued_or_fail_for_a_moment_resume_exactly() {
     );
 
     slurm.prints("scontrol", &["requeue", &second]);
-    slurm.start_now(&first);
-    slurm.start_now(&second);
+    // Ahead of its time limit: as `--signal=B:TERM` does, to the job whose number is also that of the array.
+    let sessions = || {
+        let output = out.join("slurm").join(format!("{second}.log"));
+        fs::read_to_string(output)
+            .unwrap()
+            .matches("resumed after")
+            .count()
+    };
+    wait_until("a resumed run", || sessions() == 1);
+    slurm.prints("scancel", &["--batch", "--signal=TERM", &second]);
+    wait_until("a run that is resumed again", || sessions() == 2);
     wait_until("all jobs", || {
         [&first, &second]
             .iter()
@@ -256,9 +257,9 @@ fn jobs_that_are_requeued_or_fail_for_a_moment_resume_exactly() {
         "{text}"
     );
 
-    for (seed, run) in runs.iter().enumerate() {
+    for (seed, (run, sessions)) in runs.iter().zip([1, 2]).enumerate() {
         let log = fs::read_to_string(run.join(file::LOG)).unwrap();
-        assert_eq!(log.matches("resumed").count(), 1, "{log}");
+        assert_eq!(log.matches("resumed").count(), sessions, "{log}");
         let seed = seed.to_string();
         let mut alone = program("trainer");
         alone.args(["--model", "lenet", "--seed", &seed, "--name", &seed]);
@@ -292,6 +293,17 @@ fn what_slurm_refuses_leaves_nothing() {
     slurm.prints("scancel", &["--me"]);
     let text = printed(&mut compare(&slurm, &out), 1);
     assert_eq!(text.matches("--resubmit").count(), 2, "{text}");
+    // A job that is cancelled while its run trains does not come back.
+    let running = printed(compare(&slurm, &out).arg("--resubmit"), 0);
+    let array = running.trim().rsplit(' ').next().unwrap();
+    let first = out.join("lenet-synthetic-sprint-seed0");
+    wait_until("an epoch", || epochs(&first) >= 1);
+    slurm.prints("scancel", &[array]);
+    wait_until("an empty queue", || {
+        slurm.prints("squeue", &["--noheader"]).is_empty()
+    });
+    let text = printed(&mut compare(&slurm, &out), 1);
+    assert!(text.contains("CANCELLED"), "{text}");
     let mut again = compare(&slurm, &out);
     let text = printed(again.args(["--resubmit", "--sbatch-arg=--hold"]), 0);
     assert_eq!(text.matches("submitted").count(), 2, "{text}");
@@ -306,6 +318,6 @@ fn a_machine_without_slurm_is_told_so() {
         .env("PATH", folder.path())
         .args(["--slurm", "--models", "lenet"]);
     command.args(SETTINGS).arg("--out").arg(&out);
-    end_to_end::refused(&mut command, 1, &["`squeue` is not there"]);
+    end_to_end::refused(&mut command, 1, &["`sbatch` is not there"]);
     assert!(!out.exists());
 }

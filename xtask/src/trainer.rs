@@ -189,7 +189,7 @@ fn copy(program: &Path) -> io::Result<TempPath> {
 }
 
 /// How long another process may take to finish its step and its checkpoint.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Waits until no other process writes to a run's folder. The child of a killed command may do so for a while.
 pub(crate) fn wait_for_writer(run: &Path) -> Result<(), run::Error> {

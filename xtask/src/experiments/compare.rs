@@ -107,12 +107,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     }
     check_data(&plan)?;
     if args.slurm.slurm {
-        let all: Vec<_> = names(args).collect();
-        return match slurm::train(&args.slurm, &trainer, &plan, &args.out)? {
-            slurm::Progress::Done => write_report(args, &all).map(|()| Exit::Success),
-            slurm::Progress::Waiting => Ok(Exit::Success),
-            slurm::Progress::Failed => Ok(Exit::Failure),
-        };
+        let progress = slurm::train(&args.slurm, &trainer, &plan, &args.out)?;
+        if !progress.failed.is_empty() {
+            return Ok(Exit::Failure);
+        }
+        if !progress.waiting {
+            write_report(args, &names(args).collect::<Vec<_>>())?;
+        }
+        return Ok(Exit::Success);
     }
     let Some(failed) = pool::train(&trainer, &plan, args.jobs)? else {
         return Ok(Exit::Interrupted);

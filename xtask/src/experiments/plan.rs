@@ -55,6 +55,15 @@ impl Planned {
         })
     }
 
+    /// The same run, with the state that its files have now.
+    pub(crate) fn again(&self) -> anyhow::Result<Self> {
+        let state = state(&self.folder, &self.settings)?;
+        Ok(Self {
+            state,
+            ..self.clone()
+        })
+    }
+
     /// The network and the recipe. An epoch takes about the same time in all runs that share both.
     pub(crate) fn kind(&self) -> String {
         format!("{}, {}", self.settings.model, self.settings.recipe)

@@ -2,7 +2,7 @@
 
 use crate::experiments::plan::{Planned, State};
 use crate::files::{create_folder, write};
-use crate::trainer::{Trainer, flag};
+use crate::trainer::{PATIENCE, Trainer, flag};
 use anyhow::{Context, anyhow, bail, ensure};
 use run::{Run, cli, file};
 use serde::{Deserialize, Serialize};
@@ -35,15 +35,13 @@ pub(crate) struct Args {
     resubmit: bool,
 }
 
-/// How far the runs are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Progress {
-    /// All are done.
-    Done,
-    /// Some are queued or running, and none has failed.
-    Waiting,
-    /// Some have failed.
-    Failed,
+/// How far the runs are. Those that neither wait nor failed are done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// Whether some are queued or running.
+    pub(crate) waiting: bool,
+    /// The names of those that failed.
+    pub(crate) failed: Vec<String>,
 }
 
 /// The folder for what jobs need and print, in that of the experiment.
@@ -112,8 +110,10 @@ impl Job {
         })
     }
 
-    fn is_running(&self) -> bool {
-        ["RUNNING", "COMPLETING"].contains(&self.state.as_str())
+    /// Whether it has yet to start. Other jobs have processes: they run, are suspended or are about to end.
+    fn is_queued(&self) -> bool {
+        let state = self.state.as_str();
+        state == "PENDING" || state.starts_with("REQUEUE") || state.ends_with("_HOLD")
     }
 }
 
@@ -135,12 +135,26 @@ fn output(program: &str, command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&stdout).into_owned())
 }
 
-/// The jobs of this user that are queued or running.
-fn jobs() -> anyhow::Result<Vec<Job>> {
+/// The jobs of these arrays that are queued or running, also those that another user submitted.
+fn jobs(arrays: &Arrays) -> anyhow::Result<Vec<Job>> {
+    let ids: Vec<_> = arrays
+        .array
+        .iter()
+        .map(|array| array.job.to_string())
+        .collect();
+    if ids.is_empty() {
+        // A machine without Slurm is found before anything is written.
+        output("sbatch", Command::new("sbatch").arg("--version"))?;
+        return Ok(Vec::new());
+    }
     let mut squeue = Command::new("squeue");
-    squeue.args(["--me", "--noheader", "--array", "--format=%F %K %T %r"]);
-    let lines = output("squeue", &mut squeue)?;
-    Ok(lines.lines().filter_map(Job::parse).collect())
+    squeue.args(["--noheader", "--array", "--format=%F %K %T %r"]);
+    squeue.arg(format!("--jobs={}", ids.join(",")));
+    match output("squeue", &mut squeue) {
+        // Slurm forgets jobs that have ended. Of several numbers it leaves out those that it does not know.
+        Err(error) if error.to_string().contains("Invalid job id") => Ok(Vec::new()),
+        lines => Ok(lines?.lines().filter_map(Job::parse).collect()),
+    }
 }
 
 /// Submits the runs that were not submitted yet, and prints how far all are. `out` is the folder of the experiment.
@@ -153,61 +167,61 @@ pub(crate) fn train(
     let folder = path::absolute(out.join(FOLDER)).context("cannot find the current folder")?;
     let record = folder.join(ARRAYS);
     let mut arrays = Arrays::read(&record)?;
-    // Before the files of the runs: a run that ends meanwhile is done.
-    let jobs = jobs()?;
+    // `plan` was read before, so a run that has ended since is looked at again.
+    let jobs = jobs(&arrays)?;
     let job_of = |run: &Planned| {
         let id = arrays.last_job(&run.name)?;
         jobs.iter().find(|job| job.id == id)
     };
-    let is_new = |run: &&Planned| {
-        let is_submitted = arrays.last_job(&run.name).is_some();
-        is_unfinished(run) && job_of(run).is_none() && (!is_submitted || args.resubmit)
-    };
-    let new: Vec<_> = plan.iter().filter(is_new).collect();
-    let mut progress = Progress::Done;
-    for run in plan
-        .iter()
-        .filter(|run| !new.iter().any(|new| new.name == run.name))
-    {
-        let (text, state) = match (is_unfinished(run), job_of(run)) {
-            (false, _) => (done(run)?, Progress::Done),
-            (true, Some(job)) => (waiting(run, job), Progress::Waiting),
-            (true, None) => {
-                let log = arrays.last_job(&run.name).map(|id| log(&folder, id));
-                (failed(run, log.as_deref()), Progress::Failed)
+    let mut progress = Progress::default();
+    let mut new = Vec::new();
+    for run in plan {
+        let run = run.again()?;
+        let text = match (job_of(&run), arrays.last_job(&run.name)) {
+            // The process of a finished run may still write its last files.
+            (job, _) if is_finished(&run) && job.is_none_or(Job::is_queued) => done(&run)?,
+            (Some(job), _) => {
+                progress.waiting = true;
+                waiting(&run, job)
+            }
+            (None, Some(id)) if !args.resubmit => {
+                progress.failed.push(run.name.clone());
+                failed(&run, &log(&folder, id))
+            }
+            (None, _) => {
+                new.push(run);
+                continue;
             }
         };
         cli::line(&format!("{}: {text}", run.name));
-        progress = match (progress, state) {
-            (Progress::Failed, _) | (_, Progress::Failed) => Progress::Failed,
-            (Progress::Waiting, _) | (_, Progress::Waiting) => Progress::Waiting,
-            _ => Progress::Done,
-        };
     }
     if new.is_empty() {
         return Ok(progress);
     }
     create_folder(&folder)?;
     let is_active = plan.iter().any(|run| job_of(run).is_some());
-    let program = keep_program(&folder, trainer, is_active)?;
+    let is_begun = plan.iter().any(|run| run.state != State::Missing);
+    let program = keep_program(&folder, trainer, is_active, is_begun)?;
     let job = submit(args, &folder, &program, &new)?;
     arrays.array.push(Array {
         job,
         runs: new.iter().map(|run| run.name.clone()).collect(),
     });
-    write(&record, &toml::to_string(&arrays)?)?;
+    let recorded = toml::to_string(&arrays).map_err(Into::into);
+    if let Err(error) = recorded.and_then(|text| write(&record, &text)) {
+        // Otherwise the next call would submit the same runs again.
+        output("scancel", Command::new("scancel").arg(job.to_string()))?;
+        return Err(error);
+    }
     for run in new {
         cli::line(&format!("{}: submitted as a job of {job}", run.name));
     }
-    Ok(match progress {
-        Progress::Failed => Progress::Failed,
-        _ => Progress::Waiting,
-    })
+    progress.waiting = true;
+    Ok(progress)
 }
 
-/// Whether a run has epochs left.
-fn is_unfinished(run: &Planned) -> bool {
-    run.state != State::Finished
+fn is_finished(run: &Planned) -> bool {
+    run.state == State::Finished
 }
 
 fn done(run: &Planned) -> anyhow::Result<String> {
@@ -219,23 +233,22 @@ fn done(run: &Planned) -> anyhow::Result<String> {
 fn waiting(run: &Planned, job: &Job) -> String {
     let (done, epochs) = (run.done(), run.epochs());
     let (array, index) = job.id;
-    let state = match job.is_running() {
-        true => "running".to_owned(),
-        false if job.reason.is_empty() || job.reason == "None" => "queued".to_owned(),
-        false => format!("queued ({})", job.reason),
+    let state = match job.is_queued() {
+        false if job.state == "RUNNING" => "running".to_owned(),
+        false => format!("running ({})", job.state.to_lowercase()),
+        true if job.reason.is_empty() || job.reason == "None" => "queued".to_owned(),
+        true => format!("queued ({})", job.reason),
     };
     format!("{state}, {done} of {epochs} epochs, job {array}_{index}")
 }
 
-fn failed(run: &Planned, log: Option<&Path>) -> String {
-    let text = log.and_then(|log| fs::read_to_string(log).ok());
-    let error = text.as_deref().and_then(last_error);
-    let reason = error.map_or_else(String::new, |error| format!(": {error}"));
-    let log = log.map_or_else(String::new, |log| {
-        format!("; the output of its job is in {}", log.display())
-    });
-    let (done, epochs) = (run.done(), run.epochs());
-    format!("failed after {done} of {epochs} epochs{reason}{log}; --resubmit resumes it")
+fn failed(run: &Planned, log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let reason = last_error(&text).map_or_else(String::new, |error| format!(": {error}"));
+    let (done, epochs, log) = (run.done(), run.epochs(), log.display());
+    format!(
+        "failed after {done} of {epochs} epochs{reason}; the output of its job is in {log}; --resubmit resumes it"
+    )
 }
 
 /// The last error that a program or Slurm printed.
@@ -243,7 +256,11 @@ fn last_error(log: &str) -> Option<&str> {
     let mut lines = log.lines().rev().map(str::trim);
     lines.find_map(|line| {
         let ours = line.strip_prefix("error: ");
-        ours.or_else(|| line.starts_with("slurmstepd: ").then_some(line))
+        // `slurmstepd: error: *** JOB 5 ON node CANCELLED AT ... ***`, or `slurmstepd-node: `, as Slurm is configured.
+        ours.or_else(|| {
+            let slurms = line.strip_prefix("slurmstepd")?.split_once(": error: ")?.1;
+            Some(slurms.trim_matches(['*', ' ']))
+        })
     })
 }
 
@@ -252,8 +269,14 @@ fn log(folder: &Path, (array, index): (u64, usize)) -> PathBuf {
     folder.join(format!("{array}_{index}.log"))
 }
 
-/// The program that jobs run: a copy beside the runs. While jobs are queued or running it stays the same.
-fn keep_program(folder: &Path, trainer: &Trainer, is_active: bool) -> anyhow::Result<PathBuf> {
+/// The program that jobs run: a copy beside the runs. While jobs are queued or running it stays the same. `is_begun`: some
+/// runs were trained before.
+fn keep_program(
+    folder: &Path,
+    trainer: &Trainer,
+    is_active: bool,
+    is_begun: bool,
+) -> anyhow::Result<PathBuf> {
     let program = folder.join("trainer");
     let bytes =
         |path: &Path| fs::read(path).with_context(|| format!("cannot read `{}`", path.display()));
@@ -268,11 +291,18 @@ fn keep_program(folder: &Path, trainer: &Trainer, is_active: bool) -> anyhow::Re
         ));
         return Ok(program);
     }
+    if program.exists() && is_begun {
+        cli::note(&format!(
+            "note: the program has changed since `{}` was copied, which is replaced; runs that are done are of the earlier one",
+            program.display()
+        ));
+    }
     let copy = || -> io::Result<()> {
         let copy = tempfile::Builder::new()
             .prefix(".trainer-")
             .tempfile_in(folder)?;
         fs::copy(trainer.program(), copy.path())?;
+        atomic_file::sync(copy.as_file())?;
         copy.persist(&program)?;
         Ok(())
     };
@@ -281,17 +311,22 @@ fn keep_program(folder: &Path, trainer: &Trainer, is_active: bool) -> anyhow::Re
 }
 
 /// Submits an array job of these runs. Returns its number.
-fn submit(args: &Args, folder: &Path, program: &Path, runs: &[&Planned]) -> anyhow::Result<u64> {
+fn submit(args: &Args, folder: &Path, program: &Path, runs: &[Planned]) -> anyhow::Result<u64> {
     let script = folder.join("job.sh");
     write(&script, &job_script(program, runs)?)?;
+    // In names of output files, Slurm replaces what follows a percent sign.
+    let output_folder = folder.to_str().context("the path of --out is not UTF-8")?;
+    let output_folder = output_folder.replace('%', "%%");
     let mut sbatch = Command::new("sbatch");
+    // The last of equal options applies: those that are given replace the first ones, and the last ones are needed here.
     sbatch
-        .args(["--parsable", "--requeue", "--open-mode=append"])
-        .arg(format!("--array=0-{}", runs.len() - 1))
+        .args(["--requeue", "--open-mode=append"])
         .arg(format!("--signal=B:TERM@{CHECKPOINT_SECONDS}"))
-        .arg(flag("--output", folder.join("%A_%a.log")))
         .arg(flag("--job-name", name(folder)))
         .args(&args.sbatch_arg)
+        .arg("--parsable")
+        .arg(format!("--array=0-{}", runs.len() - 1))
+        .arg(format!("--output={output_folder}/%A_%a.log"))
         .arg(&script);
     let printed = output("sbatch", &mut sbatch)?;
     // Also the cluster, behind a semicolon.
@@ -307,8 +342,8 @@ fn name(folder: &Path) -> OsString {
 }
 
 /// The script of an array job: the run with its index, which is resumed if it was begun.
-fn job_script(program: &Path, runs: &[&Planned]) -> anyhow::Result<String> {
-    let mut script = SCRIPT_START.to_owned();
+fn job_script(program: &Path, runs: &[Planned]) -> anyhow::Result<String> {
+    let mut script = script_start();
     for (index, run) in runs.iter().enumerate() {
         let folder = path::absolute(&run.folder).context("cannot find the current folder")?;
         let out = folder.parent().unwrap_or(Path::new("/"));
@@ -316,7 +351,9 @@ fn job_script(program: &Path, runs: &[&Planned]) -> anyhow::Result<String> {
         resume.extend(run.arguments_to_resume()?);
         let mut start = run.arguments.clone();
         start.extend([flag("--name", &run.name), flag("--run-dir", out)]);
-        let record = words([folder.join(file::RECORD).into_os_string()])?;
+        let [record, lock] =
+            [file::RECORD, file::LOCK].map(|name| folder.join(name).into_os_string());
+        let (record, lock) = (words([record])?, words([lock])?);
         let (resume, start) = (words(resume)?, words(start)?);
         // Not where the runs have a number of threads.
         let threads = match run.settings.threads {
@@ -325,17 +362,27 @@ fn job_script(program: &Path, runs: &[&Planned]) -> anyhow::Result<String> {
         };
         write!(
             script,
-            "{index})\n  if [ -e {record} ]; then\n    set -- {resume}{threads}\n  else\n    set -- {start}{threads}\n  fi\n  ;;\n"
+            "{index})\n  if [ -e {record} ]; then\n    wait_until_unlocked {lock}\n    set -- {resume}{threads}\n  else\n    set -- {start}{threads}\n  fi\n  ;;\n"
         )?;
     }
     let program = words([program.as_os_str().to_owned()])?;
     Ok(script + "esac\n" + &SCRIPT_END.replace("PROGRAM", &program))
 }
 
-const SCRIPT_START: &str = "#!/bin/sh
+/// Where a run was begun, the process of the job before may still have its lock: on another machine, a file system may keep
+/// that for a while. A file system without locks is not waited for.
+fn script_start() -> String {
+    format!(
+        "#!/bin/sh
 # Written by `cargo xtask`: trains the run of this job, or resumes it.
+wait_until_unlocked() {{
+  flock --wait {} \"$1\" true 2> /dev/null
+}}
 case \"$SLURM_ARRAY_TASK_ID\" in
-";
+",
+        PATIENCE.as_secs()
+    )
+}
 
 /// What follows the arguments. Slurm sends SIGTERM ahead of the time limit, when a job is preempted, requeued or cancelled.
 const SCRIPT_END: &str = r#"stops=0
@@ -346,13 +393,23 @@ trainer=$!
 before=-1
 while [ "$stops" != "$before" ]; do
   before=$stops
-  wait "$trainer"
-  code=$?
+  wait "$trainer" 2> /dev/null
+  ended=$?
+  # 127: it had ended before the signal.
+  [ "$ended" = 127 ] && [ "$stops" != 0 ] || code=$ended
 done
-# Ahead of its time limit a job is still running; in the other cases Slurm decides what becomes of it.
-if [ "$code" = 130 ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
-fi
+# The number of one job of the array is also that of the whole array, so SLURM_JOB_ID does not do.
+job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+# 143: SIGTERM came before the trainer watched for it.
+case "$code" in
+130 | 143)
+  # Ahead of its time limit a job is still running; in the other cases Slurm decides what becomes of it. A job that was
+  # cancelled would come back.
+  if [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+    scontrol requeue "$job"
+  fi
+  ;;
+esac
 exit "$code"
 "#;
 
@@ -378,9 +435,9 @@ mod tests {
     fn lines_of_squeue_are_jobs() {
         let job = Job::parse("12 3 PENDING Nodes required for job are DOWN, DRAINED").unwrap();
         assert_eq!(job.id, (12, 3));
-        assert!(!job.is_running());
+        assert!(job.is_queued());
         assert_eq!(job.reason, "Nodes required for job are DOWN, DRAINED");
-        assert!(Job::parse("7 0 RUNNING None").unwrap().is_running());
+        assert!(!Job::parse("7 0 RUNNING None").unwrap().is_queued());
         // A job that is no array has no index.
         assert_eq!(Job::parse("8 N/A RUNNING None"), None);
     }
@@ -405,8 +462,10 @@ mod tests {
     fn the_last_error_of_a_log_is_found() {
         let log = "error: first\nepoch 1/2\nerror: no usable CIFAR-10\nnote\n";
         assert_eq!(last_error(log), Some("no usable CIFAR-10"));
-        let killed = "slurmstepd: error: *** JOB 3 ON a CANCELLED ***\n";
-        assert_eq!(last_error(killed), Some(killed.trim()));
+        for daemon in ["slurmstepd", "slurmstepd-node1"] {
+            let killed = format!("{daemon}: error: *** JOB 3 ON a CANCELLED ***\nepoch 2/2\n");
+            assert_eq!(last_error(&killed), Some("JOB 3 ON a CANCELLED"));
+        }
         assert_eq!(last_error("epoch 1/2\n"), None);
     }
 }

@@ -271,11 +271,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
             ));
         }
         let failed = if args.slurm.slurm {
-            match slurm::train(&args.slurm, &trainer, &plan, &args.out)? {
-                slurm::Progress::Done => Vec::new(),
-                slurm::Progress::Waiting => return Ok(Exit::Success),
-                slurm::Progress::Failed => return Ok(Exit::Failure),
+            let progress = slurm::train(&args.slurm, &trainer, &plan, &args.out)?;
+            if progress.waiting {
+                return Ok(Exit::Success);
             }
+            // They are out, as without Slurm: a learning rate may be too high.
+            progress.failed
         } else {
             match pool::train(&trainer, &plan, args.jobs)? {
                 Some(failed) => failed,
