@@ -113,6 +113,13 @@ impl Measured {
         let layers = layers::read(&path)?;
         let is_timed = layers.iter().any(|layer| layer.seconds.is_some());
         ensure!(is_timed, "`{}` has no times of layers", path.display());
+        let last = run.made_by.sessions.last();
+        let is_alone = last.is_none_or(|session| session.machine.processes.get() == 1);
+        ensure!(
+            is_alone,
+            "`{}` is of a run in several processes",
+            path.display()
+        );
         Ok(Self {
             step: images / run.last().images_per_second,
             model: run.settings.model,
@@ -128,7 +135,7 @@ impl Measured {
 
     fn rest(&self) -> f64 {
         let layers = self.layers.iter().filter_map(|layer| layer.seconds);
-        self.step - layers.flatten().sum::<f64>()
+        (self.step - layers.flatten().sum::<f64>()).max(0.0)
     }
 }
 

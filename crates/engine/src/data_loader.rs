@@ -18,7 +18,7 @@ pub(crate) type Part = Arc<dyn Fn(usize) -> Range<usize> + Send + Sync>;
 pub struct DataLoader {
     /// On the host, also where a GPU has the images.
     pub(crate) host: HostLoader,
-    /// The samples of a training batch that this process has, by their number, if there are several processes.
+    /// Which samples of a training batch this process has, given how many the batch has, if there are several processes.
     pub(crate) part: Option<Part>,
     #[cfg(feature = "cuda")]
     resident: Option<Arc<gpu::Resident>>,

@@ -101,12 +101,16 @@ pub enum Error {
     #[error(transparent)]
     Observer(Box<dyn std::error::Error + Send + Sync>),
     /// Another process of the run cannot be reached.
-    #[error("cannot exchange gradients with another process: {0}")]
+    #[error("cannot exchange data with another process: {0}")]
     Exchange(io::Error),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
 }
+
+/// What is not finite: the mean loss of a batch, or that of the evaluated images. All processes of a group know it.
+pub(crate) const LOSS: &str = "loss";
+pub(crate) const TEST_LOSS: &str = "test loss";
 
 /// Why a file of weights cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -178,6 +182,17 @@ impl Error {
             what,
             epoch: epoch + 1,
             steps,
+        }
+    }
+
+    /// Whether every process of a group has this error at the same step. The others are of one process alone, such as that
+    /// of the checkpoint which has weights that are not finite.
+    #[must_use]
+    pub fn is_everywhere(&self) -> bool {
+        match self {
+            Self::NotFiniteAtStart => true,
+            Self::Diverged { what, .. } => [LOSS, TEST_LOSS].contains(what),
+            _ => false,
         }
     }
 }

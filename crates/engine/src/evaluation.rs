@@ -241,7 +241,7 @@ impl Evaluator {
         Ok(Some(outputs))
     }
 
-    /// The same, of which each process computes a part of the batches.
+    /// The same in every process; each computes a part of the batches.
     fn outputs_of_all(
         &self,
         group: &dyn ProcessGroup,

@@ -5,7 +5,7 @@ use crate::checkpoint_writer::CheckpointWriter;
 use crate::data_loader::DataLoader;
 use crate::early_stopping::EarlyStopping;
 use crate::ema::Ema;
-use crate::error::{Error, Unusable};
+use crate::error::{Error, TEST_LOSS, Unusable};
 use crate::evaluation::{Evaluation, Evaluator};
 use crate::event::Event;
 use crate::lr_finder::LrFinder;
@@ -493,7 +493,7 @@ impl Training {
             known => known,
         };
         if !plain.loss.is_finite() {
-            return Err(Error::diverged("test loss", position.epoch, position.step));
+            return Err(Error::diverged(TEST_LOSS, position.epoch, position.step));
         }
         let epoch = position.epoch + 1;
         self.progress.history.push(EpochMetrics {
@@ -520,7 +520,7 @@ impl Training {
             epoch,
             test_accuracy: plain.accuracy,
         };
-        if self.progress.is_improved_by(best) {
+        if self.progress.is_improved_by(best) && self.step.setup.is_main() {
             let network = &self.step.network;
             self.unwritten_best = Some(match is_due {
                 true => weights(network),
@@ -567,7 +567,7 @@ impl Training {
 
     /// Writes `best.safetensors`, if it is not up to date.
     fn write_best(&mut self, connections: &mut Connections<'_>) -> Result<(), Error> {
-        let Some(best) = self.take_best()?.filter(|_| self.step.setup.is_main()) else {
+        let Some(best) = self.take_best()? else {
             return Ok(());
         };
         let architecture = self.step.network.architecture();

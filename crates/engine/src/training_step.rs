@@ -2,7 +2,7 @@
 
 use crate::dropout_schedule::DropoutSchedule;
 use crate::ema::Ema;
-use crate::error::Error;
+use crate::error::{Error, LOSS};
 use crate::evaluation::Evaluator;
 use crate::gpu_memory::{self, arbitrary_values, is_out_of_memory};
 use crate::optimiser::Sgd;
@@ -46,10 +46,10 @@ pub(crate) struct TrainingStep {
     graph: StepGraph,
     /// Bytes of a GPU's memory that were free before the first step.
     free: usize,
-    /// Whether this process was asked to stop, if there are several.
+    /// With several processes: whether this one was asked to stop.
     wants_stop: bool,
-    /// Whether any process was, before the last step.
-    all_stop: bool,
+    /// With several processes: whether any of them was, before the last step.
+    any_wants_stop: bool,
 }
 
 impl TrainingStep {
@@ -75,7 +75,7 @@ impl TrainingStep {
             graph: StepGraph::default(),
             free: gpu_memory::free(&setup.device)?,
             wants_stop: false,
-            all_stop: false,
+            any_wants_stop: false,
             setup,
             steps_per_epoch,
             is_resumed: false,
@@ -87,8 +87,8 @@ impl TrainingStep {
         u64::from(position.epoch) * self.steps_per_epoch as u64 + position.step as u64
     }
 
-    /// Whether to stop before the next step: if `stop` says so or, with several processes, said so in one of them before the
-    /// step before. They are asked before the first step of an epoch, or of a part of one.
+    /// Whether to stop before the next step. With several processes: whether `stop` was true in any of them before the last
+    /// step; at the first step of an epoch, or after a resume, they ask one another.
     ///
     /// # Errors
     /// When another process cannot be reached.
@@ -100,7 +100,7 @@ impl TrainingStep {
         self.wants_stop = stop();
         match &self.setup.process_group {
             Some(group) if is_first => any(&**group, self.wants_stop).map_err(Error::Exchange),
-            Some(_) => Ok(self.all_stop),
+            Some(_) => Ok(self.any_wants_stop),
             None => Ok(self.wants_stop),
         }
     }
@@ -203,6 +203,10 @@ impl TrainingStep {
         position: &mut Position,
     ) -> Result<(), Error> {
         let own = self.metrics.take()?;
+        // Known at once where a process has all shards.
+        if own.diverged.is_some() {
+            return Err(not_finite(position, position.step));
+        }
         let sums = StepSums {
             loss: own.loss_sum,
             correct: own.correct(),
@@ -211,7 +215,7 @@ impl TrainingStep {
         let sums = sums
             .over(group, self.setup.shards(images))
             .map_err(Error::Exchange)?;
-        self.all_stop = sums.stops;
+        self.any_wants_stop = sums.stops;
         // Rounded as the loss of a batch in one process is.
         let mean = f64::from((sums.loss / images as f64) as f32);
         if !mean.is_finite() {
@@ -223,8 +227,8 @@ impl TrainingStep {
         Ok(())
     }
 
-    /// The backward pass of a batch of `images` images over all processes, and the update. `may_end_interval` says whether an interval ends with this step or, if it is captured,
-    /// may end with a replay.
+    /// The backward pass of a batch, which has `images` images over all processes, and the update. `may_end_interval` says
+    /// whether an interval ends with this step or, if it is captured, may end with a replay.
     fn update(
         &mut self,
         tape: Tape,
@@ -372,7 +376,7 @@ impl TrainingStep {
 fn not_finite(position: &Position, step: usize) -> Error {
     match (position.epoch, step) {
         (0, 0) => Error::NotFiniteAtStart,
-        (epoch, step) => Error::diverged("loss", epoch, step),
+        (epoch, step) => Error::diverged(LOSS, epoch, step),
     }
 }
 

@@ -9,8 +9,8 @@ use std::ops::Range;
 /// `(softmax(logits) - smoothed one-hot(labels)) / batch`, where the smoothed label of a class is
 /// `1 - label_smoothing + label_smoothing / classes` for the row's label and `label_smoothing / classes` for others.
 ///
-/// The maximum of each row is subtracted first, so that large logits do not overflow. The rows are those of `shards`, over
-/// which they are summed; the gradient is that of the mean over the batch of all ranks.
+/// The maximum of each row is subtracted first, so that large logits do not overflow. The losses are
+/// summed over the `shards`, whose images the rows are; the gradient is that of the mean over the batch of all ranks.
 ///
 /// # Panics
 /// When a length does not fit, or a label is not below `classes`.

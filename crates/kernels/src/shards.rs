@@ -18,7 +18,7 @@ const PART: usize = 1 << 14;
 pub struct Shards {
     batch: usize,
     count: usize,
-    /// Of `count`.
+    /// The first of these shards, and the one after the last.
     own: (usize, usize),
 }
 

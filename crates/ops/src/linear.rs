@@ -1,8 +1,7 @@
 //! A fully connected layer with its bias and activation in one operation.
 
 use crate::arithmetic::Precision;
-use crate::operation::shards;
-use crate::operation::{Gradients, Inputs, Operation, Output, in_graph};
+use crate::operation::{Gradients, Inputs, Operation, Output, in_graph, shards};
 use crate::relu::relu_gradient;
 use crate::storage::{gradients, output, with_dtype, with_slices};
 use candle_core::{DType, Result, Tensor, bail};

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::num::NonZeroUsize;
 
-/// The training of a run by one process, from a start to the next.
+/// The training of a run by one process, or by several together, from a start to the next.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
     /// Finished epochs when it started.
@@ -17,7 +17,7 @@ pub struct Session {
     /// Finished steps of the epoch after them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to_step: Option<usize>,
-    /// What it ran on.
+    /// What it ran on; of several processes, what the first one ran on.
     #[serde(flatten)]
     pub machine: Machine,
 }
@@ -112,7 +112,7 @@ pub fn ended(mut sessions: Vec<Session>, epoch: u32, step: usize) -> Vec<Session
 }
 
 impl Machine {
-    /// The threads in words, and those processes that had them if there were several.
+    /// The threads in words, and the number of processes if there are several.
     #[must_use]
     pub fn threads_in_words(&self) -> String {
         let threads = crate::cli::count(self.threads.get(), "thread");

@@ -79,10 +79,10 @@ impl Args {
     }
 
     fn execute(self, launched: Option<Launched>) -> anyhow::Result<Exit> {
-        ops::InstructionSet::check_selection().map_err(UsageError)?;
         if self.command.is_none() {
             return train::run(&self.train, launched);
         }
+        ops::InstructionSet::check_selection().map_err(UsageError)?;
         Launched::check_alone(launched)?;
         match self.command {
             None => {}

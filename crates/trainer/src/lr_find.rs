@@ -60,7 +60,7 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
     let finder = LrFinder::new(args.min_lr.get(), args.max_lr.get(), args.steps)
         .map_err(|error| UsageError(format!("--min-lr, --max-lr, --steps: {error}")))?;
     let stop = stop::requested("stopping after this step").context("cannot watch for Ctrl-C")?;
-    let mut setup = match Setup::new(resolved, false, true, stop) {
+    let mut setup = match Setup::new(resolved, None, false, true, stop) {
         Err(error) if data::is_stopped(&error) => return Ok(Exit::Interrupted),
         setup => setup?,
     };

@@ -160,11 +160,10 @@ impl Processes {
         .into())
     }
 
-    /// The result of this process where all processes succeed. Otherwise an error for each: that of the lowest rank which
-    /// fails is printed, and the others print nothing.
+    /// The result of this process, if all processes succeed.
     ///
     /// # Errors
-    /// As was just said.
+    /// In every process, if one fails: that of the lowest rank which fails is printed, and the others print nothing.
     pub(crate) fn agree<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {
         let Some(group) = &self.group else {
             return result;
@@ -188,6 +187,18 @@ impl Processes {
             true => Err(UsageError("another process failed".to_owned()).into()),
             false => Err(anyhow!("another process failed")),
         })
+    }
+
+    /// Whether something holds in any process.
+    ///
+    /// # Errors
+    /// When another process cannot be reached.
+    pub(crate) fn any(&self, own: bool) -> anyhow::Result<bool> {
+        let Some(group) = &self.group else {
+            return Ok(own);
+        };
+        let all = engine::gather(&**group, [u8::from(own)])?;
+        Ok(all.iter().any(|holds| holds[0] != 0))
     }
 
     /// Does something in the main process first, and then in the others.
@@ -243,11 +254,8 @@ impl Processes {
         };
         let result = panic::catch_unwind(AssertUnwindSafe(work));
         let fails_everywhere = |error: &anyhow::Error| {
-            let diverged = matches!(
-                error.downcast_ref(),
-                Some(engine::Error::Diverged { .. } | engine::Error::NotFiniteAtStart)
-            );
-            diverged || self.all_fail.get()
+            let error = error.downcast_ref::<engine::Error>();
+            self.all_fail.get() || error.is_some_and(engine::Error::is_everywhere)
         };
         match result {
             Ok(Err(error)) if !fails_everywhere(&error) => {

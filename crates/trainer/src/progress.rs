@@ -107,7 +107,7 @@ pub(crate) fn epochs_left(epoch: u32, epochs: u32, done: usize, steps: usize) ->
 
 /// A progress bar of no length yet; hidden where standard error is not a terminal.
 pub(crate) fn bar(show: bool) -> ProgressBar {
-    if show && stderr().is_terminal() {
+    if show && !cli::is_silent() && stderr().is_terminal() {
         ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(5))
     } else {
         ProgressBar::hidden()

@@ -35,17 +35,19 @@ impl Setup {
     /// Also where a training step does not fit into memory.
     pub(crate) fn new(
         resolved: Resolved,
+        process_group: Option<Arc<dyn ProcessGroup>>,
         is_resumed: bool,
         show_bar: bool,
         stop: &AtomicBool,
     ) -> anyhow::Result<Self> {
         let backend = Backend::new(&resolved)?;
+        let processes = process_group.as_ref().map_or(1, |group| group.size());
         let classes = resolved.dataset.class_names()?.len();
         let resolved = Resolved {
             architecture: resolved.architecture.with_classes(classes),
             ..resolved
         };
-        check_memory(&resolved, &backend, is_resumed)?;
+        check_memory(&resolved, &backend, processes, is_resumed)?;
         let init = match &resolved.settings.init {
             Some(path) if !is_resumed => Some(weights::read(path, Some(resolved.architecture))?),
             _ => None,
@@ -61,12 +63,12 @@ impl Setup {
         };
         let data = load(&resolved, limits, show_bar, Some(stop))?;
         // Again, beside the images.
-        check_memory(&resolved, &backend, is_resumed)?;
+        check_memory(&resolved, &backend, processes, is_resumed)?;
         Ok(Self {
             resolved: resolved.with_channels(&data.all_training)?,
             data,
             backend,
-            process_group: None,
+            process_group,
             init,
         })
     }
@@ -240,14 +242,19 @@ impl Setup {
 ///
 /// # Errors
 /// A usage error, with the size of a batch that fits, unless the run is resumed, when its batch size cannot change.
-fn check_memory(resolved: &Resolved, backend: &Backend, is_resumed: bool) -> anyhow::Result<()> {
+fn check_memory(
+    resolved: &Resolved,
+    backend: &Backend,
+    processes: usize,
+    is_resumed: bool,
+) -> anyhow::Result<()> {
     let settings = &resolved.settings;
     let has_ema = settings.model_ema_decay.get() > 0.0;
     let precision = backend.arithmetic.precision;
     let (architecture, frozen) = (resolved.architecture, settings.freeze_features);
     let memory = TrainingMemory::new(architecture, has_ema, frozen, precision);
     let batch_size = settings.batch_size.get();
-    let needed = memory.bytes(batch_size);
+    let needed = memory.bytes(batch_size.div_ceil(processes));
     let available = match backend.device.is_cpu() {
         true => ops::available_memory().unwrap_or(u64::MAX),
         false => u64::MAX,
@@ -264,7 +271,7 @@ fn check_memory(resolved: &Resolved, backend: &Backend, is_resumed: bool) -> any
     if is_resumed {
         bail!("{problem}; free some, or resume the run on a machine with more");
     }
-    let remedy = match memory.largest_batch(available) {
+    let remedy = match processes * memory.largest_batch(available) {
         0 => "not even a batch of one image fits beside the weights".to_owned(),
         fits => format!("use --batch-size {fits}"),
     };

@@ -151,6 +151,7 @@ fn run_in(args: &TrainArgs, processes: &Processes) -> anyhow::Result<Exit> {
 
 /// The settings that the arguments ask for, and the folder of the run that is resumed.
 fn resolve(args: &TrainArgs, processes: &Processes) -> anyhow::Result<(Resolved, Option<PathBuf>)> {
+    ops::InstructionSet::check_selection().map_err(UsageError)?;
     let resumed = args.resume.as_ref();
     let resumed = resumed.map(|run| run::folder::find(&args.run_dir, run));
     let resumed = resumed.transpose()?;
@@ -172,11 +173,16 @@ fn print_settings(
     resolved: Resolved,
     processes: &Processes,
 ) -> anyhow::Result<Exit> {
-    processes.main_first(|| {
+    let print = || {
         let resolved = setup::with_channels(resolved, !args.no_progress)?;
         cli::text(&resolved.settings.to_toml()?);
-        Ok(Exit::Success)
-    })
+        Ok(())
+    };
+    processes.agree(match processes.is_main() {
+        true => print(),
+        false => Ok(()),
+    })?;
+    Ok(Exit::Success)
 }
 
 /// Trains one step, evaluates one batch and writes all files, in a folder that is then removed.
@@ -215,7 +221,7 @@ fn run_with(
             )?),
             false => None,
         };
-        let setup = load(args, resolved, resumed.as_deref(), stop)?;
+        let setup = load(args, resolved, resumed.as_deref(), processes, stop)?;
         Ok((setup, main))
     });
     let (mut setup, main) = match opened {
@@ -225,7 +231,6 @@ fn run_with(
         }
         opened => opened?,
     };
-    setup.process_group = processes.group.clone();
     let settings = &setup.resolved.settings;
     let (fixed, epochs) = (settings.fixed_on_resume()?, settings.epochs);
     processes.check_same("other settings", &format!("{epochs} {fixed:?}"))?;
@@ -243,7 +248,7 @@ fn run_with(
     processes.check_same("another checkpoint", &position)?;
     let Some(mut main) = main else {
         processes.agree(Ok(()))?;
-        return train_beside_main(args, &setup, training, stop);
+        return train_beside_main(args, &setup, training, processes, stop);
     };
     // The folder is created last, so that an error leaves nothing behind.
     let created = processes.agree(
@@ -270,14 +275,17 @@ fn load(
     args: &TrainArgs,
     resolved: Resolved,
     resumed: Option<&Path>,
+    processes: &Processes,
     stop: &AtomicBool,
 ) -> anyhow::Result<Setup> {
-    let setup = Setup::new(resolved, resumed.is_some(), !args.no_progress, stop)?;
+    let group = processes.group.clone();
+    let setup = Setup::new(resolved, group, resumed.is_some(), !args.no_progress, stop)?;
     #[cfg(feature = "cuda")]
     if let candle_core::Device::Cuda(gpu) = &setup.backend.device {
         ops::cuda::log_environment(gpu)?;
     }
     match resumed {
+        _ if !processes.is_main() => {}
         Some(run) => setup.check_disk(run, true)?,
         // Also for a test, which is in a temporary folder.
         None => setup.check_disk(&args.run_dir, false)?,
@@ -344,6 +352,7 @@ fn train_beside_main(
     args: &TrainArgs,
     setup: &Setup,
     mut training: Training,
+    processes: &Processes,
     stop: &AtomicBool,
 ) -> anyhow::Result<Exit> {
     let began = Instant::now();
@@ -361,10 +370,10 @@ fn train_beside_main(
             Ok(())
         },
     );
-    Ok(match outcome? {
-        Outcome::Interrupted if stop.load(Ordering::SeqCst) => Exit::Interrupted,
-        _ => Exit::Success,
-    })
+    if outcome? == Outcome::Interrupted {
+        processes.any(stop.load(Ordering::SeqCst))?;
+    }
+    Ok(Exit::Success)
 }
 
 /// What stops a run before its last epoch, apart from requests.
@@ -518,7 +527,10 @@ impl ReadyRun<'_> {
                 tracing::info!("run finished");
                 Ok(Exit::Success)
             }
-            Outcome::Interrupted => Ok(self.print_interruption(training.position())),
+            Outcome::Interrupted => {
+                let is_requested = self.processes.any(self.stop.load(Ordering::SeqCst))?;
+                Ok(self.print_interruption(training.position(), is_requested))
+            }
         }
     }
 
@@ -553,7 +565,10 @@ impl ReadyRun<'_> {
             data.evaluated,
             settings.recipe,
             backend.description(),
-            self.threads(),
+            self.setup
+                .backend
+                .machine(self.processes.count())
+                .threads_in_words(),
             self.folder.path().display(),
         ));
         tracing::info!(
@@ -571,15 +586,6 @@ impl ReadyRun<'_> {
                 cli::count(step, "step")
             ));
             tracing::info!(epoch, step, "resumed");
-        }
-    }
-
-    /// The threads in words.
-    fn threads(&self) -> String {
-        let threads = cli::count(self.setup.backend.threads.get(), "thread");
-        match self.processes.count().get() {
-            1 => threads,
-            count => format!("{threads} in each of {count} processes"),
         }
     }
 
@@ -609,8 +615,13 @@ impl ReadyRun<'_> {
         ));
     }
 
-    fn print_interruption(&self, Position { epoch, step, .. }: Position) -> Exit {
-        let (verb, exit) = if self.stop.load(Ordering::SeqCst) {
+    /// `is_requested`: somebody asked this process, or another one, to stop.
+    fn print_interruption(
+        &self,
+        Position { epoch, step, .. }: Position,
+        is_requested: bool,
+    ) -> Exit {
+        let (verb, exit) = if is_requested {
             ("interrupted", Exit::Interrupted)
         } else {
             ("stopped", Exit::Success)

@@ -7,30 +7,31 @@ use run::cli;
 use std::env;
 use std::path::Path;
 
-/// Debian's packages: Open MPI, what its Rust bindings are generated with, and Slurm with its authentication.
-const PACKAGES: [&str; 5] = [
-    "openmpi-bin",
-    "libopenmpi-dev",
-    "libclang-dev",
-    "slurm-wlm",
-    "munge",
-];
+/// Debian's packages for MPI: Open MPI, and what its Rust bindings are generated with.
+const MPI: [&str; 3] = ["openmpi-bin", "libopenmpi-dev", "libclang-dev"];
 
-/// Installs the packages where CI=true. Says whether they are there.
+/// Those for Slurm, with its authentication.
+const SLURM: [&str; 2] = ["slurm-wlm", "munge"];
+
+/// Installs the packages where CI=true and this is root. Says whether those for MPI are there; the tests with Slurm look for
+/// it themselves.
 pub(super) fn install() -> bool {
-    if env::var_os("CI").is_some_and(|ci| ci == "true")
-        && let Err(error) = packages::install(&PACKAGES)
-    {
-        cli::note(&format!("--- {error:#}"));
-    }
-    let found = packages::are_installed(&PACKAGES);
-    if !found {
-        cli::note(&format!(
-            "--- skipped: MPI and Slurm, which need Debian's packages {}",
-            PACKAGES.join(" ")
-        ));
-    }
-    found
+    let is_ci = env::var_os("CI").is_some_and(|ci| ci == "true");
+    let are_there = |what: &str, packages: &[&str]| {
+        if is_ci && let Err(error) = packages::install(packages) {
+            cli::note(&format!("--- {what}: {error:#}"));
+        }
+        let found = packages::are_installed(packages);
+        if !found {
+            cli::note(&format!(
+                "--- skipped: {what}, which needs Debian's packages {}",
+                packages.join(" ")
+            ));
+        }
+        found
+    };
+    are_there("Slurm", &SLURM);
+    are_there("MPI", &MPI)
 }
 
 /// Lints and tests the feature `mpi`.
