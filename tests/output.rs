@@ -130,9 +130,9 @@ fn messages_have_no_backtrace() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = short_run(folder.path(), "a");
     command
-        .args(["--validation", "11"])
+        .args(["--validation", "6"])
         .env("RUST_BACKTRACE", "1");
-    let message = refused(&mut command, 2, &["--validation 11"]);
+    let message = refused(&mut command, 2, &["--validation 6"]);
     assert_eq!(message.lines().count(), 1, "{message}");
 }
 
