@@ -36,7 +36,7 @@ fn run(processes: usize, runs: &Path, name: &str, settings: &[&str]) -> Command 
 
 const RUN: [&str; 12] = [
     "--model",
-    "small-alexnet",
+    "lenet",
     "--dataset",
     "synthetic",
     "--limit-train",
@@ -89,7 +89,7 @@ fn wait_until(what: &str, is_done: impl Fn() -> bool) {
 fn long_run(runs: &Path, name: &str, options: &[&str]) -> Child {
     let mut command = mpirun(2, options);
     command.args(RUN).args(["--checkpoint-minutes", "0"]);
-    command.args(["--epochs", "1000", "--name", name]);
+    command.args(["--epochs", "100000", "--name", name]);
     command.arg("--run-dir").arg(runs);
     let streams = command.stdout(Stdio::null()).stderr(Stdio::piped());
     let child = streams.process_group(0).spawn().unwrap();
@@ -152,7 +152,7 @@ fn a_run_stops_everywhere_and_resumes_in_any_number_of_processes() {
     let folder = tempfile::tempdir().unwrap();
     let runs = folder.path();
     // `mpirun` waits as long before SIGTERM as after it.
-    let mut stopped = long_run(runs, "a", &["--mca", "odls_base_sigkill_timeout", "5"]);
+    let mut stopped = long_run(runs, "a", &["--mca", "odls_base_sigkill_timeout", "3"]);
     signal(stopped.id(), "-TERM");
     stopped.wait().unwrap();
     let done = metrics::read(&runs.join("a").join(file::METRICS))

@@ -36,7 +36,8 @@ pub(super) fn install() -> bool {
 
 /// Lints and tests the feature `mpi`.
 pub(super) fn checks() -> anyhow::Result<()> {
-    let lints = "clippy --package trainer --features mpi --all-targets -- -D warnings";
+    // The same packages as before, so that the trainer alone is checked again.
+    let lints = "clippy --workspace --features trainer/mpi --all-targets -- -D warnings";
     check_cargo(lints)?;
     // The same packages as in other checks, so that the trainer alone is built again.
     check_cargo("build --workspace --bins --features trainer/mpi")?;
