@@ -8,7 +8,8 @@ use rng::{Purpose, Stream};
 use std::env;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
-use std::time::{Duration, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// One of the workspace's programs, `trainer` or `xtask`. The first call builds them.
 pub fn program(name: &str) -> Command {
@@ -110,4 +111,14 @@ pub fn kill_times(longest: Duration) -> impl Iterator<Item = Duration> {
     eprintln!("KILL_SEED={seed}");
     let stream = Stream::new(seed, Purpose::Search, 0);
     (0..).map(move |index| Duration::from_nanos(stream.below(index, longest.as_nanos() as u64)))
+}
+
+/// Waits until `is_done`, for two minutes at most.
+pub fn wait_until(what: &str, is_done: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !is_done() {
+        let waited = started.elapsed();
+        assert!(waited < Duration::from_secs(120), "{what} did not come");
+        thread::sleep(Duration::from_millis(20));
+    }
 }

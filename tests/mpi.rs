@@ -4,13 +4,13 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use end_to_end::{program, short_run, xtask};
+use end_to_end::{program, short_run, wait_until, xtask};
 use run::{EpochMetrics, SplitMetrics, file, metrics};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use std::{env, fs, thread};
+use std::{env, fs};
 
 /// `mpirun` with this many processes of the trainer.
 fn mpirun(processes: usize, options: &[&str]) -> Command {
@@ -73,16 +73,6 @@ fn succeeds(command: &mut Command) -> Output {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     output
-}
-
-/// Waits until `is_done`.
-fn wait_until(what: &str, is_done: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !is_done() {
-        let waited = started.elapsed();
-        assert!(waited < Duration::from_secs(120), "{what} did not come");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Starts a run that takes longer than the test, with a checkpoint after every step.

@@ -3,13 +3,13 @@
 #![cfg(target_os = "linux")] // `env --default-signal`
 #![allow(clippy::unwrap_used, clippy::panic)] // Also in what the tests share.
 
-use end_to_end::{SHORT, path, program, refused, short_run};
+use end_to_end::{SHORT, path, program, refused, short_run, wait_until};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A program with the default action of these signals, which the test may have been started to ignore.
 fn with_signals(name: &str) -> Command {
@@ -37,18 +37,6 @@ fn kill(child: &Child, signal: &str) {
         .args([&signal, &child.id().to_string()])
         .status();
     assert!(status.unwrap().success());
-}
-
-/// Waits until `is_done`.
-fn wait_until(what: &str, is_done: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !is_done() {
-        assert!(
-            started.elapsed() < Duration::from_secs(120),
-            "{what} did not come"
-        );
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Waits until a run has made its first checkpoint.

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use assert_cmd::Command;
-use end_to_end::{program, xtask};
+use end_to_end::{program, wait_until, xtask};
 use run::{file, metrics};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -144,16 +144,6 @@ fn succeeds(command: &mut process::Command) {
     let output = command.output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {error}");
-}
-
-/// Waits until `is_done`.
-fn wait_until(what: &str, is_done: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !is_done() {
-        let waited = started.elapsed();
-        assert!(waited < Duration::from_secs(120), "{what} did not come");
-        thread::sleep(Duration::from_millis(100));
-    }
 }
 
 const SETTINGS: [&str; 12] = [

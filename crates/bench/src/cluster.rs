@@ -232,7 +232,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     for machines in &args.machines {
         if !machines.is_power_of_two() {
             bail!(UsageError(format!(
-                "--machines {machines}: it is no power of two"
+                "--machines {machines}: expected a power of two"
             )));
         }
     }

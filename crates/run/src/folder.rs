@@ -164,7 +164,7 @@ pub fn wait_until_unlocked(
     Ok(())
 }
 
-/// Checks that a new run can have the folder `path`, for now.
+/// Checks that the folder `path` is free for a new run. Another process may still take it before [`RunFolder::create`].
 ///
 /// # Errors
 /// As for [`RunFolder::create`], where the name is taken.

@@ -112,7 +112,7 @@ pub(crate) fn load(args: &WeightArgs, dataset: &DatasetSource) -> anyhow::Result
 /// Reads a file of weights that a person named, and notes what is unusual about it.
 ///
 /// # Errors
-/// A usage error where there is no such file, or one of something else than the weights of this network.
+/// A usage error where the file is missing, or is not of weights of this network.
 pub(crate) fn read(path: &Path, model: Option<Architecture>) -> anyhow::Result<Weights> {
     if path.is_dir() {
         let path = path.display();

@@ -438,7 +438,7 @@ mod tests {
         assert!(job.is_queued());
         assert_eq!(job.reason, "Nodes required for job are DOWN, DRAINED");
         assert!(!Job::parse("7 0 RUNNING None").unwrap().is_queued());
-        // A job that is no array has no index.
+        // A job outside an array has no index.
         assert_eq!(Job::parse("8 N/A RUNNING None"), None);
     }
 

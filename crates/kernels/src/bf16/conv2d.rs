@@ -185,9 +185,8 @@ pub(crate) fn backward(
         });
         (grad_x, sliding, flipped)
     });
-    let empty = WeightSums::new(g);
     // The size of a group does not matter to the sums. Each thread has an image.
-    let cached = TRANSPOSED / empty.transposed_image().max(1);
+    let cached = TRANSPOSED / transposed_image(g).max(1);
     let group = cached.max(rayon::current_num_threads());
     let sums = shards.sum(
         |shard| {
@@ -221,7 +220,24 @@ pub(crate) fn backward(
             blocks.for_each(|(sum, other)| sum.add(other));
         },
     );
-    sums.unwrap_or(empty).into_weight()
+    sums.unwrap_or_else(|| WeightSums::new(g)).into_weight()
+}
+
+/// Steps of the inner dimension for an image.
+fn steps(g: &Geometry) -> usize {
+    g.positions().div_ceil(DEPTH)
+}
+
+/// Elements of a row of the transposed images for each image: the output positions, and as many rows of the image more
+/// as the kernel has below its first one.
+fn length(g: &Geometry) -> usize {
+    let below = (g.kernel - 1) * g.out_width();
+    (below + steps(g) * DEPTH).next_multiple_of(DEPTH)
+}
+
+/// Elements of a transposed image.
+fn transposed_image(g: &Geometry) -> usize {
+    g.kernel * g.in_channels * length(g)
 }
 
 /// The gradient of a weight: for each row of the kernel a product `[kernel * in_channels, out_channels]`.
@@ -251,28 +267,11 @@ impl<'a> WeightSums<'a> {
         )
     }
 
-    /// Steps of the inner dimension for an image.
-    fn steps(&self) -> usize {
-        self.g.positions().div_ceil(DEPTH)
-    }
-
-    /// Elements of a row of the transposed images for each image: the output positions, and as many rows of the image more
-    /// as the kernel has below its first one.
-    fn length(&self) -> usize {
-        let below = (self.g.kernel - 1) * self.g.out_width();
-        (below + self.steps() * DEPTH).next_multiple_of(DEPTH)
-    }
-
-    /// Elements of a transposed image.
-    fn transposed_image(&self) -> usize {
-        self.g.kernel * self.g.in_channels * self.length()
-    }
-
     /// Adds the products of the images `x` and the gradients of their sums, as many as there are of the latter.
     fn add(&mut self, x: &[bf16], grad_sums: &[bf16]) {
         let g = self.g;
         let images = grad_sums.len() / g.out_image();
-        let (steps, length) = (self.steps(), self.length());
+        let (steps, length) = (steps(g), length(g));
         let transposed = self.transposed(x, images);
         let (left, stride) = transposed.rows();
         let right = Right::new(g.out_channels, images * steps, |pair, first, to| {
@@ -308,7 +307,7 @@ impl<'a> WeightSums<'a> {
     /// row by row.
     fn transposed(&self, x: &[bf16], images: usize) -> Transposed {
         let g = self.g;
-        let (length, out_width) = (self.length(), g.out_width());
+        let (length, out_width) = (length(g), g.out_width());
         // For each column of the kernel the offsets of the pixels, if they are inside the image.
         let pixel = |tap: usize, position: usize| {
             let row = (position / out_width).checked_sub(g.padding);

@@ -184,10 +184,10 @@ pub(crate) fn weight_gradient(
         images.map(Some).chain(iter::repeat(None)).take(length)
     };
     let images: Vec<Option<usize>> = shards.each().flat_map(padded).collect();
-    let first_step = |image| {
-        let position = images.iter().position(|found| *found == Some(image));
-        position.map_or(0, |position| position / DEPTH)
-    };
+    let positions = images.iter().enumerate();
+    let positions: Vec<usize> = positions
+        .filter_map(|(at, image)| image.map(|_| at))
+        .collect();
     let transposed = Transposed::new(outputs, images.len(), |position, first, to| {
         if let Some(image) = images[position] {
             let row = &grad_y[image * outputs..][..outputs];
@@ -211,7 +211,7 @@ pub(crate) fn weight_gradient(
         let sums = shards.sum(
             |shard| {
                 let mut sums = vec![Sums::zero(); right.panels()];
-                let first = first_step(shard.start);
+                let first = positions[shard.start] / DEPTH;
                 let steps = first..first + shard.len().div_ceil(DEPTH);
                 product((left, stride), *rows, (&right, steps), &mut sums);
                 sums
