@@ -188,6 +188,16 @@ fn a_killed_process_ends_the_others_and_leaves_a_checkpoint() {
     }
 }
 
+/// Settings with which the first update makes weights infinite, and a checkpoint is due after it.
+const INFINITE: [&str; 6] = [
+    "--lr",
+    "1e30",
+    "--weight-decay",
+    "1e30",
+    "--checkpoint-minutes",
+    "0",
+];
+
 #[test]
 #[ignore = "needs MPI_TRAINER"]
 fn what_cannot_run_in_several_processes_is_refused_once() {
@@ -212,9 +222,20 @@ fn what_cannot_run_in_several_processes_is_refused_once() {
             "nowhere.toml",
         ),
         (run(2, runs, "a", &["--lr", "1e30"]), 1, "training diverged"),
+        (
+            run(1, runs, "b", &["--lr", "1e30"]),
+            1,
+            "the loss is infinite",
+        ),
+        // Found by the process that writes the checkpoint alone.
+        (
+            run(2, runs, "c", &INFINITE),
+            1,
+            "the value of a weight or momentum buffer is infinite",
+        ),
         (mpirun(2, &[]), 2, "this command runs in one process"),
     ];
-    commands[5].0.args(eval);
+    commands[7].0.args(eval);
     for (command, code, part) in &mut commands {
         let output = command.output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);
@@ -223,9 +244,9 @@ fn what_cannot_run_in_several_processes_is_refused_once() {
         assert!(text.contains(*part), "`{part}` is not in: {text}");
     }
     // The default build says how to get the other one.
-    let mut without = short_run(runs, "b");
+    let mut without = short_run(runs, "d");
     without.env("OMPI_COMM_WORLD_RANK", "0");
     without.env("OMPI_COMM_WORLD_SIZE", "2");
     end_to_end::refused(&mut without, 2, &["built without MPI", "--features mpi"]);
-    assert!(!runs.join("b").exists());
+    assert!(!runs.join("d").exists());
 }

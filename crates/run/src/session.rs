@@ -118,7 +118,7 @@ impl Machine {
         let threads = crate::cli::count(self.threads.get(), "thread");
         match self.processes.get() {
             1 => threads,
-            processes => format!("{processes} processes with {threads} each"),
+            processes => format!("{processes} processes of {threads} each"),
         }
     }
 }
