@@ -78,6 +78,17 @@ fn what_is_missing_is_named() {
 
 #[test]
 #[ignore = "needs CUDA_TRAINER and CUDA_EMULATOR"]
+fn gradient_shards_are_refused() {
+    let (program, emulator) = built();
+    let runs = tempfile::tempdir().unwrap();
+    let mut command = run(&program, &emulator, runs.path(), "a");
+    command.args(["--gradient-shards", "2"]);
+    refused(&mut command, 2, &["--gradient-shards 2", "--device cpu"]);
+    assert_eq!(fs::read_dir(runs.path()).unwrap().count(), 0);
+}
+
+#[test]
+#[ignore = "needs CUDA_TRAINER and CUDA_EMULATOR"]
 fn versions_that_do_not_go_together_are_named() {
     let (program, emulator) = built();
     let runs = tempfile::tempdir().unwrap();

@@ -163,6 +163,18 @@ fn a_run_stops_everywhere_and_resumes_in_any_number_of_processes() {
 
 #[test]
 #[ignore = "needs MPI_TRAINER"]
+fn a_signal_to_one_process_stops_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let runs = folder.path();
+    let mut run = long_run(runs, "a", &[]);
+    signal(children(&run)[1], "-TERM");
+    assert_eq!(run.wait().unwrap().code(), Some(130));
+    let log = fs::read_to_string(runs.join("a").join(file::LOG)).unwrap();
+    assert!(log.contains("interrupted"), "{log}");
+}
+
+#[test]
+#[ignore = "needs MPI_TRAINER"]
 fn a_killed_process_ends_the_others_and_leaves_a_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let runs = folder.path();

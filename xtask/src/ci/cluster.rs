@@ -39,8 +39,8 @@ pub(super) fn checks() -> anyhow::Result<()> {
     // The same packages as before, so that the trainer alone is checked again.
     let lints = "clippy --workspace --features trainer/mpi --all-targets -- -D warnings";
     check_cargo(lints)?;
-    // The same packages as in other checks, so that the trainer alone is built again.
-    check_cargo("build --workspace --bins --features trainer/mpi")?;
+    // The same packages and targets as `cargo test --workspace`, so that the trainer alone is built again.
+    check_cargo("build --workspace --bins --tests --features trainer/mpi")?;
     let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
     let program = folder.path().join("trainer");
     let built = env::current_exe().context("cannot find this program")?;

@@ -45,9 +45,6 @@ const LEFT_OUT: &str = "-- --skip on_all_instruction_sets --skip that_is_killed 
 
 const CHECK: &str = "check --package trainer --package xtask";
 
-/// Saves minutes of compiling; the tests under QEMU take no longer.
-const FASTER_BUILD: &str = "--config profile.dev.package.candle-core.opt-level=1";
-
 /// Lines of a log that are printed where a check fails.
 const LAST_LINES: usize = 60;
 
@@ -65,7 +62,7 @@ pub(super) fn quick() -> anyhow::Result<()> {
         cli::note(&format!("--- {name}: passed"));
         anyhow::Ok(())
     };
-    let test = format!("test {FASTER_BUILD} --tests {LAYERS} {LEFT_OUT}");
+    let test = format!("test --tests {LAYERS} {LEFT_OUT}");
     check(
         "ARM, products and layers",
         &mut cargo(&folder, &test, &[ARM]),
