@@ -198,6 +198,12 @@ fn missing_and_damaged_data_are_named() {
     let set = data.join(datasets::cifar10::FOLDER);
     fs::create_dir_all(&set).unwrap();
     refused(&mut train(&data), 1, &["data_batch_1.bin", "is missing"]);
+    let parent = format!("--data-dir {}", data.display());
+    refused(
+        &mut train(&set),
+        1,
+        &["give the folder that contains it", &parent],
+    );
     let good = vec![0; datasets::cifar10::FILE_BYTES];
     for name in datasets::cifar10::TRAINING_FILES
         .iter()
@@ -367,7 +373,7 @@ fn damaged_checkpoints_are_named() {
         refused(
             &mut eval(&path),
             1,
-            &["cut.safetensors", "not a complete safetensors file"],
+            &["cut.safetensors", "neither a complete safetensors file"],
         );
     }
     refused(&mut eval(folder.path()), 2, &["cannot read"]);
@@ -417,7 +423,7 @@ fn a_run_is_resumed_only_as_what_it_is() {
         refused(
             &mut resume(),
             1,
-            &["last.safetensors", "not a complete safetensors file"],
+            &["last.safetensors", "neither a complete safetensors file"],
         );
     }
     fs::copy(run.join("best.safetensors"), &last).unwrap();
@@ -705,7 +711,7 @@ fn weights_from_elsewhere_are_taken_with_notes() {
             assert_eq!(found.matches(part).count(), 1, "{found}");
         }
         let found = notes(command.args(["--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]));
-        assert!(!found.contains("assumed"), "{found}");
+        assert!(!found.contains("does not say"), "{found}");
     }
     for (flag, value) in [
         ("--mean", "0,nan,0"),

@@ -76,6 +76,33 @@ fn comparisons_in_one_folder_take_turns() {
 }
 
 #[test]
+fn runs_of_other_settings_are_named_and_finished_ones_are_not_denied() {
+    let folder = tempfile::tempdir().unwrap();
+    let compare = |more: &[&str]| {
+        let mut command = xtask("compare");
+        command.args([
+            "--models",
+            "lenet",
+            "--seeds",
+            "0",
+            "--dataset",
+            "synthetic",
+        ]);
+        command.args(["--limit-train", "12", "--batch-size", "6"]);
+        command.arg("--out").arg(folder.path()).args(more);
+        command
+    };
+    let sprint = ["--recipe", "sprint", "--lr-warmup-epochs", "1"];
+    let epochs = |epochs| [&sprint[..], &["--epochs", epochs]].concat();
+    printed(&mut compare(&epochs("1")));
+    // Its learning rates depend on the number of epochs.
+    let parts = ["epochs = 1, not epochs = 2", "give another --out"];
+    refused(&mut compare(&epochs("2")), 2, &parts);
+    let parts = ["no run is finished of", "lenet-synthetic-reference-seed0"];
+    refused(&mut compare(&["--report-only"]), 1, &parts);
+}
+
+#[test]
 fn one_command_reproduces_everything() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("reproduce");

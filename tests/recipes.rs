@@ -144,7 +144,11 @@ fn a_run_with_every_setting_is_the_same_after_interruptions() {
     // The learning rates of three epochs are not those of four.
     let mut longer = program("trainer");
     longer.arg("--resume").arg(&parts).args(["--epochs", "4"]);
-    refused(&mut longer, 2, &["--epochs 4", "depends on its 3 epochs"]);
+    refused(
+        &mut longer,
+        2,
+        &["--epochs 4", "depends on its number of epochs, which is 3"],
+    );
 
     // The first epoch alone has the same weights, since its learning rates remain those of three epochs.
     let said = printed(xtask("verify").arg(&parts).args(["--epochs", "1"]));
@@ -314,6 +318,10 @@ fn a_fast_dev_run_leaves_no_files() {
         "{said}"
     );
     assert!(!said.contains("curves in"), "{said}");
+    command.arg("--stop-with-stdin");
+    let stopped = command.assert().code(130);
+    let said = String::from_utf8_lossy(&stopped.get_output().stderr);
+    assert!(said.contains("; nothing was kept"), "{said}");
     // What the real run would be refused for.
     for (flags, part) in [
         (["--validation", "60000"], "--validation 60000"),

@@ -84,8 +84,19 @@ impl DatasetInfo {
     #[must_use]
     pub fn remedy(&self, data_dir: &Path) -> String {
         let name = self.display_name;
+        let is_inner = |archive: &&Archive| data_dir.ends_with(archive.folder);
+        let is_inner = self.archives.iter().any(is_inner);
         match self.archives {
             [] => format!("{name} cannot be generated"),
+            _ if is_inner && let Some(parent) = data_dir.parent() => format!(
+                "no usable {name} in `{}`; give the folder that contains it: --data-dir {}",
+                data_dir.display(),
+                quoted(if parent == Path::new("") {
+                    Path::new(".")
+                } else {
+                    parent
+                })
+            ),
             _ => format!(
                 "no usable {name} in `{}`; fetch it with `{}` (--from-file ARCHIVE unpacks a file that you have), name another \
                  folder with --data-dir, or use other images: --dataset DIR or --dataset synthetic",

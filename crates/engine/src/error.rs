@@ -115,9 +115,9 @@ pub(crate) const TEST_LOSS: &str = "test loss";
 /// Why a file of weights cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    /// It is not a safetensors file, or is truncated; with the reason given by the parser.
-    #[error("is not a complete safetensors file: {0}")]
-    NotSafetensors(String),
+    /// It is neither a safetensors file nor one of `torch.save`, or is truncated; with the reason given by the parser.
+    #[error("is neither a complete safetensors file nor one of torch.save: {0}")]
+    NotWeights(String),
     /// It is not a file of `torch.save`, or has no state dict that can be read; with what is wrong.
     #[error("has no weights of PyTorch that can be read: {0}")]
     NotPyTorch(String),

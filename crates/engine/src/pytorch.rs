@@ -163,6 +163,11 @@ impl<'a> File<'a> {
         // A few dictionaries within each other.
         for _ in 0..4 {
             let Value::Dict(entries) = pickle.get(found) else {
+                if self.tensor(found).is_some() {
+                    return Err(format!(
+                        "it has a single tensor and no state_dict; {REMEDY}"
+                    ));
+                }
                 return self.module(found);
             };
             if entries.len() > MAX_ENTRIES {

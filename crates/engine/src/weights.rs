@@ -202,7 +202,7 @@ impl Weights {
             Err(error) => {
                 let description = describe(bytes).unwrap_or_else(|| describe_error(&error));
                 let description = cli::one_line(&format!("it {description}"));
-                return Err(Unusable::NotSafetensors(description));
+                return Err(Unusable::NotWeights(description));
             }
         };
         // Files of plain weights have no version; those of other programs may have anything.

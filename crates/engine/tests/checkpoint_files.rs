@@ -197,7 +197,7 @@ proptest! {
 
     #[test]
     fn a_truncated_file_is_refused(length in 0..WEIGHTS.len()) {
-        let refused = matches!(read(&WEIGHTS[..length]), Err(Error::Unusable { reason: Unusable::NotSafetensors(_), .. }));
+        let refused = matches!(read(&WEIGHTS[..length]), Err(Error::Unusable { reason: Unusable::NotWeights(_), .. }));
         prop_assert!(refused);
     }
 

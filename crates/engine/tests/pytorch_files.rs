@@ -149,6 +149,13 @@ fn what_is_not_a_state_dict_is_refused_with_a_remedy() {
             ),
             "is not a tensor that can be read",
         ),
+        (
+            with_pickle(
+                b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x01tQK\0\
+                (K\x01t(K\x01t\x89NtR.",
+            ),
+            "it has a single tensor and no state_dict; in Python",
+        ),
         (with_pickle(b"F1\n."), "unknown opcode 0x46"),
         (with_pickle(b"\x80\x02e."), "missing or wrong operands"),
         (

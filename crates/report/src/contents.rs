@@ -133,11 +133,11 @@ pub(crate) fn setting(comparison: &Comparison) -> Vec<String> {
     let epochs = || comparison.runs().map(|run| run.epochs.len());
     let epochs = (epochs().min().unwrap_or(0), epochs().max().unwrap_or(0));
     let mut sentences = vec![format!(
-        "{} runs of {} epochs each, on {} training images of {}, evaluated on {} images.",
-        comparison.runs().count(),
+        "{} of {} each, on {} training images of {}, evaluated on {} images.",
+        count(comparison.runs().count(), "run"),
         match epochs {
-            (shortest, longest) if shortest == longest => longest.to_string(),
-            (shortest, longest) => format!("{shortest} to {longest}"),
+            (shortest, longest) if shortest == longest => count(longest, "epoch"),
+            (shortest, longest) => format!("{shortest} to {longest} epochs"),
         },
         grouped(images as usize),
         DatasetSource::display_name(&first.settings.dataset),

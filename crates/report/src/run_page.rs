@@ -230,7 +230,7 @@ fn facts(run: &RunPage) -> Markup {
         ]);
         let time = match run.state {
             State::Finished => "time of all epochs",
-            _ => "time so far",
+            _ => "time of finished epochs",
         };
         facts.push((time.to_owned(), duration(seconds)));
         if !matches!(run.state, State::Training(_)) {
@@ -458,7 +458,7 @@ mod tests {
                 "<dd>62.50 %</dd>",
                 "Written on 2026-11-27.",
                 "This page is refreshed every 5 seconds",
-                "time so far",
+                "time of finished epochs",
                 "best, after epoch 2",
                 "shown after the next evaluation",
             ],

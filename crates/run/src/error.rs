@@ -73,7 +73,7 @@ pub enum Error {
     },
     /// The learning rate depends on a number of epochs that is to change.
     #[error(
-        "--epochs {wanted}: the learning-rate scheduler of the run `{}` depends on its {recorded} epochs; start a new run for another number",
+        "--epochs {wanted}: the learning-rate scheduler of the run `{}` depends on its number of epochs, which is {recorded}; start a new run for another one",
         run.display()
     )]
     EpochsOfScheduler {
@@ -96,7 +96,7 @@ pub enum Error {
     NoRecord(PathBuf),
     /// No epoch is finished.
     #[error(
-        "the run `{}` has no finished epoch; resume it with: {}",
+        "the run `{}` has no finished epoch; unless it is being trained, resume it with: {}",
         .0.display(),
         resume_command(.0)
     )]

@@ -50,7 +50,7 @@ pub(crate) struct TrainArgs {
     pub(crate) stop_with_stdin: bool,
 
     /// Train one step and evaluate one batch as a test; nothing is kept.
-    #[arg(long, help_heading = "Run", conflicts_with_all = ["resume", "name", "dry_run"])]
+    #[arg(long, help_heading = "Run", conflicts_with_all = ["resume", "name", "dry_run", "max_time", "stop_after"])]
     pub(crate) fast_dev_run: bool,
 
     /// Print the resolved settings as TOML and exit. Of a folder of pictures, this reads the training images for their mean
@@ -77,7 +77,8 @@ pub(crate) struct TrainArgs {
     #[arg(long, help_heading = "Output")]
     pub(crate) no_progress: bool,
 
-    /// Write the curves into the run's folder as TensorBoard reads them (`tensorboard --logdir runs`).
+    /// Write the curves into the run's folder as TensorBoard reads them (`tensorboard --logdir runs`). A run that has them
+    /// continues them when it is resumed.
     #[arg(long, help_heading = "Output")]
     pub(crate) tensorboard: bool,
 
@@ -469,7 +470,7 @@ impl ReadyRun<'_> {
         let data = &self.setup.data;
         let folder = self.folder.path();
         let mut tensorboard = None;
-        if args.tensorboard {
+        if args.tensorboard || TensorBoard::is_in(folder)? {
             training.measure_gradient_norm()?;
             tensorboard = Some(TensorBoard::create(folder, &training)?);
         }
@@ -626,10 +627,13 @@ impl ReadyRun<'_> {
         } else {
             ("stopped", Exit::Success)
         };
-        // A program that started this one resumes the run, or has no use for it.
-        let resume = match self.args.stop_with_stdin {
-            true => String::new(),
-            false => format!("; resume with: {}", cli::resume_command(self.folder.path())),
+        let resume = if self.args.fast_dev_run {
+            "; nothing was kept".to_owned()
+        } else if self.args.stop_with_stdin {
+            // The program that started this one resumes the run, or has no use for it.
+            String::new()
+        } else {
+            format!("; resume with: {}", cli::resume_command(self.folder.path()))
         };
         cli::note(&format!(
             "{verb} after {epoch} of {} epochs and {}{resume}",

@@ -160,14 +160,17 @@ fn usage(error: Error) -> anyhow::Error {
 /// whether a person gave the normalisation.
 pub(crate) fn note_normalisation(path: &Path, weights: &Weights, used: &Inputs, is_given: bool) {
     let text = |inputs: &Inputs| {
-        let (mean, std) = (PerChannel(inputs.mean), PerChannel(inputs.std));
+        // Those of a folder of pictures have many digits.
+        let rounded = |value: f64| (1e4 * value).round() / 1e4;
+        let mean = PerChannel(inputs.mean.map(|mean| rounded(mean.get())));
+        let std = PerChannel(inputs.std.map(|std| rounded(std.get())));
         format!("mean {mean} and std {std}")
     };
     let (path, used_text) = (path.display(), text(used));
     match &weights.inputs {
         None if !is_given => cli::note(&format!(
-            "note: `{path}` does not say for which normalisation it was trained; assumed: {used_text}; if it was another \
-             one, give --mean and --std",
+            "note: `{path}` does not say for which normalisation it was trained; images are normalised with {used_text}, \
+             unless --mean and --std are given",
         )),
         Some(own) if (own.mean, own.std) != (used.mean, used.std) => cli::note(&format!(
             "note: `{path}` was trained with {}; images are normalised with {used_text}, unless --mean and --std are given",

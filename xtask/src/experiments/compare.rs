@@ -75,7 +75,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         // The report needs the runs' files only, so nothing is built.
         let (finished, others): (Vec<_>, Vec<_>) =
             names(args).partition(|name| is_finished(&args.out.join(name)));
-        for name in others.iter().filter(|_| !finished.is_empty()) {
+        if finished.is_empty() {
+            let out = args.out.display();
+            bail!("no run is finished of {} in `{out}`", others.join(", "));
+        }
+        for name in others {
             cli::note(&format!("{name} is left out: it is not finished"));
         }
         write_report(args, &finished)?;
@@ -120,14 +124,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         return Ok(Exit::Interrupted);
     };
     let trained: Vec<_> = names(args).filter(|name| !failed.contains(name)).collect();
-    write_report(args, &trained)?;
+    if !trained.is_empty() {
+        write_report(args, &trained)?;
+    }
     if failed.is_empty() {
         return Ok(Exit::Success);
     }
-    cli::error(&format!(
-        "failed, and not in the report: {}",
-        failed.join(", ")
-    ));
+    let failed = failed.join(", ");
+    cli::error(&match trained.is_empty() {
+        true => format!("all runs failed, so there is no report: {failed}"),
+        false => format!("failed, and not in the report: {failed}"),
+    });
     Ok(Exit::Failure)
 }
 
@@ -182,12 +189,6 @@ fn is_finished(folder: &Path) -> bool {
 
 /// Writes the report on the runs of these names. Prints its results in short, and where it is.
 fn write_report(args: &Args, names: &[String]) -> anyhow::Result<()> {
-    if names.is_empty() {
-        bail!(
-            "there is no finished run in `{}` to report on",
-            args.out.display()
-        );
-    }
     let runs = names.iter().map(|name| Run::read(&args.out.join(name)));
     let comparison = Comparison::new(runs.collect::<Result<_, _>>()?)?;
     let [markdown, html] = report::write_report(&args.out, &comparison)

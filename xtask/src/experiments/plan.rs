@@ -114,8 +114,10 @@ fn state(folder: &Path, settings: &Settings) -> anyhow::Result<State> {
     };
     match differences.first() {
         Some(other) => error(other.key, &other.first, &other.second),
-        // A run may be made longer, not shorter.
-        None if recorded.epochs > settings.epochs => {
+        // A run may be made longer, not shorter, where its learning rates stay the same.
+        None if recorded.epochs > settings.epochs
+            || recorded.epochs != settings.epochs && settings.lr_scheduler.depends_on_epochs() =>
+        {
             error("epochs", &recorded.epochs, &settings.epochs)
         }
         None => Ok(progress(folder, settings)),

@@ -32,10 +32,14 @@ pub(crate) struct TensorBoard {
 }
 
 impl TensorBoard {
+    /// Whether a run's folder has such a file.
+    pub(crate) fn is_in(folder: &Path) -> anyhow::Result<bool> {
+        Ok(!event_files(folder)?.is_empty())
+    }
+
     /// A file in a run's folder, with the curves up to where `training` is.
     pub(crate) fn create(folder: &Path, training: &Training) -> anyhow::Result<Self> {
-        let earlier = event_files(folder)
-            .with_context(|| format!("cannot read the folder `{}`", folder.display()))?;
+        let earlier = event_files(folder)?;
         let last = earlier.last();
         let bytes = last.map_or(Ok(Vec::new()), |(_, path)| {
             fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))
@@ -167,10 +171,11 @@ fn begin(path: &Path, scalars: &[Scalars]) -> io::Result<File> {
 }
 
 /// The files of this program in a folder, with the numbers in their names, in this order.
-fn event_files(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+fn event_files(folder: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
+    let cannot_read = || format!("cannot read the folder `{}`", folder.display());
     let mut files = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
+    for entry in fs::read_dir(folder).with_context(cannot_read)? {
+        let entry = entry.with_context(cannot_read)?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let number = name.strip_prefix(file::EVENTS_PREFIX);
