@@ -60,20 +60,21 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     };
     // Before the images, which may have to be downloaded.
     let class_names = args.dataset.class_names()?;
-    let (ours, theirs) = (&loaded.inputs.class_names, &class_names);
-    let difference = if ours.len() != theirs.len() {
-        Some((format!("{} classes", ours.len()), theirs.len().to_string()))
-    } else if loaded.inputs_are_known && ours != theirs {
-        let names = format!("other classes ({})", first_names(ours));
-        Some((names, first_names(theirs)))
-    } else {
-        None
+    let differ = match loaded.inputs_are_known {
+        true => loaded.inputs.class_names != class_names,
+        false => loaded.inputs.class_names.len() != class_names.len(),
     };
-    if let Some((ours, theirs)) = difference {
+    if differ {
+        let classes = |names: &[String]| match loaded.inputs_are_known {
+            true => first_names(names),
+            false => names.len().to_string(),
+        };
         return Err(UsageError(format!(
-            "`{}` was trained on {ours}, and --dataset {} has {theirs}; name the data set that it was trained on",
+            "`{}` was trained on other classes ({}) than --dataset {} has ({}); name the data set that it was trained on",
             args.weights.checkpoint.display(),
+            classes(&loaded.inputs.class_names),
             args.dataset,
+            classes(&class_names)
         ))
         .into());
     }

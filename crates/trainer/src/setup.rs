@@ -162,8 +162,13 @@ impl Setup {
         let recorded = made_by.data_sha256;
         if recorded != self.data.digest {
             bail!(
-                "the run `{}` was made with other data (SHA-256 {recorded}) than those in use now ({})",
+                "the run `{}` was made with other data ({} training and {} test images, SHA-256 {recorded}) than those in use \
+                 now ({} and {}, {})",
                 run.display(),
+                made_by.train_images,
+                made_by.test_images,
+                self.data.train.len(),
+                self.data.test.len(),
                 self.data.digest
             );
         }
