@@ -200,6 +200,46 @@ fn a_killed_process_ends_the_others_and_leaves_a_checkpoint() {
     }
 }
 
+#[test]
+#[ignore = "needs MPI_TRAINER"]
+fn processes_with_other_weights_or_another_command_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let runs = folder.path();
+    let folders = ["0", "1"].map(|seed| runs.join(seed));
+    for (seed, folder) in ["0", "1"].into_iter().zip(&folders) {
+        let mut made = program("trainer");
+        made.args(RUN)
+            .args(["--epochs", "1", "--seed", seed, "--name", seed]);
+        made.arg("--run-dir").arg(runs).assert().success();
+        fs::copy(folder.join("last.safetensors"), folder.join("init")).unwrap();
+    }
+    // Each process in a folder of its own, and with flags of its own.
+    let refused = |flags: [&[&str]; 2], part: &str| {
+        let mut command = Command::new("timeout");
+        let mpirun = mpirun(1, &["--wdir", folders[0].to_str().unwrap()]);
+        command.arg("120").arg(mpirun.get_program());
+        command.args(mpirun.get_args()).args(RUN).args(flags[0]);
+        command.args([":", "-n", "1", "--wdir"]).arg(&folders[1]);
+        command.arg(env::var_os("MPI_TRAINER").unwrap());
+        command.args(RUN).args(flags[1]);
+        for (name, value) in mpirun.get_envs() {
+            value.map(|value| command.env(name, value));
+        }
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    };
+    let init: &[&str] = &["--epochs", "1", "--name", "a", "--init", "init"];
+    refused([init, init], "process 1 has other weights than process 0");
+    let train: &[&str] = &["--epochs", "1"];
+    refused(
+        [train, &["--epochs", "1", "--dry-run"]],
+        "process 1 has another command than process 0",
+    );
+    assert!(!folders[0].join("runs").exists());
+}
+
 /// Settings with which the first update makes weights infinite, and a checkpoint is due after it.
 const INFINITE: [&str; 6] = [
     "--lr",

@@ -261,6 +261,22 @@ fn jobs_that_are_requeued_or_fail_for_a_moment_resume_exactly() {
             .success();
         assert_eq!(digests(run), digests(&folder.path().join(seed)));
     }
+
+    // A run that is done is trained for more epochs.
+    let longer = folder.path().join("longer");
+    for epochs in ["1", "2"] {
+        let compare = || {
+            let mut command = xtask("compare");
+            command.env("SLURM_CONF", slurm.path("slurm.conf"));
+            command.args(["--slurm", "--models", "lenet", "--seeds", "0"]);
+            command.args(["--dataset", "synthetic", "--limit-train", "100"]);
+            command.args(["--batch-size", "50", "--epochs", epochs, "--out"]);
+            printed(command.arg(&longer), 0)
+        };
+        let text = compare();
+        assert!(text.contains("submitted as a job of"), "{text}");
+        wait_until("the report", || compare().contains("The report is in"));
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::evaluation::{Evaluation, Evaluator};
 use crate::event::Event;
 use crate::lr_finder::LrFinder;
 use crate::lr_scheduler::Scheduler;
-use crate::named_tensors::{NamedTensors, copied_weights, sha256, to_device, weights};
+use crate::named_tensors::{NamedTensors, copied_weights, named, sha256, to_device, weights};
 use crate::progress::{BestEpoch, Position, Progress};
 use crate::training_setup::TrainingSetup;
 use crate::training_step::TrainingStep;
@@ -241,6 +241,24 @@ impl Training {
     #[must_use]
     pub fn position(&self) -> Position {
         self.progress.position
+    }
+
+    /// SHA-256 of weights, momentum buffers and EMA, which processes that train together have in common.
+    ///
+    /// # Errors
+    /// When they cannot be copied to the CPU.
+    pub fn state_sha256(&self) -> Result<String, Error> {
+        let TrainingStep {
+            network,
+            optimiser,
+            ema,
+            ..
+        } = &self.step;
+        let mut tensors = weights(network);
+        tensors.extend(named(network, optimiser.momentum_buffers()));
+        let ema = ema.as_ref().and_then(|ema| ema.named(network));
+        tensors.extend(ema.into_iter().flatten());
+        Ok(sha256(&tensors)?)
     }
 
     /// Measures the norm of the gradients from now on, for [`Event::IntervalFinished`]: once an interval, or in every step that

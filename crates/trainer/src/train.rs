@@ -141,6 +141,8 @@ const MPI_SHARDS: u32 = 8;
 fn run_in(args: &TrainArgs, processes: &Processes) -> anyhow::Result<Exit> {
     let found = resolve(args, processes);
     let (resolved, resumed) = processes.agree(found)?;
+    let work = format!("{:?}", (args.dry_run, args.fast_dev_run));
+    processes.check_same("another command", &work)?;
     if args.dry_run {
         return print_settings(args, resolved, processes);
     }
@@ -247,6 +249,10 @@ fn run_with(
     })?;
     let position = format!("{:?}", training.position());
     processes.check_same("another checkpoint", &position)?;
+    if processes.group.is_some() {
+        let state = processes.agree(training.state_sha256().map_err(Into::into))?;
+        processes.check_same("other weights", &state)?;
+    }
     let Some(mut main) = main else {
         processes.agree(Ok(()))?;
         return train_beside_main(args, &setup, training, processes, stop);

@@ -75,7 +75,10 @@ impl Arrays {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
             text => text.with_context(|| format!("cannot read `{}`", path.display()))?,
         };
-        toml::from_str(&text).with_context(|| format!("`{}` is damaged", path.display()))
+        toml::from_str(&text).with_context(|| {
+            let path = path.display();
+            format!("`{path}` is damaged; without it all unfinished runs are submitted again")
+        })
     }
 
     /// The last job of a run: those of an array, and the index.
@@ -184,7 +187,7 @@ pub(crate) fn train(
                 progress.waiting = true;
                 waiting(&run, job)
             }
-            (None, Some(id)) if !args.resubmit => {
+            (None, Some(id)) if !args.resubmit && !is_to_be_longer(&run) => {
                 progress.failed.push(run.name.clone());
                 failed(&run, &log(&folder, id))
             }
@@ -222,6 +225,11 @@ pub(crate) fn train(
 
 fn is_finished(run: &Planned) -> bool {
     run.state == State::Finished
+}
+
+/// Whether a run has finished with fewer epochs than are now asked for.
+fn is_to_be_longer(run: &Planned) -> bool {
+    !is_finished(run) && Run::read(&run.folder).is_ok_and(|run| run.finished())
 }
 
 fn done(run: &Planned) -> anyhow::Result<String> {

@@ -307,10 +307,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     // Trials that were trained for more epochs did better in the rounds before.
     sort(&mut results);
     let Some(best) = results.first().filter(|best| best.accuracy.is_some()) else {
-        bail!(
-            "every trial failed; its log is in its folder in `{}`",
-            args.out.display()
-        );
+        bail!("every trial failed, for the reasons above");
     };
     let table = table(&args.search, &base, &trials, &results);
     write(&args.out.join("tune.md"), &table)?;
