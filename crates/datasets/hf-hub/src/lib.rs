@@ -21,11 +21,13 @@ pub struct Request<Reply>(Infallible, PhantomData<Reply>);
 
 /// What a repository contains.
 pub struct RepositoryInfo {
+    /// Its files.
     pub siblings: Option<Vec<RepoSibling>>,
 }
 
 /// A file of a repository.
 pub struct RepoSibling {
+    /// Its path in the repository.
     pub rfilename: String,
 }
 
@@ -52,38 +54,46 @@ pub fn split_id(id: &str) -> (&str, &str) {
 }
 
 impl HFClientSync {
+    /// Fails.
     pub fn new() -> Result<Self, HFError> {
         Err(HFError::NoClient)
     }
 
+    /// The repository of a data set.
     pub fn dataset(&self, _: &str, _: &str) -> HFRepositorySync<RepoTypeDataset> {
         match self.0 {}
     }
 }
 
 impl<Type> HFRepositorySync<Type> {
+    /// A request for a file.
     pub fn download_file(&self) -> Request<PathBuf> {
         match self.0 {}
     }
 
+    /// A request for what it contains.
     pub fn info(&self) -> Request<RepositoryInfo> {
         match self.0 {}
     }
 }
 
 impl<Reply> Request<Reply> {
+    /// Of this file.
     pub fn filename(self, _: &str) -> Self {
         self
     }
 
+    /// Of this revision.
     pub fn revision(self, _: &str) -> Self {
         self
     }
 
+    /// From the cache alone.
     pub fn local_files_only(self, _: bool) -> Self {
         self
     }
 
+    /// Sends the request.
     pub fn send(self) -> Result<Reply, HFError> {
         match self.0 {}
     }
