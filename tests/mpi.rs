@@ -202,7 +202,7 @@ fn a_killed_process_ends_the_others_and_leaves_a_checkpoint() {
 
 #[test]
 #[ignore = "needs MPI_TRAINER"]
-fn processes_with_other_weights_or_another_command_are_refused() {
+fn processes_that_differ_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let runs = folder.path();
     let folders = ["0", "1"].map(|seed| runs.join(seed));
@@ -214,7 +214,7 @@ fn processes_with_other_weights_or_another_command_are_refused() {
         fs::copy(folder.join("last.safetensors"), folder.join("init")).unwrap();
     }
     // Each process in a folder of its own, and with flags of its own.
-    let refused = |flags: [&[&str]; 2], part: &str| {
+    let refused = |flags: [&[&str]; 2], code: i32, part: &str| {
         let mut command = Command::new("timeout");
         let mpirun = mpirun(1, &["--wdir", folders[0].to_str().unwrap()]);
         command.arg("120").arg(mpirun.get_program());
@@ -227,16 +227,18 @@ fn processes_with_other_weights_or_another_command_are_refused() {
         }
         let output = command.output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert_eq!(output.status.code(), Some(code), "{text}");
         assert!(text.contains(part), "`{part}` is not in: {text}");
     };
     let init: &[&str] = &["--epochs", "1", "--name", "a", "--init", "init"];
-    refused([init, init], "process 1 has other weights than process 0");
+    let other_weights = "process 1 has other weights than process 0";
+    refused([init, init], 1, other_weights);
     let train: &[&str] = &["--epochs", "1"];
-    refused(
-        [train, &["--epochs", "1", "--dry-run"]],
-        "process 1 has another command than process 0",
-    );
+    let other_command = "process 1 has another command than process 0";
+    refused([train, &["--epochs", "1", "--dry-run"]], 1, other_command);
+    // Before it is connected to process 0, which waits for it.
+    let unknown_flag = "process 1 failed:\nerror: unexpected argument '--nothing'";
+    refused([train, &["--nothing"]], 2, unknown_flag);
     assert!(!folders[0].join("runs").exists());
 }
 

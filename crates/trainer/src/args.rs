@@ -55,11 +55,17 @@ enum Command {
 
 impl Args {
     /// Parses the command line. Exits where it is wrong, or asks for help.
-    pub(crate) fn from_command_line() -> Self {
+    pub(crate) fn from_command_line(launched: Option<Launched>) -> Self {
         let mut command = Self::described();
-        let matches = cli::parse_or_exit(command.try_get_matches_from_mut(env::args_os()));
-        let args = Self::from_arg_matches(&matches);
-        cli::parse_or_exit(args.map_err(|error| error.format(&mut command)))
+        let matches = command.try_get_matches_from_mut(env::args_os());
+        let args = matches.and_then(|matches| Self::from_arg_matches(&matches));
+        let args = args.map_err(|error| error.format(&mut command));
+        if let (Err(error), Some(launched)) = (&args, launched)
+            && error.use_stderr()
+        {
+            launched.before_error();
+        }
+        cli::parse_or_exit(args)
     }
 
     /// The command line, with all names and defaults in its help text.

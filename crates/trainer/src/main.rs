@@ -26,5 +26,9 @@ fn main() -> Exit {
     ops::keep_freed_memory();
     let launched = Launched::from_environment();
     cli::set_silent(launched.is_some_and(|launched| !launched.is_main()));
-    Exit::of(args::Args::from_command_line().run(launched))
+    let result = args::Args::from_command_line(launched).run(launched);
+    if let (Err(_), Some(launched)) = (&result, launched) {
+        launched.before_error();
+    }
+    Exit::of(result)
 }

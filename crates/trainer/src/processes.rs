@@ -10,6 +10,8 @@ use std::env;
 use std::num::NonZeroUsize;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 /// The variables in which launchers tell a process its rank and the number of processes: Open MPI's `mpirun`; `srun` and
 /// MPICH with PMI; `srun` itself.
@@ -18,6 +20,9 @@ const LAUNCHERS: [[&str; 2]; 3] = [
     ["PMI_RANK", "PMI_SIZE"],
     ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS"],
 ];
+
+/// How long the main process has to find the same error as another one, and its launcher to end that.
+const TIME_OF_MAIN: Duration = Duration::from_secs(2);
 
 /// What a launcher says about this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +49,16 @@ impl Launched {
     /// Whether this process is the one that prints.
     pub(crate) fn is_main(self) -> bool {
         self.rank == 0
+    }
+
+    /// Called before this process prints an error that it found before it was connected to the others. The main process
+    /// prints one that all have, and the launcher ends the others then; after that, the error is this process's own.
+    pub(crate) fn before_error(self) {
+        if !self.is_main() {
+            thread::sleep(TIME_OF_MAIN);
+            cli::set_silent(false);
+            cli::note(&format!("process {} failed:", self.rank));
+        }
     }
 
     /// Refuses a command that runs in one process.

@@ -132,7 +132,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     }
     let failed = failed.join(", ");
     cli::error(&match trained.is_empty() {
-        true => format!("all runs failed, so there is no report: {failed}"),
+        true => format!("every run failed: {failed}"),
         false => format!("failed, and not in the report: {failed}"),
     });
     Ok(Exit::Failure)

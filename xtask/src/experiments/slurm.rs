@@ -77,7 +77,9 @@ impl Arrays {
         };
         toml::from_str(&text).with_context(|| {
             let path = path.display();
-            format!("`{path}` is damaged; without it all unfinished runs are submitted again")
+            format!(
+                "`{path}` is damaged; once it is removed, all unfinished runs are submitted again"
+            )
         })
     }
 
