@@ -39,6 +39,13 @@ pub fn path(name: &str) -> PathBuf {
         // The same selection of packages as `cargo test --workspace`, so that nothing is built twice.
         let mut cargo = std::process::Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--workspace", "--bins", "--tests"]);
+        // What cargo says of this package here would have crates such as `ring`, whose build scripts read it, built again.
+        for (name, _) in env::vars_os() {
+            let name_bytes = name.as_encoded_bytes();
+            if name_bytes == b"CARGO_MANIFEST_DIR" || name_bytes.starts_with(b"CARGO_PKG_") {
+                cargo.env_remove(name);
+            }
+        }
         cargo.arg("--target-dir").arg(folder.parent().unwrap());
         if folder.ends_with("release") {
             cargo.arg("--release");

@@ -1,4 +1,4 @@
-//! Tells the program from which commit it was built.
+//! Tells the programs of this package and of `bench` from which commit they were built.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,7 +12,8 @@ fn main() {
             println!("cargo::rerun-if-changed={}", file.display());
         }
     }
-    println!("cargo::rerun-if-changed=build.rs");
+    // From the folders of both packages that use it. A file that is missing would mean to build always.
+    println!("cargo::rerun-if-changed=../trainer/build.rs");
     let commit = Command::new("git")
         .args(["rev-parse", "--short=12", "HEAD"])
         .output()

@@ -4,9 +4,17 @@ use anyhow::{Context, ensure};
 use std::env;
 use std::process::Command;
 
-/// Cargo: the one that runs this program.
+/// Cargo: the one that runs this program. It does not see the variables with which that one describes this package:
+/// build scripts that read their own, such as that of `ring`, would run again, and everything after them be built again.
 pub(crate) fn cargo() -> Command {
-    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in env::vars_os() {
+        let name_bytes = name.as_encoded_bytes();
+        if name_bytes == b"CARGO_MANIFEST_DIR" || name_bytes.starts_with(b"CARGO_PKG_") {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
 }
 
 /// Runs a program, called `name` in errors, which must succeed.
