@@ -234,6 +234,8 @@ fn processes_that_differ_are_refused() {
     let other_weights = "process 1 has other weights than process 0";
     refused([init, init], 1, other_weights);
     let train: &[&str] = &["--epochs", "1"];
+    let other_lr = "process 1 has another value of lr than process 0";
+    refused([train, &["--epochs", "1", "--lr", "0.1"]], 1, other_lr);
     let other_command = "process 1 has another command than process 0";
     refused([train, &["--epochs", "1", "--dry-run"]], 1, other_command);
     // Before it is connected to process 0, which waits for it.

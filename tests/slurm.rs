@@ -183,6 +183,12 @@ fn epochs(run: &Path) -> usize {
     metrics::read(&run.join(file::METRICS)).map_or(0, |epochs| epochs.len())
 }
 
+/// The number of the array whose jobs were submitted.
+fn array(submitted: &str) -> &str {
+    let (_, id) = submitted.trim().rsplit_once(' ').unwrap();
+    id.split_once('_').unwrap().0
+}
+
 /// What a command prints to standard output.
 fn printed(command: &mut Command, code: i32) -> String {
     let output = command.assert().code(code).get_output().clone();
@@ -199,11 +205,11 @@ fn jobs_that_are_requeued_or_fail_for_a_moment_resume_exactly() {
     let out = folder.path().join("my 50 %a runs");
     let submitted = printed(&mut compare(&slurm, &out), 0);
     assert_eq!(
-        submitted.matches("submitted as a job of").count(),
+        submitted.matches("submitted as job").count(),
         2,
         "{submitted}"
     );
-    let array = submitted.trim().rsplit(' ').next().unwrap();
+    let array = array(&submitted);
     let runs = [0, 1].map(|seed| out.join(format!("lenet-synthetic-sprint-seed{seed}")));
     let [first, second] = [0, 1].map(|index| format!("{array}_{index}"));
 
@@ -274,7 +280,7 @@ fn jobs_that_are_requeued_or_fail_for_a_moment_resume_exactly() {
             printed(command.arg(&longer), 0)
         };
         let text = compare();
-        assert!(text.contains("submitted as a job of"), "{text}");
+        assert!(text.contains("submitted as job"), "{text}");
         wait_until("the report", || compare().contains("The report is in"));
     }
 }
@@ -296,12 +302,18 @@ fn what_slurm_refuses_leaves_nothing() {
     printed(&mut accepted, 0);
     let text = printed(&mut compare(&slurm, &out), 0);
     assert_eq!(text.matches("queued (JobHeldUser)").count(), 2, "{text}");
+    // They would train with what they were submitted with.
+    let mut changed = compare(&slurm, &out);
+    changed.args(["--lr", "0.02"]);
+    let differences = ["lr = 0.015, not lr = 0.02", "wait for it"];
+    end_to_end::refused(&mut changed, 2, &differences);
     slurm.prints("scancel", &["--me"]);
     let text = printed(&mut compare(&slurm, &out), 1);
-    assert_eq!(text.matches("--resubmit").count(), 2, "{text}");
+    let cancelled = "ended before it started; --resubmit submits it again";
+    assert_eq!(text.matches(cancelled).count(), 2, "{text}");
     // A job that is cancelled while its run trains does not come back.
     let running = printed(compare(&slurm, &out).arg("--resubmit"), 0);
-    let array = running.trim().rsplit(' ').next().unwrap();
+    let array = array(&running);
     let first = out.join("lenet-synthetic-sprint-seed0");
     wait_until("an epoch", || epochs(&first) >= 1);
     slurm.prints("scancel", &[array]);
@@ -309,7 +321,10 @@ fn what_slurm_refuses_leaves_nothing() {
         slurm.prints("squeue", &["--noheader"]).is_empty()
     });
     let text = printed(&mut compare(&slurm, &out), 1);
-    assert!(text.contains("CANCELLED"), "{text}");
+    assert!(
+        text.contains("CANCELLED") && text.contains("--resubmit resumes it"),
+        "{text}"
+    );
     let mut again = compare(&slurm, &out);
     let text = printed(again.args(["--resubmit", "--sbatch-arg=--hold"]), 0);
     assert_eq!(text.matches("submitted").count(), 2, "{text}");

@@ -19,7 +19,13 @@ use std::env;
 ///
 /// Without a command it trains: `trainer --model small-alexnet`.
 #[derive(Debug, Parser)]
-#[command(name = "trainer", version, args_conflicts_with_subcommands = true)]
+// The name also of a copy, which `cargo xtask` runs.
+#[command(
+    name = "trainer",
+    bin_name = "trainer",
+    version,
+    args_conflicts_with_subcommands = true
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Option<Command>,

@@ -14,6 +14,7 @@ use datasets::DatasetSource;
 use engine::{Event, Outcome, Position, SpanTimes, Training};
 use report::State;
 use run::cli::{self, Exit, UsageError};
+use run::settings::{FIELDS, Field};
 use run::{EpochMetrics, NativePath, Overrides, RunFolder, Settings, Shards, file, folder, stop};
 use std::cell::Cell;
 use std::num::NonZeroU32;
@@ -234,12 +235,19 @@ fn run_with(
         }
         opened => opened?,
     };
-    let settings = &setup.resolved.settings;
-    let (fixed, epochs) = (settings.fixed_on_resume()?, settings.epochs);
-    processes.check_same("other settings", &format!("{epochs} {fixed:?}"))?;
-    processes.check_same("other images", &setup.data.digest)?;
+    // First, since other versions may have other settings.
     let version = [env!("CARGO_PKG_VERSION"), env!("BUILT_FROM")];
     processes.check_same("another version of the program", &version.concat())?;
+    let settings = &setup.resolved.settings;
+    let (fixed, epochs) = (settings.fixed_on_resume()?, settings.epochs);
+    processes.check_same("another number of epochs", &epochs.to_string())?;
+    for Field { key, .. } in FIELDS {
+        processes.check_same(
+            &format!("another value of {key}"),
+            &format!("{:?}", fixed.get(*key)),
+        )?;
+    }
+    processes.check_same("other images", &setup.data.digest)?;
     let training = processes.agree(match &resumed {
         Some(run) => setup.resume(run).and_then(|training| {
             check_epochs(args, epochs, &training, run)?;
@@ -638,6 +646,9 @@ impl ReadyRun<'_> {
         } else if self.args.stop_with_stdin {
             // The program that started this one resumes the run, or has no use for it.
             String::new()
+        } else if self.processes.count().get() > 1 {
+            let run = cli::quoted(self.folder.path());
+            format!("; resume with --resume {run}, in as many processes or fewer")
         } else {
             format!("; resume with: {}", cli::resume_command(self.folder.path()))
         };

@@ -4,6 +4,8 @@ use crate::experiments::plan::{Planned, State};
 use crate::files::{create_folder, write};
 use crate::trainer::{PATIENCE, Trainer, flag};
 use anyhow::{Context, anyhow, bail, ensure};
+use run::cli::UsageError;
+use run::settings::{FIELDS, Field};
 use run::{Run, cli, file};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -11,7 +13,8 @@ use std::fmt::Write as _;
 use std::io::ErrorKind;
 use std::path::{self, Path, PathBuf};
 use std::process::{Command, Output};
-use std::{fs, io};
+use std::{fmt, fs, io};
+use toml::{Table, Value};
 
 /// Options of commands that submit their runs to Slurm.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -30,7 +33,7 @@ pub(crate) struct Args {
     )]
     sbatch_arg: Vec<String>,
 
-    /// Submit failed runs again; they resume.
+    /// Submit failed and cancelled runs again. Those that had begun resume.
     #[arg(long, requires = "slurm")]
     resubmit: bool,
 }
@@ -61,12 +64,65 @@ struct Arrays {
     array: Vec<Array>,
 }
 
-/// An array: its job number, and the names of its runs by their index.
+/// An array: its job number, and its runs by their index.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Array {
     job: u64,
-    runs: Vec<String>,
+    runs: Vec<Submitted>,
+}
+
+/// A run that was submitted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Submitted {
+    name: String,
+    /// Its settings then, by key.
+    settings: Table,
+}
+
+impl Submitted {
+    fn new(run: &Planned) -> anyhow::Result<Self> {
+        Ok(Self {
+            name: run.name.clone(),
+            settings: run.settings.to_table()?,
+        })
+    }
+
+    /// Checks that the job `id` trains this run with the settings that it has now.
+    ///
+    /// # Errors
+    /// A usage error that names the first setting that differs.
+    fn check_settings(&self, run: &Planned, id: Id) -> anyhow::Result<()> {
+        let now = run.settings.to_table()?;
+        for Field { key, .. } in FIELDS {
+            let [before, now] = [&self.settings, &now].map(|settings| settings.get(*key));
+            if before != now {
+                let text =
+                    |value: Option<&Value>| value.map_or("none".to_owned(), Value::to_string);
+                let (name, before, now) = (&self.name, text(before), text(now));
+                return Err(UsageError(format!(
+                    "job {id} trains `{name}` with {key} = {before}, not {key} = {now}; wait for it, end it with \
+                     `scancel {id}` and add --resubmit, or give another --out"
+                ))
+                .into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A job of an array: the number of the array, and the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Id {
+    array: u64,
+    index: usize,
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_{}", self.array, self.index)
+    }
 }
 
 impl Arrays {
@@ -83,11 +139,15 @@ impl Arrays {
         })
     }
 
-    /// The last job of a run: those of an array, and the index.
-    fn last_job(&self, run: &str) -> Option<(u64, usize)> {
+    /// The last job of a run, and the run as it was submitted.
+    fn last_job(&self, run: &str) -> Option<(Id, &Submitted)> {
         self.array.iter().rev().find_map(|array| {
-            let index = array.runs.iter().position(|name| name == run)?;
-            Some((array.job, index))
+            let index = array.runs.iter().position(|other| other.name == run)?;
+            let id = Id {
+                array: array.job,
+                index,
+            };
+            Some((id, &array.runs[index]))
         })
     }
 }
@@ -95,8 +155,7 @@ impl Arrays {
 /// A job that Slurm has not finished.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Job {
-    /// The number of its array, and its index there.
-    id: (u64, usize),
+    id: Id,
     state: String,
     /// Why it waits.
     reason: String,
@@ -107,7 +166,10 @@ impl Job {
     fn parse(line: &str) -> Option<Self> {
         let mut words = line.splitn(4, ' ');
         let mut word = || words.next().map(str::trim);
-        let id = (word()?.parse().ok()?, word()?.parse().ok()?);
+        let id = Id {
+            array: word()?.parse().ok()?,
+            index: word()?.parse().ok()?,
+        };
         Some(Self {
             id,
             state: word()?.to_owned(),
@@ -175,7 +237,7 @@ pub(crate) fn train(
     // `plan` was read before, so a run that has ended since is looked at again.
     let jobs = jobs(&arrays)?;
     let job_of = |run: &Planned| {
-        let id = arrays.last_job(&run.name)?;
+        let (id, _) = arrays.last_job(&run.name)?;
         jobs.iter().find(|job| job.id == id)
     };
     let mut progress = Progress::default();
@@ -185,15 +247,16 @@ pub(crate) fn train(
         let text = match (job_of(&run), arrays.last_job(&run.name)) {
             // The process of a finished run may still write its last files.
             (job, _) if is_finished(&run) && job.is_none_or(Job::is_queued) => done(&run)?,
-            (Some(job), _) => {
+            (Some(job), Some((id, submitted))) => {
+                submitted.check_settings(&run, id)?;
                 progress.waiting = true;
                 waiting(&run, job)
             }
-            (None, Some(id)) if !args.resubmit && !is_to_be_longer(&run) => {
+            (None, Some((id, _))) if !args.resubmit && !is_to_be_longer(&run) => {
                 progress.failed.push(run.name.clone());
-                failed(&run, &log(&folder, id))
+                failed(&run, id, &log(&folder, id))
             }
-            (None, _) => {
+            (_, _) => {
                 new.push(run);
                 continue;
             }
@@ -207,20 +270,21 @@ pub(crate) fn train(
     let is_active = plan.iter().any(|run| job_of(run).is_some());
     let is_begun = plan.iter().any(|run| run.state != State::Missing);
     let program = keep_program(&folder, trainer, is_active, is_begun)?;
+    let runs = new.iter().map(Submitted::new);
+    let runs = runs.collect::<anyhow::Result<_>>()?;
     let job = submit(args, &folder, &program, &new)?;
-    arrays.array.push(Array {
-        job,
-        runs: new.iter().map(|run| run.name.clone()).collect(),
-    });
+    arrays.array.push(Array { job, runs });
     let recorded = toml::to_string(&arrays).map_err(Into::into);
     if let Err(error) = recorded.and_then(|text| write(&record, &text)) {
         // Otherwise the next call would submit the same runs again.
         output("scancel", Command::new("scancel").arg(job.to_string()))?;
         return Err(error);
     }
-    for run in new {
-        cli::line(&format!("{}: submitted as a job of {job}", run.name));
+    for (index, run) in new.iter().enumerate() {
+        let id = Id { array: job, index };
+        cli::line(&format!("{}: submitted as job {id}", run.name));
     }
+    cli::note("the same command shows how far they are, and writes its results when all are done");
     progress.waiting = true;
     Ok(progress)
 }
@@ -241,23 +305,31 @@ fn done(run: &Planned) -> anyhow::Result<String> {
 }
 
 fn waiting(run: &Planned, job: &Job) -> String {
-    let (done, epochs) = (run.done(), run.epochs());
-    let (array, index) = job.id;
+    let (done, epochs, id) = (run.done(), run.epochs(), job.id);
     let state = match job.is_queued() {
         false if job.state == "RUNNING" => "running".to_owned(),
         false => format!("running ({})", job.state.to_lowercase()),
         true if job.reason.is_empty() || job.reason == "None" => "queued".to_owned(),
         true => format!("queued ({})", job.reason),
     };
-    format!("{state}, {done} of {epochs} epochs, job {array}_{index}")
+    format!("{state}, {done} of {epochs} epochs, job {id}")
 }
 
-fn failed(run: &Planned, log: &Path) -> String {
-    let text = fs::read_to_string(log).unwrap_or_default();
+fn failed(run: &Planned, id: Id, log: &Path) -> String {
+    let (done, epochs) = (run.done(), run.epochs());
+    let remedy = match run.state {
+        State::Missing => "--resubmit submits it again, with the settings of this command",
+        State::Started(_) | State::Finished => "--resubmit resumes it",
+    };
+    let Ok(text) = fs::read_to_string(log) else {
+        return format!(
+            "failed after {done} of {epochs} epochs: job {id} ended before it started; {remedy}"
+        );
+    };
     let reason = last_error(&text).map_or_else(String::new, |error| format!(": {error}"));
-    let (done, epochs, log) = (run.done(), run.epochs(), log.display());
+    let log = log.display();
     format!(
-        "failed after {done} of {epochs} epochs{reason}; the output of its job is in {log}; --resubmit resumes it"
+        "failed after {done} of {epochs} epochs{reason}; the output of job {id} is in {log}; {remedy}"
     )
 }
 
@@ -275,8 +347,8 @@ fn last_error(log: &str) -> Option<&str> {
 }
 
 /// The file to which a job prints.
-fn log(folder: &Path, (array, index): (u64, usize)) -> PathBuf {
-    folder.join(format!("{array}_{index}.log"))
+fn log(folder: &Path, id: Id) -> PathBuf {
+    folder.join(format!("{id}.log"))
 }
 
 /// The program that jobs run: a copy beside the runs. While jobs are queued or running it stays the same. `is_begun`: some
@@ -444,7 +516,7 @@ mod tests {
     #[test]
     fn lines_of_squeue_are_jobs() {
         let job = Job::parse("12 3 PENDING Nodes required for job are DOWN, DRAINED").unwrap();
-        assert_eq!(job.id, (12, 3));
+        assert_eq!((job.id.array, job.id.index), (12, 3));
         assert!(job.is_queued());
         assert_eq!(job.reason, "Nodes required for job are DOWN, DRAINED");
         assert!(!Job::parse("7 0 RUNNING None").unwrap().is_queued());
@@ -454,15 +526,20 @@ mod tests {
 
     #[test]
     fn a_run_belongs_to_the_last_array_that_has_it() {
+        let submitted = |run: &str| Submitted {
+            name: run.to_owned(),
+            settings: Table::from_iter([("lr".to_owned(), Value::Float(0.1))]),
+        };
         let array = |job, runs: &[&str]| Array {
             job,
-            runs: runs.iter().map(|run| (*run).to_owned()).collect(),
+            runs: runs.iter().map(|run| submitted(run)).collect(),
         };
         let arrays = Arrays {
             array: vec![array(1, &["a", "b"]), array(5, &["b"])],
         };
-        assert_eq!(arrays.last_job("a"), Some((1, 0)));
-        assert_eq!(arrays.last_job("b"), Some((5, 0)));
+        let last_job = |run| arrays.last_job(run).map(|(id, _)| id.to_string());
+        assert_eq!(last_job("a").as_deref(), Some("1_0"));
+        assert_eq!(last_job("b").as_deref(), Some("5_0"));
         assert_eq!(arrays.last_job("c"), None);
         let text = toml::to_string(&arrays).unwrap();
         assert_eq!(toml::from_str::<Arrays>(&text).unwrap(), arrays);
