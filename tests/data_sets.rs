@@ -256,8 +256,14 @@ fn refused_commands_decode_no_pictures() {
     let folder = folder.path();
     write_pictures(&folder.join("pets"));
     notes(train(folder, "taken").args(["--dataset", "synthetic", "--limit-train", "10"]));
+    let taken = Path::new("runs").join("taken");
+    let taken = taken.display();
     for (name, flag, expected) in [
-        ("taken", "--threads=1", "the run `runs/taken` exists"),
+        (
+            "taken",
+            "--threads=1",
+            &*format!("the run `{taken}` exists"),
+        ),
         ("a", "--limit-train=5", "the batch size 10 is larger"),
         ("a", "--limit-train=31", "there are only 30 images"),
         ("a", "--limit-test=21", "there are only 20 images"),
@@ -297,11 +303,10 @@ fn a_run_goes_on_where_its_pictures_are_now() {
         command.current_dir(folder).args(["--resume", "a"]);
         command
     };
-    refused(
-        &mut resume(),
-        2,
-        &["--dataset (`runs/a/run.toml`): the folder `./pets` does not exist"],
-    );
+    let settings = Path::new("runs").join("a").join("run.toml");
+    let settings = settings.display();
+    let missing = format!("--dataset (`{settings}`): the folder `./pets` does not exist");
+    refused(&mut resume(), 2, &[&missing]);
     refused(
         resume().args(["--dataset", "synthetic"]),
         2,

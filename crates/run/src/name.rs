@@ -96,9 +96,12 @@ mod tests {
             ("my pets (2)/", "alexnet-my-pets--2--best-seed7"),
             ("Tiere/V\u{f6}gel", "alexnet-V\u{f6}gel-best-seed7"),
             ("/", "alexnet-pictures-best-seed7"),
-            ("missing/..", "alexnet-pictures-best-seed7"),
         ] {
             assert_eq!(name(dataset), expected);
+        }
+        // Windows does not look at a folder whose parent is meant.
+        if cfg!(unix) {
+            assert_eq!(name("missing/.."), "alexnet-pictures-best-seed7");
         }
         // Tests run in the folder of their crate.
         assert_eq!(name("."), "alexnet-run-best-seed7");

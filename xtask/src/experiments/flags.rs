@@ -140,11 +140,15 @@ mod tests {
             flags.arguments(),
             ["--mean=0,0.5,1", "--lr=0.2", "--seed=3"]
         );
+        let words = flags.with("dataset", "my pets");
+        let words = words.words_without(&["seed", "lr"]);
+        let quoted = ["0,0.5,1", "my pets"].map(cli::quoted_word);
         assert_eq!(
-            flags
-                .with("dataset", "my pets")
-                .words_without(&["seed", "lr"]),
-            ["--mean='0,0.5,1'", "--dataset='my pets'"]
+            words,
+            [
+                format!("--mean={}", quoted[0]),
+                format!("--dataset={}", quoted[1])
+            ]
         );
         for wrong in [["compare", "--lr=-1"], ["compare", "--seed=1"]] {
             assert!(command.clone().try_get_matches_from(wrong).is_err());
