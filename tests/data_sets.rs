@@ -303,9 +303,12 @@ fn a_run_goes_on_where_its_pictures_are_now() {
         command.current_dir(folder).args(["--resume", "a"]);
         command
     };
-    let settings = Path::new("runs").join("a").join("run.toml");
-    let settings = settings.display();
-    let missing = format!("--dataset (`{settings}`): the folder `./pets` does not exist");
+    let run = Path::new("runs").join("a");
+    let settings = run.join("run.toml");
+    let missing = format!(
+        "--dataset (`{}`): the folder `./pets` does not exist",
+        settings.display()
+    );
     refused(&mut resume(), 2, &[&missing]);
     refused(
         resume().args(["--dataset", "synthetic"]),
@@ -364,7 +367,10 @@ fn a_run_goes_on_where_its_pictures_are_now() {
     refused(
         &mut evaluate("runs/a"),
         2,
-        &["is a folder", "runs/a/best.safetensors"],
+        &[
+            "is a folder",
+            run.join("best.safetensors").to_str().unwrap(),
+        ],
     );
     let mut eval = program("trainer");
     eval.current_dir(folder)

@@ -115,10 +115,10 @@ pub(crate) fn load(args: &WeightArgs, dataset: &DatasetSource) -> anyhow::Result
 /// A usage error where the file is missing, or is not of weights of this network.
 pub(crate) fn read(path: &Path, model: Option<Architecture>) -> anyhow::Result<Weights> {
     if path.is_dir() {
-        let path = path.display();
         return Err(UsageError(format!(
-            "cannot read `{path}`: it is a folder; name a file of weights, such as `{path}/{}`",
-            file::BEST_WEIGHTS
+            "cannot read `{}`: it is a folder; name a file of weights, such as `{}`",
+            path.display(),
+            path.join(file::BEST_WEIGHTS).display()
         ))
         .into());
     }

@@ -171,8 +171,9 @@ mod tests {
             let grad_y = values(seed + 3, y.len());
             let found = layer.backward_bf16((&x, &single(&weight)), (&y, &argmax), &grad_y, true);
             let expected = layer.backward((&wide(&x), &wide(&weight)), (&wide(&y), &argmax), &wide(&grad_y), true);
-            // The gradients of overlapping windows are added, and the sum is rounded, which makes an error in each term.
-            let rounded = if pool.is_some() { 4000.0 } else { 1.0 };
+            // The gradients of up to four overlapping windows are added. The sum is below 4, and rounding it makes an error of
+            // up to 1/128 in each term.
+            let rounded = if pool.is_some() { 8000.0 } else { 1.0 };
             let terms = (kernel * kernel * outputs) as f64 * rounded;
             prop_assert!(close(wide(&found.x.unwrap()), &expected.x.unwrap(), terms), "x");
             let terms = (batch * g.positions()) as f64 * rounded;
