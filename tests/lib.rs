@@ -39,7 +39,8 @@ pub fn path(name: &str) -> PathBuf {
         // The same selection of packages as `cargo test --workspace`, so that nothing is built twice.
         let mut cargo = std::process::Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--workspace", "--bins", "--tests"]);
-        // What cargo says of this package here would have crates such as `ring`, whose build scripts read it, built again.
+        // Build scripts that read these variables, such as that of `ring`, would run again, and what depends on them would
+        // be built again.
         for (name, _) in env::vars_os() {
             let name_bytes = name.as_encoded_bytes();
             if name_bytes == b"CARGO_MANIFEST_DIR" || name_bytes.starts_with(b"CARGO_PKG_") {

@@ -12,7 +12,7 @@ fn main() {
             println!("cargo::rerun-if-changed={}", file.display());
         }
     }
-    // From the folders of both packages that use it. A file that is missing would mean to build always.
+    // This path is valid in the folders of both packages. A missing file would cause a build every time.
     println!("cargo::rerun-if-changed=../trainer/build.rs");
     let commit = Command::new("git")
         .args(["rev-parse", "--short=12", "HEAD"])

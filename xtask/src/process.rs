@@ -4,8 +4,8 @@ use anyhow::{Context, ensure};
 use std::env;
 use std::process::Command;
 
-/// Cargo: the one that runs this program. It does not see the variables with which that one describes this package:
-/// build scripts that read their own, such as that of `ring`, would run again, and everything after them be built again.
+/// Cargo: the one that runs this program. The environment variables in which it describes this package are removed:
+/// build scripts that read them, such as that of `ring`, would run again, and what depends on them would be built again.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (name, _) in env::vars_os() {

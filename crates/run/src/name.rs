@@ -99,7 +99,7 @@ mod tests {
         ] {
             assert_eq!(name(dataset), expected);
         }
-        // Windows does not look at a folder whose parent is meant.
+        // Windows resolves `..` without looking for the folder before it.
         if cfg!(unix) {
             assert_eq!(name("missing/.."), "alexnet-pictures-best-seed7");
         }

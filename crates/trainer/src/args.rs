@@ -19,7 +19,7 @@ use std::env;
 ///
 /// Without a command it trains: `trainer --model small-alexnet`.
 #[derive(Debug, Parser)]
-// The name also of a copy, which `cargo xtask` runs.
+// `cargo xtask` runs a copy, whose file has another name.
 #[command(
     name = "trainer",
     bin_name = "trainer",

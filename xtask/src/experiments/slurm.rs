@@ -5,7 +5,7 @@ use crate::files::{create_folder, write};
 use crate::trainer::{PATIENCE, Trainer, flag};
 use anyhow::{Context, anyhow, bail, ensure};
 use run::cli::UsageError;
-use run::settings::{FIELDS, Field};
+use run::settings::Difference;
 use run::{Run, cli, file};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -14,7 +14,7 @@ use std::io::ErrorKind;
 use std::path::{self, Path, PathBuf};
 use std::process::{Command, Output};
 use std::{fmt, fs, io};
-use toml::{Table, Value};
+use toml::Table;
 
 /// Options of commands that submit their runs to Slurm.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -77,7 +77,7 @@ struct Array {
 #[serde(deny_unknown_fields)]
 struct Submitted {
     name: String,
-    /// Its settings then, by key.
+    /// The settings it was submitted with, by key.
     settings: Table,
 }
 
@@ -94,21 +94,15 @@ impl Submitted {
     /// # Errors
     /// A usage error that names the first setting that differs.
     fn check_settings(&self, run: &Planned, id: Id) -> anyhow::Result<()> {
-        let now = run.settings.to_table()?;
-        for Field { key, .. } in FIELDS {
-            let [before, now] = [&self.settings, &now].map(|settings| settings.get(*key));
-            if before != now {
-                let text =
-                    |value: Option<&Value>| value.map_or("none".to_owned(), Value::to_string);
-                let (name, before, now) = (&self.name, text(before), text(now));
-                return Err(UsageError(format!(
-                    "job {id} trains `{name}` with {key} = {before}, not {key} = {now}; wait for it, end it with \
-                     `scancel {id}` and add --resubmit, or give another --out"
-                ))
-                .into());
-            }
+        match run.settings.first_difference(&self.settings)? {
+            None => Ok(()),
+            Some(Difference { key, first, second }) => Err(UsageError(format!(
+                "job {id} trains `{}` with {key} = {first}, not {key} = {second}; wait for it, end it with `scancel {id}` \
+                 and add --resubmit, or give another --out",
+                self.name
+            ))
+            .into()),
         }
-        Ok(())
     }
 }
 
@@ -528,7 +522,7 @@ mod tests {
     fn a_run_belongs_to_the_last_array_that_has_it() {
         let submitted = |run: &str| Submitted {
             name: run.to_owned(),
-            settings: Table::from_iter([("lr".to_owned(), Value::Float(0.1))]),
+            settings: Table::from_iter([("lr".to_owned(), 0.1.into())]),
         };
         let array = |job, runs: &[&str]| Array {
             job,

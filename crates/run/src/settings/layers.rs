@@ -153,15 +153,16 @@ impl Settings {
     /// As for [`Settings::to_table`].
     pub fn differences(&self, other: &Self, but_for: Property) -> Result<Vec<Difference>, Error> {
         let (first, second) = (self.to_table()?, other.to_table()?);
-        Ok(FIELDS
-            .iter()
-            .filter(|field| !field.has(but_for) && first.get(field.key) != second.get(field.key))
-            .map(|Field { key, .. }| Difference {
-                key,
-                first: text(first.get(*key)),
-                second: text(second.get(*key)),
-            })
-            .collect())
+        Ok(differences(&first, &second, |field| !field.has(but_for)))
+    }
+
+    /// The first setting that differs from `earlier`, a table of [`Self::to_table`], whose value comes first.
+    ///
+    /// # Errors
+    /// As for [`Settings::to_table`].
+    pub fn first_difference(&self, earlier: &Table) -> Result<Option<Difference>, Error> {
+        let differences = differences(earlier, &self.to_table()?, |_| true);
+        Ok(differences.into_iter().next())
     }
 
     /// The settings that cannot change when a run is resumed, as TOML by key.
@@ -181,6 +182,23 @@ impl Settings {
             .map(|Field { key, .. }| ((*key).to_owned(), text(table.get(*key))))
             .collect())
     }
+}
+
+/// Those of the compared settings in which two tables differ, in the order of the record.
+fn differences(
+    first: &Table,
+    second: &Table,
+    is_compared: impl Fn(&Field) -> bool,
+) -> Vec<Difference> {
+    FIELDS
+        .iter()
+        .filter(|field| is_compared(field) && first.get(field.key) != second.get(field.key))
+        .map(|Field { key, .. }| Difference {
+            key,
+            first: text(first.get(*key)),
+            second: text(second.get(*key)),
+        })
+        .collect()
 }
 
 /// Whether a run that is resumed has its recorded value of a setting. Where the learning-rate scheduler depends on the
