@@ -148,15 +148,18 @@ fn printed(command: &mut Command) -> (String, String) {
     )
 }
 
-/// Both reports without their blocks of times.
-fn reports(out: &Path) -> [String; 2] {
-    ["report.md", "report.html"].map(|name| {
+/// Both reports without their blocks of times, and the curves.
+fn reports(out: &Path) -> [String; 3] {
+    let [markdown, html] = ["report.md", "report.html"].map(|name| {
         let text = fs::read_to_string(out.join(name)).unwrap();
         let (before, rest) = text.split_once(report::TIMES_BEGIN).unwrap();
         let (times, after) = rest.split_once(report::TIMES_END).unwrap();
         assert!(times.contains("Written on"), "{times}");
         format!("{before}{after}")
-    })
+    });
+    assert!(markdown.contains("](curves.svg)"), "{markdown}");
+    let curves = fs::read_to_string(out.join("curves.svg")).unwrap();
+    [markdown, html, curves]
 }
 
 #[test]

@@ -1,7 +1,8 @@
-//! The curves of a run, as in the post: loss on the left, accuracy on the right, training blue, test orange, one point
+//! The curves of runs, as in the post: loss on the left, accuracy on the right, training blue, test orange, one point
 //! an epoch; and the loss against the learning rates of the LR finder.
 
-use crate::picture;
+use crate::comparison::Comparison;
+use crate::{contents, picture};
 use image::RgbImage;
 use plotters::coord::{CoordTranslate, Shift};
 use plotters::prelude::*;
@@ -22,8 +23,12 @@ pub struct Plot {
     pub png: Vec<u8>,
 }
 
-/// Width and height of a plot, in pixels.
+/// Width and height of a plot of one run, in pixels.
 const SIZE: (u32, u32) = (1600, 640);
+
+/// The height of the title of a comparison and of the panels of a group, in pixels.
+const TITLE_HEIGHT: u32 = 60;
+const GROUP_HEIGHT: u32 = 520;
 
 /// The two colours by which matplotlib, and so the post, tells curves apart.
 const TRAINING: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
@@ -38,6 +43,17 @@ const FONT: &str = "sans-serif";
 /// When they cannot be drawn.
 pub fn curves(title: &str, epochs: &[EpochMetrics]) -> Result<Plot, Error> {
     plot(title, Figure::Curves(epochs))
+}
+
+/// Loss and accuracy by epoch of all runs of a comparison as an SVG document: a row for each group, a line for each run.
+///
+/// # Errors
+/// When they cannot be drawn.
+pub(crate) fn comparison_curves(comparison: &Comparison) -> Result<String, Error> {
+    let groups = comparison.groups.len() as u32;
+    let size = (SIZE.0, TITLE_HEIGHT + groups * GROUP_HEIGHT);
+    let title = contents::title(comparison);
+    svg(size, &title, Figure::Comparison(comparison))
 }
 
 /// The loss against the learning rates of the LR finder, with its suggestion marked.
@@ -56,16 +72,22 @@ pub fn lr_curve(
 #[derive(Clone, Copy)]
 enum Figure<'a> {
     Curves(&'a [EpochMetrics]),
+    Comparison(&'a Comparison),
     LrFinder(&'a [LrFinderStep], Option<f64>),
 }
 
 fn plot(title: &str, figure: Figure<'_>) -> Result<Plot, Error> {
-    let mut svg = String::new();
-    draw(SVGBackend::with_string(&mut svg, SIZE), title, figure)?;
+    let svg = svg(SIZE, title, figure)?;
     let mut pixels = RgbImage::new(SIZE.0, SIZE.1);
     draw(BitMapBackend::with_buffer(&mut pixels, SIZE), title, figure)?;
     let png = picture::png(&pixels).map_err(error)?;
     Ok(Plot { svg, png })
+}
+
+fn svg(size: (u32, u32), title: &str, figure: Figure<'_>) -> Result<String, Error> {
+    let mut svg = String::new();
+    draw(SVGBackend::with_string(&mut svg, size), title, figure)?;
+    Ok(svg)
 }
 
 fn error(error: impl std::fmt::Display) -> Error {
@@ -107,9 +129,13 @@ fn draw<B: DrawingBackend>(backend: B, title: &str, figure: Figure<'_>) -> Resul
     let area = area.margin(14, 0, 0, 0);
     let area = area.titled(title, (FONT, 30)).map_err(error)?;
     match figure {
-        Figure::Curves(epochs) => {
-            for (panel, area) in PANELS.iter().zip(area.split_evenly((1, 2))) {
-                draw_panel(&area, panel, epochs)?;
+        Figure::Curves(epochs) => draw_panels(&area, &[epochs])?,
+        Figure::Comparison(comparison) => {
+            let rows = area.split_evenly((comparison.groups.len(), 1));
+            for (group, row) in comparison.groups.iter().zip(rows) {
+                let row = row.titled(&group.label, (FONT, 28)).map_err(error)?;
+                let runs: Vec<_> = group.runs.iter().map(|run| &run.epochs[..]).collect();
+                draw_panels(&row, &runs)?;
             }
         }
         Figure::LrFinder(steps, suggestion) => draw_lr_finder(&area, steps, suggestion)?,
@@ -127,34 +153,34 @@ fn builder<'a, 'b, B: DrawingBackend>(area: &'a DrawingArea<B, Shift>) -> ChartB
     builder
 }
 
+/// Loss and accuracy of runs side by side.
+fn draw_panels<B: DrawingBackend>(
+    area: &DrawingArea<B, Shift>,
+    runs: &[&[EpochMetrics]],
+) -> Result<(), Error> {
+    for (panel, area) in PANELS.iter().zip(area.split_evenly((1, 2))) {
+        draw_panel(&area, panel, runs)?;
+    }
+    Ok(())
+}
+
 fn draw_panel<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
     panel: &Panel,
-    epochs: &[EpochMetrics],
+    runs: &[&[EpochMetrics]],
 ) -> Result<(), Error> {
-    let split = epochs
-        .first()
+    let epochs = || runs.iter().copied().flatten();
+    let split = epochs()
+        .next()
         .map_or(EvaluationSplit::Test, |epoch| epoch.evaluated.split);
-    let points = |value: fn((f64, f64)) -> f64| -> Vec<_> {
-        let point = |epoch: &EpochMetrics| (f64::from(epoch.epoch), value((panel.values)(epoch)));
-        epochs.iter().map(point).collect()
-    };
-    let curves = [
-        ("training".to_owned(), TRAINING, points(|values| values.0)),
-        (split.to_string(), TEST, points(|values| values.1)),
-    ];
-    let values = || {
-        curves
-            .iter()
-            .flat_map(|(.., points)| points)
-            .map(|point| point.1)
-    };
+    let values = || epochs().flat_map(|epoch| <[f64; 2]>::from((panel.values)(epoch)));
     let (low, high) = (
         values().fold(0.0, f64::min),
         values().fold(panel.least, f64::max),
     );
+    let epochs = runs.iter().map(|run| run.len()).max().unwrap_or(0);
     // One epoch is a point; the margin on both sides shows it.
-    let last = epochs.len().max(2) as f64;
+    let last = epochs.max(2) as f64;
     let mut chart = builder(area)
         .caption(panel.caption, (FONT, 26))
         .build_cartesian_2d(
@@ -165,7 +191,7 @@ fn draw_panel<B: DrawingBackend>(
     chart
         .configure_mesh()
         .x_desc("Epoch")
-        .x_labels(epochs.len().clamp(2, 11))
+        .x_labels(epochs.clamp(2, 11))
         .x_label_formatter(&|epoch| {
             // A short run has ticks between two epochs, which are not labelled.
             if epoch.fract() == 0.0 {
@@ -181,13 +207,24 @@ fn draw_panel<B: DrawingBackend>(
         .bold_line_style(RGBColor(0xdd, 0xdd, 0xdd))
         .draw()
         .map_err(error)?;
-    for (name, colour, points) in curves {
-        let circles = points
-            .iter()
-            .map(|point| Circle::new(*point, 4, colour.filled()));
-        let circles: Vec<_> = circles.collect();
-        draw_line(&mut chart, name, colour, points)?;
-        chart.draw_series(circles).map_err(error)?;
+    let curves: [(String, RGBColor, fn((f64, f64)) -> f64); 2] = [
+        ("training".to_owned(), TRAINING, |values| values.0),
+        (split.to_string(), TEST, |values| values.1),
+    ];
+    for (name, colour, value) in curves {
+        for (number, run) in runs.iter().enumerate() {
+            let point =
+                |epoch: &EpochMetrics| (f64::from(epoch.epoch), value((panel.values)(epoch)));
+            let points: Vec<_> = run.iter().map(point).collect();
+            let circles = points
+                .iter()
+                .map(|point| Circle::new(*point, 4, colour.filled()));
+            let circles: Vec<_> = circles.collect();
+            // All runs share one entry of the legend.
+            let name = (number == 0).then(|| name.clone());
+            draw_line(&mut chart, name, colour, points)?;
+            chart.draw_series(circles).map_err(error)?;
+        }
     }
     draw_legend(&mut chart, panel.legend.clone())
 }
@@ -236,29 +273,32 @@ fn draw_lr_finder<B: DrawingBackend>(
     let average = steps.iter().map(|step| (step.lr, step.smoothed_loss));
     draw_line(
         &mut chart,
-        "moving average".to_owned(),
+        Some("moving average".to_owned()),
         TRAINING,
         average.collect(),
     )?;
     if let Some(lr) = suggestion {
         let name = format!("suggested: {lr:.2e}");
-        draw_line(&mut chart, name, TEST, vec![(lr, low), (lr, high)])?;
+        draw_line(&mut chart, Some(name), TEST, vec![(lr, low), (lr, high)])?;
     }
     draw_legend(&mut chart, SeriesLabelPosition::UpperMiddle)
 }
 
+/// A line, which is in the legend if it has a name.
 fn draw_line<'a, B: DrawingBackend + 'a, C: CoordTranslate<From = (f64, f64)>>(
     chart: &mut ChartContext<'a, B, C>,
-    name: String,
+    name: Option<String>,
     colour: RGBColor,
     points: Vec<(f64, f64)>,
 ) -> Result<(), Error> {
     let style = colour.stroke_width(3);
-    chart
+    let line = chart
         .draw_series(LineSeries::new(points, style))
-        .map_err(error)?
-        .label(name)
-        .legend(move |(x, y)| PathElement::new([(x, y), (x + 30, y)], style));
+        .map_err(error)?;
+    if let Some(name) = name {
+        line.label(name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 30, y)], style));
+    }
     Ok(())
 }
 
@@ -328,6 +368,32 @@ mod tests {
             "#FF7F0E",
         ] {
             assert!(svg.contains(part), "{part} is not in {svg}");
+        }
+    }
+
+    #[test]
+    fn a_comparison_has_a_row_for_each_network_and_a_line_for_each_run() {
+        let run = |model, seed, accuracy| {
+            let epochs = [(1.0, 1.1, accuracy), (0.5, 0.9, accuracy)];
+            crate::made_up::run(model, seed, "", &epochs)
+        };
+        let runs = vec![
+            run("alexnet", 0, 0.8),
+            run("alexnet", 1, 0.7),
+            run("small-alexnet", 0, 0.6),
+        ];
+        let svg = comparison_curves(&Comparison::new(runs).unwrap()).unwrap();
+        for label in [
+            "AlexNet and SmallAlexNet",
+            "\nAlexNet\n",
+            "\nSmallAlexNet\n",
+        ] {
+            assert!(svg.contains(label), "{label} is not in {svg}");
+        }
+        for colour in ["#1F77B4", "#FF7F0E"] {
+            let line = format!(r#"<polyline fill="none" opacity="1" stroke="{colour}""#);
+            // Three runs in two panels each, and the legends of four panels.
+            assert_eq!(svg.matches(&line).count(), 3 * 2 + 4, "{svg}");
         }
     }
 

@@ -40,8 +40,12 @@ pub fn markdown(comparison: &Comparison, written: &str) -> String {
         let tests = list(contents::tests(comparison));
         text += &format!("## Is the difference significant?\n\n{tests}");
     }
+    text += &format!(
+        "## Curves\n\n![Training and test loss and accuracy by epoch]({})\n\n",
+        run::file::CURVES_SVG
+    );
     let overfitting = groups.iter().filter_map(contents::overfitting);
-    text += &format!("## Overfitting\n\n{}", list(overfitting));
+    text += &format!("### Where overfitting begins\n\n{}", list(overfitting));
     if let Some(classes) = contents::classes(comparison) {
         let heading = contents::classes_heading(comparison);
         text += &format!("## {heading}\n\n{}", table(&classes));
