@@ -29,32 +29,44 @@ pub fn xtask(command: &str) -> Command {
 /// `PROGRAMS_ARE_BUILT` is set.
 pub fn path(name: &str) -> PathBuf {
     static BUILD: Once = Once::new();
-    // target/PROFILE/deps/this-test
-    let folder = env::current_exe().unwrap();
-    let folder = folder.ancestors().nth(2).unwrap().to_owned();
+    let folder = programs();
     BUILD.call_once(|| {
-        if env::var_os("PROGRAMS_ARE_BUILT").is_some() {
-            return;
+        if env::var_os(PROGRAMS_ARE_BUILT).is_none() {
+            let status = build(&folder).arg("--quiet").status().unwrap();
+            assert!(status.success(), "the programs do not build");
         }
-        // The same selection of packages as `cargo test --workspace`, so that nothing is built twice.
-        let mut cargo = std::process::Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--workspace", "--bins", "--tests"]);
-        // Build scripts that read these variables, such as that of `ring`, would run again, and what depends on them would
-        // be built again.
-        for (name, _) in env::vars_os() {
-            let name_bytes = name.as_encoded_bytes();
-            if name_bytes == b"CARGO_MANIFEST_DIR" || name_bytes.starts_with(b"CARGO_PKG_") {
-                cargo.env_remove(name);
-            }
-        }
-        cargo.arg("--target-dir").arg(folder.parent().unwrap());
-        if folder.ends_with("release") {
-            cargo.arg("--release");
-        }
-        let status = cargo.current_dir(root()).status().unwrap();
-        assert!(status.success(), "the programs do not build");
     });
     folder.join(format!("{name}{}", env::consts::EXE_SUFFIX))
+}
+
+const PROGRAMS_ARE_BUILT: &str = "PROGRAMS_ARE_BUILT";
+
+/// The folder of the built programs, which is that of this test's profile.
+fn programs() -> PathBuf {
+    // target/PROFILE/deps/this-test
+    let test = env::current_exe().unwrap();
+    test.ancestors().nth(2).unwrap().to_owned()
+}
+
+/// The command that builds the programs into `folder`.
+fn build(folder: &Path) -> std::process::Command {
+    // The same selection of packages as `cargo test --workspace`, so that nothing is built twice.
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    cargo.args(["build", "--workspace", "--bins", "--tests"]);
+    // Build scripts that read these variables, such as that of `ring`, would run again, and what depends on them would be
+    // built again.
+    for (name, _) in env::vars_os() {
+        let name_bytes = name.as_encoded_bytes();
+        if name_bytes == b"CARGO_MANIFEST_DIR" || name_bytes.starts_with(b"CARGO_PKG_") {
+            cargo.env_remove(name);
+        }
+    }
+    cargo.arg("--target-dir").arg(folder.parent().unwrap());
+    if folder.ends_with("release") {
+        cargo.arg("--release");
+    }
+    cargo.current_dir(root());
+    cargo
 }
 
 /// The workspace's folder.
@@ -128,5 +140,24 @@ pub fn wait_until(what: &str, is_done: impl Fn() -> bool) {
         let waited = started.elapsed();
         assert!(waited < Duration::from_secs(120), "{what} did not come");
         thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_that_are_built_are_not_built_again() {
+        if env::var_os(PROGRAMS_ARE_BUILT).is_some() {
+            return;
+        }
+        path("trainer");
+        let output = build(&programs()).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            said.contains("Finished") && !said.contains("Compiling"),
+            "{said}"
+        );
     }
 }
