@@ -97,7 +97,7 @@ fn error(error: impl std::fmt::Display) -> Error {
 /// One panel: what it shows of an epoch, training first.
 struct Panel {
     caption: &'static str,
-    values: fn(&EpochMetrics) -> (f64, f64),
+    values: fn(&EpochMetrics) -> [f64; 2],
     /// The lowest upper end of the axis, which begins at 0.
     least: f64,
     legend: SeriesLabelPosition,
@@ -106,15 +106,14 @@ struct Panel {
 const PANELS: [Panel; 2] = [
     Panel {
         caption: "Loss",
-        values: |epoch| (epoch.train_loss, epoch.evaluated.loss),
+        values: |epoch| [epoch.train_loss, epoch.evaluated.loss],
         least: 0.1,
         legend: SeriesLabelPosition::UpperRight,
     },
     Panel {
         caption: "Accuracy (%)",
         values: |epoch| {
-            let (training, test) = (epoch.train_accuracy, epoch.evaluated.accuracy);
-            (100.0 * training, 100.0 * test)
+            [epoch.train_accuracy, epoch.evaluated.accuracy].map(|accuracy| 100.0 * accuracy)
         },
         least: 1.0,
         legend: SeriesLabelPosition::LowerRight,
@@ -173,7 +172,7 @@ fn draw_panel<B: DrawingBackend>(
     let split = epochs()
         .next()
         .map_or(EvaluationSplit::Test, |epoch| epoch.evaluated.split);
-    let values = || epochs().flat_map(|epoch| <[f64; 2]>::from((panel.values)(epoch)));
+    let values = || epochs().flat_map(panel.values);
     let (low, high) = (
         values().fold(0.0, f64::min),
         values().fold(panel.least, f64::max),
@@ -207,14 +206,11 @@ fn draw_panel<B: DrawingBackend>(
         .bold_line_style(RGBColor(0xdd, 0xdd, 0xdd))
         .draw()
         .map_err(error)?;
-    let curves: [(String, RGBColor, fn((f64, f64)) -> f64); 2] = [
-        ("training".to_owned(), TRAINING, |values| values.0),
-        (split.to_string(), TEST, |values| values.1),
-    ];
-    for (name, colour, value) in curves {
+    let curves = [("training".to_owned(), TRAINING), (split.to_string(), TEST)];
+    for (curve, (name, colour)) in curves.into_iter().enumerate() {
         for (number, run) in runs.iter().enumerate() {
             let point =
-                |epoch: &EpochMetrics| (f64::from(epoch.epoch), value((panel.values)(epoch)));
+                |epoch: &EpochMetrics| (f64::from(epoch.epoch), (panel.values)(epoch)[curve]);
             let points: Vec<_> = run.iter().map(point).collect();
             let circles = points
                 .iter()
