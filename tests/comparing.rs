@@ -157,8 +157,8 @@ fn reports(out: &Path) -> [String; 3] {
         assert!(times.contains("Written on"), "{times}");
         format!("{before}{after}")
     });
-    assert!(markdown.contains("](curves.svg)"), "{markdown}");
-    let curves = fs::read_to_string(out.join("curves.svg")).unwrap();
+    assert!(markdown.contains("](report.svg)"), "{markdown}");
+    let curves = fs::read_to_string(out.join("report.svg")).unwrap();
     [markdown, html, curves]
 }
 

@@ -3,7 +3,7 @@
 use crate::statistics::Sample;
 use datasets::{DatasetInfo, DatasetSource};
 use models::Architecture;
-use run::settings::{Difference, LrScheduler, Property};
+use run::settings::{Difference, Field, LrScheduler, Property};
 use run::{EvaluationSplit, Run};
 use std::collections::BTreeSet;
 
@@ -228,10 +228,10 @@ fn differences(first: &Run, second: &Run) -> Result<Vec<Difference>, Error> {
     // The precision that was used counts, whether it was asked for or not. That the data are the same is checked, and a
     // folder of pictures may have moved.
     differences.retain(|difference| !matches!(difference.key, "precision" | "dataset"));
-    // Other schedulers do not use the settings of `plateau`.
     if [first, second].map(|run| run.settings.lr_scheduler) != [LrScheduler::Plateau; 2] {
-        let of_plateau = ["patience", "plateau_factor", "plateau_threshold"];
-        differences.retain(|difference| !of_plateau.contains(&difference.key));
+        differences.retain(|difference| {
+            Field::named(difference.key).is_none_or(|field| !field.has(Property::PlateauOnly))
+        });
     }
     let [first, second] = [first, second].map(|run| run.made_by.choices.precision.to_string());
     if first != second {
@@ -351,15 +351,19 @@ mod tests {
     #[test]
     fn settings_of_plateau_do_not_tell_runs_with_another_scheduler_apart() {
         let groups = |scheduler: &str| {
-            let runs = [(0, 2), (1, 5)].map(|(seed, patience)| {
-                let settings = format!("lr_scheduler = '{scheduler}'\npatience = {patience}");
+            let others = "plateau_factor = 0.5\nplateau_threshold = 0.01";
+            let runs = [(0, "patience = 2"), (1, others)].map(|(seed, of_plateau)| {
+                let settings = format!("lr_scheduler = '{scheduler}'\n{of_plateau}");
                 made_up("alexnet", seed, &settings, &[(1.0, 1.0, 0.5)])
             });
             labels_of(runs.into())
         };
         assert_eq!(groups("one-cycle"), ["AlexNet"]);
-        let by_patience = ["AlexNet, patience 2", "AlexNet, patience 5"];
-        assert_eq!(groups("plateau"), by_patience);
+        let different = [
+            "AlexNet, patience 2, plateau factor 0.1, plateau threshold 0.0001",
+            "AlexNet, patience 5, plateau factor 0.5, plateau threshold 0.01",
+        ];
+        assert_eq!(groups("plateau"), different);
     }
 
     #[test]

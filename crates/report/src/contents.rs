@@ -143,13 +143,17 @@ pub(crate) fn setting(comparison: &Comparison) -> Vec<String> {
         DatasetSource::display_name(&first.settings.dataset),
         grouped(first.made_by.test_images as usize),
     )];
-    let setting = (first.settings.dataset.as_str(), images, epochs);
-    let post_epochs = (POST_EPOCHS, POST_EPOCHS);
-    if !posts(comparison).is_empty() && setting != (cifar10::INFO.name, POST_IMAGES, post_epochs) {
-        sentences.push(format!(
-            "The post trained on all {} images of CIFAR-10 for {POST_EPOCHS} epochs, so its accuracies are not comparable with these.",
-            grouped(POST_IMAGES as usize)
-        ));
+    if !posts(comparison).is_empty() {
+        if (first.settings.dataset.as_str(), images) != (cifar10::INFO.name, POST_IMAGES) {
+            sentences.push(format!(
+                "The post trained on all {} images of CIFAR-10 for {POST_EPOCHS} epochs, so its accuracies are not comparable with these.",
+                grouped(POST_IMAGES as usize)
+            ));
+        } else if epochs != (POST_EPOCHS, POST_EPOCHS) {
+            sentences.push(format!(
+                "The post trained on the same images for {POST_EPOCHS} epochs."
+            ));
+        }
     }
     if let Some(images) = first.settings.validation {
         sentences.push(format!(
@@ -889,9 +893,14 @@ mod tests {
         let run = made_up("alexnet", 0, "epochs = 50", &epochs[..49]);
         let sentences = setting(&Comparison::new(vec![run]).unwrap());
         assert!(
-            sentences[1].contains("not comparable") && sentences[2].contains("is not finished"),
+            sentences[1].contains("same images for 50 epochs")
+                && sentences[2].contains("is not finished"),
             "{sentences:?}"
         );
+        let mut run = made_up("alexnet", 0, "epochs = 50", &epochs);
+        run.made_by.train_images = 10_000;
+        let sentences = setting(&Comparison::new(vec![run]).unwrap());
+        assert!(sentences[1].contains("not comparable"), "{sentences:?}");
         let run = made_up("alexnet", 0, "epochs = 50\ndataset = './pets'", &epochs);
         let comparison = Comparison::new(vec![run]).unwrap();
         assert_eq!(setting(&comparison).len(), 1);

@@ -26,8 +26,10 @@ pub struct Plot {
 /// Width and height of a plot of one run, in pixels.
 const SIZE: (u32, u32) = (1600, 640);
 
-/// The height of the title of a comparison and of the panels of a group, in pixels.
+/// Height of a comparison's title, in pixels.
 const TITLE_HEIGHT: u32 = 60;
+
+/// Height of a group's title and panels, in pixels.
 const GROUP_HEIGHT: u32 = 520;
 
 /// The two colours by which matplotlib, and so the post, tells curves apart.
@@ -46,6 +48,7 @@ pub fn curves(title: &str, epochs: &[EpochMetrics]) -> Result<Plot, Error> {
 }
 
 /// Loss and accuracy by epoch of all runs of a comparison as an SVG document: a row for each group, a line for each run.
+/// All rows have the same axes.
 ///
 /// # Errors
 /// When they cannot be drawn.
@@ -128,13 +131,14 @@ fn draw<B: DrawingBackend>(backend: B, title: &str, figure: Figure<'_>) -> Resul
     let area = area.margin(14, 0, 0, 0);
     let area = area.titled(title, (FONT, 30)).map_err(error)?;
     match figure {
-        Figure::Curves(epochs) => draw_panels(&area, &[epochs])?,
+        Figure::Curves(epochs) => draw_panels(&area, &[epochs], &[epochs])?,
         Figure::Comparison(comparison) => {
+            let all: Vec<_> = comparison.runs().map(|run| &run.epochs[..]).collect();
             let rows = area.split_evenly((comparison.groups.len(), 1));
             for (group, row) in comparison.groups.iter().zip(rows) {
                 let row = row.titled(&group.label, (FONT, 28)).map_err(error)?;
                 let runs: Vec<_> = group.runs.iter().map(|run| &run.epochs[..]).collect();
-                draw_panels(&row, &runs)?;
+                draw_panels(&row, &runs, &all)?;
             }
         }
         Figure::LrFinder(steps, suggestion) => draw_lr_finder(&area, steps, suggestion)?,
@@ -152,13 +156,14 @@ fn builder<'a, 'b, B: DrawingBackend>(area: &'a DrawingArea<B, Shift>) -> ChartB
     builder
 }
 
-/// Loss and accuracy of runs side by side.
+/// Loss and accuracy of `runs` side by side, on axes for the values of `all` runs.
 fn draw_panels<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
     runs: &[&[EpochMetrics]],
+    all: &[&[EpochMetrics]],
 ) -> Result<(), Error> {
     for (panel, area) in PANELS.iter().zip(area.split_evenly((1, 2))) {
-        draw_panel(&area, panel, runs)?;
+        draw_panel(&area, panel, runs, all)?;
     }
     Ok(())
 }
@@ -167,8 +172,9 @@ fn draw_panel<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
     panel: &Panel,
     runs: &[&[EpochMetrics]],
+    all: &[&[EpochMetrics]],
 ) -> Result<(), Error> {
-    let epochs = || runs.iter().copied().flatten();
+    let epochs = || all.iter().copied().flatten();
     let split = epochs()
         .next()
         .map_or(EvaluationSplit::Test, |epoch| epoch.evaluated.split);
@@ -177,9 +183,9 @@ fn draw_panel<B: DrawingBackend>(
         values().fold(0.0, f64::min),
         values().fold(panel.least, f64::max),
     );
-    let epochs = runs.iter().map(|run| run.len()).max().unwrap_or(0);
+    let longest = all.iter().map(|run| run.len()).max().unwrap_or(0);
     // One epoch is a point; the margin on both sides shows it.
-    let last = epochs.max(2) as f64;
+    let last = longest.max(2) as f64;
     let mut chart = builder(area)
         .caption(panel.caption, (FONT, 26))
         .build_cartesian_2d(
@@ -190,7 +196,7 @@ fn draw_panel<B: DrawingBackend>(
     chart
         .configure_mesh()
         .x_desc("Epoch")
-        .x_labels(epochs.clamp(2, 11))
+        .x_labels(longest.clamp(2, 11))
         .x_label_formatter(&|epoch| {
             // A short run has ticks between two epochs, which are not labelled.
             if epoch.fract() == 0.0 {
@@ -207,17 +213,17 @@ fn draw_panel<B: DrawingBackend>(
         .draw()
         .map_err(error)?;
     let curves = [("training".to_owned(), TRAINING), (split.to_string(), TEST)];
-    for (curve, (name, colour)) in curves.into_iter().enumerate() {
-        for (number, run) in runs.iter().enumerate() {
+    for (column, (name, colour)) in curves.into_iter().enumerate() {
+        for (index, run) in runs.iter().enumerate() {
             let point =
-                |epoch: &EpochMetrics| (f64::from(epoch.epoch), (panel.values)(epoch)[curve]);
+                |epoch: &EpochMetrics| (f64::from(epoch.epoch), (panel.values)(epoch)[column]);
             let points: Vec<_> = run.iter().map(point).collect();
             let circles = points
                 .iter()
                 .map(|point| Circle::new(*point, 4, colour.filled()));
             let circles: Vec<_> = circles.collect();
             // All runs share one entry of the legend.
-            let name = (number == 0).then(|| name.clone());
+            let name = (index == 0).then(|| name.clone());
             draw_line(&mut chart, name, colour, points)?;
             chart.draw_series(circles).map_err(error)?;
         }
@@ -368,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_comparison_has_a_row_for_each_network_and_a_line_for_each_run() {
+    fn a_comparison_has_a_row_for_each_group_and_a_line_for_each_run() {
         let run = |model, seed, accuracy| {
             let epochs = [(1.0, 1.1, accuracy), (0.5, 0.9, accuracy)];
             crate::made_up::run(model, seed, "", &epochs)

@@ -39,15 +39,18 @@ pub fn write_run_page(path: &Path, run: &RunPage) -> io::Result<()> {
     atomic_file::write(path, run_page(run, &written.to_string()).as_bytes())
 }
 
-/// Writes `report.md`, `report.html` and the curves that `report.md` shows, `curves.svg`, into `folder`, which is created
-/// if it is missing. Returns the paths of the first two.
+/// The file with the curves that `report.md` shows.
+const REPORT_SVG: &str = "report.svg";
+
+/// Writes `report.md`, `report.html` and `report.svg`, the curves that `report.md` shows, into `folder`, which is created if
+/// it is missing. Returns the paths of the first two.
 ///
 /// # Errors
 /// When they cannot be drawn or written.
 pub fn write_report(folder: &Path, comparison: &Comparison) -> io::Result<[PathBuf; 2]> {
     std::fs::create_dir_all(folder)?;
     let curves = curves::comparison_curves(comparison).map_err(io::Error::other)?;
-    atomic_file::write(&folder.join(run::file::CURVES_SVG), curves.as_bytes())?;
+    atomic_file::write(&folder.join(REPORT_SVG), curves.as_bytes())?;
     let written = chrono::Local::now().format("%Y-%m-%d at %H:%M").to_string();
     let paths = ["report.md", "report.html"].map(|name| folder.join(name));
     let texts = [markdown(comparison, &written), html(comparison, &written)];

@@ -2,7 +2,7 @@
 
 use crate::comparison::{Comparison, network_name};
 use crate::contents::{self, Images, Table};
-use crate::{TIMES_BEGIN, TIMES_END};
+use crate::{REPORT_SVG, TIMES_BEGIN, TIMES_END};
 use std::iter;
 
 /// The report, for a terminal or a repository. `written` is the date, which is shown in the block of times.
@@ -40,10 +40,8 @@ pub fn markdown(comparison: &Comparison, written: &str) -> String {
         let tests = list(contents::tests(comparison));
         text += &format!("## Is the difference significant?\n\n{tests}");
     }
-    text += &format!(
-        "## Curves\n\n![Training and test loss and accuracy by epoch]({})\n\n",
-        run::file::CURVES_SVG
-    );
+    text +=
+        &format!("## Curves\n\n![Training and test loss and accuracy by epoch]({REPORT_SVG})\n\n");
     let overfitting = groups.iter().filter_map(contents::overfitting);
     text += &format!("### Where overfitting begins\n\n{}", list(overfitting));
     if let Some(classes) = contents::classes(comparison) {

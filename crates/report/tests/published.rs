@@ -1,4 +1,4 @@
-//! A report on published runs, some of which earlier versions recorded, and which have no weights or predictions.
+//! A report on published runs. They have no predictions or layers, and some are of earlier versions.
 
 #![allow(clippy::unwrap_used)]
 

@@ -209,6 +209,23 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn settings_that_the_first_version_did_not_have_mean_what_it_did() {
+        let written = record("").to_toml().unwrap();
+        let later = ["nesterov", "clip_grad_norm", "label_smoothing", "cutout"];
+        let earlier = written.lines().filter(|line| {
+            let key = line.split(" =").next();
+            key.is_none_or(|key| !later.contains(&key))
+        });
+        let earlier: Vec<_> = earlier.collect();
+        assert_eq!(earlier.len() + later.len(), written.lines().count());
+        let settings = read(&earlier.join("\n")).unwrap().settings;
+        assert!(!settings.nesterov);
+        assert_eq!(settings.clip_grad_norm.get(), 0.0);
+        assert_eq!(settings.label_smoothing.get(), 0.0);
+        assert_eq!(settings.cutout.get(), 0);
+    }
+
+    #[test]
     fn a_run_knows_what_it_chose_for_its_device() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(file::RECORD);

@@ -17,7 +17,7 @@ pub(crate) struct ReportArgs {
     #[arg(long, value_name = "DIR", default_value = "runs")]
     pub(crate) run_dir: NativePath,
 
-    /// The folder for report.html, report.md and curves.svg.
+    /// The folder for report.html, report.md and report.svg.
     #[arg(long, value_name = "DIR", default_value = "runs/report")]
     pub(crate) out: NativePath,
 }

@@ -40,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value = "1")]
     pub(crate) jobs: NonZeroUsize,
 
-    /// The folder for the runs, report.html, report.md and curves.svg.
+    /// The folder for the runs, report.html, report.md and report.svg.
     #[arg(long, value_name = "DIR", default_value = "runs/compare")]
     pub(crate) out: NativePath,
 

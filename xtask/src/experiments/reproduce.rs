@@ -25,7 +25,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value = "1")]
     jobs: NonZeroUsize,
 
-    /// The folder for the runs, report.html, report.md and curves.svg [default: runs/reproduce, and
+    /// The folder for the runs, report.html, report.md and report.svg [default: runs/reproduce, and
     /// runs/reproduce-quick with --quick].
     #[arg(long, value_name = "DIR")]
     out: Option<NativePath>,

@@ -32,6 +32,8 @@ pub enum Property {
     VariesBetweenRepetitions,
     /// It has no effect on a search for a learning rate.
     NotInLrFind,
+    /// Only the learning-rate scheduler `plateau` uses it.
+    PlateauOnly,
     /// It is a path on this machine, which says nothing about the run.
     LocalPath,
 }
@@ -169,15 +171,15 @@ macros::settings! {
 
         /// Epochs without improvement after which `plateau` reduces the learning rate [default: the network's].
         #[arg(value_name = "N")]
-        patience: u32 [Recipe, NotInLrFind];
+        patience: u32 [Recipe, NotInLrFind, PlateauOnly];
 
         /// The factor by which `plateau` reduces the learning rate.
         #[arg(value_name = "FACTOR")]
-        plateau_factor: OpenFraction = "0.1" [Recipe, NotInLrFind];
+        plateau_factor: OpenFraction = "0.1" [Recipe, NotInLrFind, PlateauOnly];
 
         /// The smallest relative improvement that `plateau` counts, of the loss on the evaluated images.
         #[arg(value_name = "FRACTION")]
-        plateau_threshold: Fraction = "0.0001" [Recipe, NotInLrFind];
+        plateau_threshold: Fraction = "0.0001" [Recipe, NotInLrFind, PlateauOnly];
 
         /// Momentum.
         #[arg(value_name = "FACTOR")]
