@@ -111,7 +111,7 @@ mod tests {
                 read += 1;
             }
         }
-        assert!(read >= 9, "{read}");
+        assert!(read >= 10, "{read}");
     }
 
     #[test]
