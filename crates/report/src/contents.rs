@@ -126,6 +126,10 @@ pub(crate) fn title(comparison: &Comparison) -> String {
     format!("{} on {dataset}", names.join(" and "))
 }
 
+/// When the metrics of the curves are measured.
+pub(crate) const MEASURED: &str =
+    "Training metrics are measured during an epoch, test metrics after it.";
+
 /// The data and the epochs of the runs, and where they differ from the post's.
 pub(crate) fn setting(comparison: &Comparison) -> Vec<String> {
     let first = comparison.first();

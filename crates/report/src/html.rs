@@ -62,7 +62,7 @@ pub fn html(comparison: &Comparison, written: &str) -> String {
 
                 h2 id="curves" { "Curves" }
                 p class="quiet" {
-                    "Lines are means over seeds; bands extend from the lowest to the highest seed. Training metrics are measured during an epoch, test metrics after it."
+                    "Lines are means over seeds; bands extend from the lowest to the highest seed. " (contents::MEASURED)
                 }
                 div class="charts" {
                     (overlay(comparison, "Test accuracy", "test accuracy (%)", test_accuracy))

@@ -40,8 +40,10 @@ pub fn markdown(comparison: &Comparison, written: &str) -> String {
         let tests = list(contents::tests(comparison));
         text += &format!("## Is the difference significant?\n\n{tests}");
     }
-    text +=
-        &format!("## Curves\n\n![Training and test loss and accuracy by epoch]({REPORT_SVG})\n\n");
+    text += &format!(
+        "## Curves\n\n![Training and test loss and accuracy by epoch]({REPORT_SVG})\n\nA line for each run. {}\n\n",
+        contents::MEASURED
+    );
     let overfitting = groups.iter().filter_map(contents::overfitting);
     text += &format!("### Where overfitting begins\n\n{}", list(overfitting));
     if let Some(classes) = contents::classes(comparison) {
