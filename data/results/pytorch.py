@@ -18,36 +18,23 @@ from torch import nn
 BATCH_SIZE = 500
 
 
-class AlexNet(nn.Module):
-    def __init__(self, c1, kernel, c2, c3, c4, c5, features, hidden):
-        super().__init__()
-        self.conv_layer1 = nn.Sequential(nn.Conv2d(3, c1, kernel), nn.ReLU())
-        self.conv_layer2 = nn.Sequential(nn.Conv2d(c1, c2, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2))
-        self.conv_layer3 = nn.Sequential(
-            nn.Conv2d(c2, c3, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(c3, c4, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(c4, c5, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(3, 2),
-        )
-        self.fc_layer1 = nn.Sequential(
-            nn.Dropout(0.5),
-            nn.Linear(features, hidden),
-            nn.ReLU(),
-            nn.Dropout(0.5),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, 10),
-        )
-
-    def forward(self, images):
-        maps = self.conv_layer3(self.conv_layer2(self.conv_layer1(images)))
-        return self.fc_layer1(maps.flatten(1))
+def alexnet(c1, kernel, c2, c3, c4, c5, features, hidden):
+    convolutions = [
+        *(nn.Conv2d(3, c1, kernel), nn.ReLU()),
+        *(nn.Conv2d(c1, c2, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+        *(nn.Conv2d(c2, c3, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(c3, c4, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(c4, c5, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)),
+    ]
+    classifier = [
+        *(nn.Dropout(0.5), nn.Linear(features, hidden), nn.ReLU()),
+        *(nn.Dropout(0.5), nn.Linear(hidden, hidden), nn.ReLU()),
+        nn.Linear(hidden, 10),
+    ]
+    return nn.Sequential(*convolutions, nn.Flatten(), *classifier)
 
 
-# Sizes, and the patience of the scheduler.
+# Arguments of `alexnet`, and the patience of the scheduler.
 NETWORKS = {
     "alexnet": ((96, 4, 256, 384, 384, 256, 9216, 4096), 5),
     "small-alexnet": ((64, 7, 192, 256, 256, 128, 3200, 2048), 2),
@@ -91,7 +78,7 @@ def main():
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     sizes, patience = NETWORKS[args.network]
-    network = AlexNet(*sizes).to(memory_format=torch.channels_last)
+    network = alexnet(*sizes).to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.1, patience=patience)
     loss_of = nn.CrossEntropyLoss()
