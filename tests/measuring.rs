@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use end_to_end::{program, refused};
+use end_to_end::{path, program, refused};
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 
 #[test]
 fn everything_is_measured_and_written_down() {
@@ -59,6 +61,25 @@ fn everything_is_measured_and_written_down() {
     }
     assert!(positive(&figures["machines"][1]["gemm_gflops"]));
     assert!(positive(&figures["machines"][1]["bf16_gflops"]));
+}
+
+#[test]
+fn a_killed_benchmark_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = Command::new(path("bench"))
+        .args(["--models", "small-alexnet", "--threads", "1", "--out"])
+        .arg(folder.path().join("figures.json"))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut note = String::new();
+    let mut notes = BufReader::new(bench.stderr.take().unwrap());
+    notes.read_line(&mut note).unwrap();
+    assert!(note.contains("the machine"), "{note}");
+    bench.kill().unwrap();
+    bench.wait().unwrap();
+    let files = fs::read_dir(folder.path()).unwrap();
+    assert_eq!(files.count(), 0);
 }
 
 #[test]

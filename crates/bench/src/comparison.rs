@@ -167,8 +167,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         return Err(UsageError(text).into());
     }
     let cannot_write = || format!("cannot write `{}`", args.out.display());
-    // A file that cannot be written is reported before the measurements.
-    let mut out = Unfinished::create(&args.out).with_context(cannot_write)?;
+    // A file that cannot be written is reported before the measurements. It is removed at once: Ctrl-C would leave it.
+    drop(Unfinished::create(&args.out).with_context(cannot_write)?);
     let mut threads = args.threads.clone();
     if threads.is_empty() {
         threads.push(available_parallelism()?);
@@ -255,8 +255,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     cli::line(&tables(&report));
-    out.write_all(&serde_json::to_vec_pretty(&report)?)
-        .and_then(|()| out.keep())
+    atomic_file::write(&args.out, &serde_json::to_vec_pretty(&report)?)
         .with_context(cannot_write)?;
     cli::note(&format!("all figures are in {}", args.out.display()));
     Ok(())
