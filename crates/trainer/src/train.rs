@@ -69,8 +69,8 @@ pub(crate) struct TrainArgs {
     )]
     pub(crate) run_dir: NativePath,
 
-    /// The run's name, which is the name of its folder [default: network, data set (but for cifar10), recipe and seed,
-    /// numbered].
+    /// The run's name, which is the name of its folder [default: network, data set (except cifar10), recipe and seed;
+    /// numbered from the second such run on].
     #[arg(long, help_heading = "Output", value_parser = run::name::check)]
     pub(crate) name: Option<String>,
 

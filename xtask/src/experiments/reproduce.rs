@@ -13,7 +13,7 @@ use std::path::PathBuf;
 /// Options of `reproduce`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Show the whole path in minutes: few images of the synthetic data set, few epochs, no download.
+    /// Run everything in minutes: few images of the synthetic data set, few epochs, no download.
     #[arg(long)]
     quick: bool,
 

@@ -1,4 +1,4 @@
-//! Runs as jobs of the scheduler Slurm: one array job for the runs of an experiment, which the same command looks at again.
+//! Runs as jobs of the scheduler Slurm: one job array for the runs of an experiment, which the same command looks at again.
 
 use crate::experiments::plan::{Planned, State};
 use crate::files::{create_folder, write};
@@ -19,8 +19,8 @@ use toml::Table;
 /// Options of commands that submit their runs to Slurm.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Args {
-    /// Submit the runs to Slurm, as jobs of one array. The same command shows how far they are, and writes its results when
-    /// all are done. The folder must be one that all machines see.
+    /// Submit the runs to Slurm, as one job array. The same command shows how far they are, and writes its results when all
+    /// are done. The folder must be on a file system that all machines share.
     #[arg(long, conflicts_with_all = ["jobs", "dry_run"])]
     pub(crate) slurm: bool,
 

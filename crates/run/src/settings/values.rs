@@ -112,7 +112,7 @@ named_values! {
 named_values! {
     /// How convolutions are computed.
     ConvAlgorithm {
-        /// Winograd's minimal filtering: fewer operations, relative errors of 1e-5 to 1e-4 instead of 1e-7; on a GPU, by
+        /// Winograd's minimal filtering: fewer operations, relative errors of 1e-6 to 1e-4 instead of 1e-7; on a GPU, by
         /// cuDNN.
         #[serde(alias = "fast")]
         Winograd,
