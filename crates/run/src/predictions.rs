@@ -227,6 +227,9 @@ impl Predictions {
             }
         };
         let classes = header.class_names.len();
+        if classes == 0 {
+            return Err("it has no classes".to_owned());
+        }
         let logits = tensor("logits", Dtype::F32, &[Some(labels.len()), Some(classes)])?;
         let indices = tensor("picture_numbers", Dtype::U32, &[None])?;
         let indices = indices.data().as_chunks().0.iter();
@@ -362,6 +365,17 @@ mod tests {
             fs::write(&path, &whole).unwrap();
             prop_assert!(Predictions::read(&path).is_err());
         }
+    }
+
+    #[test]
+    fn a_file_without_classes_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("predictions");
+        let mut without = predictions(&[[0.0; 10]; 0]);
+        without.class_names.clear();
+        without.write(&path).unwrap();
+        let message = Predictions::read(&path).unwrap_err().to_string();
+        assert!(message.contains("no classes"), "{message}");
     }
 
     #[test]
