@@ -805,8 +805,16 @@ fn epochs_that_a_resumed_run_cannot_have_are_refused_and_nothing_changes() {
     stopped.args(["--run-dir", "r", "--name", "b"]);
     stopped.args(["--lr", "0", "--early-stopping", "1"]);
     stopped.assert().success();
+    let mut part = tiny_run(folder.path(), 3);
+    part.args(["--run-dir", "r", "--name", "c", "--stop-after", "2"]);
+    part.assert().success();
     for (run, epochs, part) in [
         ("r/a", "1", "has trained for 2 epochs"),
+        (
+            "r/c",
+            "2",
+            "without the evaluation that follows a last epoch",
+        ),
         ("r/b", "40", "early stopping ended the run"),
     ] {
         let files = || {
@@ -824,6 +832,24 @@ fn epochs_that_a_resumed_run_cannot_have_are_refused_and_nothing_changes() {
         refused(&mut resume, 2, &[part]);
         assert!(files() == before, "{run}");
     }
+}
+
+#[test]
+fn a_run_that_is_made_longer_within_its_warm_up_is_a_longer_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, epochs| {
+        let mut run = tiny_run(folder.path(), epochs);
+        run.args(["--run-dir", "r", "--name", name, "--lr-warmup-epochs", "5"]);
+        run.assert().success();
+    };
+    run("long", 4);
+    run("short", 2);
+    let mut longer = program("trainer");
+    longer.current_dir(folder.path());
+    longer.args(["--resume", "r/short", "--epochs", "4"]);
+    longer.assert().success();
+    let [long, short] = ["r/long", "r/short"].map(|run| state(&folder.path().join(run)));
+    assert!(long == short);
 }
 
 #[test]

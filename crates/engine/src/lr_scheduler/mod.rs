@@ -35,9 +35,15 @@ pub(crate) enum Schedule {
 }
 
 impl Scheduler {
-    /// `schedule` with the peak `lr` after a warm-up, which ends with the run of `steps` steps at the latest.
+    /// `schedule` with the peak `lr` after a warm-up. Where the schedule depends on the number of steps of the run, the
+    /// warm-up ends with the run at the latest.
     pub(crate) fn new(lr: f64, mut warm_up: WarmUp, schedule: Schedule, steps: u64) -> Self {
-        warm_up.steps = warm_up.steps.min(steps);
+        if matches!(
+            schedule,
+            Schedule::Cosine { .. } | Schedule::OneCycle { .. }
+        ) {
+            warm_up.steps = warm_up.steps.min(steps);
+        }
         let mut end = steps;
         if matches!(schedule, Schedule::OneCycle { .. }) {
             // The other schedules reach the peak in the step after the warm-up.
@@ -216,11 +222,20 @@ mod tests {
     }
 
     #[test]
-    fn a_warm_up_longer_than_the_run_ends_with_it() {
-        for scheduler in ALL {
+    fn a_warm_up_longer_than_the_run_ends_with_it_where_the_schedule_does() {
+        for scheduler in [cosine, one_cycle] {
             let lr = |step| scheduler(9.0).lr(step);
             assert!((0..12).all(|step| lr(step) <= lr(step + 1) && lr(step).is_finite()));
             assert!(lr(11) > 0.3, "{}", lr(11));
+        }
+    }
+
+    #[test]
+    fn a_run_that_is_made_longer_goes_on_as_a_longer_run() {
+        let plateau = Schedule::Plateau(Plateau::new(LR, 5, 0.1, 1e-4));
+        for schedule in [Schedule::Constant, plateau] {
+            let lr = |steps, step| Scheduler::new(LR, warm_up(9.0), schedule, steps).lr(step);
+            assert!((0..STEPS).all(|step| lr(STEPS, step) == lr(4 * STEPS, step)));
         }
     }
 
