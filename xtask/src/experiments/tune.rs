@@ -177,18 +177,22 @@ impl Values {
     fn sample(&self, word: u32) -> Value {
         let fraction = f64::from(unit(word));
         let below = |bound: u64| (u64::from(word) * bound) >> 32;
-        // Four digits are easy to read and precise enough.
-        let rounded = |number: f64| Value::Float(format!("{number:.3e}").parse().unwrap_or(number));
-        match self {
-            Self::Uniform(low, high) => rounded(low + fraction * (high - low)),
+        // Four digits are easy to read and precise enough, where they are within the range.
+        let rounded = |number: f64, low: f64, high: f64| {
+            let digits = format!("{number:.3e}").parse().ok();
+            let digits = digits.filter(|digits| (low..=high).contains(digits));
+            Value::Float(digits.unwrap_or(number.clamp(low, high)))
+        };
+        match *self {
+            Self::Uniform(low, high) => rounded(low + fraction * (high - low), low, high),
             Self::LogUniform(low, high) => {
-                let (low, high) = (libm::log(*low), libm::log(*high));
-                rounded(libm::exp(low + fraction * (high - low)))
+                let (start, end) = (libm::log(low), libm::log(high));
+                rounded(libm::exp(start + fraction * (end - start)), low, high)
             }
             Self::Integer(low, high) => {
-                Value::Integer(low + below(high.abs_diff(*low).saturating_add(1)) as i64)
+                Value::Integer(low + below(high.abs_diff(low).saturating_add(1)) as i64)
             }
-            Self::OneOf(values) => values
+            Self::OneOf(ref values) => values
                 .get(below(values.len() as u64) as usize)
                 .cloned()
                 .unwrap_or(Value::Boolean(false)),
@@ -368,7 +372,15 @@ fn print_plan(args: &Args, model: &str, rounds: &[u32], trials: &[Table]) {
 
 /// Sorts by epochs, then by accuracy, the highest first. Failed trials are last.
 fn sort(results: &mut [Outcome]) {
-    let key = |outcome: &Outcome| (outcome.epochs, outcome.accuracy, Reverse(outcome.trial));
+    let key = |outcome: &Outcome| {
+        let succeeded = outcome.accuracy.is_some();
+        (
+            succeeded,
+            outcome.epochs,
+            outcome.accuracy,
+            Reverse(outcome.trial),
+        )
+    };
     results.sort_by(|a, b| key(b).partial_cmp(&key(a)).unwrap_or(Ordering::Equal));
 }
 
@@ -427,6 +439,7 @@ fn table(search: &[Search], base: &Settings, trials: &[Table], results: &[Outcom
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::slice::from_ref;
 
     fn search(text: &str) -> Search {
         text.parse().unwrap_or_else(|error| panic!("{error}"))
@@ -509,6 +522,34 @@ mod tests {
             .filter(|trial| trial["flip"].as_str() == Some("random"))
             .count();
         assert!((105..195).contains(&random), "{random}");
+    }
+
+    #[test]
+    fn failed_trials_are_last() {
+        let outcome = |trial, epochs, accuracy| Outcome {
+            trial,
+            epochs,
+            accuracy,
+        };
+        let mut results = [
+            outcome(0, 4, None),
+            outcome(1, 2, Some(0.5)),
+            outcome(2, 2, Some(0.6)),
+            outcome(3, 4, Some(0.4)),
+            outcome(4, 2, None),
+        ];
+        sort(&mut results);
+        assert_eq!(results.map(|outcome| outcome.trial), [3, 2, 1, 0, 4]);
+    }
+
+    #[test]
+    fn rounded_values_are_within_their_range() {
+        let decay = search("model_ema_decay=0.9999..0.99999");
+        let trials = (0..200).map(|trial| settings(from_ref(&decay), 0, trial));
+        for trial in trials {
+            let decay = trial["model_ema_decay"].as_float().unwrap();
+            assert!((0.9999..=0.99999).contains(&decay), "{decay}");
+        }
     }
 
     #[test]
