@@ -103,6 +103,106 @@ fn runs_of_other_settings_are_named_and_finished_ones_are_not_denied() {
 }
 
 #[test]
+fn resumed_runs_have_the_flags_and_all_cores_and_a_stopped_one_is_not_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let compare = |more: &[&str]| {
+        let mut command = xtask("compare");
+        command.args(["--models", "lenet", "--seeds", "0"]);
+        command.args(["--dataset", "synthetic", "--limit-train", "12"]);
+        command.args(["--epochs", "2", "--out"]).arg(folder.path());
+        command.args(more);
+        command
+    };
+    // The settings after `--` are of the run, and are not given again where it is resumed.
+    let flags = ["--", "--batch-size", "6", "--limit-test", "10"];
+    let jobs = ["--jobs", "64"];
+    let stopped = [&jobs[..], &flags, &["--stop-after", "1"]].concat();
+    let parts = ["it was stopped after 1 of 2 epochs", "every run failed"];
+    refused_after(&mut compare(&stopped), &parts);
+    printed(&mut compare(&[&flags[..], &["--tensorboard"]].concat()));
+    let run = folder.path().join("lenet-synthetic-reference-seed0");
+    let files = fs::read_dir(&run).unwrap();
+    let mut names = files.map(|file| file.unwrap().file_name());
+    assert!(names.any(|name| name.to_string_lossy().starts_with("events.out.tfevents")));
+    let record = fs::read_to_string(run.join("run.toml")).unwrap();
+    let record: toml::Table = record.parse().unwrap();
+    let threads = |session: usize| record["made_by"]["sessions"][session]["threads"].as_integer();
+    let cores = thread::available_parallelism().unwrap().get();
+    let expected = [(cores / 64).max(1), cores].map(|threads| i64::try_from(threads).ok());
+    assert_eq!([threads(0), threads(1)], expected);
+}
+
+/// Runs a command that must fail, with progress before its error.
+fn refused_after(command: &mut Command, parts: &[&str]) {
+    let output = command.assert().code(1).get_output().clone();
+    let said = String::from_utf8(output.stderr).unwrap();
+    for part in parts {
+        assert!(said.contains(part), "`{part}` is not in: {said}");
+    }
+}
+
+#[test]
+fn a_run_that_stopped_early_is_finished_when_its_checkpoint_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let compare = |more: &[&str]| {
+        let mut command = xtask("compare");
+        command.args(["--models", "lenet", "--seeds", "0"]);
+        command.args(["--dataset", "synthetic", "--limit-train", "12"]);
+        command.args(["--lr", "0", "--early-stopping", "1", "--epochs", "9"]);
+        command.arg("--out").arg(folder.path());
+        command.args(["--", "--batch-size", "6", "--limit-test", "10"]);
+        command.args(more);
+        command
+    };
+    let run = folder.path().join("lenet-synthetic-reference-seed0");
+    let files = ["last.safetensors", "momentum-1-0.safetensors"].map(|name| run.join(name));
+    compare(&["--stop-after", "1"]).assert().code(1);
+    let after_one_epoch = files.each_ref().map(|file| fs::read(file).unwrap());
+    printed(&mut compare(&[]));
+    let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    assert_eq!(metrics.lines().count(), 2);
+    // As after a kill before the last checkpoint was written.
+    for (file, bytes) in files.iter().zip(after_one_epoch) {
+        fs::write(file, bytes).unwrap();
+    }
+    let (_, progress) = printed(&mut compare(&[]));
+    assert!(progress.contains("is resumed after epoch 1"), "{progress}");
+    let (_, progress) = printed(&mut compare(&[]));
+    assert!(
+        progress.contains("1 of 1 runs are finished already"),
+        "{progress}"
+    );
+}
+
+#[test]
+fn a_run_that_was_interrupted_within_an_epoch_is_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = program("trainer");
+    command.args(["--model", "lenet", "--dataset", "synthetic"]);
+    command.args(["--limit-train", "12", "--limit-test", "10"]);
+    command.args(["--batch-size", "6", "--epochs", "9", "--stop-after", "2"]);
+    command
+        .args(["--name", "a", "--run-dir"])
+        .arg(folder.path());
+    command.assert().success();
+    // As if it had been interrupted in the evaluation after its second epoch.
+    let run = folder.path().join("a");
+    let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let first = metrics.lines().next().unwrap().to_owned() + "\n";
+    fs::write(run.join("metrics.jsonl"), first).unwrap();
+    let last = run.join("last.safetensors");
+    let mut checkpoint = fs::read(&last).unwrap();
+    let (now, before) = (r#"\"epoch\":2,\"step\":0"#, r#"\"epoch\":1,\"step\":2"#);
+    let mut windows = checkpoint.windows(now.len());
+    let place = windows.position(|bytes| bytes == now.as_bytes());
+    let place = place.unwrap();
+    checkpoint[place..place + now.len()].copy_from_slice(before.as_bytes());
+    fs::write(&last, checkpoint).unwrap();
+    let (said, _) = printed(xtask("verify").arg(&run));
+    assert!(said.starts_with("the same:"), "{said}");
+}
+
+#[test]
 fn one_command_reproduces_everything() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("reproduce");

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::file::LAST_WEIGHTS;
 use safetensors::tensor::{Dtype, SafeTensors};
+use serde::Deserialize;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::Read;
@@ -11,9 +12,18 @@ use std::path::Path;
 /// The largest header that is read, in bytes: more than that of a run of ten thousand epochs.
 const MAX_HEADER: u64 = 1 << 26;
 
-/// The number of finished epochs in the checkpoint of the run in `folder`; `None` without a readable checkpoint.
+/// How far a run was trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Position {
+    /// The number of finished epochs.
+    pub epoch: u32,
+    /// The number of finished steps of the epoch after them.
+    pub step: u64,
+}
+
+/// The position of the checkpoint of the run in `folder`; `None` without a readable checkpoint.
 #[must_use]
-pub fn finished_epochs(folder: &Path) -> Option<u32> {
+pub fn position(folder: &Path) -> Option<Position> {
     let mut file = File::open(folder.join(LAST_WEIGHTS)).ok()?;
     let mut length = [0; 8];
     file.read_exact(&mut length).ok()?;
@@ -25,8 +35,13 @@ pub fn finished_epochs(folder: &Path) -> Option<u32> {
     let header: Value = serde_json::from_slice(&header).ok()?;
     let progress = header.pointer("/__metadata__/progress")?.as_str()?;
     let progress: Value = serde_json::from_str(progress).ok()?;
-    let epochs = progress.pointer("/position/epoch")?.as_u64()?;
-    u32::try_from(epochs).ok()
+    Position::deserialize(progress.get("position")?).ok()
+}
+
+/// The number of finished epochs in the checkpoint of the run in `folder`; `None` without a readable checkpoint.
+#[must_use]
+pub fn finished_epochs(folder: &Path) -> Option<u32> {
+    position(folder).map(|position| position.epoch)
 }
 
 /// How far the weights of two checkpoints differ.
@@ -100,7 +115,7 @@ mod tests {
         let tensors = [("a", view(&bytes[..8])), ("b", view(&bytes[8..]))];
         let metadata = [(
             "progress".to_owned(),
-            r#"{"position":{"epoch":7,"step":0}}"#.to_owned(),
+            r#"{"position":{"epoch":7,"step":3,"loss":0.5}}"#.to_owned(),
         )];
         let path = folder.join(name);
         fs::write(
@@ -127,6 +142,10 @@ mod tests {
             }
         );
         assert_eq!(weights_difference(&first, &first).unwrap().different, 0);
+        assert_eq!(
+            position(folder.path()),
+            Some(Position { epoch: 7, step: 3 })
+        );
         assert_eq!(finished_epochs(folder.path()), Some(7));
     }
 

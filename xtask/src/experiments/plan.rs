@@ -83,7 +83,7 @@ impl Planned {
         }
     }
 
-    /// The arguments with which the trainer resumes the run: the settings that may change.
+    /// The arguments with which the trainer resumes the run: the settings that may change, and what are no settings.
     pub(crate) fn arguments_to_resume(&self) -> anyhow::Result<Vec<OsString>> {
         let settings = self.settings.to_table()?;
         let fields = FIELDS.iter();
@@ -94,8 +94,25 @@ impl Planned {
             let text = text.unwrap_or_else(|| value.to_string());
             Some(flag(&field.flag(), text))
         });
-        Ok(arguments.collect())
+        Ok(arguments.chain(without_settings(&self.arguments)).collect())
     }
+}
+
+/// Those of the trainer's arguments that neither are settings nor name a file of them, such as `--tensorboard`.
+fn without_settings(arguments: &[OsString]) -> Vec<OsString> {
+    let mut others = Vec::new();
+    let mut arguments = arguments.iter().peekable();
+    while let Some(argument) = arguments.next() {
+        let text = argument.to_string_lossy();
+        let name = text.split('=').next().unwrap_or_default();
+        if name != "--config" && !FIELDS.iter().any(|field| field.flag() == name) {
+            others.push(argument.clone());
+        } else if name == text {
+            // Its value is the next argument; a setting that is true may have none.
+            arguments.next_if(|value| !value.to_string_lossy().starts_with("--"));
+        }
+    }
+    others
 }
 
 /// The state of the run in `folder`, which must have been started with `settings`.
@@ -127,10 +144,41 @@ fn state(folder: &Path, settings: &Settings) -> anyhow::Result<State> {
 /// How far the run in `folder` is.
 fn progress(folder: &Path, settings: &Settings) -> State {
     let done = run::checkpoint::finished_epochs(folder).unwrap_or(0);
-    let stopped_early = || Run::read(folder).is_ok_and(|run| run.last().stopped_early);
-    if done >= settings.epochs.get() || (done > 0 && stopped_early()) {
+    // A process that was killed may have written the metrics of an epoch, but not the checkpoint after it.
+    let stopped_early = || {
+        Run::read(folder)
+            .is_ok_and(|run| run.last().stopped_early && done as usize >= run.epochs.len())
+    };
+    if done >= settings.epochs.get() || stopped_early() {
         State::Finished
     } else {
         State::Started(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_that_are_no_settings_are_kept() {
+        let arguments = [
+            "--lr=0.1",
+            "--config",
+            "a file.toml",
+            "--tensorboard",
+            "--mean",
+            "-1,0,0",
+            "--skip-unreadable",
+            "--log-level",
+            "debug",
+            "--config=b.toml",
+            "--stop-after=3",
+        ];
+        let others = without_settings(&arguments.map(OsString::from));
+        assert_eq!(
+            others,
+            ["--tensorboard", "--log-level", "debug", "--stop-after=3"]
+        );
     }
 }

@@ -4,7 +4,7 @@ use crate::experiments::flags::SettingFlags;
 use crate::experiments::plan::{Planned, State};
 use crate::experiments::progress::Progress;
 use crate::trainer::{self, Trainer, flag, wait_for_writer};
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use run::{cli, file, stop};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -23,12 +23,15 @@ pub(crate) fn arguments<S>(
     flags: &[OsString],
 ) -> Vec<OsString> {
     if jobs.get() > 1 && settings.get("threads").is_none() {
-        let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        settings = settings.with("threads", (cores / jobs).max(1).to_string());
+        settings = settings.with("threads", (cores().get() / jobs).max(1).to_string());
     }
     let mut arguments = settings.arguments();
     arguments.extend_from_slice(flags);
     arguments
+}
+
+fn cores() -> NonZeroUsize {
+    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
 /// Trains the runs that are not finished, `jobs` at a time. Returns the names of those that failed; `None` if Ctrl-C
@@ -97,6 +100,10 @@ fn train_one(
     } else {
         command.arg(flag("--resume", &run.folder));
         command.args(run.arguments_to_resume()?);
+        // Not those of the record, which another number of jobs or another machine may have had.
+        if run.settings.threads.is_none() {
+            command.arg(flag("--threads", cores().to_string()));
+        }
     }
     progress.started(run);
     let mut lines = Vec::new();
@@ -114,6 +121,12 @@ fn train_one(
     progress.ended(run);
     let status = status?;
     if status.success() {
+        let run = run.again()?;
+        let (done, epochs) = (run.done(), run.epochs());
+        ensure!(
+            run.state == State::Finished,
+            "it was stopped after {done} of {epochs} epochs"
+        );
         return Ok(());
     }
     let mut message = trainer::failure(&lines, status);

@@ -2,7 +2,7 @@
 
 use crate::trainer::{self, Trainer, flag};
 use anyhow::{Context, anyhow, ensure};
-use run::checkpoint::{finished_epochs, weights_difference};
+use run::checkpoint::{Position, position, weights_difference};
 use run::cli::{self, Exit, UsageError};
 use run::{EpochMetrics, Machine, MadeBy, NativePath, Run, file, folder, stop};
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -62,9 +62,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     );
     let mut pairs = run.epochs.iter().zip(&again.epochs);
     let different = pairs.find(|(before, now)| !same(before, now));
-    // The weights themselves, if both checkpoints are after the same epoch.
+    // The weights themselves, if both checkpoints are after the same epoch: an interrupted run's may be within the next.
     let mut weights = None;
-    if finished_epochs(&folder) == Some(epochs) {
+    let after_epochs = Position {
+        epoch: epochs,
+        step: 0,
+    };
+    if position(&folder) == Some(after_epochs) {
         let [before, now] = [&folder, &repeated].map(|run| run.join(file::LAST_WEIGHTS));
         let difference = weights_difference(&before, &now);
         weights = Some(difference.context("cannot compare the weights")?);
