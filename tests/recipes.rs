@@ -374,6 +374,79 @@ fn settings_that_an_older_record_lacks_have_the_defaults_and_not_those_of_the_re
 }
 
 #[test]
+fn flags_without_effect_are_named() {
+    let dry_run = |flags: &[&str]| {
+        let mut command = program("trainer");
+        command.args(["--model", "lenet", "--dry-run"]).args(flags);
+        let output = command.assert().success().get_output().clone();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for (flags, note) in [
+        (
+            &["--lr-final-factor", "0.5"][..],
+            "--lr-final-factor has no effect without --lr-scheduler cosine or one-cycle",
+        ),
+        (
+            &["--patience", "1", "--lr-scheduler", "cosine"],
+            "--patience has no effect without --lr-scheduler plateau",
+        ),
+        (
+            &["--cutout", "8", "--augment", "none"],
+            "--cutout has no effect without --augment standard",
+        ),
+        (
+            &["--nesterov", "true", "--momentum", "0"],
+            "--nesterov has no effect without --momentum",
+        ),
+        (
+            &["--lr-warmup-start-factor", "0.5"],
+            "--lr-warmup-start-factor has no effect without --lr-warmup-epochs",
+        ),
+    ] {
+        assert_eq!(dry_run(flags).trim_end(), format!("note: {note}"));
+    }
+    // What a recipe sets is not named.
+    let flags = ["--recipe", "best", "--patience", "2", "--cutout", "4"];
+    let said = dry_run(&flags);
+    assert!(
+        said.contains("--patience") && !said.contains("--cutout"),
+        "{said}"
+    );
+    assert_eq!(dry_run(&["--patience", "2", "--cutout", "4"]), "");
+}
+
+#[test]
+fn a_recipe_that_a_file_leaves_without_effect_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("settings.toml");
+    let trainer = |recipe: &str| {
+        let mut command = program("trainer");
+        command.args(["--model", "lenet", "--dry-run", "--recipe", recipe]);
+        command
+    };
+    let all = printed(&mut trainer("reference"));
+    let with_file = |recipe: &str| {
+        let mut command = trainer(recipe);
+        command.arg("--config").arg(&file);
+        command
+    };
+    fs::write(&file, &all).unwrap();
+    refused(
+        &mut with_file("sprint"),
+        2,
+        &["--recipe sprint would have no effect", "settings.toml"],
+    );
+    assert_eq!(printed(&mut with_file("reference")), all);
+    // Here the recipes differ in other settings than that of the file.
+    fs::write(&file, "recipe = \"best\"\nlr = 0.5\n").unwrap();
+    let said = printed(&mut with_file("sprint"));
+    assert!(
+        said.contains("epochs = 8") && said.contains("lr = 0.5"),
+        "{said}"
+    );
+}
+
+#[test]
 fn lr_find_suggests_a_learning_rate() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = program("trainer");

@@ -5,7 +5,7 @@ use clap::builder::{PossibleValuesParser, StringValueParser, TypedValueParser};
 use datasets::{Channels, DatasetInfo, DatasetSource, Split};
 use models::Architecture;
 use run::cli::{self, UsageError};
-use run::settings::{Difference, Property, Source, last, with_defaults_in_help};
+use run::settings::{Difference, Field, Property, Source, last, with_defaults_in_help};
 use run::{Choices, OutOfRange, Overrides, PerChannel, Settings, Shards, recipes};
 use std::path::Path;
 
@@ -160,6 +160,9 @@ fn resolve_layers(
     {
         choices.cudnn_engines.clear();
     }
+    if let (Some((path, overrides)), Some(wanted)) = (&file, &flags.recipe) {
+        check_recipe(wanted, path, overrides)?;
+    }
     let file = file.map(|(path, overrides)| (Source::File(path.to_owned()), overrides));
     let flags = (Source::CommandLine, flags.clone());
     let given: Vec<_> = file.into_iter().chain([flags]).collect();
@@ -223,6 +226,42 @@ fn resolve_layers(
         precision_source,
         choices,
     })
+}
+
+/// Checks that a recipe has an effect beside a file, whose settings come before those of a recipe. A record and the output
+/// of --dry-run have all of them.
+fn check_recipe(wanted: &str, path: &Path, file: &Overrides) -> Result<(), UsageError> {
+    let Some(other) = file.recipe.as_deref().filter(|other| *other != wanted) else {
+        return Ok(());
+    };
+    let present = file.to_table().map_err(usage)?;
+    for recipe in [wanted, other].into_iter().filter_map(recipes::recipe) {
+        let mut keys = recipe.to_table().map_err(usage)?.into_iter();
+        if keys.any(|(key, _)| !present.contains_key(&key)) {
+            return Ok(());
+        }
+    }
+    Err(UsageError(format!(
+        "--recipe {wanted} would have no effect: `{}`, with the recipe {other}, has all settings of both; remove from it those \
+         that {wanted} is to set, or omit --recipe",
+        path.display()
+    )))
+}
+
+/// Notes which flags have no effect beside the other settings.
+pub(crate) fn note_flags_without_effect(
+    flags: &Overrides,
+    settings: &Settings,
+) -> anyhow::Result<()> {
+    for key in flags.to_table()?.keys() {
+        if let (Some(field), Some(needed)) = (Field::named(key), settings.needed_flag(key)) {
+            cli::note(&format!(
+                "note: {} has no effect without {needed}",
+                field.flag()
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The settings that normalise images by these means and standard deviations.

@@ -144,6 +144,9 @@ fn run_in(args: &TrainArgs, processes: &Processes) -> anyhow::Result<Exit> {
     let (resolved, resumed) = processes.agree(found)?;
     let work = format!("{:?}", (args.dry_run, args.fast_dev_run));
     processes.check_same("another command", &work)?;
+    if processes.is_main() {
+        settings::note_flags_without_effect(&args.overrides, &resolved.settings)?;
+    }
     if args.dry_run {
         return print_settings(args, resolved, processes);
     }
@@ -451,6 +454,16 @@ fn check_epochs(
         };
         return Err(UsageError(format!(
             "{setting}: the run `{run}` has trained for {done}{step}; give at least as many{omit}"
+        )));
+    }
+    let was_last = |epoch: &EpochMetrics| epoch.evaluated.tta_accuracy.is_some();
+    if (epoch, step) == (wanted, 0)
+        && args.overrides.epochs.is_some()
+        && !training.history().last().is_some_and(was_last)
+    {
+        return Err(UsageError(format!(
+            "{setting}: the run `{run}` has trained for {done} as a part of more, without the evaluation that follows a \
+             last epoch; give more{omit}"
         )));
     }
     if training.stopped_early() && wanted > epoch && args.overrides.epochs.is_some() {

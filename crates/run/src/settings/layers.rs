@@ -1,6 +1,6 @@
 //! Settings in layers: a network's defaults, a recipe, a file, the command line.
 
-use super::{FIELDS, Field, Overrides, Property, Settings};
+use super::{Augment, FIELDS, Field, LrScheduler, Overrides, Property, Settings};
 use crate::error::Error;
 use crate::file::RECORD_VERSION;
 use std::collections::BTreeMap;
@@ -163,6 +163,32 @@ impl Settings {
     pub fn first_difference(&self, earlier: &Table) -> Result<Option<Difference>, Error> {
         let differences = differences(earlier, &self.to_table()?, |_| true);
         Ok(differences.into_iter().next())
+    }
+
+    /// The flag without which the setting with this key has no effect beside the others; `None` where it has one.
+    #[must_use]
+    pub fn needed_flag(&self, key: &str) -> Option<&'static str> {
+        let is_plateau_only =
+            Field::named(key).is_some_and(|field| field.has(Property::PlateauOnly));
+        let (is_without, flag) = match key {
+            _ if is_plateau_only => (
+                self.lr_scheduler != LrScheduler::Plateau,
+                "--lr-scheduler plateau",
+            ),
+            "lr_final_factor" => (
+                !self.lr_scheduler.depends_on_epochs(),
+                "--lr-scheduler cosine or one-cycle",
+            ),
+            "lr_warmup_start_factor" => (self.lr_warmup_epochs.get() == 0.0, "--lr-warmup-epochs"),
+            "nesterov" => (self.momentum.get() == 0.0, "--momentum"),
+            "weight_decay_on" => (self.weight_decay.get() == 0.0, "--weight-decay"),
+            "dropout_epochs" | "dropout_warmup_epochs" => (self.dropout.get() == 0.0, "--dropout"),
+            "padding_mode" | "flip" | "cutout" => {
+                (self.augment == Augment::None, "--augment standard")
+            }
+            _ => return None,
+        };
+        is_without.then_some(flag)
     }
 
     /// The settings that cannot change when a run is resumed, as TOML by key.
