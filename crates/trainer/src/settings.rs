@@ -243,7 +243,7 @@ fn check_recipe(wanted: &str, path: &Path, file: &Overrides) -> Result<(), Usage
     }
     Err(UsageError(format!(
         "--recipe {wanted} would have no effect: `{}`, with the recipe {other}, has all settings of both; remove from it those \
-         that {wanted} is to set, or omit --recipe",
+         that {wanted} is to set, or give --recipe {other}",
         path.display()
     )))
 }
