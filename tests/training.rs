@@ -813,7 +813,7 @@ fn epochs_that_a_resumed_run_cannot_have_are_refused_and_nothing_changes() {
         (
             "r/c",
             "2",
-            "without the evaluation that follows a last epoch",
+            "lacks the evaluation that follows the last epoch",
         ),
         ("r/b", "40", "early stopping ended the run"),
     ] {

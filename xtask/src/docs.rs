@@ -23,7 +23,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, xtask: clap::Command) -> anyhow::Result<Exit> {
     let trainer = Trainer::new(&args.trainer, None)?;
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let trainer = trainer::output(trainer.command().arg("markdown-help"))?;
+    let trainer = trainer::output(trainer.command().arg("markdown-help"), cli::note)?;
     let xtask = command_reference::markdown(xtask);
     for (file, title, reference) in [
         ("crates/trainer/README.md", "cargo run -p trainer", trainer),

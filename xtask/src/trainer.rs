@@ -6,11 +6,12 @@ use anyhow::{Context, bail};
 use run::cli::{self, Exit, UsageError};
 use run::settings::Source;
 use run::{NativePath, Overrides, Settings, folder};
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader};
 use std::path::{self, Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use std::{env, fs, thread};
 use tempfile::TempPath;
@@ -28,6 +29,8 @@ pub(crate) struct Args {
 pub(crate) struct Trainer {
     program: PathBuf,
     _copy: Option<Arc<TempPath>>,
+    /// What was printed of its notes on settings: each is printed once.
+    notes: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// A flag with its value as one argument, so that a value which begins with a hyphen is not taken for a flag.
@@ -51,6 +54,7 @@ impl Trainer {
             return Ok(Self {
                 program,
                 _copy: None,
+                notes: Arc::default(),
             });
         }
         let is_gpu = device.is_some_and(|device| device.to_string_lossy().starts_with("cuda"));
@@ -80,6 +84,7 @@ impl Trainer {
         Ok(Self {
             program: copy.to_path_buf(),
             _copy: Some(Arc::new(copy)),
+            notes: Arc::default(),
         })
     }
 
@@ -100,7 +105,12 @@ impl Trainer {
     /// # Errors
     /// When the trainer refuses the arguments, with its message.
     pub(crate) fn settings(&self, arguments: &[OsString]) -> anyhow::Result<Settings> {
-        let output = output(self.command().args(arguments).arg("--dry-run"))?;
+        let output = output(self.command().args(arguments).arg("--dry-run"), |note| {
+            let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+            if notes.insert(note.to_owned()) {
+                cli::note(note);
+            }
+        })?;
         let settings: Overrides = toml::from_str(&output)
             .context("cannot read the settings that the program `trainer` prints")?;
         Ok(Settings::resolve(&[(Source::CommandLine, settings)])?)
@@ -149,29 +159,49 @@ pub(crate) fn train(
     })
 }
 
+/// How the program's error begins.
+const ERROR: &str = "error: ";
+
 /// The reason why the program failed, from the lines that it printed to standard error.
 pub(crate) fn failure(lines: &[String], status: ExitStatus) -> String {
     let mut lines = lines.iter().rev();
-    let error = lines.find_map(|line| line.strip_prefix("error: "));
+    let error = lines.find_map(|line| line.strip_prefix(ERROR));
     error.map_or_else(|| format!("it ended with {status}"), str::to_owned)
 }
 
-/// What the program prints to standard output when it is run with `command`.
+/// What the program prints to standard output when it is run with `command`. `note` is called with each line that it
+/// prints to standard error, before its error if it fails.
 ///
 /// # Errors
 /// When the program fails, with its message: a usage error where its exit code says so.
-pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
+pub(crate) fn output(command: &mut Command, note: impl FnMut(&str)) -> anyhow::Result<String> {
     let output = command
         .output()
         .context("cannot run the program `trainer`")?;
+    let said = String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
+        said.lines().for_each(note);
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let message = String::from_utf8_lossy(&output.stderr);
-    let message = message.trim().trim_start_matches("error: ").to_owned();
+    let (notes, error) = split_error(&said);
+    notes.lines().for_each(note);
+    let message = error.trim().to_owned();
     Err(match Exit::from(output.status) {
         Exit::Usage => UsageError(message).into(),
         _ => anyhow::anyhow!(message),
+    })
+}
+
+/// The notes before an error that the program printed, and the error. Without one, as after a crash, all is the error.
+fn split_error(said: &str) -> (&str, &str) {
+    let mut lines = said.split_inclusive('\n').scan(0, |end, line| {
+        let start = *end;
+        *end += line.len();
+        Some((start, line))
+    });
+    let start = lines.find(|(_, line)| line.starts_with(ERROR));
+    start.map_or(("", said), |(start, _)| {
+        (&said[..start], &said[start + ERROR.len()..])
     })
 }
 
@@ -204,6 +234,21 @@ pub(crate) fn wait_for_writer(run: &Path) -> Result<(), run::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_is_told_from_the_notes_before_it() {
+        for (said, expected) in [
+            ("error: no\n", ("", "no\n")),
+            (
+                "note: a\nnote: b\nerror: no\n  try\n",
+                ("note: a\nnote: b\n", "no\n  try\n"),
+            ),
+            ("Segmentation fault\n", ("", "Segmentation fault\n")),
+            ("", ("", "")),
+        ] {
+            assert_eq!(split_error(said), expected);
+        }
+    }
 
     #[test]
     fn runs_start_from_a_copy_that_is_removed() {

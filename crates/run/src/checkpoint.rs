@@ -13,17 +13,16 @@ use std::path::Path;
 const MAX_HEADER: u64 = 1 << 26;
 
 /// How far a run was trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub struct Position {
+#[derive(Deserialize)]
+struct Position {
     /// The number of finished epochs.
-    pub epoch: u32,
+    epoch: u32,
     /// The number of finished steps of the epoch after them.
-    pub step: u64,
+    step: u64,
 }
 
 /// The position of the checkpoint of the run in `folder`; `None` without a readable checkpoint.
-#[must_use]
-pub fn position(folder: &Path) -> Option<Position> {
+fn position(folder: &Path) -> Option<Position> {
     let mut file = File::open(folder.join(LAST_WEIGHTS)).ok()?;
     let mut length = [0; 8];
     file.read_exact(&mut length).ok()?;
@@ -42,6 +41,12 @@ pub fn position(folder: &Path) -> Option<Position> {
 #[must_use]
 pub fn finished_epochs(folder: &Path) -> Option<u32> {
     position(folder).map(|position| position.epoch)
+}
+
+/// Whether the run in `folder` has a checkpoint after this many epochs, and not within the next one.
+#[must_use]
+pub fn is_after_epoch(folder: &Path, epochs: u32) -> bool {
+    position(folder).is_some_and(|position| position.epoch == epochs && position.step == 0)
 }
 
 /// How far the weights of two checkpoints differ.
@@ -142,10 +147,7 @@ mod tests {
             }
         );
         assert_eq!(weights_difference(&first, &first).unwrap().different, 0);
-        assert_eq!(
-            position(folder.path()),
-            Some(Position { epoch: 7, step: 3 })
-        );
+        assert!(!is_after_epoch(folder.path(), 7));
         assert_eq!(finished_epochs(folder.path()), Some(7));
     }
 

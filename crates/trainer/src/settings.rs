@@ -242,23 +242,24 @@ fn check_recipe(wanted: &str, path: &Path, file: &Overrides) -> Result<(), Usage
         }
     }
     Err(UsageError(format!(
-        "--recipe {wanted} would have no effect: `{}`, with the recipe {other}, has all settings of both; remove from it those \
-         that {wanted} is to set, or give --recipe {other}",
+        "--recipe {wanted} would have no effect: `{}`, with the recipe {other}, sets all that either recipe sets; remove \
+         from it what {wanted} is to set, or give --recipe {other}",
         path.display()
     )))
 }
 
-/// Notes which flags have no effect beside the other settings.
+/// Notes which flags have no effect beside the other settings. One that gives the default asks for nothing.
 pub(crate) fn note_flags_without_effect(
     flags: &Overrides,
     settings: &Settings,
 ) -> anyhow::Result<()> {
-    for key in flags.to_table()?.keys() {
-        if let (Some(field), Some(needed)) = (Field::named(key), settings.needed_flag(key)) {
-            cli::note(&format!(
-                "note: {} has no effect without {needed}",
-                field.flag()
-            ));
+    for (key, value) in flags.to_table()? {
+        let Some((field, other)) = Field::named(&key).zip(settings.overriding_flag(&key)) else {
+            continue;
+        };
+        if !field.is_default(&value) {
+            let flag = field.flag();
+            cli::note(&format!("note: {flag} has no effect with {other}"));
         }
     }
     Ok(())

@@ -462,8 +462,8 @@ fn check_epochs(
         && !training.history().last().is_some_and(was_last)
     {
         return Err(UsageError(format!(
-            "{setting}: the run `{run}` has trained for {done} as a part of more, without the evaluation that follows a \
-             last epoch; give more{omit}"
+            "{setting}: the run `{run}` has trained for {done}, but lacks the evaluation that follows the last epoch of a \
+             run; give more{omit}"
         )));
     }
     if training.stopped_early() && wanted > epoch && args.overrides.epochs.is_some() {

@@ -27,13 +27,13 @@ pub(crate) struct WeightArgs {
     #[arg(long, value_name = "NAME", value_parser = architecture())]
     pub(crate) model: Option<Architecture>,
 
-    /// Mean of each channel, subtracted from pixels of 0 to 1 [default: the file's, or else the data
-    /// set's default, which is ImageNet's for cifar10].
+    /// Mean of each channel, subtracted from pixels of 0 to 1 [default: the file's, or else ImageNet's;
+    /// in `eval --dataset cifar100`, CIFAR-100's].
     #[arg(long, value_name = "R,G,B", allow_negative_numbers = true)]
     pub(crate) mean: Option<PerChannel<Finite>>,
 
-    /// Standard deviation of each channel, by which pixels are divided [default: the file's, or else the data
-    /// set's default, which is ImageNet's for cifar10].
+    /// Standard deviation of each channel, by which pixels are divided [default: the file's, or else ImageNet's;
+    /// in `eval --dataset cifar100`, CIFAR-100's].
     #[arg(long, value_name = "R,G,B", allow_negative_numbers = true)]
     pub(crate) std: Option<PerChannel<Positive>>,
 

@@ -83,7 +83,8 @@ impl Planned {
         }
     }
 
-    /// The arguments with which the trainer resumes the run: the settings that may change, and what are no settings.
+    /// The arguments with which the trainer resumes the run: the settings that may change, and the flags that are not
+    /// settings.
     pub(crate) fn arguments_to_resume(&self) -> anyhow::Result<Vec<OsString>> {
         let settings = self.settings.to_table()?;
         let fields = FIELDS.iter();
@@ -94,12 +95,14 @@ impl Planned {
             let text = text.unwrap_or_else(|| value.to_string());
             Some(flag(&field.flag(), text))
         });
-        Ok(arguments.chain(without_settings(&self.arguments)).collect())
+        Ok(arguments
+            .chain(flags_beside_settings(&self.arguments))
+            .collect())
     }
 }
 
-/// Those of the trainer's arguments that neither are settings nor name a file of them, such as `--tensorboard`.
-fn without_settings(arguments: &[OsString]) -> Vec<OsString> {
+/// The trainer's flags that neither are settings nor name a file of settings, such as `--tensorboard`.
+fn flags_beside_settings(arguments: &[OsString]) -> Vec<OsString> {
     let mut others = Vec::new();
     let mut arguments = arguments.iter().peekable();
     while let Some(argument) = arguments.next() {
@@ -161,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_that_are_no_settings_are_kept() {
+    fn flags_that_are_not_settings_are_kept() {
         let arguments = [
             "--lr=0.1",
             "--config",
@@ -175,7 +178,7 @@ mod tests {
             "--config=b.toml",
             "--stop-after=3",
         ];
-        let others = without_settings(&arguments.map(OsString::from));
+        let others = flags_beside_settings(&arguments.map(OsString::from));
         assert_eq!(
             others,
             ["--tensorboard", "--log-level", "debug", "--stop-after=3"]

@@ -4,14 +4,14 @@ use crate::experiments::flags::SettingFlags;
 use crate::experiments::plan::{Planned, State};
 use crate::experiments::progress::Progress;
 use crate::trainer::{self, Trainer, flag, wait_for_writer};
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use run::{cli, file, stop};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -35,7 +35,7 @@ fn cores() -> NonZeroUsize {
 }
 
 /// Trains the runs that are not finished, `jobs` at a time. Returns the names of those that failed; `None` if Ctrl-C
-/// stopped it.
+/// stopped it, or a flag such as `--stop-after` a run.
 pub(crate) fn train(
     trainer: &Trainer,
     plan: &[Planned],
@@ -52,20 +52,26 @@ pub(crate) fn train(
         waiting.next().filter(|_| !stopped())
     };
     let failed = Mutex::new(BTreeMap::new());
+    let is_incomplete = AtomicBool::new(false);
     thread::scope(|scope| {
         for _ in 0..jobs.get() {
             scope.spawn(|| {
                 while let Some((index, run)) = next() {
-                    if let Err(error) = train_one(trainer, run, &progress, &stopped)
-                        && !stopped()
-                    {
-                        progress.print(&format!(
-                            "{} failed: {}",
-                            run.name,
-                            cli::message(error.as_ref())
-                        ));
-                        let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                        failed.insert(index, run.name.clone());
+                    match train_one(trainer, run, &progress, &stopped) {
+                        _ if stopped() => {}
+                        Ok(State::Finished) => {}
+                        Ok(State::Missing | State::Started(_)) => {
+                            is_incomplete.store(true, Ordering::SeqCst);
+                        }
+                        Err(error) => {
+                            progress.print(&format!(
+                                "{} failed: {}",
+                                run.name,
+                                cli::message(error.as_ref())
+                            ));
+                            let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                            failed.insert(index, run.name.clone());
+                        }
                     }
                 }
             });
@@ -76,6 +82,10 @@ pub(crate) fn train(
         cli::note("interrupted; run the same command again to resume");
         return Ok(None);
     }
+    if is_incomplete.load(Ordering::SeqCst) {
+        cli::note("not all runs are finished; the same command without --stop-after resumes them");
+        return Ok(None);
+    }
     let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
     Ok(Some(failed.into_values().collect()))
 }
@@ -83,13 +93,13 @@ pub(crate) fn train(
 /// The number of lines of a failed run's log that are shown.
 const LOG_LINES: usize = 10;
 
-/// Trains one run to its end.
+/// Trains one run, to its end unless a flag stops it. Returns its state then.
 fn train_one(
     trainer: &Trainer,
     run: &Planned,
     progress: &Progress,
     stopped: &dyn Fn() -> bool,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<State> {
     wait_for_writer(&run.folder)?;
     let mut command = trainer.command();
     // The child of a killed command may have started the run since it was planned.
@@ -122,12 +132,13 @@ fn train_one(
     let status = status?;
     if status.success() {
         let run = run.again()?;
-        let (done, epochs) = (run.done(), run.epochs());
-        ensure!(
-            run.state == State::Finished,
-            "it was stopped after {done} of {epochs} epochs"
-        );
-        return Ok(());
+        if run.state != State::Finished {
+            let (name, done, epochs) = (&run.name, run.done(), run.epochs());
+            progress.print(&format!(
+                "{name} was stopped after {done} of {epochs} epochs"
+            ));
+        }
+        return Ok(run.state);
     }
     let mut message = trainer::failure(&lines, status);
     let log = run.folder.join(file::LOG);

@@ -2,7 +2,7 @@
 
 use crate::trainer::{self, Trainer, flag};
 use anyhow::{Context, anyhow, ensure};
-use run::checkpoint::{Position, position, weights_difference};
+use run::checkpoint::{is_after_epoch, weights_difference};
 use run::cli::{self, Exit, UsageError};
 use run::{EpochMetrics, Machine, MadeBy, NativePath, Run, file, folder, stop};
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -64,11 +64,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let different = pairs.find(|(before, now)| !same(before, now));
     // The weights themselves, if both checkpoints are after the same epoch: an interrupted run's may be within the next.
     let mut weights = None;
-    let after_epochs = Position {
-        epoch: epochs,
-        step: 0,
-    };
-    if position(&folder) == Some(after_epochs) {
+    if is_after_epoch(&folder, epochs) {
         let [before, now] = [&folder, &repeated].map(|run| run.join(file::LAST_WEIGHTS));
         let difference = weights_difference(&before, &now);
         weights = Some(difference.context("cannot compare the weights")?);

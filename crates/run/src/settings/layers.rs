@@ -165,30 +165,28 @@ impl Settings {
         Ok(differences.into_iter().next())
     }
 
-    /// The flag without which the setting with this key has no effect beside the others; `None` where it has one.
+    /// The flag that leaves the setting with this key without effect; `None` if the setting has an effect.
     #[must_use]
-    pub fn needed_flag(&self, key: &str) -> Option<&'static str> {
-        let is_plateau_only =
-            Field::named(key).is_some_and(|field| field.has(Property::PlateauOnly));
-        let (is_without, flag) = match key {
-            _ if is_plateau_only => (
-                self.lr_scheduler != LrScheduler::Plateau,
-                "--lr-scheduler plateau",
-            ),
-            "lr_final_factor" => (
-                !self.lr_scheduler.depends_on_epochs(),
-                "--lr-scheduler cosine or one-cycle",
-            ),
-            "lr_warmup_start_factor" => (self.lr_warmup_epochs.get() == 0.0, "--lr-warmup-epochs"),
-            "nesterov" => (self.momentum.get() == 0.0, "--momentum"),
-            "weight_decay_on" => (self.weight_decay.get() == 0.0, "--weight-decay"),
-            "dropout_epochs" | "dropout_warmup_epochs" => (self.dropout.get() == 0.0, "--dropout"),
-            "padding_mode" | "flip" | "cutout" => {
-                (self.augment == Augment::None, "--augment standard")
+    pub fn overriding_flag(&self, key: &str) -> Option<String> {
+        let has = |property| Field::named(key).is_some_and(|field| field.has(property));
+        let scheduler = format!("--lr-scheduler {}", self.lr_scheduler);
+        let (is_unused, flag) = match key {
+            _ if has(Property::PlateauOnly) => {
+                (self.lr_scheduler != LrScheduler::Plateau, &*scheduler)
             }
+            "lr_final_factor" => (!self.lr_scheduler.depends_on_epochs(), &*scheduler),
+            "lr_warmup_start_factor" => {
+                (self.lr_warmup_epochs.get() == 0.0, "--lr-warmup-epochs 0")
+            }
+            "nesterov" => (self.momentum.get() == 0.0, "--momentum 0"),
+            "weight_decay_on" => (self.weight_decay.get() == 0.0, "--weight-decay 0"),
+            "dropout_epochs" | "dropout_warmup_epochs" => {
+                (self.dropout.get() == 0.0, "--dropout 0")
+            }
+            "padding_mode" | "flip" | "cutout" => (self.augment == Augment::None, "--augment none"),
             _ => return None,
         };
-        is_without.then_some(flag)
+        is_unused.then(|| flag.to_owned())
     }
 
     /// The settings that cannot change when a run is resumed, as TOML by key.

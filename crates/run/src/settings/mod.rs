@@ -20,6 +20,7 @@ use crate::native_path::NativePath;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use std::num::{NonZeroU32, NonZeroUsize};
+use toml::Value;
 
 /// A property of a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,21 @@ impl Field {
     #[must_use]
     pub fn has(&self, property: Property) -> bool {
         self.properties.contains(&property)
+    }
+
+    /// Whether a value is the default.
+    #[must_use]
+    pub fn is_default(&self, value: &Value) -> bool {
+        let Some(default) = self.default else {
+            return false;
+        };
+        match value {
+            Value::String(value) => value == default,
+            Value::Boolean(value) => value.to_string() == default,
+            Value::Integer(value) => default.parse() == Ok(*value),
+            Value::Float(value) => default.parse() == Ok(*value),
+            Value::Datetime(_) | Value::Array(_) | Value::Table(_) => false,
+        }
     }
 
     /// The setting with this key.
