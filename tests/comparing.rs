@@ -79,17 +79,10 @@ fn comparisons_in_one_folder_take_turns() {
 fn runs_of_other_settings_are_named_and_finished_ones_are_not_denied() {
     let folder = tempfile::tempdir().unwrap();
     let compare = |more: &[&str]| {
-        let mut command = xtask("compare");
-        command.args([
-            "--models",
-            "lenet",
-            "--seeds",
-            "0",
-            "--dataset",
-            "synthetic",
-        ]);
-        command.args(["--limit-train", "12", "--batch-size", "6"]);
-        command.arg("--out").arg(folder.path()).args(more);
+        let mut command = compare_lenet(folder.path());
+        command
+            .args(["--seeds", "0", "--batch-size", "6"])
+            .args(more);
         command
     };
     let sprint = ["--recipe", "sprint", "--lr-warmup-epochs", "1"];
@@ -106,16 +99,14 @@ fn runs_of_other_settings_are_named_and_finished_ones_are_not_denied() {
 fn resumed_runs_have_the_flags_and_all_cores_and_a_stopped_one_is_not_reported() {
     let folder = tempfile::tempdir().unwrap();
     let compare = |more: &[&str]| {
-        let mut command = xtask("compare");
-        command.args(["--models", "lenet", "--seeds", "0"]);
-        command.args(["--dataset", "synthetic", "--limit-train", "12"]);
-        command.args(["--epochs", "2", "--out"]).arg(folder.path());
+        let mut command = compare_lenet(folder.path());
+        command.args(["--epochs", "2", "--lr-final-factor", "0.5"]);
         command.args(more);
         command
     };
     // The settings after `--` are of the run, and are not given again where it is resumed.
     let flags = ["--", "--batch-size", "6", "--limit-test", "10"];
-    let jobs = ["--jobs", "64"];
+    let jobs = ["--seeds", "0", "--jobs", "64"];
     let stopped = [&jobs[..], &flags, &["--stop-after", "1"]].concat();
     let output = compare(&stopped).assert().code(130).get_output().clone();
     let said = String::from_utf8(output.stderr).unwrap();
@@ -123,7 +114,10 @@ fn resumed_runs_have_the_flags_and_all_cores_and_a_stopped_one_is_not_reported()
         said.contains("was stopped after 1 of 2 epochs") && said.contains("without --stop-after"),
         "{said}"
     );
-    printed(&mut compare(&[&flags[..], &["--tensorboard"]].concat()));
+    let two_seeds = [&["--seeds", "0,1"][..], &flags, &["--tensorboard"]].concat();
+    let (_, said) = printed(&mut compare(&two_seeds));
+    let notes = said.matches("note: --lr-final-factor has no effect");
+    assert_eq!(notes.count(), 1, "{said}");
     let run = folder.path().join("lenet-synthetic-reference-seed0");
     let files = fs::read_dir(&run).unwrap();
     let mut names = files.map(|file| file.unwrap().file_name());
@@ -140,11 +134,9 @@ fn resumed_runs_have_the_flags_and_all_cores_and_a_stopped_one_is_not_reported()
 fn a_run_that_stopped_early_is_finished_when_its_checkpoint_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let compare = |more: &[&str]| {
-        let mut command = xtask("compare");
-        command.args(["--models", "lenet", "--seeds", "0"]);
-        command.args(["--dataset", "synthetic", "--limit-train", "12"]);
+        let mut command = compare_lenet(folder.path());
         command.args(["--lr", "0", "--early-stopping", "1", "--epochs", "9"]);
-        command.arg("--out").arg(folder.path());
+        command.args(["--seeds", "0"]);
         command.args(["--", "--batch-size", "6", "--limit-test", "10"]);
         command.args(more);
         command
@@ -222,6 +214,14 @@ fn one_command_reproduces_everything() {
         !said(again.get_output()).contains("epoch 1/"),
         "a finished run was trained again"
     );
+}
+
+/// A comparison of runs of LeNet on a few images.
+fn compare_lenet(out: &Path) -> Command {
+    let mut command = xtask("compare");
+    command.args(["--models", "lenet", "--dataset", "synthetic"]);
+    command.args(["--limit-train", "12", "--out"]).arg(out);
+    command
 }
 
 fn compare(out: &Path, more: &[&str]) -> Command {

@@ -111,7 +111,7 @@ mod tests {
     use proptest::prelude::*;
     use safetensors::tensor::TensorView;
 
-    fn file(folder: &Path, name: &str, numbers: [f32; 4]) -> std::path::PathBuf {
+    fn file(folder: &Path, name: &str, step: u64, numbers: [f32; 4]) -> std::path::PathBuf {
         let bytes: Vec<u8> = numbers
             .iter()
             .flat_map(|number| number.to_le_bytes())
@@ -120,7 +120,7 @@ mod tests {
         let tensors = [("a", view(&bytes[..8])), ("b", view(&bytes[8..]))];
         let metadata = [(
             "progress".to_owned(),
-            r#"{"position":{"epoch":7,"step":3,"loss":0.5}}"#.to_owned(),
+            format!(r#"{{"position":{{"epoch":7,"step":{step},"loss":0.5}}}}"#),
         )];
         let path = folder.join(name);
         fs::write(
@@ -134,8 +134,8 @@ mod tests {
     #[test]
     fn differences_are_counted() {
         let folder = tempfile::tempdir().unwrap();
-        let first = file(folder.path(), LAST_WEIGHTS, [1.0, 2.0, 3.0, 4.0]);
-        let second = file(folder.path(), "b", [1.0, 2.5, 3.0, 2.0]);
+        let first = file(folder.path(), LAST_WEIGHTS, 3, [1.0, 2.0, 3.0, 4.0]);
+        let second = file(folder.path(), "b", 0, [1.0, 2.5, 3.0, 2.0]);
         let difference = weights_difference(&first, &second).unwrap();
         assert_eq!(
             difference,
@@ -149,6 +149,8 @@ mod tests {
         assert_eq!(weights_difference(&first, &first).unwrap().different, 0);
         assert!(!is_after_epoch(folder.path(), 7));
         assert_eq!(finished_epochs(folder.path()), Some(7));
+        fs::rename(second, first).unwrap();
+        assert!(is_after_epoch(folder.path(), 7) && !is_after_epoch(folder.path(), 6));
     }
 
     proptest! {

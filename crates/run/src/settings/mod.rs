@@ -117,8 +117,8 @@ macros::settings! {
     }
 
     "Data" {
-        /// The data set: its name, such as cifar100, or the folder of your own pictures (PNG or JPEG), with `train/CLASS/...` and
-        /// `test/CLASS/...`, or with `CLASS/...`, of which a sixth is held out to test on.
+        /// The data set: its name, such as cifar100, or the folder of your own pictures (PNG or JPEG), with
+        /// `train/CLASS/...` and `test/CLASS/...`, or with `CLASS/...`, of which a sixth is held out to test on.
         #[arg(value_name = "NAME|DIR")]
         dataset: String = "cifar10" [];
 
