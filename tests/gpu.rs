@@ -4,9 +4,23 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use assert_cmd::Command;
-use end_to_end::{SHORT, refused};
+use end_to_end::refused;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
+
+/// A short run of the smallest network, which takes a second on the emulated GPU.
+const SHORT: [&str; 10] = [
+    "--model",
+    "lenet",
+    "--dataset",
+    "synthetic",
+    "--limit-train",
+    "12",
+    "--limit-test",
+    "10",
+    "--batch-size",
+    "6",
+];
 
 /// The trainer and the folder of the emulated GPU's libraries.
 fn built() -> (PathBuf, PathBuf) {
@@ -169,24 +183,24 @@ fn auto_takes_the_gpu_and_says_so() {
 fn a_batch_that_does_not_fit_is_told_what_would() {
     let (program, emulator) = built();
     let runs = tempfile::tempdir().unwrap();
-    let train = |batch_size: &str| {
+    let train = |model: &str, batch_size: &str| {
         let mut command = trainer(&program, &emulator);
         command
             .env("CUDA_EMULATOR_MEMORY", "125000000")
-            .args(["--model", "lenet", "--dataset", "synthetic"])
+            .args(["--model", model, "--dataset", "synthetic"])
             .args(["--device", "cuda", "--epochs", "1", "--log-level", "error"])
             .args(["--limit-train", "900", "--limit-test", "10"])
             .args(["--batch-size", batch_size, "--run-dir"])
             .arg(runs.path());
         command
     };
-    let message = refused(&mut train("900"), 1, &["a step of 900 images"]);
+    let message = refused(&mut train("lenet", "900"), 1, &["a step of 900 images"]);
     // Before the first step: nothing is left behind.
     assert_eq!(fs::read_dir(runs.path()).unwrap().count(), 0);
     let (_, fits) = message.trim().split_once("use --batch-size ").unwrap();
     assert!(fits.parse::<usize>().unwrap() >= 200, "{message}");
-    train(fits).assert().success();
-    let mut command = run(&program, &emulator, runs.path(), "small");
+    train("lenet", fits).assert().success();
+    let mut command = train("small-alexnet", "1");
     command.env("CUDA_EMULATOR_MEMORY", "60000000");
     let output = command.assert().code(1);
     let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
@@ -342,7 +356,7 @@ fn steps_are_replayed_as_a_graph_with_the_same_bits() {
         command.env("CUDA_EMULATOR_GRAPHS", emulated).args(flags);
         command.args([
             "--model",
-            "small-alexnet",
+            "lenet",
             "--dataset",
             "synthetic",
             "--limit-train",
@@ -644,7 +658,7 @@ fn a_checkpoint_that_cannot_be_written_ends_the_run() {
     let before = files();
     // A limit on the size of files stands in for a full disk.
     let script = format!(
-        "trap '' XFSZ; ulimit -f 20000; exec '{}' --resume '{}' --epochs 4 --checkpoint-minutes 0",
+        "trap '' XFSZ; ulimit -f 200; exec '{}' --resume '{}' --epochs 4 --checkpoint-minutes 0",
         program.display(),
         folder.display()
     );

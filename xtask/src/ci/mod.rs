@@ -3,14 +3,17 @@
 //! A test of the crate `tests` checks that the generated documentation is up to date.
 
 mod cluster;
+mod log_file;
 mod packages;
 mod platforms;
 mod relay;
 
 use crate::cuda;
+use crate::files::create_folder;
 use crate::gpu_check;
 use crate::process::{self, cargo};
 use anyhow::Context;
+use log_file::logged_check;
 use run::cli::{self, Exit};
 use std::panic::resume_unwind;
 use std::path::Path;
@@ -55,8 +58,8 @@ const PYTHON_LIBRARIES: &str = "import nvidia, glob; \
     assert all(any(glob.glob(f'{f}/lib{name}.so*') for f in folders) for name in ('nvrtc', 'cudnn')); \
     print(':'.join(folders))";
 
-/// Runs the checks in order, and those of other systems beside them. After a failure no further check starts, but those
-/// of other systems run to their end.
+/// Runs the checks in order, those of other systems and of the feature `cuda` beside the tests. After a failure no further
+/// check starts, but those beside it run to their end.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     if args.platforms {
         return platforms::run();
@@ -64,18 +67,33 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     for arguments in LINTS {
         check_cargo(arguments)?;
     }
+    let emulator = cfg!(target_os = "linux").then(cuda::emulator);
+    let emulator = emulator.transpose()?;
+    if emulator.is_none() {
+        cli::note("--- skipped: the feature `cuda`, which is checked on Linux only");
+    }
+    let emulator = emulator.as_deref();
     thread::scope(|scope| {
-        // Neither uses all cores all the time.
-        let platforms = scope.spawn(platforms::quick);
+        // None of the three uses all cores all the time.
+        let beside = [
+            scope.spawn(platforms::quick),
+            scope.spawn(|| emulator.map_or(Ok(()), cuda_tests)),
+        ];
         let here = slow_checks();
-        let platforms = platforms
-            .join()
-            .unwrap_or_else(|panic| resume_unwind(panic));
-        if let (Err(_), Err(error)) = (&here, &platforms) {
+        let beside = beside.map(|checks| {
+            let result = checks.join();
+            result.unwrap_or_else(|panic| resume_unwind(panic))
+        });
+        let results = beside.into_iter().chain([here]);
+        let mut errors: Vec<_> = results.filter_map(Result::err).collect();
+        let last = errors.pop();
+        for error in errors {
             cli::error(&cli::message(error.as_ref()));
         }
-        here.and(platforms)
+        last.map_or(Ok(()), Err)
     })?;
+    // Later, because the programs with the feature replace those that the tests start.
+    emulator.map_or(Ok(()), cuda_programs)?;
     cli::line("all checks passed");
     Ok(Exit::Success)
 }
@@ -89,10 +107,6 @@ fn slow_checks() -> anyhow::Result<()> {
     if has_cluster {
         cluster::checks()?;
     }
-    if cfg!(target_os = "linux") {
-        return cuda_checks();
-    }
-    cli::note("--- the feature `cuda` is checked on Linux only");
     Ok(())
 }
 
@@ -105,24 +119,31 @@ fn check_cargo(arguments: &str) -> anyhow::Result<()> {
     check(&format!("cargo {arguments}"), &mut command)
 }
 
-/// Lints the feature `cuda` and tests it on the emulated GPU. CUDA is not needed.
-fn cuda_checks() -> anyhow::Result<()> {
-    let emulator = cuda::emulator()?;
-    let check_cuda = |command: &str, arguments: &str, libraries: Option<&Path>| {
-        let name = format!("{command} {} {arguments}", cuda::PACKAGES);
-        let mut command = cuda::cargo_cuda(&name);
-        command.envs(libraries.map(|folder| ("LD_LIBRARY_PATH", folder)));
-        check(&format!("cargo {name}"), &mut command)
+/// Lints the feature `cuda` and tests the libraries that have it, on the GPU that `emulator` emulates, with the output in
+/// files. CUDA is not needed.
+fn cuda_tests(emulator: &Path) -> anyhow::Result<()> {
+    let folder = cuda::target().join("cuda-checks");
+    create_folder(&folder)?;
+    let cargo_cuda = |command: &str, arguments: &str| {
+        cuda::cargo_cuda(&format!("{command} {} {arguments}", cuda::PACKAGES))
     };
-    check_cuda("clippy", CUDA_LINTS, None)?;
-    if let Some(folders) = python_libraries() {
-        check_cuda("test", LIBRARY_TESTS, Some(folders.as_ref()))?;
+    let mut lints = cargo_cuda("clippy", CUDA_LINTS);
+    logged_check(&folder, "CUDA, lints", &mut lints)?;
+    let mut unit_tests = if let Some(folders) = python_libraries() {
+        let mut tests = cargo_cuda("test", LIBRARY_TESTS);
+        tests.env("LD_LIBRARY_PATH", folders);
+        tests
     } else {
         cli::note("--- skipped: what needs NVRTC and cuDNN, which python3 does not have");
-        check_cuda("test", UNIT_TESTS, None)?;
-    }
-    let mut tests = gpu_check::tests(Some(&emulator), &[]);
-    check("cargo xtask gpu-check --emulated", &mut tests)?;
+        cargo_cuda("test", UNIT_TESTS)
+    };
+    logged_check(&folder, "CUDA, unit tests", &mut unit_tests)?;
+    let mut tests = gpu_check::tests(Some(emulator), &[]);
+    logged_check(&folder, "CUDA, on the emulated GPU", &mut tests)
+}
+
+/// Builds the programs for another machine with a GPU, and runs them on the emulated one.
+fn cuda_programs(emulator: &Path) -> anyhow::Result<()> {
     let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
     let folder = folder.path();
     cli::note("--- cargo xtask gpu-check --bundle DIR");
@@ -131,7 +152,7 @@ fn cuda_checks() -> anyhow::Result<()> {
     script.arg(folder.join("results")).env("QUICK", "1");
     // NVIDIA's libraries in Python packages do not go with the emulated GPU.
     script
-        .env("LD_LIBRARY_PATH", &emulator)
+        .env("LD_LIBRARY_PATH", emulator)
         .env("PYTHON", "false");
     check("QUICK=1 DIR/run.sh OUT (on the emulated GPU)", &mut script)?;
     let mut behaviour = cargo();
@@ -140,7 +161,7 @@ fn cuda_checks() -> anyhow::Result<()> {
         .args(["test", "--workspace", "--test", "gpu", "--"])
         .arg("--include-ignored")
         .env("CUDA_TRAINER", folder.join("trainer"))
-        .env("CUDA_EMULATOR", &emulator);
+        .env("CUDA_EMULATOR", emulator);
     check(
         "cargo test --workspace --test gpu -- --include-ignored (on the emulated GPU)",
         &mut behaviour,
