@@ -4,23 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use assert_cmd::Command;
-use end_to_end::refused;
+use end_to_end::{SHORT, refused};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
-
-/// A short run of the smallest network, which takes a second on the emulated GPU.
-const SHORT: [&str; 10] = [
-    "--model",
-    "lenet",
-    "--dataset",
-    "synthetic",
-    "--limit-train",
-    "12",
-    "--limit-test",
-    "10",
-    "--batch-size",
-    "6",
-];
 
 /// The trainer and the folder of the emulated GPU's libraries.
 fn built() -> (PathBuf, PathBuf) {
@@ -37,11 +23,16 @@ fn trainer(program: &Path, folder: &Path) -> Command {
     command
 }
 
+/// The arguments of a short run of the smallest network, which takes a second on the emulated GPU.
+fn short() -> Vec<&'static str> {
+    [&["--model", "lenet"], &SHORT[2..]].concat()
+}
+
 /// A short run on the GPU.
 fn run(program: &Path, emulator: &Path, runs: &Path, name: &str) -> Command {
     let mut command = trainer(program, emulator);
     command
-        .args(SHORT)
+        .args(short())
         .args(["--device", "cuda", "--epochs", "2", "--name", name])
         .arg("--run-dir")
         .arg(runs);
@@ -85,7 +76,7 @@ fn what_is_missing_is_named() {
         );
     }
     let mut command = trainer(&program, &emulator);
-    command.args(SHORT).args(["--device", "cuda:2"]);
+    command.args(short()).args(["--device", "cuda:2"]);
     refused(&mut command, 2, &["--device cuda:2", "the machine has 1"]);
     assert_eq!(fs::read_dir(runs.path()).unwrap().count(), 0);
 }
@@ -151,7 +142,7 @@ fn auto_falls_back_and_says_why() {
     let runs = tempfile::tempdir().unwrap();
     let folder = without(&emulator, "cudnn");
     let mut command = trainer(&program, folder.path());
-    command.args(SHORT).args(["--epochs", "1", "--run-dir"]);
+    command.args(short()).args(["--epochs", "1", "--run-dir"]);
     let output = command.arg(runs.path()).assert().success();
     let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
     assert!(message.contains("libcudnn"), "{message}");
@@ -164,7 +155,7 @@ fn auto_takes_the_gpu_and_says_so() {
     let (program, emulator) = built();
     let runs = tempfile::tempdir().unwrap();
     let mut command = trainer(&program, &emulator);
-    command.args(SHORT).args(["--epochs", "1", "--name", "a"]);
+    command.args(short()).args(["--epochs", "1", "--name", "a"]);
     let output = command.arg("--run-dir").arg(runs.path()).assert().success();
     let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
     assert!(
@@ -356,7 +347,7 @@ fn steps_are_replayed_as_a_graph_with_the_same_bits() {
         command.env("CUDA_EMULATOR_GRAPHS", emulated).args(flags);
         command.args([
             "--model",
-            "lenet",
+            "small-alexnet",
             "--dataset",
             "synthetic",
             "--limit-train",

@@ -45,9 +45,6 @@ const LEFT_OUT: &str = "-- --skip on_all_instruction_sets --skip that_is_killed 
 
 const CHECK: &str = "check --package trainer --package xtask";
 
-/// Left out of the checks that take minutes: under QEMU it takes longer than all the others.
-const SLOW: &str = "--skip results_are_the_same_bits_on_any_number_of_threads";
-
 /// The checks that take minutes, with their output in files. They are skipped where something is missing and cannot be
 /// installed.
 pub(super) fn quick() -> anyhow::Result<()> {
@@ -56,7 +53,7 @@ pub(super) fn quick() -> anyhow::Result<()> {
         return Ok(());
     }
     let folder = folder()?;
-    let test = format!("test --tests {LAYERS} {LEFT_OUT} {SLOW}");
+    let test = format!("test --tests {LAYERS} {LEFT_OUT}");
     let mut arm = cargo(&folder, &test, &[ARM]);
     logged_check(&folder, "ARM, products and layers", &mut arm)?;
     let mut programs = cargo(&folder, CHECK, &[WINDOWS, MACOS]);

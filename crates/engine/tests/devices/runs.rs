@@ -127,6 +127,8 @@ fn a_run_that_is_stopped_anywhere_ends_with_the_same_bits(
 ) -> Result<()> {
     let setup = || small_setup(device, arithmetic);
     let whole = Folder::new().finish(start(setup()), device);
+    let again = Folder::new().finish(start(setup()), device);
+    assert!(again == whole, "the same run again");
 
     // Before the first step, before the second one, and in the evaluation, of the weights and of the EMA.
     let run = Folder::new();
