@@ -111,7 +111,7 @@ mod tests {
                 read += 1;
             }
         }
-        assert!(read >= 11, "{read}");
+        assert!(read >= 12, "{read}");
     }
 
     #[test]
