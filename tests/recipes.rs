@@ -402,6 +402,22 @@ fn flags_without_effect_are_named() {
             &["--lr-warmup-start-factor", "0.5"],
             "--lr-warmup-start-factor has no effect with --lr-warmup-epochs 0",
         ),
+        (
+            &["--dropout", "0.1"],
+            "--dropout has no effect with --model lenet",
+        ),
+        (
+            &["--skip-unreadable"],
+            "--skip-unreadable has no effect with --dataset cifar10",
+        ),
+        (
+            &["--limit-test", "9", "--validation", "20"],
+            "--limit-test has no effect with --validation",
+        ),
+        (
+            &["--limit-test", "9", "--overfit-batches", "1"],
+            "--limit-test has no effect with --overfit-batches",
+        ),
     ] {
         assert_eq!(dry_run(flags).trim_end(), format!("note: {note}"));
     }
@@ -417,6 +433,26 @@ fn flags_without_effect_are_named() {
         "{said}"
     );
     assert_eq!(dry_run(&["--patience", "2", "--cutout", "4"]), "");
+    let flags = ["--model", "small-alexnet", "--dropout", "0.1"];
+    let mut command = program("trainer");
+    command.arg("--dry-run").args(flags);
+    assert_eq!(command.assert().success().get_output().stderr, b"");
+}
+
+#[test]
+fn flags_for_gpus_are_named_on_a_cpu() {
+    let mut command = program("trainer");
+    command.args(["--model", "lenet", "--dataset", "synthetic"]);
+    command.args(["--limit-train", "8", "--limit-test", "8"]);
+    command.args(["--batch-size", "4", "--fast-dev-run"]);
+    command.args(["--device", "cpu", "--cudnn-benchmark"]);
+    let output = command.assert().success().get_output().clone();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains("note: --cudnn-benchmark has no effect on a CPU"),
+        "{said}"
+    );
+    assert!(!said.contains("--cuda-graphs"), "{said}");
 }
 
 #[test]

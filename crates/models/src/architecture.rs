@@ -180,6 +180,13 @@ impl Architecture {
         let features = layers.take_while(|layer| !matches!(layer, Layer::Linear { .. }));
         features.map(|layer| layer.parameter_count()).sum()
     }
+
+    /// Whether the network has dropout layers.
+    #[must_use]
+    pub fn has_dropout(&self) -> bool {
+        let mut layers = self.blocks.iter().flat_map(|block| block.layers);
+        layers.any(|layer| matches!(layer, Layer::Dropout))
+    }
 }
 
 impl fmt::Display for Architecture {

@@ -3,9 +3,9 @@
 use crate::settings::Resolved;
 use candle_core::Device;
 use ops::Arithmetic;
-use run::Machine;
 use run::cli::{self, UsageError};
 use run::settings::{ConvAlgorithm, DevicePreference, Precision, Source};
+use run::{Machine, Settings};
 use std::env::consts;
 use std::num::NonZeroUsize;
 
@@ -86,6 +86,9 @@ impl Backend {
             let message = format!("--gradient-shards {shards} is not for GPUs; use --device cpu");
             return Err(UsageError(message).into());
         }
+        if device.is_cpu() {
+            note_flags_for_gpus(settings);
+        }
         let recorded = resolved.choices.as_ref().map(|choices| choices.precision);
         Ok(Self {
             arithmetic: arithmetic(
@@ -151,6 +154,18 @@ pub(crate) fn use_threads(threads: Option<NonZeroUsize>) -> anyhow::Result<NonZe
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     pool.build_global()?;
     Ok(NonZeroUsize::new(rayon::current_num_threads()).unwrap_or(NonZeroUsize::MIN))
+}
+
+/// Notes which settings have no effect on a CPU.
+fn note_flags_for_gpus(settings: &Settings) {
+    for (flag, is_given) in [
+        ("--cudnn-benchmark", settings.cudnn_benchmark),
+        ("--cuda-graphs false", !settings.cuda_graphs),
+    ] {
+        if is_given {
+            cli::note(&format!("note: {flag} has no effect on a CPU"));
+        }
+    }
 }
 
 /// Notes what another precision would bring on this processor.

@@ -57,7 +57,7 @@ pub(crate) fn run(args: &LrFindArgs) -> anyhow::Result<Exit> {
         .into());
     }
     let resolved = settings::resolve(&args.overrides, args.config.as_deref())?;
-    settings::note_flags_without_effect(&args.overrides, &resolved.settings)?;
+    settings::note_flags_without_effect(&args.overrides, &resolved)?;
     let finder = LrFinder::new(args.min_lr.get(), args.max_lr.get(), args.steps)
         .map_err(|error| UsageError(format!("--min-lr, --max-lr, --steps: {error}")))?;
     let stop = stop::requested("stopping after this step").context("cannot watch for Ctrl-C")?;

@@ -42,6 +42,21 @@ impl Resolved {
         Ok(self.settings.differences(&recipe, Property::LocalPath)?)
     }
 
+    /// The flag that leaves the setting with this key without effect; `None` if the setting has an effect.
+    fn overriding_flag(&self, key: &str) -> Option<String> {
+        match key {
+            "dropout" | "dropout_epochs" | "dropout_warmup_epochs"
+                if !self.architecture.has_dropout() =>
+            {
+                Some(format!("--model {}", self.settings.model))
+            }
+            "skip_unreadable" if matches!(self.dataset, DatasetSource::Known(_)) => {
+                Some(format!("--dataset {}", self.settings.dataset))
+            }
+            _ => self.settings.overriding_flag(key),
+        }
+    }
+
     /// Whether flags or a file set the mean and the standard deviation of images.
     pub(crate) fn normalisation_is_given(&self) -> bool {
         self.mean_is_given && self.std_is_given
@@ -251,10 +266,10 @@ fn check_recipe(wanted: &str, path: &Path, file: &Overrides) -> Result<(), Usage
 /// Notes which flags have no effect beside the other settings. One that gives the default asks for nothing.
 pub(crate) fn note_flags_without_effect(
     flags: &Overrides,
-    settings: &Settings,
+    resolved: &Resolved,
 ) -> anyhow::Result<()> {
     for (key, value) in flags.to_table()? {
-        let Some((field, other)) = Field::named(&key).zip(settings.overriding_flag(&key)) else {
+        let Some((field, other)) = Field::named(&key).zip(resolved.overriding_flag(&key)) else {
             continue;
         };
         if !field.is_default(&value) {

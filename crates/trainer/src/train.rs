@@ -145,7 +145,7 @@ fn run_in(args: &TrainArgs, processes: &Processes) -> anyhow::Result<Exit> {
     let work = format!("{:?}", (args.dry_run, args.fast_dev_run));
     processes.check_same("another command", &work)?;
     if processes.is_main() {
-        settings::note_flags_without_effect(&args.overrides, &resolved.settings)?;
+        settings::note_flags_without_effect(&args.overrides, &resolved)?;
     }
     if args.dry_run {
         return print_settings(args, resolved, processes);

@@ -165,7 +165,8 @@ impl Settings {
         Ok(differences.into_iter().next())
     }
 
-    /// The flag that leaves the setting with this key without effect; `None` if the setting has an effect.
+    /// The flag that leaves the setting with this key without effect, whatever the network, the data set and the device are;
+    /// `None` if the setting has an effect.
     #[must_use]
     pub fn overriding_flag(&self, key: &str) -> Option<String> {
         let has = |property| Field::named(key).is_some_and(|field| field.has(property));
@@ -184,6 +185,8 @@ impl Settings {
                 (self.dropout.get() == 0.0, "--dropout 0")
             }
             "padding_mode" | "flip" | "cutout" => (self.augment == Augment::None, "--augment none"),
+            "limit_test" if self.validation.is_some() => (true, "--validation"),
+            "limit_test" if self.overfit_batches.is_some() => (true, "--overfit-batches"),
             _ => return None,
         };
         is_unused.then(|| flag.to_owned())
