@@ -441,18 +441,25 @@ fn flags_without_effect_are_named() {
 
 #[test]
 fn flags_for_gpus_are_named_on_a_cpu() {
-    let mut command = program("trainer");
-    command.args(["--model", "lenet", "--dataset", "synthetic"]);
-    command.args(["--limit-train", "8", "--limit-test", "8"]);
-    command.args(["--batch-size", "4", "--fast-dev-run"]);
-    command.args(["--device", "cpu", "--cudnn-benchmark"]);
-    let output = command.assert().success().get_output().clone();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        said.contains("note: --cudnn-benchmark has no effect on a CPU"),
-        "{said}"
-    );
-    assert!(!said.contains("--cuda-graphs"), "{said}");
+    for (flag, note) in [
+        (&[][..], None),
+        (&["--cudnn-benchmark"], Some("--cudnn-benchmark")),
+        (&["--cuda-graphs", "false"], Some("--cuda-graphs false")),
+    ] {
+        let mut command = program("trainer");
+        command.args(["--model", "lenet", "--dataset", "synthetic"]);
+        command.args(["--limit-train", "8", "--limit-test", "8"]);
+        command.args(["--batch-size", "4", "--fast-dev-run"]);
+        command.args(["--device", "cpu"]).args(flag);
+        let output = command.assert().success().get_output().clone();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let notes: Vec<_> = said
+            .lines()
+            .filter(|line| line.contains("on a CPU"))
+            .collect();
+        let expected = note.map(|flag| format!("note: {flag} has no effect on a CPU"));
+        assert_eq!(notes, Vec::from_iter(expected), "{said}");
+    }
 }
 
 #[test]
