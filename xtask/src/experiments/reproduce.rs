@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
     let (recipe, seeds, out) = if args.quick {
         cli::note(
             "Training AlexNet and SmallAlexNet on the synthetic data set: 2 runs of each, 4 epochs of 400 images.\n\
-             On two cores it takes two to four minutes. A report that compares the networks follows.",
+             On two cores it takes two to five minutes. A report that compares the networks follows.",
         );
         for (key, value) in QUICK {
             settings = settings.with(key, value);
