@@ -213,14 +213,16 @@ fn jobs_that_are_requeued_or_fail_for_a_moment_resume_exactly() {
     let runs = [0, 1].map(|seed| out.join(format!("lenet-synthetic-sprint-seed{seed}")));
     let [first, second] = [0, 1].map(|index| format!("{array}_{index}"));
 
-    // Requeued within an epoch, as a job that is preempted.
+    // Requeued within an epoch, as a job that is preempted, and held until the folder is there again.
     wait_until("epochs", || runs.iter().all(|run| epochs(run) >= 3));
-    slurm.prints("scontrol", &["requeue", &first]);
+    slurm.prints("scontrol", &["requeuehold", &first]);
     // The folder is not there for a moment.
     let away = folder.path().join("away");
     fs::rename(&runs[1], &away).unwrap();
     wait_until("a failed job", || slurm.state(&second) == "FAILED");
     fs::rename(&away, &runs[1]).unwrap();
+    // It is completing while its run saves a checkpoint.
+    wait_until("a queued job", || slurm.state(&first) == "PENDING");
     assert!(epochs(&runs[0]) < 30 && epochs(&runs[1]) < 30);
     let text = printed(&mut compare(&slurm, &out), 1);
     assert!(text.contains("seed0: queued"), "{text}");
@@ -229,6 +231,7 @@ fn jobs_that_are_requeued_or_fail_for_a_moment_resume_exactly() {
         "{text}"
     );
 
+    slurm.prints("scontrol", &["release", &first]);
     slurm.prints("scontrol", &["requeue", &second]);
     // Ahead of its time limit: as `--signal=B:TERM` does, to the job whose number is also that of the array.
     let sessions = || {
