@@ -213,7 +213,7 @@ fn jobs_that_are_requeued_or_fail_for_a_moment_resume_exactly() {
     let runs = [0, 1].map(|seed| out.join(format!("lenet-synthetic-sprint-seed{seed}")));
     let [first, second] = [0, 1].map(|index| format!("{array}_{index}"));
 
-    // Requeued within an epoch, as a job that is preempted, and held until the folder is there again.
+    // Requeued within an epoch, as a job that is preempted, but held until `compare` has been asked for its state.
     wait_until("epochs", || runs.iter().all(|run| epochs(run) >= 3));
     slurm.prints("scontrol", &["requeuehold", &first]);
     // The folder is not there for a moment.
@@ -221,7 +221,7 @@ fn jobs_that_are_requeued_or_fail_for_a_moment_resume_exactly() {
     fs::rename(&runs[1], &away).unwrap();
     wait_until("a failed job", || slurm.state(&second) == "FAILED");
     fs::rename(&away, &runs[1]).unwrap();
-    // It is completing while its run saves a checkpoint.
+    // A requeued job is still running until its run has saved a checkpoint.
     wait_until("a queued job", || slurm.state(&first) == "PENDING");
     assert!(epochs(&runs[0]) < 30 && epochs(&runs[1]) < 30);
     let text = printed(&mut compare(&slurm, &out), 1);
