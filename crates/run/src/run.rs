@@ -111,7 +111,7 @@ mod tests {
                 read += 1;
             }
         }
-        assert!(read >= 12, "{read}");
+        assert!(read >= 13, "{read}");
     }
 
     #[test]
